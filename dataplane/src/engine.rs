@@ -1,0 +1,346 @@
+//! The engine as control sees it: start, attach, publish, look inside, stop.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::Snapshot;
+use crate::io::Port;
+use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
+
+
+/// Sizes that are fixed for the life of the engine.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Worker threads; at least 1.
+    pub workers: usize,
+    /// Frame buffers of each worker.
+    pub buffers_per_worker: usize,
+    /// Connections tracked at most.
+    pub conntrack_limit: u32,
+    /// Where the connection table lives, so that connections outlive the process. `None`: in
+    /// anonymous memory. A file of an earlier run is adopted when it is sound.
+    pub conntrack_file: Option<PathBuf>,
+    /// MAC addresses learned at most, over all networks.
+    pub fdb_limit: u32,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            buffers_per_worker: 512,
+            conntrack_limit: 262_144,
+            conntrack_file: None,
+            fdb_limit: 65_536,
+        }
+    }
+}
+
+/// Why the engine refused.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A device or thread could not be set up.
+    #[error("{0}: {1}")]
+    Io(&'static str, #[source] io::Error),
+    /// All 65,535 port numbers are in use.
+    #[error("no free port number")]
+    PortsExhausted,
+    /// No such port.
+    #[error("no such port")]
+    UnknownPort,
+    /// The engine has stopped.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+/// Totals of one worker. `rx + replicated + generated = tx + consumed + queued + Σ drops`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkerStats {
+    /// Frames received.
+    pub rx_frames: u64,
+    /// Copies made by floods and segments made by software segmentation, beyond the original.
+    pub replicated: u64,
+    /// Frames the engine made itself (ARP, ICMP).
+    pub generated: u64,
+    /// Frames sent.
+    pub tx_frames: u64,
+    /// Frames that ended here by design: ARP and echo for us, what is left to the host's stack.
+    pub consumed: u64,
+    /// Frames waiting for a neighbor now.
+    pub queued: u64,
+    /// Drops, indexed by [`DropReason::index`].
+    pub drops: Vec<u64>,
+}
+
+/// Totals of one port, over all workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PortStats {
+    /// Frames received from the device.
+    pub rx_frames: u64,
+    /// Bytes of them.
+    pub rx_bytes: u64,
+    /// Frames the device took.
+    pub tx_frames: u64,
+    /// Bytes of them.
+    pub tx_bytes: u64,
+    /// Frames received here and dropped, by [`DropReason::index`].
+    pub rx_drops: Vec<u64>,
+    /// Frames meant for here that the device did not take, by [`DropReason::index`].
+    pub tx_drops: Vec<u64>,
+}
+
+/// One FDB entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FdbEntry {
+    /// Network.
+    pub network: NetworkId,
+    /// MAC.
+    pub mac: Mac,
+    /// VLAN id, 0 for untagged.
+    pub vlan: u16,
+    /// Port behind which it is.
+    pub port: PortId,
+    /// Who says so.
+    pub kind: FdbKind,
+    /// Time since the last frame from it.
+    pub age: Duration,
+}
+
+/// Who says where a MAC is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FdbKind {
+    /// A frame.
+    Learned,
+    /// Control: the endpoint's own MAC, the gateway.
+    Local,
+    /// The user.
+    Static,
+}
+
+/// Where a neighbor entry belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Link {
+    /// In a network.
+    Network(NetworkId),
+    /// On an uplink's wire.
+    Uplink(UplinkId),
+}
+
+/// One neighbor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NeighborEntry {
+    /// Where.
+    pub link: Link,
+    /// Address.
+    pub address: Ipv4Addr,
+    /// MAC, once known.
+    pub mac: Option<Mac>,
+    /// Time since it was last confirmed.
+    pub age: Duration,
+}
+
+/// One direction's addresses. For ICMP queries both ports are the identifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FlowTuple {
+    /// Source address.
+    pub src: Ipv4Addr,
+    /// Destination address.
+    pub dst: Ipv4Addr,
+    /// Source port.
+    pub src_port: u16,
+    /// Destination port.
+    pub dst_port: u16,
+}
+
+/// One tracked connection, as listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connection {
+    /// IP protocol number.
+    pub proto: u8,
+    /// State, as `conntrack -L` names it (`SYN_SENT`, `ESTABLISHED`, …); `UNREPLIED` or `ASSURED`
+    /// for protocols without states.
+    pub state: &'static str,
+    /// As the first packet came.
+    pub original: FlowTuple,
+    /// As the replies come.
+    pub reply: FlowTuple,
+    /// The source was rewritten.
+    pub snat: bool,
+    /// The destination was rewritten.
+    pub dnat: bool,
+    /// Time until it expires if idle.
+    pub timeout: Duration,
+    /// Packets in original and reply direction.
+    pub packets: [u64; 2],
+    /// Bytes in original and reply direction, IP header included.
+    pub bytes: [u64; 2],
+    /// The inside network.
+    pub network: NetworkId,
+}
+
+/// Totals of the connection table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConntrackStats {
+    /// Entries now.
+    pub entries: u32,
+    /// Entries at most.
+    pub limit: u32,
+    /// Connections made.
+    pub inserted: u64,
+    /// Connections that timed out.
+    pub expired: u64,
+    /// Connections ended by flush, unpublish or removal.
+    pub flushed: u64,
+    /// New connections refused because the table was full.
+    pub full: u64,
+    /// Two workers made the same connection at once; one of them won.
+    pub clashes: u64,
+    /// New connections refused because no outside port was free.
+    pub ports_exhausted: u64,
+}
+
+/// A rule with counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NatRule {
+    /// [`crate::config::DnatRule::id`].
+    Dnat(u32),
+    /// Masquerade of a network.
+    Masquerade(NetworkId),
+}
+
+/// What a capture saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CapturedFrame {
+    /// Port.
+    pub port: PortId,
+    /// Sent to the port rather than received from it.
+    pub egress: bool,
+    /// Wall-clock time in nanoseconds since the epoch.
+    pub unix_nanos: u64,
+    /// Length on the wire.
+    pub original_len: u32,
+    /// The bytes, up to the snap length.
+    pub bytes: Vec<u8>,
+}
+
+/// The running engine. Dropping it stops the workers.
+#[derive(Debug)]
+pub struct Engine;
+
+/// A running capture; dropping it ends it.
+#[derive(Debug)]
+pub struct Capture;
+
+impl Capture {
+    /// The next captured frame, if there is one. Never blocks.
+    #[must_use]
+    pub fn next_frame(&self) -> Option<CapturedFrame> {
+        None
+    }
+
+    /// Frames that were not captured because the reader was too slow.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        0
+    }
+}
+
+impl Engine {
+    /// Starts the workers with an empty snapshot.
+    ///
+    /// # Errors
+    /// When threads or tables cannot be made.
+    pub fn start(_options: &EngineOptions) -> Result<Self, EngineError> {
+        Err(EngineError::Stopped)
+    }
+    /// Takes a device. Its frames are dropped as `port_unconfigured` until a snapshot with the
+    /// returned id is published.
+    ///
+    /// # Errors
+    /// When no number is free or the device cannot be split.
+    pub fn attach(&self, _device: Box<dyn Port>) -> Result<PortId, EngineError> {
+        Err(EngineError::Stopped)
+    }
+    /// Closes the device; returns when no worker uses it any more. Its FDB entries are gone then.
+    ///
+    /// # Errors
+    /// When there is no such port.
+    pub fn detach(&self, _port: PortId) -> Result<(), EngineError> {
+        Err(EngineError::Stopped)
+    }
+    /// Replaces the configuration. Workers use it from their next batch on. Connections through
+    /// DNAT rules that are gone, or of networks that are gone, end.
+    pub fn publish(&self, _snapshot: Snapshot) {}
+    /// The configuration in force.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::default()
+    }
+    /// Ports whose device turned out to be gone.
+    #[must_use]
+    pub fn gone_ports(&self) -> Vec<PortId> {
+        Vec::new()
+    }
+    /// Totals of each worker.
+    #[must_use]
+    pub fn worker_stats(&self) -> Vec<WorkerStats> {
+        Vec::new()
+    }
+    /// Totals of one port.
+    #[must_use]
+    pub fn port_stats(&self, _port: PortId) -> Option<PortStats> {
+        None
+    }
+    /// All FDB entries: learned, static and local.
+    #[must_use]
+    pub fn fdb_entries(&self) -> Vec<FdbEntry> {
+        Vec::new()
+    }
+    /// Adds a static FDB entry. False: the table is full.
+    pub fn fdb_add(&self, _network: NetworkId, _vlan: u16, _mac: Mac, _port: PortId) -> bool {
+        false
+    }
+    /// Removes a learned or static entry. False: there was none.
+    pub fn fdb_remove(&self, _network: NetworkId, _vlan: u16, _mac: Mac) -> bool {
+        false
+    }
+    /// Removes learned entries of one or all networks; returns how many.
+    pub fn fdb_flush(&self, _network: Option<NetworkId>) -> usize {
+        0
+    }
+    /// Neighbors found by ARP.
+    #[must_use]
+    pub fn neighbors(&self) -> Vec<NeighborEntry> {
+        Vec::new()
+    }
+    /// Tracked connections.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Connection> {
+        Vec::new()
+    }
+    /// Ends the connections for which `matches` says so; returns how many.
+    pub fn flush_connections(&self, _matches: &dyn Fn(&Connection) -> bool) -> usize {
+        0
+    }
+    /// Totals of the connection table.
+    #[must_use]
+    pub fn conntrack_stats(&self) -> ConntrackStats {
+        ConntrackStats::default()
+    }
+    /// Packets and bytes of the first packets of connections that used the rule, as
+    /// `iptables -t nat -vnL` counts.
+    #[must_use]
+    pub fn rule_counters(&self, _rule: NatRule) -> (u64, u64) {
+        (0, 0)
+    }
+    /// Starts to copy frames of these ports, both ways, cut to `snaplen`.
+    #[must_use]
+    pub fn capture(&self, _ports: &[PortId], _snaplen: usize) -> Capture {
+        Capture
+    }
+    /// Stops the workers, closes the devices. Persistent devices stay.
+    pub fn stop(self) {}
+}

@@ -1,0 +1,148 @@
+//! A frame: one pooled buffer, the bytes that count, and the virtio-net header that came with them.
+//!
+//! Layout of the buffer: `HEADROOM` bytes, then the Ethernet header. The ten bytes of the
+//! virtio-net header are read and written directly before the Ethernet header, so that a device
+//! read or write is one contiguous piece. The rest of the headroom is for encapsulation.
+
+use std::fmt;
+
+use crate::io::vnet_hdr::VnetHdr;
+use crate::packet::types::PortId;
+
+/// Bytes before the Ethernet header of a received frame.
+pub const HEADROOM: usize = 128;
+
+/// The longest frame a buffer holds: an IP packet of 65,535 bytes, the Ethernet header and two
+/// VLAN tags, rounded up.
+pub const MAX_FRAME_LEN: usize = 65_600;
+
+/// Bytes of one buffer. An odd number of cache lines, so that the headers of buffers lying one
+/// after the other fall into different cache sets.
+pub const BUFFER_LEN: usize = HEADROOM + MAX_FRAME_LEN;
+
+/// One frame in a buffer of the pool.
+pub struct Frame {
+    buffer: Box<[u8]>,
+    start: usize,
+    len: usize,
+    /// Offload state as received; re-derived from the parsed headers before it is believed.
+    pub vnet: VnetHdr,
+    /// The port it came in on.
+    pub ingress: PortId,
+}
+
+impl Frame {
+    /// A frame of length zero in a new buffer. Only pools and tests allocate.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
+            start: HEADROOM,
+            len: 0,
+            vnet: VnetHdr::default(),
+            ingress: PortId(0),
+        }
+    }
+
+    /// Makes the frame empty again. The old bytes stay in the buffer behind `len` and are never
+    /// sent: every writer sets the length to what it wrote.
+    pub fn reset(&mut self) {
+        self.start = HEADROOM;
+        self.len = 0;
+        self.vnet = VnetHdr::default();
+    }
+
+    /// The frame from the Ethernet header on.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.get(self.start..self.start + self.len).unwrap_or_default()
+    }
+
+    /// The frame from the Ethernet header on.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.buffer.get_mut(self.start..self.start + self.len).unwrap_or_default()
+    }
+
+    /// Length of the frame in bytes, without virtio-net header and FCS.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the frame has no bytes.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Replaces the frame by a copy of `bytes`, cut to [`MAX_FRAME_LEN`]; offload state is cleared.
+    pub fn copy_from(&mut self, bytes: &[u8]) {
+        self.reset();
+        let len = bytes.len().min(MAX_FRAME_LEN);
+        if let (Some(to), Some(from)) =
+            (self.buffer.get_mut(HEADROOM..HEADROOM + len), bytes.get(..len))
+        {
+            to.copy_from_slice(from);
+            self.len = len;
+        }
+    }
+
+    /// Replaces bytes, offload state and ingress by those of `other`.
+    pub fn clone_from_frame(&mut self, other: &Self) {
+        self.copy_from(other.bytes());
+        self.vnet = other.vnet;
+        self.ingress = other.ingress;
+    }
+
+    /// Sets the length to `len`, at most [`MAX_FRAME_LEN`]. Bytes that were not part of the frame
+    /// before are zeroed, so that nothing of an earlier frame leaks.
+    pub fn resize(&mut self, len: usize) {
+        let len = len.min(self.buffer.len() - self.start);
+        if len > self.len
+            && let Some(fresh) = self.buffer.get_mut(self.start + self.len..self.start + len)
+        {
+            fresh.fill(0);
+        }
+        self.len = len;
+    }
+
+    /// Cuts the frame to its first `len` bytes; no effect when it is shorter.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// The room a device may read into: `prefix` bytes of the headroom (a virtio-net header) and
+    /// everything behind it. Resets the frame. Follow with [`Frame::set_received`].
+    pub fn receive_buffer(&mut self, prefix: usize) -> &mut [u8] {
+        self.reset();
+        self.buffer.get_mut(HEADROOM - prefix.min(HEADROOM)..).unwrap_or_default()
+    }
+
+    /// States how many bytes a device wrote behind the prefix of [`Frame::receive_buffer`].
+    pub fn set_received(&mut self, len: usize) {
+        self.len = len.min(self.buffer.len() - self.start);
+    }
+
+    /// The frame with `prefix` bytes of headroom before it, for a device that wants both in one
+    /// piece. The caller fills the prefix.
+    pub fn transmit_buffer(&mut self, prefix: usize) -> &mut [u8] {
+        let from = self.start - prefix.min(self.start);
+        self.buffer.get_mut(from..self.start + self.len).unwrap_or_default()
+    }
+}
+
+impl Default for Frame {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame")
+            .field("ingress", &self.ingress)
+            .field("len", &self.len)
+            .field("vnet", &self.vnet)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,100 @@
+//! Devices: everything that has file descriptors, and all the `unsafe` of the project.
+//!
+//! A device is opened by control (or a test), handed to [`crate::Engine::attach`] and split there
+//! into one receiving half, owned by one worker, and one sending half for each worker. The engine
+//! cannot tell a kernel device from a test channel.
+
+pub mod vnet_hdr;
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+
+use crate::frame::Frame;
+use crate::pool::Pool;
+
+/// What a port takes without our help. Frames are completed or segmented in software for the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Takes frames whose L4 checksum is only partial.
+    pub csum: bool,
+    /// Takes TCP/IPv4 frames beyond the MTU with a segment size.
+    pub tso4: bool,
+    /// Takes TCP/IPv6 frames beyond the MTU with a segment size.
+    pub tso6: bool,
+    /// Takes UDP frames beyond the MTU with a segment size (USO).
+    pub uso: bool,
+}
+
+impl Offloads {
+    /// Takes everything.
+    pub const ALL: Self = Self { csum: true, tso4: true, tso6: true, uso: true };
+    /// Takes plain frames only.
+    pub const NONE: Self = Self { csum: false, tso4: false, tso6: false, uso: false };
+}
+
+/// The device is gone for good (its namespace was deleted, its link removed): it delivers and
+/// takes nothing any more and must not be polled again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the device is gone")]
+pub struct Gone;
+
+/// What became of the frames given to [`PortTx::tx`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TxReport {
+    /// Frames the device took.
+    pub sent: u32,
+    /// Bytes of them.
+    pub sent_bytes: u64,
+    /// Frames the device refused because its queue was full (`EAGAIN`, `ENOBUFS`).
+    pub full: u32,
+    /// Frames the device refused because it is down (`EIO`, `ENETDOWN`) or gone.
+    pub down: u32,
+    /// Frames the device refused for any other reason.
+    pub refused: u32,
+}
+
+/// A device before it is attached.
+pub trait Port: Send + fmt::Debug {
+    /// What the sending halves take.
+    fn offloads(&self) -> Offloads;
+    /// Splits into one receiving half and `workers` sending halves.
+    ///
+    /// # Errors
+    /// When descriptors cannot be duplicated.
+    fn split(self: Box<Self>, workers: usize) -> std::io::Result<PortHalves>;
+}
+
+/// The two kinds of halves of a device.
+#[derive(Debug)]
+pub struct PortHalves {
+    /// For the worker that owns the port.
+    pub rx: Box<dyn PortRx>,
+    /// One for each worker, in worker order.
+    pub tx: Vec<Box<dyn PortTx>>,
+}
+
+/// The receiving half of a device. Owned by one worker, never blocks.
+pub trait PortRx: Send + fmt::Debug {
+    /// Appends up to `budget` frames to `batch`, with `frame.vnet` set and `frame.ingress`
+    /// untouched, in the order the device delivered them. Returns fewer than `budget` only when the
+    /// device had no more or the pool had no buffer.
+    ///
+    /// # Errors
+    /// [`Gone`] when there will never be another frame.
+    fn rx(&mut self, budget: usize, pool: &mut Pool, batch: &mut Vec<Frame>)
+    -> Result<usize, Gone>;
+
+    /// Readable when [`PortRx::rx`] may have frames. `None`: poll without waiting (memory ports
+    /// wake the worker themselves).
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// A sending half of a device. Each worker has its own; never blocks.
+pub trait PortTx: Send + fmt::Debug {
+    /// Takes every frame out of `frames`, in order. Each is sent or counted in the report; its
+    /// buffer goes back to `pool` at once or when the device has done with it.
+    fn tx(&mut self, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport;
+
+    /// Sends one frame without taking it: for replication to many ports.
+    fn tx_copy(&mut self, frame: &mut Frame, pool: &mut Pool) -> TxReport;
+}

@@ -1,0 +1,2 @@
+//! Routing at the gateway.
+pub mod route;

@@ -1,0 +1,2 @@
+//! Address translation.
+pub mod dnat;

@@ -1,0 +1,3 @@
+//! Frame formats.
+pub mod headers;
+pub mod types;

@@ -1,0 +1,124 @@
+//! How a frame ends. Every frame that enters the engine is forwarded, queued, consumed or dropped,
+//! and each drop has exactly one of the reasons below.
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// Why a frame was dropped. The names are stable: they are what `vswitchctl drops`, the
+        /// metrics and `docs/operations.md` use.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of the counters.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+            /// How many reasons there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The stable snake_case name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// One sentence for people.
+            #[must_use]
+            pub const fn describe(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc,)+),)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// An ARP frame that is not Ethernet/IPv4 or is cut short.
+    ArpMalformed = "arp_malformed",
+    /// No free connection entry; raise `limits.conntrack` or look for the flood.
+    ConntrackFull = "conntrack_full",
+    /// A TCP segment that fits no connection and is no SYN, or contradicts the connection's state.
+    ConntrackInvalid = "conntrack_invalid",
+    /// A fragment whose first fragment was not seen, so that it belongs to no connection.
+    FragmentUntracked = "fragment_untracked",
+    /// An ICMP error about no connection we know.
+    IcmpUnrelated = "icmp_unrelated",
+    /// Containers of this network may not talk to each other (`icc=false`).
+    IccDisabled = "icc_disabled",
+    /// The network is internal: nothing leaves it.
+    InternalNetwork = "internal_network",
+    /// The destination is in another network, which only its published ports open.
+    InterNetwork = "inter_network",
+    /// The source MAC is a group address or zero.
+    InvalidSourceMac = "invalid_source_mac",
+    /// The IPv4 header checksum is wrong.
+    Ipv4Checksum = "ipv4_checksum",
+    /// The IPv4 header is cut short or contradicts itself.
+    Ipv4Malformed = "ipv4_malformed",
+    /// IPv6 reached the gateway, which routes IPv4 only.
+    Ipv6NotRouted = "ipv6_not_routed",
+    /// The TCP, UDP or ICMP header is cut short or contradicts itself.
+    L4Malformed = "l4_malformed",
+    /// Addressed to 01-80-C2-00-00-0x, which a bridge never forwards.
+    LinkLocalGroup = "link_local_group",
+    /// A source address that cannot be one (multicast, loopback, zero, our own).
+    MartianSource = "martian_source",
+    /// Longer than the egress MTU with DF set; the sender was told with ICMP 3/4.
+    MtuExceeded = "mtu_exceeded",
+    /// Too many frames wait for the same or for all neighbors.
+    NeighborQueueFull = "neighbor_queue_full",
+    /// The neighbor did not answer ARP in time.
+    NeighborUnresolved = "neighbor_unresolved",
+    /// The worker's buffers are all in use.
+    NoBuffer = "no_buffer",
+    /// A flood with no other port to go to.
+    NoEgress = "no_egress",
+    /// Addressed to the gateway of a network that has none.
+    NoGateway = "no_gateway",
+    /// No route to the destination; the sender was told with ICMP 3/0.
+    NoRoute = "no_route",
+    /// On a dedicated uplink or at the gateway: addressed to us, but nothing here serves it.
+    NoService = "no_service",
+    /// Multicast or broadcast is not routed.
+    NotUnicast = "not_unicast",
+    /// Longer than a buffer or than the port's MTU allows.
+    Oversize = "oversize",
+    /// Our own gateway or uplink MAC came in as a source: a loop or a spoof.
+    OwnMac = "own_mac",
+    /// The ingress port is attached but not (or no longer) configured.
+    PortUnconfigured = "port_unconfigured",
+    /// Shorter than an Ethernet header.
+    Runt = "runt",
+    /// The destination is on the port the frame came from.
+    SamePort = "same_port",
+    /// No free outside port for this destination.
+    SnatPortsExhausted = "snat_ports_exhausted",
+    /// An ARP sender address that the endpoint does not own.
+    SpoofedArp = "spoofed_arp",
+    /// An IPv4 source address that the endpoint does not own.
+    SpoofedIpv4 = "spoofed_ipv4",
+    /// A source MAC that the endpoint does not own.
+    SpoofedMac = "spoofed_mac",
+    /// The TTL ran out; the sender was told with ICMP 11/0.
+    TtlExceeded = "ttl_exceeded",
+    /// The egress device is down or gone.
+    TxPortDown = "tx_port_down",
+    /// The egress device's queue is full.
+    TxQueueFull = "tx_queue_full",
+    /// The egress device refused the frame.
+    TxRefused = "tx_refused",
+    /// The network needs an uplink for this, and there is none.
+    UplinkMissing = "uplink_missing",
+    /// An IP protocol that NAT cannot translate.
+    UnsupportedProtocol = "unsupported_protocol",
+    /// The virtio-net header contradicts the frame.
+    VnetInvalid = "vnet_invalid",
+}
+
+impl DropReason {
+    /// The reason as a counter index.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
