@@ -1,1 +1,12 @@
-#![doc = "x"]
+//! The control side of vswitchd: configuration, API, client and the programs.
+//!
+//! Files, JSON, netlink and names live here; frames and tables live in `dataplane`, which this
+//! crate drives and which never depends on it.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod error;
+pub mod name;
+pub mod options;
+pub mod publish;
+mod text;

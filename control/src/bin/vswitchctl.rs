@@ -1,1 +1,3 @@
-fn main(){}
+//! The client: see `control::cli`.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The API on the unix socket: HTTP/JSON under `/v1`, and nothing else between client and daemon.
+
+pub mod types;

@@ -1,0 +1,115 @@
+//! Bodies about counters and the daemon itself.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::name::Name;
+
+/// `GET /v1/drops`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DropsQuery {
+    /// Only frames of ports in this network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Name>,
+    /// Only frames of this sandbox's ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Name>,
+}
+
+/// Frames dropped for one reason; reasons without drops are left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DropCount {
+    /// Stable `snake_case` name.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+    /// The reason in a sentence.
+    pub description: String,
+}
+
+/// `GET /v1/stats`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct StatsQuery {
+    /// Only this sandbox's ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Name>,
+}
+
+/// Totals of one port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortStats {
+    /// The switch port: `SANDBOX/IFNAME`, or the name of a host's leg or an uplink.
+    pub port: String,
+    /// The sandbox behind it.
+    pub sandbox: Option<Name>,
+    /// The network it is in.
+    pub network: Option<Name>,
+    /// Frames received from the port.
+    pub rx_frames: u64,
+    /// Bytes of them.
+    pub rx_bytes: u64,
+    /// Frames sent to the port.
+    pub tx_frames: u64,
+    /// Bytes of them.
+    pub tx_bytes: u64,
+    /// Frames received from the port and dropped.
+    pub rx_drops: u64,
+    /// Frames for the port that it did not take.
+    pub tx_drops: u64,
+}
+
+/// Totals of one worker: `rx + replicated + generated = tx + consumed + queued + drops`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WorkerStatus {
+    /// Its number.
+    pub id: u32,
+    /// Frames received.
+    pub rx_frames: u64,
+    /// Frames sent.
+    pub tx_frames: u64,
+    /// Frames dropped.
+    pub drops: u64,
+    /// Copies made by floods, and segments.
+    pub replicated: u64,
+    /// Frames made by the daemon.
+    pub generated: u64,
+    /// Frames that were for the daemon or left to the host.
+    pub consumed: u64,
+    /// Frames waiting for a neighbor.
+    pub queued: u64,
+}
+
+/// How full the connection table is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ConntrackUse {
+    /// Entries now.
+    pub entries: u64,
+    /// Entries at most.
+    pub limit: u64,
+}
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it was started.
+    pub uptime_s: u64,
+    /// Its workers.
+    pub workers: Vec<WorkerStatus>,
+    /// How many networks there are, `host` and `none` included.
+    pub networks: u64,
+    /// How many endpoints there are.
+    pub endpoints: u64,
+    /// How full the connection table is.
+    pub conntrack: ConntrackUse,
+    /// What a person should know: each one line.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}

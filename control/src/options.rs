@@ -1,0 +1,267 @@
+//! Network options (`-o KEY=VALUE`): which there are, their Docker names, their values.
+//!
+//! The API and the store keep options as the user wrote them, under their short names;
+//! [`NetworkOptions::parse`] turns them into values in one place. Options of drivers that are not
+//! built yet are known here, so that the error says "not built yet" rather than "unknown".
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use crate::api::types::Driver;
+use crate::error::{Error, Result};
+
+/// Smallest MTU: RFC 791 asks every link for 68 bytes; below 576 no host is obliged to take a
+/// datagram whole, and DHCP and DNS break.
+pub const MIN_MTU: u16 = 576;
+
+/// Largest MTU: an IP packet's total length is 16 bits.
+pub const MAX_MTU: u16 = 65_535;
+
+/// Every option: short name, the drivers that take it, Docker's long names for it.
+const KNOWN: &[(&str, &[Driver], &[&str])] = {
+    use Driver::{Bridge, Ipvlan, Macvlan, Overlay};
+    &[
+        ("encrypted", &[Overlay], &[]),
+        ("gateway_mode", &[Bridge], &["com.docker.network.bridge.gateway_mode_ipv4"]),
+        ("host_access", &[Macvlan, Ipvlan], &[]),
+        ("host_binding", &[Bridge], &["com.docker.network.bridge.host_binding_ipv4"]),
+        ("icc", &[Bridge, Overlay], &["com.docker.network.bridge.enable_icc"]),
+        (
+            "iface_prefix",
+            &[Bridge, Macvlan, Ipvlan, Overlay],
+            &["com.docker.network.container_iface_prefix"],
+        ),
+        ("ipvlan_mode", &[Ipvlan], &[]),
+        ("link", &[Bridge, Overlay], &[]),
+        ("macvlan_mode", &[Macvlan], &[]),
+        ("masquerade", &[Bridge, Overlay], &["com.docker.network.bridge.enable_ip_masquerade"]),
+        ("mtu", &[Bridge, Macvlan, Ipvlan, Overlay], &["com.docker.network.driver.mtu"]),
+        ("parent", &[Macvlan, Ipvlan], &[]),
+        ("spoof_check", &[Bridge, Overlay], &[]),
+        ("vni", &[Overlay], &["com.docker.network.driver.overlay.vxlanid_list"]),
+    ]
+};
+
+/// What a bridge network's gateway does for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GatewayMode {
+    /// Routes and translates; outside reaches published ports only.
+    #[default]
+    Nat,
+}
+
+/// What connects an endpoint to the engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A TAP device moved into the sandbox.
+    #[default]
+    Tap,
+}
+
+/// The options of a bridge network as values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkOptions {
+    /// What the gateway does.
+    pub gateway_mode: GatewayMode,
+    /// Host address of published ports that name none; `None`: every one.
+    pub host_binding: Option<Ipv4Addr>,
+    /// Endpoints may talk to each other.
+    pub icc: bool,
+    /// Beginning of interface names in sandboxes.
+    pub iface_prefix: String,
+    /// What connects an endpoint to the engine; `None`: `defaults.link`.
+    pub link: Option<LinkKind>,
+    /// Rewrite the source of what leaves.
+    pub masquerade: bool,
+    /// MTU; `None`: `defaults.mtu`.
+    pub mtu: Option<u16>,
+    /// Drop frames from endpoints that use addresses they do not own.
+    pub spoof_check: bool,
+}
+
+impl Default for NetworkOptions {
+    fn default() -> Self {
+        Self {
+            gateway_mode: GatewayMode::default(),
+            host_binding: None,
+            icc: true,
+            iface_prefix: "eth".to_owned(),
+            link: None,
+            masquerade: true,
+            mtu: None,
+            spoof_check: true,
+        }
+    }
+}
+
+/// Replaces Docker's long names by ours.
+///
+/// # Errors
+/// When an option is unknown, is not one of `driver`'s, or is given under two names.
+pub fn canonical(
+    driver: Driver,
+    options: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>> {
+    let mut short_names = BTreeMap::new();
+    for (key, value) in options {
+        let Some((name, drivers, _)) =
+            KNOWN.iter().find(|(name, _, aliases)| name == key || aliases.contains(&key.as_str()))
+        else {
+            return Err(Error::invalid(format!(
+                "option {key:?} is unknown; known options of driver {driver} are {}",
+                known_names(driver)
+            )));
+        };
+        if !drivers.contains(&driver) {
+            return Err(Error::invalid(format!(
+                "option {key:?} is not one of driver {driver}; known options are {}",
+                known_names(driver)
+            )));
+        }
+        if short_names.insert((*name).to_owned(), value.clone()).is_some() {
+            return Err(Error::invalid(format!("option {name:?} is given twice, once as {key:?}")));
+        }
+    }
+    Ok(short_names)
+}
+
+fn known_names(driver: Driver) -> String {
+    let names: Vec<_> = KNOWN
+        .iter()
+        .filter(|(_, drivers, _)| drivers.contains(&driver))
+        .map(|(name, _, _)| *name)
+        .collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+impl NetworkOptions {
+    /// Reads the options of a network.
+    ///
+    /// # Errors
+    /// When an option is unknown, its value is malformed, or what it asks for is not built yet.
+    pub fn parse(driver: Driver, options: &BTreeMap<String, String>) -> Result<Self> {
+        let mut parsed = Self::default();
+        for (key, value) in &canonical(driver, options)? {
+            let fault = |fault: &str| Error::invalid(format!("option {key}={value}: {fault}"));
+            match key.as_str() {
+                "gateway_mode" => match value.as_str() {
+                    "nat" => parsed.gateway_mode = GatewayMode::Nat,
+                    "routed" | "isolated" => {
+                        return Err(fault("is not built yet; use nat, or create --internal"));
+                    }
+                    _ => return Err(fault("is neither nat, routed nor isolated")),
+                },
+                "host_binding" => {
+                    let ip: Ipv4Addr =
+                        value.parse().map_err(|_| fault("is not an IPv4 address"))?;
+                    parsed.host_binding = Some(ip).filter(|ip| !ip.is_unspecified());
+                }
+                "icc" => parsed.icc = boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?,
+                "iface_prefix" => {
+                    // IFNAMSIZ is 16 with the final NUL (linux/if.h); up to three digits follow.
+                    let letters = value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+                    if value.is_empty() || value.len() > 12 || !letters || value == "lo" {
+                        return Err(fault("must be 1 to 12 letters, digits or '_', and not lo"));
+                    }
+                    parsed.iface_prefix.clone_from(value);
+                }
+                "link" => match value.as_str() {
+                    "tap" => parsed.link = Some(LinkKind::Tap),
+                    "veth" => return Err(fault("is not built yet; use tap")),
+                    _ => return Err(fault("is neither tap nor veth")),
+                },
+                "masquerade" => {
+                    parsed.masquerade = boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?;
+                }
+                "mtu" => {
+                    let mtu = value.parse().ok().filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu));
+                    parsed.mtu = Some(mtu.ok_or_else(|| {
+                        fault(&format!("is not a number from {MIN_MTU} to {MAX_MTU}"))
+                    })?);
+                }
+                "spoof_check" => {
+                    parsed.spoof_check = boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?;
+                }
+                _ => return Err(fault("is not built yet")),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+const NOT_BOOLEAN: &str = "is neither true nor false";
+
+/// The spellings Go's `strconv.ParseBool` takes, as Docker does.
+fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(options: &[(&str, &str)]) -> BTreeMap<String, String> {
+        options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn docker_names_are_aliases() {
+        let options = map(&[
+            ("com.docker.network.bridge.enable_icc", "false"),
+            ("com.docker.network.bridge.enable_ip_masquerade", "0"),
+            ("com.docker.network.bridge.gateway_mode_ipv4", "nat"),
+            ("com.docker.network.bridge.host_binding_ipv4", "127.0.0.1"),
+            ("com.docker.network.container_iface_prefix", "net"),
+            ("com.docker.network.driver.mtu", "1400"),
+            ("link", "tap"),
+            ("spoof_check", "f"),
+        ]);
+        let parsed = NetworkOptions::parse(Driver::Bridge, &options).unwrap();
+        let expected = NetworkOptions {
+            gateway_mode: GatewayMode::Nat,
+            host_binding: Some(Ipv4Addr::LOCALHOST),
+            icc: false,
+            iface_prefix: "net".to_owned(),
+            link: Some(LinkKind::Tap),
+            masquerade: false,
+            mtu: Some(1400),
+            spoof_check: false,
+        };
+        assert_eq!(parsed, expected);
+        let short = canonical(Driver::Bridge, &options).unwrap();
+        assert_eq!(short.get("mtu").map(String::as_str), Some("1400"));
+        assert!(short.keys().all(|key| !key.contains('.')));
+    }
+
+    #[test]
+    fn faults_are_named() {
+        let table = [
+            (
+                ("colour", "red"),
+                "option \"colour\" is unknown; known options of driver bridge are gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mtu, spoof_check",
+            ),
+            (("parent", "eth0"), "option \"parent\" is not one of driver bridge"),
+            (("mtu", "575"), "option mtu=575: is not a number from 576 to 65535"),
+            (("mtu", "1e3"), "option mtu=1e3: is not a number"),
+            (("icc", "yes"), "option icc=yes: is neither true nor false"),
+            (("gateway_mode", "routed"), "is not built yet"),
+            (("gateway_mode", "x"), "is neither nat, routed nor isolated"),
+            (("link", "veth"), "option link=veth: is not built yet; use tap"),
+            (("link", "x"), "is neither tap nor veth"),
+            (("iface_prefix", "a/b"), "must be 1 to 12"),
+            (("iface_prefix", ""), "must be 1 to 12"),
+            (("host_binding", "::1"), "is not an IPv4 address"),
+        ];
+        for (option, fault) in table {
+            let error = NetworkOptions::parse(Driver::Bridge, &map(&[option])).unwrap_err();
+            assert!(error.message.contains(fault), "{option:?}: {}", error.message);
+        }
+        let twice = map(&[("mtu", "1400"), ("com.docker.network.driver.mtu", "1400")]);
+        let error = canonical(Driver::Bridge, &twice).unwrap_err();
+        assert!(error.message.contains("\"mtu\" is given twice"), "{}", error.message);
+    }
+}

@@ -1,0 +1,369 @@
+//! Docker's way to write a published port: `[HOSTIP:][HOSTPORT[-END]:]PORT[-END][/tcp|udp|sctp]`.
+//!
+//! A range is one mapping whatever its length. A host port that is left out means any free one.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::error::{Error, Result};
+use crate::text::serde_as_text;
+
+/// A transport protocol that has ports.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Proto {
+    /// TCP, protocol number 6.
+    #[default]
+    Tcp,
+    /// UDP, protocol number 17.
+    Udp,
+    /// SCTP, protocol number 132.
+    Sctp,
+}
+
+impl Proto {
+    /// The IANA protocol number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => dataplane::packet::types::ip_proto::TCP,
+            Self::Udp => dataplane::packet::types::ip_proto::UDP,
+            Self::Sctp => dataplane::packet::types::ip_proto::SCTP,
+        }
+    }
+
+    /// The lower-case name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+impl fmt::Display for Proto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An inclusive range of L4 ports, neither of them 0, the first not above the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+serde_as_text!(PortRange, "a port or an inclusive range of ports, FIRST-LAST", "1024-65535");
+
+impl PortRange {
+    /// The range, unless a port is 0 or the order is wrong.
+    #[must_use]
+    pub const fn new(first: u16, last: u16) -> Option<Self> {
+        if first == 0 || last < first { None } else { Some(Self { first, last }) }
+    }
+
+    /// The lowest port.
+    #[must_use]
+    pub const fn first(self) -> u16 {
+        self.first
+    }
+
+    /// The highest port.
+    #[must_use]
+    pub const fn last(self) -> u16 {
+        self.last
+    }
+
+    /// How many ports, 1 to 65535.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a range holds one port at least")]
+    pub const fn len(self) -> u16 {
+        // No overflow: first is at least 1.
+        self.last - self.first + 1
+    }
+
+    /// Whether the two share a port.
+    #[must_use]
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (first, last) = match text.split_once('-') {
+            Some((first, last)) => (port(first)?, port(last)?),
+            None => {
+                let only = port(text)?;
+                (only, only)
+            }
+        };
+        Self::new(first, last).ok_or_else(|| {
+            Error::invalid(format!(
+                "port range {text:?}: ends before it begins; write {last}-{first}"
+            ))
+        })
+    }
+}
+
+/// One port. Only digits: `u16::from_str` would take a sign.
+fn port(text: &str) -> Result<u16> {
+    let number = if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None };
+    match number {
+        Some(number) if number > 0 => Ok(number),
+        _ if text.is_empty() => Err(Error::invalid("port number missing")),
+        _ => Err(Error::invalid(format!("port {text:?}: not a number from 1 to 65535"))),
+    }
+}
+
+/// A published port or range of ports as the user wrote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PublishSpec {
+    /// Only at this host address; `None`: at every one.
+    pub host_ip: Option<Ipv4Addr>,
+    /// Host ports, as many as `ports`; `None`: any free ones.
+    pub host_ports: Option<PortRange>,
+    /// Ports in the sandbox.
+    pub ports: PortRange,
+    /// Protocol.
+    pub proto: Proto,
+}
+
+serde_as_text!(
+    PublishSpec,
+    "[HOSTIP:][HOSTPORT[-END]:]PORT[-END][/tcp|udp|sctp]; a host port left out is any free one",
+    "127.0.0.1:8080:80/tcp"
+);
+
+impl fmt::Display for PublishSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.host_ip, self.host_ports) {
+            (Some(ip), Some(host)) => write!(f, "{ip}:{host}:")?,
+            (Some(ip), None) => write!(f, "{ip}::")?,
+            (None, Some(host)) => write!(f, "{host}:")?,
+            (None, None) => {}
+        }
+        write!(f, "{}/{}", self.ports, self.proto)
+    }
+}
+
+impl FromStr for PublishSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        parse(text).map_err(|error| error.context(format_args!("publish {text:?}")))
+    }
+}
+
+fn parse(text: &str) -> Result<PublishSpec> {
+    const FORM: &str = "write [HOSTIP:][HOSTPORT[-END]:]PORT[-END][/tcp|udp|sctp]";
+    if text.is_empty() {
+        return Err(Error::invalid(format!("is empty; {FORM}")));
+    }
+    let (rest, proto) = match text.rsplit_once('/') {
+        None => (text, Proto::Tcp),
+        Some((rest, proto)) => match proto.to_ascii_lowercase().as_str() {
+            "tcp" => (rest, Proto::Tcp),
+            "udp" => (rest, Proto::Udp),
+            "sctp" => (rest, Proto::Sctp),
+            _ => {
+                return Err(Error::invalid(format!(
+                    "protocol {proto:?} is unknown; use tcp, udp or sctp"
+                )));
+            }
+        },
+    };
+    let (host, ports) = match rest.rsplit_once(':') {
+        None => (None, rest),
+        Some((host, ports)) => (Some(host), ports),
+    };
+    let ports: PortRange = ports.parse()?;
+    let (host_ip, host_ports) = match host {
+        None => (None, None),
+        Some(host) => match host_ip_and_port(host)? {
+            (ip, "") if ip.is_some() => (ip, None),
+            (_, "") => return Err(Error::invalid(format!("host port missing; {FORM}"))),
+            (ip, host_ports) => (ip, Some(host_ports.parse::<PortRange>()?)),
+        },
+    };
+    if let Some(host_ports) = host_ports
+        && host_ports.len() != ports.len()
+    {
+        return Err(Error::invalid(format!(
+            "{} host ports cannot map to {} sandbox ports; give ranges of equal length",
+            host_ports.len(),
+            ports.len()
+        )));
+    }
+    // `0.0.0.0` is how Docker writes "every address".
+    let host_ip = host_ip.filter(|ip| !ip.is_unspecified());
+    Ok(PublishSpec { host_ip, host_ports, ports, proto })
+}
+
+/// Splits `[HOSTIP:]HOSTPORT` at the colon that belongs to neither an address nor a port.
+fn host_ip_and_port(host: &str) -> Result<(Option<Ipv4Addr>, &str)> {
+    const NO_V6: &str = "IPv6 host addresses are not built yet; publish at an IPv4 address";
+    if let Some(bracketed) = host.strip_prefix('[') {
+        let Some((ip, port)) = bracketed.split_once(']') else {
+            return Err(Error::invalid("']' missing after the IPv6 host address"));
+        };
+        return match ip.parse::<std::net::Ipv6Addr>() {
+            Ok(_) if port.is_empty() || port.starts_with(':') => {
+                Err(Error::invalid(format!("host address [{ip}]: {NO_V6}")))
+            }
+            _ => Err(Error::invalid(format!("host address [{ip}]: not an IPv6 address"))),
+        };
+    }
+    let Some((ip, port)) = host.rsplit_once(':') else {
+        // `127.0.0.1:80` means a host port to Docker, and `127.0.0.1` is none.
+        return match host.parse::<IpAddr>() {
+            Ok(ip) => Err(Error::invalid(format!(
+                "host port missing after {ip}; write {ip}:HOSTPORT:PORT, or {ip}::PORT for any free one"
+            ))),
+            Err(_) => Ok((None, host)),
+        };
+    };
+    match ip.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) => Ok((Some(ip), port)),
+        Ok(IpAddr::V6(ip)) => Err(Error::invalid(format!("host address {ip}: {NO_V6}"))),
+        Err(_) => Err(Error::invalid(format!("host address {ip:?}: not an IP address"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn range(first: u16, last: u16) -> PortRange {
+        PortRange::new(first, last).unwrap()
+    }
+
+    #[test]
+    fn docker_forms() {
+        let lo = Some(Ipv4Addr::LOCALHOST);
+        let table = [
+            ("80", None, None, range(80, 80), Proto::Tcp),
+            ("80/udp", None, None, range(80, 80), Proto::Udp),
+            ("80/SCTP", None, None, range(80, 80), Proto::Sctp),
+            ("8080:80", None, Some(range(8080, 8080)), range(80, 80), Proto::Tcp),
+            ("8000-8010:80-90", None, Some(range(8000, 8010)), range(80, 90), Proto::Tcp),
+            ("1-65535:1-65535", None, Some(range(1, 65535)), range(1, 65535), Proto::Tcp),
+            ("127.0.0.1:8080:80/tcp", lo, Some(range(8080, 8080)), range(80, 80), Proto::Tcp),
+            ("127.0.0.1::80", lo, None, range(80, 80), Proto::Tcp),
+            ("127.0.0.1::80-81/udp", lo, None, range(80, 81), Proto::Udp),
+            ("0.0.0.0:53:53/udp", None, Some(range(53, 53)), range(53, 53), Proto::Udp),
+            ("0.0.0.0::53", None, None, range(53, 53), Proto::Tcp),
+        ];
+        for (text, host_ip, host_ports, ports, proto) in table {
+            let spec: PublishSpec = text.parse().unwrap();
+            assert_eq!(spec, PublishSpec { host_ip, host_ports, ports, proto }, "{text}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_fault() {
+        let table = [
+            ("", "is empty"),
+            ("http", "port \"http\": not a number from 1 to 65535"),
+            ("0", "port \"0\""),
+            ("65536", "port \"65536\""),
+            ("+80", "port \"+80\""),
+            ("80-", "port number missing"),
+            ("90-80", "ends before it begins; write 80-90"),
+            ("80/icmp", "protocol \"icmp\" is unknown"),
+            ("80/", "protocol \"\" is unknown"),
+            (":80", "host port missing"),
+            ("8080:", "port number missing"),
+            ("8080-8081:80", "2 host ports cannot map to 1 sandbox ports"),
+            ("127.0.0.1:80", "host port missing after 127.0.0.1"),
+            ("1.2.3:80:80", "host address \"1.2.3\": not an IP address"),
+            ("300.0.0.1:80:80", "not an IP address"),
+            ("[::1]:80:80", "IPv6 host addresses are not built yet"),
+            ("[::1]::80", "IPv6 host addresses are not built yet"),
+            ("::1:80:80", "IPv6 host addresses are not built yet"),
+            ("[::g]:80:80", "not an IPv6 address"),
+            ("[::1:80:80", "']' missing"),
+            ("a:b:c:80", "not an IP address"),
+        ];
+        for (text, fault) in table {
+            let error = text.parse::<PublishSpec>().unwrap_err();
+            assert!(error.message.contains(fault), "{text:?}: {}", error.message);
+            assert!(error.message.starts_with(&format!("publish {text:?}: ")), "{}", error.message);
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn ranges_overlap_when_they_share_a_port() {
+        assert!(range(1, 5).overlaps(range(5, 9)));
+        assert!(range(5, 9).overlaps(range(1, 5)));
+        assert!(!range(1, 4).overlaps(range(5, 9)));
+    }
+
+    fn any_range() -> impl Strategy<Value = PortRange> {
+        (1u16.., 1u16..).prop_map(|(a, b)| range(a.min(b), a.max(b)))
+    }
+
+    fn any_spec() -> impl Strategy<Value = PublishSpec> {
+        let proto = prop_oneof![Just(Proto::Tcp), Just(Proto::Udp), Just(Proto::Sctp)];
+        (any::<Option<u32>>(), any::<Option<u16>>(), any_range(), proto).prop_map(
+            |(ip, host, ports, proto)| {
+                let host_ports = host.map(|wanted| {
+                    let length = ports.len() - 1;
+                    let first = wanted.clamp(1, u16::MAX - length);
+                    range(first, first + length)
+                });
+                let host_ip = ip.map(Ipv4Addr::from).filter(|ip| !ip.is_unspecified());
+                PublishSpec { host_ip, host_ports, ports, proto }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_back(spec in any_spec()) {
+            prop_assert_eq!(spec.to_string().parse::<PublishSpec>().unwrap(), spec);
+        }
+
+        #[test]
+        fn nonsense_is_one_line(text in "[0-9:./\\[\\]a-z-]{0,24}") {
+            if let Err(error) = text.parse::<PublishSpec>() {
+                prop_assert!(!error.message.contains('\n'));
+            }
+        }
+    }
+}
