@@ -4,6 +4,10 @@
 //! into one receiving half, owned by one worker, and one sending half for each worker. The engine
 //! cannot tell a kernel device from a test channel.
 
+pub mod memory;
+pub mod poll;
+pub mod region;
+mod sys;
 pub mod vnet_hdr;
 
 use std::fmt;
