@@ -6,7 +6,10 @@
 
 pub mod api;
 pub mod error;
+pub mod ipam;
+pub mod model;
 pub mod name;
 pub mod options;
 pub mod publish;
+pub mod state;
 mod text;

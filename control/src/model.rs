@@ -1,0 +1,361 @@
+//! What should exist: the records that the state store keeps and that everything else is made
+//! from. Nothing here knows file descriptors, port numbers of the engine or what the host looks
+//! like now; a record means the same after a restart.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use dataplane::packet::types::{Mac, NetworkId, UplinkId};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::api::types::{MacAddr, UplinkMode};
+use crate::ipam::SubnetPlan;
+use crate::name::Name;
+use crate::publish::{PortRange, Proto};
+
+/// The name of the network that exists from the first start on.
+pub const BRIDGE_NETWORK: &str = "bridge";
+/// The network that stands for the host's own namespace.
+pub const HOST_NETWORK: &str = "host";
+/// The network that stands for no network.
+pub const NONE_NETWORK: &str = "none";
+
+/// Digits of [`Network::uid`] in the name of the host's TAP: with `vsw-` before, they stay below
+/// IFNAMSIZ (16 with the final NUL, linux/if.h).
+const HOST_DEVICE_DIGITS: usize = 8;
+
+/// Everything that should exist.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Numbers given out so far.
+    pub counters: Counters,
+    /// Bridge networks by name. `host` and `none` have no record: they always exist.
+    pub networks: BTreeMap<Name, Network>,
+    /// Sandboxes by name.
+    pub sandboxes: BTreeMap<Name, Sandbox>,
+    /// Uplinks by interface.
+    pub uplinks: BTreeMap<String, Uplink>,
+    /// Static routes by destination.
+    pub routes: BTreeMap<Ipv4Net, Route>,
+    /// Work begun and not finished.
+    pub intents: BTreeMap<u64, Intent>,
+}
+
+/// Numbers that are never given twice in a row, so that an old connection or capture cannot be
+/// taken for one of a new thing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Last [`Network::id`] given.
+    pub network: u16,
+    /// Last [`Uplink::id`] given.
+    pub uplink: u16,
+    /// Last [`Publish::id`] given.
+    pub publish: u32,
+    /// Last intent.
+    pub intent: u64,
+}
+
+/// A bridge network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Stable number, for the engine.
+    pub id: u16,
+    /// 64 random hexadecimal digits, for the world.
+    pub uid: String,
+    /// Name.
+    pub name: Name,
+    /// Subnets; one at least.
+    pub subnets: Vec<SubnetPlan>,
+    /// Where the address search of each subnet continues.
+    pub cursors: Vec<u32>,
+    /// No way out and no way in.
+    pub internal: bool,
+    /// Options under their short names, checked.
+    pub options: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// MTU of the endpoints: the option, or the default when the network was made.
+    pub mtu: u16,
+    /// Seconds since the epoch.
+    pub created: u64,
+}
+
+impl Network {
+    /// The number as the engine takes it.
+    #[must_use]
+    pub const fn network_id(&self) -> NetworkId {
+        NetworkId(self.id)
+    }
+
+    /// Name of the host's TAP: unique among all daemons of the host, unlike the number.
+    #[must_use]
+    pub fn host_device(&self) -> String {
+        format!("vsw-{}", self.uid.get(..HOST_DEVICE_DIGITS).unwrap_or(&self.uid))
+    }
+
+    /// MAC of the router port and of the host's TAP: that of the first gateway address.
+    #[must_use]
+    pub fn gateway_mac(&self) -> Mac {
+        self.subnets.first().map_or(Mac::ZERO, |subnet| crate::ipam::mac_for(subnet.gateway))
+    }
+
+    /// The subnet that contains `address`.
+    #[must_use]
+    pub fn subnet_of(&self, address: Ipv4Addr) -> Option<&SubnetPlan> {
+        self.subnets.iter().find(|subnet| subnet.subnet.contains(&address))
+    }
+}
+
+/// A namespace with endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// Name.
+    pub name: Name,
+    /// Where it is.
+    pub namespace: Namespace,
+    /// Its interfaces, in the order they were connected.
+    pub endpoints: Vec<Endpoint>,
+    /// Its published ports.
+    pub publishes: Vec<Publish>,
+    /// Seconds since the epoch.
+    pub created: u64,
+}
+
+/// Whose namespace it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Namespace {
+    /// Made by us, with a file that `ip netns` shows.
+    Made {
+        /// Inode of the namespace: tells whether the file is still ours.
+        inode: u64,
+    },
+    /// Made by someone else; we only add interfaces.
+    Adopted {
+        /// File that leads to it.
+        path: PathBuf,
+        /// Inode of the namespace: tells whether the file still leads to it.
+        inode: u64,
+    },
+    /// The host's own.
+    Host,
+}
+
+/// A sandbox's interface in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The network.
+    pub network: Name,
+    /// Interface name in the sandbox.
+    pub ifname: String,
+    /// MAC.
+    pub mac: MacAddr,
+    /// Address.
+    pub ipv4: Ipv4Addr,
+    /// Length of the subnet's prefix.
+    pub prefix_len: u8,
+    /// Further names.
+    pub aliases: Vec<Name>,
+}
+
+/// A published port or range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publish {
+    /// Stable number.
+    pub id: u32,
+    /// Protocol.
+    pub proto: Proto,
+    /// Only at this address of the host; `None`: at all of them.
+    pub host_ip: Option<Ipv4Addr>,
+    /// Ports outside.
+    pub host_ports: PortRange,
+    /// Ports inside, as many.
+    pub ports: PortRange,
+}
+
+impl Publish {
+    /// Whether the two cannot be published at the same time.
+    #[must_use]
+    pub fn clashes(&self, other: &Self) -> bool {
+        self.proto == other.proto
+            && self.host_ports.overlaps(other.host_ports)
+            && match (self.host_ip, other.host_ip) {
+                (Some(a), Some(b)) => a == b,
+                _ => true,
+            }
+    }
+}
+
+/// Who wanted the uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// Nobody named one: the interface of the host's default route.
+    Automatic,
+    /// The config file.
+    Config,
+    /// The API.
+    User,
+}
+
+/// A way out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uplink {
+    /// Stable number.
+    pub id: u16,
+    /// The host's interface.
+    pub interface: String,
+    /// Who owns the addresses.
+    pub mode: UplinkMode,
+    /// Who wanted it.
+    pub origin: Origin,
+    /// Our addresses on the wire (dedicated). A shared uplink has those the host has now.
+    pub addresses: Vec<Ipv4Net>,
+    /// Next hop (dedicated). A shared uplink has the one the host has now.
+    pub gateway: Option<Ipv4Addr>,
+    /// Ports that SNAT may use, as configured; empty: the mode's default.
+    pub nat_ports: Vec<PortRange>,
+}
+
+impl Uplink {
+    /// The number as the engine takes it.
+    #[must_use]
+    pub const fn uplink_id(&self) -> UplinkId {
+        UplinkId(self.id)
+    }
+}
+
+/// A static route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Destination.
+    pub destination: Ipv4Net,
+    /// Next hop.
+    pub via: Ipv4Addr,
+    /// The uplink's interface; `None`: the one whose prefix contains `via`.
+    pub uplink: Option<String>,
+}
+
+/// Something about to be made. Written before, removed after the record is: what a crash leaves
+/// half-made is undone by the next start or by a purge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Intent {
+    /// A TAP in the host's namespace.
+    HostDevice {
+        /// Its name.
+        ifname: String,
+    },
+    /// A namespace and all that is in it.
+    Namespace {
+        /// Its name.
+        name: Name,
+    },
+    /// TAPs in a namespace that stays.
+    Devices {
+        /// The namespace.
+        namespace: Namespace,
+        /// Name of the namespace's file if we made it.
+        name: Name,
+        /// Their names.
+        ifnames: Vec<String>,
+    },
+}
+
+/// One change of a record. A list of them is one transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Edit {
+    /// Numbers given out.
+    Counters(Counters),
+    /// Adds or replaces a network.
+    PutNetwork(Network),
+    /// Removes a network.
+    RemoveNetwork(Name),
+    /// Adds or replaces a sandbox.
+    PutSandbox(Sandbox),
+    /// Removes a sandbox.
+    RemoveSandbox(Name),
+    /// Adds or replaces an uplink.
+    PutUplink(Uplink),
+    /// Removes an uplink.
+    RemoveUplink(String),
+    /// Adds or replaces a route.
+    PutRoute(Route),
+    /// Removes a route.
+    RemoveRoute(Ipv4Net),
+    /// Announces work.
+    PutIntent(u64, Intent),
+    /// The work is done or undone.
+    RemoveIntent(u64),
+}
+
+impl Desired {
+    /// Makes the change.
+    pub fn apply(&mut self, edit: Edit) {
+        match edit {
+            Edit::Counters(counters) => self.counters = counters,
+            Edit::PutNetwork(network) => {
+                self.networks.insert(network.name.clone(), network);
+            }
+            Edit::RemoveNetwork(name) => {
+                self.networks.remove(&name);
+            }
+            Edit::PutSandbox(sandbox) => {
+                self.sandboxes.insert(sandbox.name.clone(), sandbox);
+            }
+            Edit::RemoveSandbox(name) => {
+                self.sandboxes.remove(&name);
+            }
+            Edit::PutUplink(uplink) => {
+                self.uplinks.insert(uplink.interface.clone(), uplink);
+            }
+            Edit::RemoveUplink(interface) => {
+                self.uplinks.remove(&interface);
+            }
+            Edit::PutRoute(route) => {
+                self.routes.insert(route.destination, route);
+            }
+            Edit::RemoveRoute(destination) => {
+                self.routes.remove(&destination);
+            }
+            Edit::PutIntent(id, intent) => {
+                self.intents.insert(id, intent);
+            }
+            Edit::RemoveIntent(id) => {
+                self.intents.remove(&id);
+            }
+        }
+    }
+
+    /// Endpoints of a network with their sandboxes.
+    pub fn endpoints_of<'a>(
+        &'a self,
+        network: &'a str,
+    ) -> impl Iterator<Item = (&'a Sandbox, &'a Endpoint)> {
+        self.sandboxes.values().flat_map(move |sandbox| {
+            sandbox
+                .endpoints
+                .iter()
+                .filter(move |endpoint| endpoint.network == *network)
+                .map(move |endpoint| (sandbox, endpoint))
+        })
+    }
+
+    /// The endpoint that carries the sandbox's default route and its published ports: the first in
+    /// a network that is not internal.
+    #[must_use]
+    pub fn gateway_endpoint<'a>(&'a self, sandbox: &'a Sandbox) -> Option<&'a Endpoint> {
+        sandbox.endpoints.iter().find(|endpoint| {
+            self.networks.get(&endpoint.network).is_some_and(|network| !network.internal)
+        })
+    }
+
+    /// Every published port with its sandbox.
+    pub fn publishes(&self) -> impl Iterator<Item = (&Sandbox, &Publish)> {
+        self.sandboxes
+            .values()
+            .flat_map(|sandbox| sandbox.publishes.iter().map(move |publish| (sandbox, publish)))
+    }
+}
