@@ -150,8 +150,10 @@ impl Store {
         let db = Database::create(&path).failed(context())?;
         if fresh {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).failed(context())?;
-            let installation =
-                Installation { id: random_id().failed(context())?, created_directories: lock.created };
+            let installation = Installation {
+                id: random_id().failed(context())?,
+                created_directories: lock.created,
+            };
             initialise(&db, &installation).failed(context())?;
         }
         let txn = db.begin_read().failed(context())?;

@@ -1,0 +1,239 @@
+//! The store: what was committed comes back; what is broken is refused and left alone.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::api::types::UplinkMode;
+use crate::error::Kind;
+use crate::ipam::SubnetPlan;
+use crate::model::{Endpoint, Namespace, Origin, Publish};
+use crate::publish::{PortRange, Proto};
+
+fn network(name: &str, id: u16) -> Network {
+    let subnet = format!("10.{id}.0.0/24").parse().unwrap();
+    Network {
+        id,
+        uid: format!("{id:064x}"),
+        name: name.parse().unwrap(),
+        subnets: vec![SubnetPlan::new(subnet, None, None, BTreeMap::new()).unwrap()],
+        cursors: vec![7],
+        internal: false,
+        options: BTreeMap::from([("mtu".to_owned(), "1400".to_owned())]),
+        labels: BTreeMap::new(),
+        mtu: 1400,
+        created: 1,
+    }
+}
+
+fn sandbox(name: &str, network: &str) -> Sandbox {
+    Sandbox {
+        name: name.parse().unwrap(),
+        namespace: Namespace::Made { inode: 4_026_531_840 },
+        endpoints: vec![Endpoint {
+            network: network.parse().unwrap(),
+            ifname: "eth0".to_owned(),
+            mac: "02:42:0a:01:00:02".parse().unwrap(),
+            ipv4: Ipv4Addr::new(10, 1, 0, 2),
+            prefix_len: 24,
+            aliases: Vec::new(),
+        }],
+        publishes: vec![Publish {
+            id: 3,
+            proto: Proto::Tcp,
+            host_ip: None,
+            host_ports: PortRange::new(8080, 8081).unwrap(),
+            ports: PortRange::new(80, 81).unwrap(),
+        }],
+        created: 2,
+    }
+}
+
+fn edits() -> Vec<Edit> {
+    vec![
+        Edit::Counters(Counters { network: 2, uplink: 1, publish: 3, intent: 9 }),
+        Edit::PutNetwork(network("app", 1)),
+        Edit::PutNetwork(network("web", 2)),
+        Edit::PutSandbox(sandbox("s1", "app")),
+        Edit::PutUplink(Uplink {
+            id: 1,
+            interface: "eth0".to_owned(),
+            mode: UplinkMode::Shared,
+            origin: Origin::Automatic,
+            addresses: Vec::new(),
+            gateway: None,
+            nat_ports: Vec::new(),
+        }),
+        Edit::PutRoute(Route {
+            destination: "10.99.0.0/16".parse().unwrap(),
+            via: Ipv4Addr::new(192, 0, 2, 9),
+            uplink: None,
+        }),
+        Edit::PutIntent(9, Intent::HostDevice { ifname: "vsw-0".to_owned() }),
+    ]
+}
+
+fn open(directory: &Path) -> Result<(Store, Desired)> {
+    Store::open(Lock::take(directory)?)
+}
+
+fn filled(directory: &Path) -> Desired {
+    let (store, mut desired) = open(directory).unwrap();
+    store.commit(&edits()).unwrap();
+    for edit in edits() {
+        desired.apply(edit);
+    }
+    desired
+}
+
+#[test]
+fn committed_records_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let expected = filled(directory.path());
+    let (store, desired) = open(directory.path()).unwrap();
+    assert_eq!(desired, expected);
+    let removals = [
+        Edit::RemoveNetwork("web".parse().unwrap()),
+        Edit::RemoveSandbox("s1".parse().unwrap()),
+        Edit::RemoveUplink("eth0".to_owned()),
+        Edit::RemoveRoute("10.99.0.0/16".parse().unwrap()),
+        Edit::RemoveIntent(9),
+    ];
+    store.commit(&removals).unwrap();
+    drop(store);
+    let (_store, desired) = open(directory.path()).unwrap();
+    let mut left = Desired { counters: expected.counters, ..Desired::default() };
+    left.apply(Edit::PutNetwork(network("app", 1)));
+    assert_eq!(desired, left);
+}
+
+#[test]
+fn the_installation_is_stable_and_private() {
+    let directory = tempfile::tempdir().unwrap();
+    let nested = directory.path().join("a/b");
+    let (mut store, _) = open(&nested).unwrap();
+    let id = store.installation().id.clone();
+    let created = [directory.path().join("a"), nested.clone()];
+    assert_eq!(store.installation().created_directories, created);
+    store.remember_directories(vec![PathBuf::from("/run/x")]).unwrap();
+    drop(store);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&nested), 0o700);
+    assert_eq!(mode(&nested.join(FILE_NAME)), 0o600);
+    let (store, _) = open(&nested).unwrap();
+    assert_eq!(store.installation().id, id);
+    assert_eq!(store.installation().created_directories.last(), Some(&PathBuf::from("/run/x")));
+    store.remove().unwrap();
+    assert!(!nested.join(FILE_NAME).exists());
+}
+
+#[test]
+fn a_second_daemon_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = open(directory.path()).unwrap();
+    let error = open(directory.path()).unwrap_err();
+    assert_eq!(error.kind, Kind::Conflict);
+    assert!(error.message.contains("another vswitchd is running"), "{error}");
+    drop(first);
+    assert!(open(directory.path()).is_ok());
+}
+
+/// Opens must fail in one line and change nothing.
+fn refused(directory: &Path, bytes: &[u8]) -> Error {
+    let path = directory.join(FILE_NAME);
+    fs::write(&path, bytes).unwrap();
+    let error = open(directory).unwrap_err();
+    assert_eq!(error.kind, Kind::Failed);
+    assert!(error.message.contains(&path.display().to_string()), "{error}");
+    assert!(fs::read(&path).unwrap() == bytes, "the broken file was changed");
+    error
+}
+
+#[test]
+fn nonsense_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    for bytes in [&b"x"[..], b"not a database at all", &[0; 4096], &[0xff; 100_000]] {
+        let error = refused(directory.path(), bytes);
+        assert!(error.message.contains("move it away to start afresh"), "{error}");
+    }
+}
+
+#[test]
+fn a_truncated_file_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    filled(directory.path());
+    let whole = fs::read(directory.path().join(FILE_NAME)).unwrap();
+    for len in [1, 63, 64, 319, 320, 4095, 4096, whole.len() / 2, whole.len() - 1] {
+        refused(directory.path(), &whole[..len]);
+    }
+}
+
+#[test]
+fn a_newer_version_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    filled(directory.path());
+    let path = directory.path().join(FILE_NAME);
+    {
+        let db = Database::create(&path).unwrap();
+        let txn = db.begin_write().unwrap();
+        txn.open_table(META).unwrap().insert(VERSION_KEY, b"2".as_slice()).unwrap();
+        txn.commit().unwrap();
+    }
+    let error = refused(directory.path(), &fs::read(&path).unwrap());
+    assert!(error.message.contains("has version 2, this vswitchd knows 1"), "{error}");
+}
+
+#[test]
+fn a_file_of_another_program_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE_NAME);
+    let other: TableDefinition<u64, u64> = TableDefinition::new("other");
+    {
+        let db = Database::create(&path).unwrap();
+        let txn = db.begin_write().unwrap();
+        txn.open_table(other).unwrap().insert(1, 1).unwrap();
+        txn.commit().unwrap();
+    }
+    let error = refused(directory.path(), &fs::read(&path).unwrap());
+    assert!(error.message.contains("not a state file of vswitchd"), "{error}");
+}
+
+#[test]
+fn a_file_that_was_not_closed_is_taken_as_committed() {
+    let directory = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let (store, _) = open(directory.path()).unwrap();
+    store.commit(&edits()).unwrap();
+    // What a kill leaves: the file as it is while the store is open.
+    fs::copy(directory.path().join(FILE_NAME), copy.path().join(FILE_NAME)).unwrap();
+    let (_copy, desired) = open(copy.path()).unwrap();
+    assert_eq!(desired.sandboxes.len(), 1);
+    assert_eq!(desired.networks.len(), 2);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// One damaged byte is either found, or hit nothing that counts: what opens is what was stored.
+    #[test]
+    fn a_damaged_byte_never_becomes_another_record(at in any::<prop::sample::Index>(), bit in 0u32..8) {
+        let directory = tempfile::tempdir().unwrap();
+        let expected = filled(directory.path());
+        let path = directory.path().join(FILE_NAME);
+        let mut bytes = fs::read(&path).unwrap();
+        // Most of the file is empty pages; the damage goes where the records are.
+        let end = bytes.iter().rposition(|b| *b != 0).unwrap() + 1;
+        let at = at.index(end);
+        bytes[at] ^= 1 << bit;
+        fs::write(&path, &bytes).unwrap();
+        match open(directory.path()) {
+            Ok((_store, desired)) => prop_assert_eq!(desired, expected),
+            Err(error) => {
+                prop_assert!(!error.message.contains('\n'));
+                prop_assert!(fs::read(&path).unwrap() == bytes);
+            }
+        }
+    }
+}
