@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use serde::Deserialize;
+
 use crate::api::types::Driver;
 use crate::error::{Error, Result};
 
@@ -14,8 +16,8 @@ use crate::error::{Error, Result};
 /// datagram whole, and DHCP and DNS break.
 pub const MIN_MTU: u16 = 576;
 
-/// Largest MTU: an IP packet's total length is 16 bits.
-pub const MAX_MTU: u16 = 65_535;
+/// Largest MTU of a TAP device: 65,535 without the Ethernet header (drivers/net/tun.c, `MAX_MTU`).
+pub const MAX_MTU: u16 = 65_521;
 
 /// Every option: short name, the drivers that take it, Docker's long names for it.
 const KNOWN: &[(&str, &[Driver], &[&str])] = {
@@ -51,7 +53,8 @@ pub enum GatewayMode {
 }
 
 /// What connects an endpoint to the engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LinkKind {
     /// A TAP device moved into the sandbox.
     #[default]
@@ -245,7 +248,7 @@ mod tests {
                 "option \"colour\" is unknown; known options of driver bridge are gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mtu, spoof_check",
             ),
             (("parent", "eth0"), "option \"parent\" is not one of driver bridge"),
-            (("mtu", "575"), "option mtu=575: is not a number from 576 to 65535"),
+            (("mtu", "575"), "option mtu=575: is not a number from 576 to 65521"),
             (("mtu", "1e3"), "option mtu=1e3: is not a number"),
             (("icc", "yes"), "option icc=yes: is neither true nor false"),
             (("gateway_mode", "routed"), "is not built yet"),

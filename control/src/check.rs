@@ -1,0 +1,396 @@
+//! What is wrong with a request by itself, whatever the state of the host: asked by the client
+//! before it sends, by the configuration while it loads, and by the daemon before it acts.
+//!
+//! Each function says the whole rule; what needs other networks, sandboxes or devices to judge
+//! (overlaps, names taken, ports in use) is the daemon's own.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use dataplane::packet::types::Mac;
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::api::types::{
+    Driver, FdbAdd, MacAddr, NetworkCreate, NetworkRef, SandboxCreate, Subnet, UplinkAdd,
+    UplinkMode,
+};
+use crate::error::{Error, Result};
+use crate::options::NetworkOptions;
+use crate::publish::PublishSpec;
+
+/// Highest VLAN id (IEEE 802.1Q-2018 §9.6: 4095 is reserved).
+pub const MAX_VLAN: u16 = 4094;
+
+/// Longest prefix of a subnet: a gateway and one sandbox beside network and broadcast address.
+const MAX_SUBNET_LEN: u8 = 30;
+
+/// Checks a network to be created and reads its options.
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`] with `network "NAME": ` before the message.
+pub fn network(request: &NetworkCreate) -> Result<NetworkOptions> {
+    network_fields(request)
+        .map_err(|error| error.context(format_args!("network {:?}", request.name)))
+}
+
+fn network_fields(request: &NetworkCreate) -> Result<NetworkOptions> {
+    match request.driver {
+        Driver::Bridge => {}
+        Driver::Host | Driver::None => {
+            return Err(Error::invalid(format!(
+                "driver {0} has the one network {0}, which exists always",
+                request.driver
+            )));
+        }
+        Driver::Ipvlan | Driver::Macvlan | Driver::Overlay => {
+            return Err(Error::invalid(format!(
+                "driver {} is not built yet; use bridge",
+                request.driver
+            )));
+        }
+    }
+    if request.ipv6 {
+        return Err(Error::invalid("IPv6 is not built yet; leave --ipv6 out"));
+    }
+    for (at, wanted) in request.subnets.iter().enumerate() {
+        subnet(wanted)?;
+        for other in request.subnets.iter().take(at) {
+            if overlap(&wanted.subnet, &other.subnet) {
+                return Err(Error::invalid(format!(
+                    "subnet {} overlaps subnet {} of the same network",
+                    wanted.subnet, other.subnet
+                )));
+            }
+        }
+    }
+    NetworkOptions::parse(request.driver, &request.options)
+}
+
+/// Whether two prefixes share an address.
+#[must_use]
+pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+/// The prefix as IPv4, unless it is IPv6.
+///
+/// # Errors
+/// When it is an IPv6 prefix.
+pub fn ipv4_net(net: &IpNet) -> Result<Ipv4Net> {
+    match net {
+        IpNet::V4(net) => Ok(*net),
+        IpNet::V6(net) => {
+            Err(Error::invalid(format!("subnet {net}: IPv6 is not built yet; give an IPv4 subnet")))
+        }
+    }
+}
+
+fn subnet(wanted: &Subnet) -> Result<()> {
+    let net = ipv4_net(&wanted.subnet)?;
+    let fault = |fault: String| Err(Error::invalid(format!("subnet {net}: {fault}")));
+    if net.addr() != net.network() {
+        return fault(format!("has host bits set; write {}", net.trunc()));
+    }
+    if net.prefix_len() > MAX_SUBNET_LEN || net.prefix_len() == 0 {
+        return fault(format!("prefix length must be from 1 to {MAX_SUBNET_LEN}"));
+    }
+    let first = net.network();
+    if first.is_loopback()
+        || first.is_multicast()
+        || first.octets()[0] == 0
+        || first.octets()[0] >= 240
+    {
+        return fault("is not a range of unicast addresses that hosts may have".to_owned());
+    }
+    if let Some(gateway) = wanted.gateway {
+        host_address(net, gateway, "gateway")?;
+    }
+    if let Some(range) = &wanted.ip_range {
+        if range.addr() != range.network() {
+            return fault(format!("ip-range {range} has host bits set; write {}", range.trunc()));
+        }
+        if !wanted.subnet.contains(range) {
+            return fault(format!("ip-range {range} does not lie in it"));
+        }
+    }
+    let mut seen = HashSet::new();
+    for (name, address) in &wanted.aux_addresses {
+        let what = format!("aux-address {name}");
+        host_address(net, *address, &what)?;
+        if wanted.gateway == Some(*address) {
+            return fault(format!("{what}={address} is the gateway's address"));
+        }
+        if !seen.insert(address) {
+            return fault(format!("{what}={address} has the address of another aux-address"));
+        }
+    }
+    Ok(())
+}
+
+/// `address` can be a host's in `net`.
+fn host_address(net: Ipv4Net, address: IpAddr, what: &str) -> Result<()> {
+    let fault =
+        |fault: &str| Err(Error::invalid(format!("{what} {address} {fault} of subnet {net}")));
+    match address {
+        IpAddr::V4(v4) if !net.contains(&v4) => fault("is outside"),
+        IpAddr::V4(v4) if v4 == net.network() => fault("is the network address"),
+        IpAddr::V4(v4) if v4 == net.broadcast() => fault("is the broadcast address"),
+        IpAddr::V4(_) => Ok(()),
+        IpAddr::V6(_) => fault("is IPv6, unlike the addresses"),
+    }
+}
+
+/// Puts the flags of `network create` together: each gateway, range and auxiliary address goes to
+/// the subnet that contains it, as with Docker.
+///
+/// # Errors
+/// When one belongs to no subnet, or a subnet gets two gateways or ranges.
+pub fn subnets(
+    nets: &[IpNet],
+    gateways: &[IpAddr],
+    ranges: &[IpNet],
+    aux: &BTreeMap<String, IpAddr>,
+) -> Result<Vec<Subnet>> {
+    let mut subnets: Vec<_> = nets
+        .iter()
+        .map(|net| Subnet {
+            subnet: *net,
+            gateway: None,
+            ip_range: None,
+            aux_addresses: BTreeMap::new(),
+        })
+        .collect();
+    let none = |what: &str| {
+        if nets.is_empty() {
+            Error::invalid(format!("{what} needs a subnet that contains it; add --subnet"))
+        } else {
+            Error::invalid(format!("{what} lies in none of the subnets"))
+        }
+    };
+    for gateway in gateways {
+        let home = subnets.iter_mut().find(|subnet| subnet.subnet.contains(gateway));
+        let home = home.ok_or_else(|| none(&format!("gateway {gateway}")))?;
+        if let Some(other) = home.gateway.replace(*gateway) {
+            return Err(Error::invalid(format!(
+                "subnet {} has two gateways, {other} and {gateway}; give one",
+                home.subnet
+            )));
+        }
+    }
+    for range in ranges {
+        let home = subnets.iter_mut().find(|subnet| subnet.subnet.contains(range));
+        let home = home.ok_or_else(|| none(&format!("ip-range {range}")))?;
+        if let Some(other) = home.ip_range.replace(*range) {
+            return Err(Error::invalid(format!(
+                "subnet {} has two ip-ranges, {other} and {range}; give one",
+                home.subnet
+            )));
+        }
+    }
+    for (name, address) in aux {
+        let home = subnets.iter_mut().find(|subnet| subnet.subnet.contains(address));
+        let home = home.ok_or_else(|| none(&format!("aux-address {name}={address}")))?;
+        home.aux_addresses.insert(name.clone(), *address);
+    }
+    Ok(subnets)
+}
+
+/// Checks a sandbox to be created.
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`] with `sandbox "NAME": ` before the message.
+pub fn sandbox(request: &SandboxCreate) -> Result<()> {
+    sandbox_fields(request)
+        .map_err(|error| error.context(format_args!("sandbox {:?}", request.name)))
+}
+
+fn sandbox_fields(request: &SandboxCreate) -> Result<()> {
+    let special = request.networks.iter().find(|net| !matches!(net, NetworkRef::Network(_)));
+    if let Some(special) = special {
+        if request.networks.len() > 1 {
+            return Err(Error::invalid(format!(
+                "network {special} stands alone; leave the other networks out"
+            )));
+        }
+        let given = [
+            ("--ip", request.ip.is_some()),
+            ("--ip6", request.ip6.is_some()),
+            ("--mac", request.mac.is_some()),
+            ("--alias", !request.aliases.is_empty()),
+            ("-p", !request.publish.is_empty()),
+        ];
+        if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
+            return Err(Error::invalid(format!(
+                "{flag} needs an interface, which network {special} does not give; leave it out"
+            )));
+        }
+        if request.netns.is_some() && *special != NetworkRef::None {
+            return Err(Error::invalid(format!(
+                "--netns and network {special} both say which namespace; give one of them"
+            )));
+        }
+        if let NetworkRef::Container(other) = special
+            && *other == request.name
+        {
+            return Err(Error::invalid("cannot share its own namespace; name another sandbox"));
+        }
+    }
+    let mut seen = HashSet::new();
+    if let Some(twice) = request.networks.iter().find(|net| !seen.insert(*net)) {
+        return Err(Error::invalid(format!("network {twice} is given twice")));
+    }
+    no_ipv6(request.ip6)?;
+    if let Some(ip) = request.ip {
+        unicast(ip)?;
+    }
+    if let Some(mac) = request.mac {
+        unicast_mac(mac)?;
+    }
+    publish(&request.publish)
+}
+
+/// A host's address: unicast, not loopback, not in 0/8 or 240/4.
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`] naming the address.
+pub fn unicast(ip: Ipv4Addr) -> Result<()> {
+    let first = ip.octets()[0];
+    if first == 0 || first >= 224 || ip.is_loopback() {
+        return Err(Error::invalid(format!(
+            "address {ip} cannot be a host's; give a unicast address"
+        )));
+    }
+    Ok(())
+}
+
+/// An address that the interface of a host can have.
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`] naming the MAC.
+pub fn unicast_mac(MacAddr(mac): MacAddr) -> Result<()> {
+    if mac == Mac::ZERO || mac.is_multicast() {
+        return Err(Error::invalid(format!(
+            "MAC {mac} cannot be an interface's; give a unicast address other than zero"
+        )));
+    }
+    Ok(())
+}
+
+/// IPv6 addresses are refused until they are built.
+///
+/// # Errors
+/// When one is given.
+pub fn no_ipv6(ip6: Option<std::net::Ipv6Addr>) -> Result<()> {
+    match ip6 {
+        None => Ok(()),
+        Some(ip6) => {
+            Err(Error::invalid(format!("address {ip6}: IPv6 is not built yet; leave --ip6 out")))
+        }
+    }
+}
+
+/// Published ports of one request do not contradict each other.
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`] naming both.
+pub fn publish(specs: &[PublishSpec]) -> Result<()> {
+    for (at, spec) in specs.iter().enumerate() {
+        let clash = specs.iter().take(at).find(|other| publish_overlap(spec, other));
+        if let Some(other) = clash {
+            return Err(Error::invalid(format!("publish {spec} overlaps publish {other}")));
+        }
+    }
+    Ok(())
+}
+
+/// Whether two mappings would take the same host port. Those that take any free port never do.
+#[must_use]
+pub fn publish_overlap(a: &PublishSpec, b: &PublishSpec) -> bool {
+    let (Some(a_ports), Some(b_ports)) = (a.host_ports, b.host_ports) else {
+        return false;
+    };
+    let same_address = a.host_ip.is_none() || b.host_ip.is_none() || a.host_ip == b.host_ip;
+    a.proto == b.proto && same_address && a_ports.overlaps(b_ports)
+}
+
+/// Checks an uplink to be added.
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`] with `uplink "INTERFACE": ` before the message.
+pub fn uplink(request: &UplinkAdd) -> Result<()> {
+    uplink_fields(request)
+        .map_err(|error| error.context(format_args!("uplink {:?}", request.interface)))
+}
+
+fn uplink_fields(request: &UplinkAdd) -> Result<()> {
+    interface(&request.interface)?;
+    if request.mode == UplinkMode::Dedicated && request.addresses.is_empty() {
+        return Err(Error::invalid(
+            "mode dedicated needs an address of its own; add --address CIDR",
+        ));
+    }
+    for (at, address) in request.addresses.iter().enumerate() {
+        unicast(address.addr())?;
+        // RFC 3021: a /31 has no network and broadcast address; a /32 is its own.
+        let edge = address.prefix_len() < 31
+            && (address.addr() == address.network() || address.addr() == address.broadcast());
+        if edge {
+            return Err(Error::invalid(format!(
+                "address {address} is the network or broadcast address of its prefix; give a host's address"
+            )));
+        }
+        if request.addresses.iter().take(at).any(|other| other.addr() == address.addr()) {
+            return Err(Error::invalid(format!("address {} is given twice", address.addr())));
+        }
+    }
+    if let Some(gateway) = request.gateway {
+        unicast(gateway)?;
+        if request.addresses.iter().any(|address| address.addr() == gateway) {
+            return Err(Error::invalid(format!("gateway {gateway} is the uplink's own address")));
+        }
+        let on_link = request.addresses.iter().any(|address| address.contains(&gateway));
+        if !request.addresses.is_empty() && !on_link {
+            return Err(Error::invalid(format!(
+                "gateway {gateway} lies in the prefix of none of the addresses"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A name the kernel would take for an interface (net/core/dev.c, `dev_valid_name`).
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`]; the message does not repeat the name.
+pub fn interface(name: &str) -> Result<()> {
+    /// `IFNAMSIZ` of linux/if.h, without the final NUL.
+    const LONGEST: usize = 15;
+    let bad = |c: char| c == '/' || c == ':' || c == '\0' || c.is_ascii_whitespace();
+    if name.is_empty() || name.len() > LONGEST || name == "." || name == ".." || name.contains(bad)
+    {
+        return Err(Error::invalid(format!(
+            "not an interface name; it has 1 to {LONGEST} bytes without '/', ':' and blanks"
+        )));
+    }
+    Ok(())
+}
+
+/// Checks an FDB entry to be added.
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`] with `fdb MAC: ` before the message.
+pub fn fdb_add(request: &FdbAdd) -> Result<()> {
+    let fault = |fault: String| Err(Error::invalid(format!("fdb {}: {fault}", request.mac)));
+    unicast_mac(request.mac).map_err(|error| error.context("fdb"))?;
+    if request.vlan > MAX_VLAN {
+        return fault(format!("VLAN {} is above {MAX_VLAN}", request.vlan));
+    }
+    match (&request.sandbox, &request.port) {
+        (Some(_), Some(_)) => fault("give --sandbox or --port, not both".to_owned()),
+        (None, None) => fault("say where it is with --sandbox or --port".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
