@@ -10,6 +10,8 @@ pub mod error;
 pub mod ipam;
 pub mod model;
 pub mod name;
+pub mod netlink;
+pub mod netns;
 pub mod options;
 pub mod publish;
 pub mod state;
