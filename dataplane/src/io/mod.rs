@@ -8,10 +8,15 @@ pub mod memory;
 pub mod poll;
 pub mod region;
 mod sys;
+pub mod tap;
+#[cfg(test)]
+mod testing;
 pub mod vnet_hdr;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+
+use nix::errno::Errno;
 
 use crate::frame::Frame;
 use crate::pool::Pool;
@@ -55,6 +60,22 @@ pub struct TxReport {
     pub down: u32,
     /// Frames the device refused for any other reason.
     pub refused: u32,
+}
+
+impl TxReport {
+    /// Counts `frames` frames that a system call refused with `errno`.
+    fn count_refused(&mut self, errno: Errno, frames: u32) {
+        match errno {
+            // TAP: the socket's send buffer; AF_PACKET: that, or the device's queue.
+            Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => self.full += frames,
+            // A TAP that is down says EIO, one that is gone EBADFD; AF_PACKET says ENETDOWN when
+            // it is down and ENXIO or ENODEV when it is gone.
+            Errno::EIO | Errno::EBADFD | Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV => {
+                self.down += frames;
+            }
+            _ => self.refused += frames,
+        }
+    }
 }
 
 /// A device before it is attached.

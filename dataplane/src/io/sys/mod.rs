@@ -5,3 +5,4 @@
 //! `io::Error`; nothing here knows what a port or a frame means to the engine.
 
 pub(super) mod map;
+pub(super) mod tun;

@@ -1,0 +1,56 @@
+//! Network namespaces for tests: without a name, so that nothing is left behind when a test dies.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::thread;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// A network namespace; gone when dropped.
+#[derive(Debug)]
+pub(super) struct Netns(File);
+
+impl Netns {
+    pub(super) fn new() -> Self {
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("needs root");
+            let ns = Self(File::open("/proc/thread-self/ns/net").unwrap());
+            ip("link set lo up");
+            ns
+        };
+        thread::scope(|scope| scope.spawn(make).join().unwrap())
+    }
+
+    /// Runs `f` inside, on a thread of its own.
+    pub(super) fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        let enter = || {
+            setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
+            f()
+        };
+        match thread::scope(|scope| scope.spawn(enter).join()) {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// A path that `ip link set netns` takes.
+    pub(super) fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+}
+
+/// Runs `ip` with `arguments` in the calling thread's namespace.
+pub(super) fn ip(arguments: &str) {
+    command(&format!("ip {arguments}"));
+}
+
+/// Runs a command in the calling thread's namespace; returns what it printed.
+pub(super) fn command(line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{line}: {text}{error}");
+    text
+}
