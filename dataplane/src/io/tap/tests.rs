@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::io::poll::Poller;
-use crate::io::testing::{Netns, command, ip};
+use crate::io::testing::{Netns, command, eventually, ip};
 use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_UDP_L4};
 
 const WAIT: Option<Duration> = Some(Duration::from_secs(10));
@@ -62,11 +62,12 @@ fn a_header_needs_its_headroom() {
 fn a_temporary_device_goes_with_its_last_half_and_a_persistent_one_stays() {
     Netns::new().run(|| {
         drop(Tap::create(&options("t0", false)).unwrap());
-        assert!(if_nametoindex("t0").is_err());
+        eventually("t0 is deleted", || if_nametoindex("t0").is_err());
         drop(Tap::create(&options("t1", true)).unwrap());
         let index = if_nametoindex("t1").unwrap();
         ip("address add 192.0.2.1/24 dev t1");
         ip("link set t1 up");
+        eventually("t1 is free", || command("ip -br link show dev t1").contains("NO-CARRIER"));
         let tap = Tap::create(&options("t1", true)).unwrap();
         assert_eq!(if_nametoindex("t1"), Ok(index));
         assert!(command("ip -br address show dev t1").contains("UP"));
@@ -76,7 +77,7 @@ fn a_temporary_device_goes_with_its_last_half_and_a_persistent_one_stays() {
         drop(rx);
         assert!(if_nametoindex("t1").is_ok());
         drop(tx);
-        assert!(if_nametoindex("t1").is_err());
+        eventually("t1 is deleted", || if_nametoindex("t1").is_err());
     });
 }
 
