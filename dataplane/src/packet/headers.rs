@@ -76,6 +76,18 @@ impl Ipv4 {
     pub const fn is_fragment(&self) -> bool {
         self.more_fragments || self.frag_offset != 0
     }
+
+    /// Offset of the IPv4 header from the Ethernet header.
+    #[must_use]
+    pub const fn l3_offset(&self) -> usize {
+        (self.l4_offset as usize).saturating_sub(self.header_len as usize)
+    }
+
+    /// Offset of the first byte behind the packet: whatever follows is Ethernet padding.
+    #[must_use]
+    pub const fn end(&self) -> usize {
+        self.l3_offset() + self.total_len as usize
+    }
 }
 
 /// Fields of an IPv6 packet.
@@ -97,6 +109,14 @@ pub struct Ipv6 {
     pub l4: L4,
     /// Offset of the transport header.
     pub l4_offset: u16,
+}
+
+impl Ipv6 {
+    /// Offset of the first byte behind the packet; `l3` is [`Headers::l3`].
+    #[must_use]
+    pub const fn end(&self, l3: u16) -> usize {
+        l3 as usize + self.total_len as usize
+    }
 }
 
 /// The transport layer of a packet.
@@ -126,7 +146,7 @@ pub enum L4 {
         /// Header length in bytes, options included: 20 to 60.
         header_len: u8,
     },
-    /// TCP, UDP or ICMP whose header is cut short or contradicts itself.
+    /// TCP, UDP, ICMP or an IPv6 extension header that is cut short or contradicts itself.
     Truncated,
     /// UDP with a whole header.
     Udp {

@@ -1,3 +1,13 @@
-//! Frame formats.
+//! Frame formats: reading, checking, rewriting and making frames, without state and without panics.
+#![deny(clippy::indexing_slicing)]
+
+pub mod arp;
+pub mod checksum;
+mod field;
+#[cfg(test)]
+mod fixtures;
 pub mod headers;
+pub mod icmp;
+pub mod parse;
+pub mod rewrite;
 pub mod types;

@@ -1,0 +1,315 @@
+//! The first look at a frame: one pass over Ethernet, VLAN tags, IP and the transport header.
+//!
+//! Only a frame shorter than its link headers is an error. Whatever else is wrong is stated in
+//! [`Headers`], because a frame with a broken packet is still bridged.
+//!
+//! Invariants: every offset and length in the result lies within the frame; bytes behind the IP
+//! packet (Ethernet padding) never count as payload. No allocation, no panic. No checksum is
+//! verified here: a switch does not look at what it only forwards.
+
+use std::net::Ipv4Addr;
+
+use super::field::{chunk, low_u16, low_u32, read_u16};
+use super::headers::{Headers, Ipv4, Ipv6, L4, Net, ParseError};
+use super::types::{Mac, ethertype, ip_proto};
+
+/// Bytes of an Ethernet header without tags.
+pub const ETH_LEN: usize = 14;
+/// Bytes of one 802.1Q or 802.1ad tag.
+pub const VLAN_TAG_LEN: usize = 4;
+/// Bytes of an IPv4 header without options.
+pub const IPV4_LEN: usize = 20;
+/// Bytes of the fixed IPv6 header.
+pub const IPV6_LEN: usize = 40;
+/// Bytes of a TCP header without options.
+pub const TCP_LEN: usize = 20;
+/// Bytes of a UDP header.
+pub const UDP_LEN: usize = 8;
+/// Bytes of an ICMP header.
+pub const ICMP_LEN: usize = 8;
+
+/// Tags walked at most. Two are in use (802.1ad); what is behind more than this stays
+/// [`Net::Other`].
+const MAX_VLAN_TAGS: usize = 8;
+/// IPv6 extension headers walked at most. RFC 8200 §4.1 has each at most once, destination options
+/// twice: seven.
+const MAX_EXTENSION_HEADERS: usize = 8;
+
+/// Bits of the VLAN id in a tag.
+const VLAN_ID_MASK: u16 = 0x0fff;
+/// "Don't fragment" in the IPv4 flags and fragment offset word.
+const IPV4_DF: u16 = 0x4000;
+/// "More fragments" in the same word.
+const IPV4_MF: u16 = 0x2000;
+/// The fragment offset in the same word, in units of eight bytes.
+const IPV4_OFFSET_MASK: u16 = 0x1fff;
+
+/// IPv6 extension headers (IANA "IPv6 Extension Header Types").
+mod extension {
+    pub(super) const HOP_BY_HOP: u8 = 0;
+    pub(super) const ROUTING: u8 = 43;
+    pub(super) const FRAGMENT: u8 = 44;
+    pub(super) const AUTHENTICATION: u8 = 51;
+    pub(super) const DESTINATION_OPTIONS: u8 = 60;
+    pub(super) const MOBILITY: u8 = 135;
+    pub(super) const HIP: u8 = 139;
+    pub(super) const SHIM6: u8 = 140;
+}
+
+/// Reads the headers of a frame that starts with the Ethernet header.
+///
+/// # Errors
+/// [`ParseError::Runt`] when the frame ends within the Ethernet header or a VLAN tag, and nothing
+/// else: see [`Net::Malformed`].
+#[inline]
+pub fn parse(bytes: &[u8]) -> Result<Headers, ParseError> {
+    let Some(&[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1]) =
+        bytes.first_chunk::<ETH_LEN>()
+    else {
+        return Err(ParseError::Runt);
+    };
+    let mut headers = Headers {
+        dst: Mac([d0, d1, d2, d3, d4, d5]),
+        src: Mac([s0, s1, s2, s3, s4, s5]),
+        vlan: 0,
+        tagged: false,
+        ethertype: u16::from_be_bytes([t0, t1]),
+        l3: low_u16(ETH_LEN),
+        net: Net::Other,
+    };
+    let mut l3 = ETH_LEN;
+    if matches!(headers.ethertype, ethertype::VLAN | ethertype::QINQ) {
+        l3 = walk_tags(bytes, &mut headers)?;
+    }
+    let packet = bytes.get(l3..).unwrap_or_default();
+    headers.net = match headers.ethertype {
+        ethertype::IPV4 => parse_ipv4(packet, l3).map_or_else(Net::Malformed, Net::Ipv4),
+        ethertype::ARP => Net::Arp,
+        ethertype::IPV6 => parse_ipv6(packet, l3).map_or_else(Net::Malformed, Net::Ipv6),
+        _ => Net::Other,
+    };
+    Ok(headers)
+}
+
+/// Steps over the tags; returns the offset behind them.
+#[cold]
+fn walk_tags(bytes: &[u8], headers: &mut Headers) -> Result<usize, ParseError> {
+    let mut l3 = ETH_LEN;
+    for _ in 0..MAX_VLAN_TAGS {
+        if !matches!(headers.ethertype, ethertype::VLAN | ethertype::QINQ) {
+            break;
+        }
+        let &[c0, c1, t0, t1] = chunk::<VLAN_TAG_LEN>(bytes, l3).ok_or(ParseError::Runt)?;
+        if !headers.tagged {
+            headers.tagged = true;
+            headers.vlan = u16::from_be_bytes([c0, c1]) & VLAN_ID_MASK;
+        }
+        headers.ethertype = u16::from_be_bytes([t0, t1]);
+        l3 += VLAN_TAG_LEN;
+    }
+    headers.l3 = low_u16(l3);
+    Ok(l3)
+}
+
+/// `packet` is everything from the IPv4 header to the end of the frame.
+#[inline]
+fn parse_ipv4(packet: &[u8], l3: usize) -> Result<Ipv4, ParseError> {
+    let Some(&header) = packet.first_chunk::<IPV4_LEN>() else {
+        return Err(ParseError::IpCutShort);
+    };
+    let [vi, _, l0, l1, i0, i1, f0, f1, ttl, proto, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
+    if vi >> 4 != 4 {
+        return Err(ParseError::IpVersion);
+    }
+    let header_len = (vi & 0x0f) * 4;
+    let ihl = usize::from(header_len);
+    if ihl < IPV4_LEN || ihl > packet.len() {
+        return Err(ParseError::IpHeaderLength);
+    }
+    // Zero stands for "more than 65535": Linux writes it into BIG TCP packets (iph_set_totlen in
+    // linux/ip.h), other systems into every packet that awaits segmentation.
+    let total_len = match usize::from(u16::from_be_bytes([l0, l1])) {
+        0 => packet.len(),
+        len => len,
+    };
+    if total_len < ihl {
+        return Err(ParseError::IpTotalLength);
+    }
+    let payload = packet.get(ihl..total_len).ok_or(ParseError::IpTotalLength)?;
+
+    let fragment_word = u16::from_be_bytes([f0, f1]);
+    let frag_offset = (fragment_word & IPV4_OFFSET_MASK) << 3;
+    let more_fragments = fragment_word & IPV4_MF != 0;
+    let l4 = if frag_offset != 0 {
+        L4::LaterFragment
+    } else {
+        match proto {
+            ip_proto::TCP => parse_tcp(payload),
+            ip_proto::UDP => parse_udp(payload, more_fragments, false),
+            ip_proto::ICMP => parse_icmp(payload),
+            _ => L4::Other,
+        }
+    };
+    Ok(Ipv4 {
+        src: Ipv4Addr::new(s0, s1, s2, s3),
+        dst: Ipv4Addr::new(d0, d1, d2, d3),
+        proto,
+        ttl,
+        header_len,
+        total_len: low_u32(total_len),
+        frag_offset,
+        more_fragments,
+        dont_fragment: fragment_word & IPV4_DF != 0,
+        id: u16::from_be_bytes([i0, i1]),
+        l4,
+        l4_offset: low_u16(l3 + ihl),
+    })
+}
+
+/// `packet` is everything from the IPv6 header to the end of the frame.
+fn parse_ipv6(packet: &[u8], l3: usize) -> Result<Ipv6, ParseError> {
+    let Some(&[version, _, _, _, p0, p1, next, hop_limit, ref addresses @ ..]) =
+        packet.first_chunk::<IPV6_LEN>()
+    else {
+        return Err(ParseError::IpCutShort);
+    };
+    if version >> 4 != 6 {
+        return Err(ParseError::IpVersion);
+    }
+    let (Some(&src), Some(&dst)) = (addresses.first_chunk(), addresses.last_chunk()) else {
+        return Err(ParseError::IpCutShort);
+    };
+    let available = packet.len() - IPV6_LEN;
+    // A payload length of zero with more than 65535 bytes behind it is BIG TCP
+    // (IPV6_MAXPLEN in linux/ipv6.h); with less it is an empty packet and padding.
+    let payload_len = match usize::from(u16::from_be_bytes([p0, p1])) {
+        0 if available > usize::from(u16::MAX) => available,
+        len => len,
+    };
+    if payload_len > available {
+        return Err(ParseError::IpTotalLength);
+    }
+    let total_len = IPV6_LEN + payload_len;
+    let packet = packet.get(..total_len).ok_or(ParseError::IpTotalLength)?;
+    let walk = walk_extensions(packet, next);
+    Ok(Ipv6 {
+        src,
+        dst,
+        proto: walk.proto,
+        hop_limit,
+        total_len: low_u32(total_len),
+        fragment: walk.fragment,
+        l4: walk.l4,
+        l4_offset: low_u16(l3 + walk.offset),
+    })
+}
+
+struct ExtensionWalk {
+    proto: u8,
+    /// From the IPv6 header.
+    offset: usize,
+    fragment: bool,
+    l4: L4,
+}
+
+/// Steps over the extension headers of `packet`, which ends where the IPv6 packet ends.
+fn walk_extensions(packet: &[u8], first: u8) -> ExtensionWalk {
+    let mut walk = ExtensionWalk { proto: first, offset: IPV6_LEN, fragment: false, l4: L4::Other };
+    let mut more_fragments = false;
+    for _ in 0..=MAX_EXTENSION_HEADERS {
+        let length = match walk.proto {
+            extension::HOP_BY_HOP
+            | extension::ROUTING
+            | extension::DESTINATION_OPTIONS
+            | extension::MOBILITY
+            | extension::HIP
+            | extension::SHIM6 => {
+                packet.get(walk.offset + 1).map(|&units| (usize::from(units) + 1) * 8)
+            }
+            // RFC 4302 §2.2: in units of four bytes, minus two.
+            extension::AUTHENTICATION => {
+                packet.get(walk.offset + 1).map(|&units| (usize::from(units) + 2) * 4)
+            }
+            extension::FRAGMENT => Some(8),
+            proto => {
+                let payload = packet.get(walk.offset..).unwrap_or_default();
+                walk.l4 = match proto {
+                    ip_proto::TCP => parse_tcp(payload),
+                    ip_proto::UDP => parse_udp(payload, more_fragments, true),
+                    ip_proto::ICMPV6 => parse_icmp(payload),
+                    _ => L4::Other,
+                };
+                return walk;
+            }
+        };
+        // The whole extension header has to be there, or what is behind it is anyone's guess.
+        let Some(header) = length
+            .and_then(|length| walk.offset.checked_add(length))
+            .and_then(|end| packet.get(walk.offset..end))
+        else {
+            walk.l4 = L4::Truncated;
+            return walk;
+        };
+        let was_fragment = walk.proto == extension::FRAGMENT;
+        walk.proto = header.first().copied().unwrap_or(walk.proto);
+        walk.offset += header.len();
+        if was_fragment {
+            // RFC 8200 §4.5: 13 bits of offset, two reserved, M. Both zero is an atomic fragment
+            // (RFC 6946): a whole packet.
+            let word = read_u16(header, 2).unwrap_or(0);
+            more_fragments |= word & 1 != 0;
+            walk.fragment |= word & 0xfff9 != 0;
+            if word & 0xfff8 != 0 {
+                walk.l4 = L4::LaterFragment;
+                return walk;
+            }
+        }
+    }
+    walk
+}
+
+/// `payload` ends where the IP packet ends.
+#[inline]
+fn parse_tcp(payload: &[u8]) -> L4 {
+    let Some(&[s0, s1, d0, d1, _, _, _, _, _, _, _, _, offset, flags, ..]) =
+        payload.first_chunk::<TCP_LEN>()
+    else {
+        return L4::Truncated;
+    };
+    let header_len = (offset >> 4) * 4;
+    if usize::from(header_len) < TCP_LEN || usize::from(header_len) > payload.len() {
+        return L4::Truncated;
+    }
+    L4::Tcp {
+        src_port: u16::from_be_bytes([s0, s1]),
+        dst_port: u16::from_be_bytes([d0, d1]),
+        flags,
+        header_len,
+    }
+}
+
+/// `first_fragment`: the length field counts bytes that come in later fragments. `v6`: a length
+/// of zero is allowed (RFC 2675 §4).
+#[inline]
+fn parse_udp(payload: &[u8], first_fragment: bool, v6: bool) -> L4 {
+    let Some(&[s0, s1, d0, d1, l0, l1, _, _]) = payload.first_chunk::<UDP_LEN>() else {
+        return L4::Truncated;
+    };
+    let length = usize::from(u16::from_be_bytes([l0, l1]));
+    let too_short = length < UDP_LEN && !(v6 && length == 0);
+    if too_short || (length > payload.len() && !first_fragment) {
+        return L4::Truncated;
+    }
+    L4::Udp { src_port: u16::from_be_bytes([s0, s1]), dst_port: u16::from_be_bytes([d0, d1]) }
+}
+
+#[inline]
+fn parse_icmp(payload: &[u8]) -> L4 {
+    let Some(&[kind, code, _, _, i0, i1, _, _]) = payload.first_chunk::<ICMP_LEN>() else {
+        return L4::Truncated;
+    };
+    L4::Icmp { kind, code, id: u16::from_be_bytes([i0, i1]) }
+}
+
+#[cfg(test)]
+mod tests;
