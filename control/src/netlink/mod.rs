@@ -10,6 +10,8 @@ pub mod blocking;
 pub mod link;
 pub mod monitor;
 pub mod route;
+pub mod sockets;
+pub mod tc;
 #[cfg(test)]
 mod tests;
 
@@ -53,6 +55,9 @@ pub enum NetlinkError {
     /// No such link.
     #[error("there is no interface {0:?}")]
     NoLink(String),
+    /// What is there belongs to another program.
+    #[error("{0}")]
+    Foreign(String),
     /// The connection ended before the answer.
     #[error("{0}: the netlink connection has ended")]
     Closed(String),

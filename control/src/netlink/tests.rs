@@ -4,7 +4,10 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use netlink_packet_core::DefaultNla;
+use netlink_packet_route::tc::TcFilterBpfOption;
 
+use super::tc::Qdisc;
 use super::*;
 
 fn net(text: &str) -> IpNet {
@@ -180,4 +183,38 @@ async fn two_hundred_namespaces_are_wired_in_time() {
     let took = start.elapsed();
     println!("200 namespaces wired in {took:?}");
     assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+/// Classic BPF that lets everything pass: `ret #-1`. It stands for another program's filter.
+fn foreign_program() -> Vec<TcFilterBpfOption> {
+    let mut instruction = vec![6, 0, 0, 0];
+    instruction.extend(u32::MAX.to_ne_bytes());
+    vec![
+        // linux/pkt_cls.h: TCA_BPF_OPS_LEN, TCA_BPF_OPS.
+        TcFilterBpfOption::Other(DefaultNla::new(4, 1u16.to_ne_bytes().to_vec())),
+        TcFilterBpfOption::Other(DefaultNla::new(5, instruction)),
+    ]
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn steering_leaves_another_programs_filter_alone() {
+    let netns = Netns::anonymous().unwrap();
+    let handle = Handle::open_in(&netns).unwrap();
+    handle.add_bridge("br0", &LinkChange::new().up()).await.unwrap();
+    let link = handle.link_by_name("br0").await.unwrap().index;
+    assert!(!handle.has_steering(link).await.unwrap());
+    handle.remove_steering(link, Qdisc::Made).await.unwrap();
+
+    assert_eq!(handle.set_filter(link, foreign_program()).await.unwrap(), Qdisc::Made);
+    assert!(!handle.has_steering(link).await.unwrap());
+    let taken = handle.set_filter(link, foreign_program()).await.unwrap_err();
+    assert!(matches!(taken, NetlinkError::Foreign(_)), "{taken}");
+    handle.remove_steering(link, Qdisc::Made).await.unwrap();
+    let still = handle.set_filter(link, foreign_program()).await.unwrap_err();
+    assert!(matches!(still, NetlinkError::Foreign(_)), "{still}");
+
+    handle.delete_link(link).await.unwrap();
+    handle.remove_steering(link, Qdisc::Made).await.unwrap();
+    assert!(!handle.has_steering(link).await.unwrap());
 }

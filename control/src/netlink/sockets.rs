@@ -1,0 +1,335 @@
+//! Which TCP and UDP ports the host itself uses, and which are left for NAT.
+//!
+//! Read from `/proc/net/{tcp,tcp6,udp,udp6}` rather than asked by `sock_diag`: the files are in
+//! every kernel, while the diagnostics are modules that a locked-down host may not load, and one
+//! reading covers sockets in every state. It costs one pass over the host's connections and is
+//! done when an uplink or a port range is set up, never per packet.
+//!
+//! Limit: a TCP socket that is bound but neither listens nor is connected shows nowhere.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::netns::{Netns, NetnsError};
+
+/// Below are the ports of well-known services; NAT leaves them alone.
+const FIRST_NAT_PORT: u16 = 1024;
+/// `include/net/tcp_states.h`: `TCP_LISTEN`, as the files print it.
+const STATE_LISTEN: &str = "0A";
+
+/// Why the host's ports are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketsError {
+    /// A file of `/proc` is missing or unreadable.
+    #[error("read {0}: {1}")]
+    Read(&'static str, #[source] io::Error),
+    /// A line that is not of the form the kernel documents.
+    #[error("{0} has a line of unknown form: {1:?}")]
+    Malformed(&'static str, String),
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+}
+
+/// TCP or UDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum L4 {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// One socket with a local port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BoundSocket {
+    /// Protocol.
+    pub l4: L4,
+    /// Local address; unspecified: any.
+    pub address: IpAddr,
+    /// Local port.
+    pub port: u16,
+    /// Takes traffic from anyone: listens (TCP) or has no peer (UDP).
+    pub serves: bool,
+}
+
+impl BoundSocket {
+    /// Whether a service on `address` (unspecified: any) at the same port would collide.
+    fn overlaps(&self, address: Ipv4Addr) -> bool {
+        let own = match self.address {
+            IpAddr::V4(own) => own,
+            // `::` takes IPv4 too unless told otherwise; mapped addresses are IPv4.
+            IpAddr::V6(own) if own.is_unspecified() => Ipv4Addr::UNSPECIFIED,
+            IpAddr::V6(own) => match own.to_ipv4_mapped() {
+                Some(own) => own,
+                None => return false,
+            },
+        };
+        own.is_unspecified() || address.is_unspecified() || own == address
+    }
+}
+
+/// What the host's own stack says about its ports, at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostPorts {
+    sockets: Vec<BoundSocket>,
+    ephemeral: Option<(u16, u16)>,
+    reserved: Vec<(u16, u16)>,
+}
+
+impl HostPorts {
+    /// Reads the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When `/proc` is not what the kernel documents.
+    pub fn read() -> Result<Self, SocketsError> {
+        let mut ports = Self::default();
+        // `/proc/net` is that of the process's first thread; this one may be elsewhere.
+        for (path, l4) in [
+            ("/proc/thread-self/net/tcp", L4::Tcp),
+            ("/proc/thread-self/net/udp", L4::Udp),
+            ("/proc/thread-self/net/tcp6", L4::Tcp),
+            ("/proc/thread-self/net/udp6", L4::Udp),
+        ] {
+            match fs::read_to_string(path) {
+                Ok(text) => ports.add_table(path, l4, &text)?,
+                // No IPv6 in this kernel.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && path.ends_with('6') => {}
+                Err(error) => return Err(SocketsError::Read(path, error)),
+            }
+        }
+        let path = "/proc/sys/net/ipv4/ip_local_port_range";
+        let text = fs::read_to_string(path).map_err(|error| SocketsError::Read(path, error))?;
+        let mut numbers = text.split_whitespace().map(str::parse);
+        ports.ephemeral = match (numbers.next(), numbers.next()) {
+            (Some(Ok(first)), Some(Ok(last))) => Some((first, last)),
+            _ => return Err(SocketsError::Malformed(path, text)),
+        };
+        let path = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+        let text = fs::read_to_string(path).map_err(|error| SocketsError::Read(path, error))?;
+        ports.reserved =
+            parse_ranges(text.trim()).ok_or(SocketsError::Malformed(path, text.clone()))?;
+        Ok(ports)
+    }
+
+    /// Reads another namespace.
+    ///
+    /// # Errors
+    /// As [`HostPorts::read`], and when it cannot be entered.
+    pub fn read_in(netns: &Netns) -> Result<Self, SocketsError> {
+        netns.run(Self::read)?
+    }
+
+    /// The first port of the range at which the host itself serves on `address` (unspecified: on
+    /// any).
+    #[must_use]
+    pub fn first_busy(&self, l4: L4, address: Ipv4Addr, first: u16, last: u16) -> Option<u16> {
+        self.sockets
+            .iter()
+            .filter(|socket| socket.l4 == l4 && socket.serves && socket.overlaps(address))
+            .map(|socket| socket.port)
+            .filter(|port| (first..=last).contains(port))
+            .min()
+    }
+
+    /// Ports that the host never uses by itself, for NAT to share its address: outside
+    /// `ip_local_port_range`, not reserved, without a socket, not below 1024. Ascending, inclusive,
+    /// not overlapping.
+    #[must_use]
+    pub fn nat_ports(&self) -> Vec<(u16, u16)> {
+        let single: BTreeSet<u16> = self.sockets.iter().map(|socket| socket.port).collect();
+        let mut taken: Vec<(u16, u16)> = single.into_iter().map(|port| (port, port)).collect();
+        taken.extend(self.ephemeral);
+        taken.extend(&self.reserved);
+        subtract((FIRST_NAT_PORT, u16::MAX), taken)
+    }
+
+    fn add_table(&mut self, path: &'static str, l4: L4, text: &str) -> Result<(), SocketsError> {
+        for line in text.lines().skip(1) {
+            let socket = parse_socket(l4, line)
+                .ok_or_else(|| SocketsError::Malformed(path, line.to_owned()))?;
+            // TIME_WAIT rows of sockets that never had a port, and the like.
+            if socket.port != 0 {
+                self.sockets.push(socket);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes ranges out of a range: what is left, ascending.
+#[must_use]
+pub fn subtract(whole: (u16, u16), mut taken: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
+    taken.sort_unstable();
+    let mut left = Vec::new();
+    // One past the last port is a valid position.
+    let (mut next, end) = (u32::from(whole.0), u32::from(whole.1) + 1);
+    for (first, last) in taken {
+        push_range(&mut left, next, u32::from(first).min(end));
+        next = next.max(u32::from(last) + 1);
+    }
+    push_range(&mut left, next, end);
+    left
+}
+
+fn push_range(ranges: &mut Vec<(u16, u16)>, from: u32, to: u32) {
+    if from < to
+        && let (Ok(first), Ok(last)) = (u16::try_from(from), u16::try_from(to - 1))
+    {
+        ranges.push((first, last));
+    }
+}
+
+/// `sl local_address rem_address st …`, addresses in hex with each 32-bit word in host order.
+fn parse_socket(l4: L4, line: &str) -> Option<BoundSocket> {
+    let mut fields = line.split_whitespace().skip(1);
+    let (address, port) = parse_endpoint(fields.next()?)?;
+    let (_, remote_port) = parse_endpoint(fields.next()?)?;
+    let state = fields.next()?;
+    let serves = match l4 {
+        L4::Tcp => state == STATE_LISTEN,
+        L4::Udp => remote_port == 0,
+    };
+    Some(BoundSocket { l4, address, port, serves })
+}
+
+fn parse_endpoint(text: &str) -> Option<(IpAddr, u16)> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| {
+        let digits = address.get(at * 8..at * 8 + 8)?;
+        Some(u32::from_str_radix(digits, 16).ok()?.to_ne_bytes())
+    };
+    let address = match address.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
+        32 => {
+            let mut octets = [0; 16];
+            for (at, chunk) in octets.chunks_exact_mut(4).enumerate() {
+                chunk.copy_from_slice(&word(at)?);
+            }
+            IpAddr::V6(Ipv6Addr::from(octets))
+        }
+        _ => return None,
+    };
+    Some((address, port))
+}
+
+/// `8080,9000-9010`, or nothing.
+fn parse_ranges(text: &str) -> Option<Vec<(u16, u16)>> {
+    if text.is_empty() {
+        return Some(Vec::new());
+    }
+    text.split(',')
+        .map(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn lines_of_proc_are_read() {
+        let listen = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000";
+        let socket = parse_socket(L4::Tcp, listen).unwrap();
+        assert_eq!((socket.address, socket.port), (IpAddr::V4(Ipv4Addr::LOCALHOST), 8080));
+        assert!(socket.serves);
+        let connected = listen.replace("0A", "01");
+        assert!(!parse_socket(L4::Tcp, &connected).unwrap().serves);
+        let v6 =
+            "  1: 00000000000000000000000001000000:0035 00000000000000000000000000000000:0000 07";
+        let socket = parse_socket(L4::Udp, v6).unwrap();
+        assert_eq!((socket.address, socket.port), (IpAddr::V6(Ipv6Addr::LOCALHOST), 53));
+        for line in ["", "0:", "0: 0100007F 0", "0: 01:1F90 02:0000 0A", "0: 0100007F:XX 0:0 0A"] {
+            assert_eq!(parse_socket(L4::Tcp, line), None, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn ranges_are_read() {
+        assert_eq!(parse_ranges(""), Some(vec![]));
+        assert_eq!(parse_ranges("8080,9000-9010"), Some(vec![(8080, 8080), (9000, 9010)]));
+        assert_eq!(parse_ranges("70000"), None);
+        assert_eq!(parse_ranges("1-2-3"), None);
+    }
+
+    #[test]
+    fn what_is_taken_is_taken_out() {
+        let all = (1024, 65535);
+        assert_eq!(subtract(all, vec![]), [all]);
+        assert_eq!(
+            subtract(all, vec![(32768, 60999), (8080, 8080), (80, 80), (60000, 61000)]),
+            [(1024, 8079), (8081, 32767), (61001, 65535)]
+        );
+        assert_eq!(subtract(all, vec![(0, 1024), (65535, 65535)]), [(1025, 65534)]);
+        assert_eq!(subtract(all, vec![(0, 65535)]), []);
+        assert_eq!(subtract((5, 9), vec![(20, 30)]), [(5, 9)]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn subtract_agrees_with_a_set(
+            taken in proptest::collection::vec((0u16..200, 0u16..200), 0..8),
+        ) {
+            let taken: Vec<_> = taken.into_iter().map(|(a, b)| (a.min(b), a.max(b))).collect();
+            let expected: Vec<u16> = (50..=150)
+                .filter(|port| !taken.iter().any(|(a, b)| (a..=b).contains(&port)))
+                .collect();
+            let left = subtract((50, 150), taken);
+            let ports: Vec<u16> = left.iter().flat_map(|(a, b)| *a..=*b).collect();
+            proptest::prop_assert_eq!(ports, expected);
+            proptest::prop_assert!(left.windows(2).all(|pair| pair[0].1 + 1 < pair[1].0));
+        }
+    }
+
+    #[test]
+    fn services_collide_by_address_and_protocol() {
+        let socket = |address: &str, l4| BoundSocket {
+            l4,
+            address: address.parse().unwrap(),
+            port: 53,
+            serves: true,
+        };
+        let busy = |sockets: Vec<BoundSocket>, address: &str| {
+            let ports = HostPorts { sockets, ..HostPorts::default() };
+            ports.first_busy(L4::Tcp, address.parse().unwrap(), 50, 60)
+        };
+        assert_eq!(busy(vec![socket("127.0.0.53", L4::Tcp)], "0.0.0.0"), Some(53));
+        assert_eq!(busy(vec![socket("127.0.0.53", L4::Tcp)], "192.0.2.1"), None);
+        assert_eq!(busy(vec![socket("0.0.0.0", L4::Tcp)], "192.0.2.1"), Some(53));
+        assert_eq!(busy(vec![socket("::", L4::Tcp)], "192.0.2.1"), Some(53));
+        assert_eq!(busy(vec![socket("::1", L4::Tcp)], "0.0.0.0"), None);
+        assert_eq!(busy(vec![socket("::ffff:192.0.2.1", L4::Tcp)], "192.0.2.1"), Some(53));
+        assert_eq!(busy(vec![socket("0.0.0.0", L4::Udp)], "192.0.2.1"), None);
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_namespace_tells_its_own_ports() {
+        let netns = Netns::anonymous().unwrap();
+        netns.write_sysctl("net/ipv4/ip_local_port_range", "40000 50000").unwrap();
+        netns.write_sysctl("net/ipv4/ip_local_reserved_ports", "2000-2010,3000").unwrap();
+        let (tcp, udp) = netns
+            .run(|| {
+                let tcp = TcpListener::bind("127.0.0.1:8080").unwrap();
+                (tcp, UdpSocket::bind("0.0.0.0:5353").unwrap())
+            })
+            .unwrap();
+        let ports = HostPorts::read_in(&netns).unwrap();
+        let expected =
+            [(1024, 1999), (2011, 2999), (3001, 5352), (5354, 8079), (8081, 39999), (50001, 65535)];
+        assert_eq!(ports.nat_ports(), expected);
+        assert_eq!(ports.first_busy(L4::Tcp, Ipv4Addr::UNSPECIFIED, 8000, 9000), Some(8080));
+        assert_eq!(ports.first_busy(L4::Udp, Ipv4Addr::UNSPECIFIED, 8000, 9000), None);
+        drop((tcp, udp));
+        let ports = HostPorts::read_in(&netns).unwrap();
+        assert_eq!(ports.first_busy(L4::Tcp, Ipv4Addr::UNSPECIFIED, 1, 65535), None);
+    }
+}
