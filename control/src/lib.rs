@@ -6,6 +6,8 @@
 
 pub mod api;
 pub mod check;
+pub mod cli;
+pub mod config;
 pub mod error;
 pub mod ipam;
 pub mod model;

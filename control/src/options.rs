@@ -7,8 +7,6 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use serde::Deserialize;
-
 use crate::api::types::Driver;
 use crate::error::{Error, Result};
 
@@ -53,8 +51,7 @@ pub enum GatewayMode {
 }
 
 /// What connects an endpoint to the engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LinkKind {
     /// A TAP device moved into the sandbox.
     #[default]

@@ -1,0 +1,3 @@
+//! `vswitchctl`.
+
+pub mod output;

@@ -1,0 +1,183 @@
+//! The daemon's configuration: defaults, overridden by the file, overridden by the flags.
+//!
+//! [`file`] is the file as it is written, [`validate`] makes a [`Config`] of it, [`args`] is the
+//! command line. A [`Config`] is sound by itself; whether it fits the host is found out at start.
+
+pub mod args;
+pub mod file;
+pub mod validate;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dataplane::config::{DEFAULT_FDB_AGEING, Timeouts};
+use ipnet::Ipv4Net;
+
+use crate::api::types::{NetworkCreate, UplinkAdd};
+use crate::error::{Error, Result};
+use crate::options::LinkKind;
+
+/// Where the configuration is looked for.
+pub const DEFAULT_CONFIG: &str = "/etc/vswitchd/vswitchd.toml";
+/// Where the API's socket is.
+pub const DEFAULT_SOCKET: &str = "/run/vswitchd/vswitchd.sock";
+/// Where the state is kept.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/vswitchd";
+/// Where what is only true while the daemon runs is kept.
+pub const DEFAULT_RUN_DIR: &str = "/run/vswitchd";
+
+/// Everything the daemon is told before it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The process.
+    pub daemon: Daemon,
+    /// What networks get that do not say.
+    pub defaults: Defaults,
+    /// Idle timeouts of connections.
+    pub timeouts: Timeouts,
+    /// How long an FDB entry lives without a frame from it.
+    pub fdb_ageing: Duration,
+    /// Sizes of the tables.
+    pub limits: Limits,
+    /// Declared ways out.
+    pub uplinks: Vec<UplinkAdd>,
+    /// Declared networks.
+    pub networks: Vec<NetworkCreate>,
+    /// What was read and has no effect, one line each, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// The process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    /// The API's socket.
+    pub socket: PathBuf,
+    /// Where the state is kept.
+    pub state_dir: PathBuf,
+    /// Where what is only true while the daemon runs is kept.
+    pub run_dir: PathBuf,
+    /// Worker threads; `None`: one per core.
+    pub workers: Option<usize>,
+    /// Where Docker looks for plugin sockets; `None`: no plugin.
+    pub docker_plugin_dir: Option<PathBuf>,
+    /// Where metrics are served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Daemon {
+    /// Worker threads: as configured, else one per core this process may use.
+    #[must_use]
+    pub fn worker_count(&self) -> usize {
+        self.workers
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+            .min(validate::MAX_WORKERS)
+    }
+}
+
+impl Default for Daemon {
+    fn default() -> Self {
+        Self {
+            socket: DEFAULT_SOCKET.into(),
+            state_dir: DEFAULT_STATE_DIR.into(),
+            run_dir: DEFAULT_RUN_DIR.into(),
+            workers: None,
+            docker_plugin_dir: None,
+            metrics: None,
+        }
+    }
+}
+
+/// Where subnets come from that nobody named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// The range.
+    pub base: Ipv4Net,
+    /// Prefix length of each subnet taken from it.
+    pub size: u8,
+}
+
+/// What networks get that do not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Defaults {
+    /// Where their subnets come from, first pool first.
+    pub pools: Vec<Pool>,
+    /// Their MTU.
+    pub mtu: u16,
+    /// What connects their endpoints to the engine.
+    pub link: LinkKind,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        // Docker's second default pool; the contract fixes it.
+        let base = Ipv4Net::new_assert(std::net::Ipv4Addr::new(172, 16, 0, 0), 12);
+        Self { pools: vec![Pool { base, size: 16 }], mtu: 1500, link: LinkKind::Tap }
+    }
+}
+
+/// Sizes of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections tracked at most.
+    pub conntrack: u32,
+    /// MAC addresses learned at most, over all networks.
+    pub fdb: u32,
+    /// Frame buffers of each worker.
+    pub buffers: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let engine = dataplane::EngineOptions::default();
+        Self {
+            conntrack: engine.conntrack_limit,
+            fdb: engine.fdb_limit,
+            buffers: engine.buffers_per_worker,
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            daemon: Daemon::default(),
+            defaults: Defaults::default(),
+            timeouts: Timeouts::default(),
+            fdb_ageing: DEFAULT_FDB_AGEING,
+            limits: Limits::default(),
+            uplinks: Vec::new(),
+            networks: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file; one that does not exist stands for the defaults.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is wrong: one line with file, line and key.
+    pub fn load(path: &Path) -> Result<Self> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                Err(Error::invalid(format!("{}: not UTF-8 text", path.display())))
+            }
+            Err(error) => Err(Error::failed(format!("{}: {error}", path.display()))),
+        }
+    }
+
+    /// Reads the text of a file; `path` is for messages.
+    ///
+    /// # Errors
+    /// When it is wrong: one line with file, line and key.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        let file = file::parse(text, path)?;
+        validate::config(file, text, path)
+    }
+}
+
+#[cfg(test)]
+mod tests;

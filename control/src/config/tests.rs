@@ -1,0 +1,225 @@
+//! The file: what it may say, and how its faults are told.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::api::types::UplinkMode;
+
+fn parse(text: &str) -> Result<Config> {
+    Config::parse(text, Path::new("v.toml"))
+}
+
+#[test]
+fn nothing_means_the_defaults() {
+    assert_eq!(parse("").unwrap(), Config::default());
+    assert_eq!(Config::load(Path::new("/nonexistent/v.toml")).unwrap(), Config::default());
+    let config = Config::default();
+    assert_eq!(config.timeouts.tcp_established, Duration::from_secs(432_000));
+    assert_eq!(config.defaults.pools[0].base.to_string(), "172.16.0.0/12");
+    assert_eq!(config.defaults.pools[0].size, 16);
+    assert_eq!(config.daemon.socket, Path::new("/run/vswitchd/vswitchd.sock"));
+}
+
+#[test]
+fn the_shipped_example_is_valid_and_complete() {
+    let text = include_str!("../../../docs/examples/vswitchd.toml");
+    let config = parse(text).unwrap();
+    assert_eq!(config.warnings, Vec::<String>::new());
+    assert_eq!(config.networks.len(), 2);
+    assert_eq!(config.uplinks.len(), 2);
+    // What the example says outside of networks and uplinks is what would apply without it.
+    let plain = Config { networks: Vec::new(), uplinks: Vec::new(), ..config };
+    let defaults = Config::default();
+    assert_eq!(plain.timeouts, defaults.timeouts);
+    assert_eq!(plain.limits, defaults.limits);
+    assert_eq!(plain.defaults, defaults.defaults);
+    assert_eq!(Daemon { workers: None, ..plain.daemon }, defaults.daemon);
+}
+
+#[test]
+fn every_section() {
+    let config = parse(
+        r#"
+        [daemon]
+        socket = "/s"
+        state_dir = "/st"
+        run_dir = "/r"
+        workers = 4
+        [defaults]
+        pools = [{ base = "10.64.0.0/10", size = 24 }]
+        mtu = 9000
+        link = "tap"
+        dns = false
+        [timeouts]
+        udp = 31
+        fdb_ageing = 5
+        [limits]
+        conntrack = 2048
+        fdb = 4096
+        buffers = 256
+        [[uplink]]
+        interface = "eth0"
+        [[uplink]]
+        interface = "eth1"
+        mode = "dedicated"
+        addresses = ["192.0.2.2/24"]
+        gateway = "192.0.2.1"
+        nat_ports = "2000-3000"
+        [[network]]
+        name = "a"
+        subnet = "10.1.0.0/24"
+        gateway = "10.1.0.254"
+        ip_range = "10.1.0.128/25"
+        aux_address = { nas = "10.1.0.9" }
+        internal = true
+        options = { mtu = 1400, icc = false, iface_prefix = "net" }
+        labels = { tier = "front" }
+        [[network]]
+        name = "b"
+        subnet = ["10.2.0.0/24", "10.3.0.0/24"]
+        "#,
+    )
+    .unwrap();
+    assert_eq!(config.daemon.workers, Some(4));
+    assert_eq!(config.defaults.mtu, 9000);
+    assert_eq!(config.timeouts.udp, Duration::from_secs(31));
+    assert_eq!(config.fdb_ageing, Duration::from_secs(5));
+    assert_eq!(config.limits, Limits { conntrack: 2048, fdb: 4096, buffers: 256 });
+    assert_eq!(config.uplinks[0].mode, UplinkMode::Shared);
+    assert_eq!(config.uplinks[1].nat_ports.unwrap().to_string(), "2000-3000");
+    let a = &config.networks[0];
+    assert_eq!(a.subnets[0].gateway, Some("10.1.0.254".parse().unwrap()));
+    assert_eq!(a.subnets[0].aux_addresses["nas"].to_string(), "10.1.0.9");
+    let options = [("mtu", "1400"), ("icc", "false"), ("iface_prefix", "net")]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()));
+    assert_eq!(a.options, BTreeMap::from(options));
+    assert_eq!(config.networks[1].subnets.len(), 2);
+}
+
+#[test]
+fn faults_name_line_and_key() {
+    let table = [
+        (
+            "\n[daemon]\nsokcet = \"/x\"",
+            "v.toml:3: unknown key \"sokcet\" in [daemon]; known keys are socket, state_dir, run_dir, workers, docker_plugin_dir, metrics",
+        ),
+        (
+            "[deamon]",
+            "v.toml:1: unknown key \"deamon\"; known keys are daemon, defaults, timeouts, limits, uplink, network, cluster",
+        ),
+        (
+            "[defaults]\npools = [{ base = \"10.0.0.0/8\", size = 16, x = 1 }]",
+            "v.toml:2: unknown key \"x\" in [defaults.pools]; known keys are base, size",
+        ),
+        (
+            "[[network]]\nname = \"a\"\n\ntypo = 1",
+            "v.toml:4: unknown key \"typo\" in [network]; known keys are name, driver",
+        ),
+        ("[[network]]\nsubnet = \"10.0.0.0/8\"", "v.toml:1: key \"name\" is missing in [network]"),
+        ("[[network]]\nname = \"a/b\"", "v.toml:2: network.name: name \"a/b\": contains '/'"),
+        (
+            "[[network]]\nname = \"a\"\nsubnet = \"10.0.0.300/8\"",
+            "v.toml:3: network.subnet: \"10.0.0.300/8\": ",
+        ),
+        (
+            "[[network]]\nname = \"a\"\nsubnet = 7",
+            "v.toml:3: network.subnet: invalid type: integer `7`, expected a string or an array",
+        ),
+        (
+            "[[network]]\nname = \"a\"\ndriver = \"brigde\"",
+            "v.toml:3: network.driver: unknown variant `brigde`",
+        ),
+        (
+            "[[network]]\nname = \"a\"\noptions = { colour = \"red\" }",
+            "v.toml:1: network \"a\": option \"colour\" is unknown; known options",
+        ),
+        ("[[network]]\nname = \"host\"", "v.toml:1: network \"host\" exists always"),
+        (
+            "[[network]]\nname = \"a\"\ngateway = \"10.0.0.1\"",
+            "v.toml:1: network \"a\": gateway 10.0.0.1 needs a subnet",
+        ),
+        (
+            "[[network]]\nname = \"a\"\n[[network]]\nname = \"a\"",
+            "v.toml:3: network \"a\" is declared twice",
+        ),
+        (
+            "[[network]]\nname = \"a\"\nsubnet = \"10.0.0.0/8\"\n[[network]]\nname = \"b\"\nsubnet = \"10.1.0.0/24\"",
+            "v.toml:4: network \"b\": subnet 10.1.0.0/24 overlaps network \"a\"",
+        ),
+        (
+            "[[uplink]]\ninterface = \"e\"\n[[uplink]]\ninterface = \"e\"",
+            "v.toml:3: uplink \"e\" is declared twice",
+        ),
+        (
+            "[[uplink]]\ninterface = \"e\"\nmode = \"dedicated\"",
+            "v.toml:1: uplink \"e\": mode dedicated needs an address",
+        ),
+        (
+            "[[uplink]]\ninterface = \"e\"\nnat_ports = \"9-8\"",
+            "v.toml:3: uplink.nat_ports: port range \"9-8\": ends before it begins",
+        ),
+        ("[timeouts]\nudp = 0", "v.toml:2: timeouts.udp: 0 is not a number from 1 to 31536000"),
+        (
+            "[timeouts]\nudp = \"30s\"",
+            "v.toml:2: timeouts.udp: invalid type: string \"30s\", expected a number from 1 to",
+        ),
+        ("[defaults]\nmtu = 100", "v.toml:2: defaults.mtu: 100 is not a number from 576 to 65521"),
+        ("[defaults]\nlink = \"veth\"", "v.toml:2: defaults.link: \"veth\" is not built yet"),
+        ("[defaults]\npools = []", "v.toml:2: defaults.pools: is empty"),
+        (
+            "[defaults]\npools = [{ base = \"10.0.0.0/16\", size = 8 }]",
+            "v.toml:2: defaults.pools: pool 10.0.0.0/16: holds no subnet of size 8",
+        ),
+        (
+            "[defaults]\npools = [{ base = \"10.0.0.1/16\", size = 24 }]",
+            "host bits set; write 10.0.0.0/16",
+        ),
+        ("[daemon]\nworkers = 65", "v.toml:2: daemon.workers: 65 is not a number from 1 to 64"),
+        ("[daemon]\nrun_dir = \"x\"", "v.toml:2: daemon.run_dir: \"x\" is not an absolute path"),
+        ("[daemon]\nmetrics = \"x\"", "v.toml:2: daemon.metrics: "),
+        (
+            "[cluster]\nstore = \"etcd\"",
+            "v.toml:1: [cluster] needs overlay networks, which are not built yet",
+        ),
+        ("[daemon\n", "v.toml:1: "),
+        ("[daemon]\nworkers = 1\nworkers = 2", "v.toml:3: "),
+    ];
+    for (text, start) in table {
+        let error = parse(text).unwrap_err();
+        assert!(error.message.contains(start), "{text:?}\n got {}\nwant {start}", error.message);
+        assert!(error.message.starts_with("v.toml:"), "{}", error.message);
+        assert!(!error.message.contains('\n'), "{}", error.message);
+        assert_eq!(error.exit_code(), 2);
+    }
+}
+
+#[test]
+fn keys_of_parts_not_built_yet_are_noted() {
+    let config =
+        parse("[defaults]\ndns = true\n[timeouts]\nsctp_other = 60\n[limits]\nfragments = 1024\n")
+            .unwrap();
+    assert_eq!(config.warnings.len(), 3);
+    assert!(config.warnings[1].starts_with("timeouts.sctp_other: not built yet"));
+}
+
+#[test]
+fn unreadable_files_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Config::load(dir.path()).unwrap_err();
+    assert_eq!(error.exit_code(), 1, "{}", error.message);
+    let binary = dir.path().join("b.toml");
+    std::fs::write(&binary, [0xff, 0xfe]).unwrap();
+    let error = Config::load(&binary).unwrap_err();
+    assert!(error.message.ends_with("b.toml: not UTF-8 text"), "{}", error.message);
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_or_told_in_one_line(text in "[\\[\\]a-z=\"0-9\\. {}\n]{0,80}") {
+        if let Err(error) = parse(&text) {
+            prop_assert!(!error.message.contains('\n'));
+        }
+    }
+}
