@@ -15,6 +15,7 @@ pub mod name;
 pub mod netlink;
 pub mod netns;
 pub mod options;
+pub mod proxy;
 pub mod publish;
 pub mod state;
 mod text;

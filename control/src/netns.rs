@@ -31,6 +31,7 @@ use nix::sys::statfs::{NSFS_MAGIC, fstatfs, statfs};
 
 pub use exec::{MountNamespace, enter_for_exec, mount_namespace, spawn};
 
+use crate::error::{Error, Kind};
 use crate::netlink::blocking::{BlockingSocket, route_request};
 
 /// Where `ip netns` keeps its names.
@@ -67,6 +68,18 @@ pub enum NetnsError {
     /// The closure run inside panicked.
     #[error("a task inside a network namespace panicked")]
     Panicked,
+}
+
+impl From<NetnsError> for Error {
+    fn from(error: NetnsError) -> Self {
+        let kind = match &error {
+            NetnsError::BadName(_) | NetnsError::NotANetns(_) => Kind::Invalid,
+            NetnsError::Exists(_) => Kind::Conflict,
+            NetnsError::NotFound(_) => Kind::NotFound,
+            NetnsError::System { .. } | NetnsError::Panicked => Kind::Failed,
+        };
+        Self::new(kind, error.to_string())
+    }
 }
 
 fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> NetnsError {

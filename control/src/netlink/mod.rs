@@ -33,6 +33,7 @@ pub use link::{Link, LinkChange};
 pub use monitor::{Event, Monitor};
 pub use route::{Neighbor, Route, RouteSpec};
 
+use crate::error::{Error, Kind};
 use crate::netns::{Netns, NetnsError};
 
 /// Why a netlink request failed.
@@ -81,6 +82,19 @@ impl NetlinkError {
     #[must_use]
     pub fn is_exists(&self) -> bool {
         matches!(self, Self::Refused { code: Errno::EEXIST, .. })
+    }
+}
+
+impl From<NetlinkError> for Error {
+    fn from(error: NetlinkError) -> Self {
+        let kind = match &error {
+            NetlinkError::NoLink(_) => Kind::NotFound,
+            NetlinkError::Foreign(_) => Kind::Conflict,
+            NetlinkError::Netns(NetnsError::NotFound(_)) => Kind::NotFound,
+            error if error.is_exists() => Kind::Conflict,
+            _ => Kind::Failed,
+        };
+        Self::new(kind, error.to_string())
     }
 }
 

@@ -5,7 +5,8 @@
 //! reading covers sockets in every state. It costs one pass over the host's connections and is
 //! done when an uplink or a port range is set up, never per packet.
 //!
-//! Limit: a TCP socket that is bound but neither listens nor is connected shows nowhere.
+//! Limits: a TCP socket that is bound but neither listens nor is connected shows nowhere; SCTP is
+//! not looked at.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,6 +14,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::netns::{Netns, NetnsError};
+use crate::publish::{PortRange, Proto};
 
 /// Below are the ports of well-known services; NAT leaves them alone.
 const FIRST_NAT_PORT: u16 = 1024;
@@ -33,20 +35,11 @@ pub enum SocketsError {
     Netns(#[from] NetnsError),
 }
 
-/// TCP or UDP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum L4 {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
 /// One socket with a local port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BoundSocket {
     /// Protocol.
-    pub l4: L4,
+    pub proto: Proto,
     /// Local address; unspecified: any.
     pub address: IpAddr,
     /// Local port.
@@ -75,7 +68,7 @@ impl BoundSocket {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostPorts {
     sockets: Vec<BoundSocket>,
-    ephemeral: Option<(u16, u16)>,
+    ephemeral: (u16, u16),
     reserved: Vec<(u16, u16)>,
 }
 
@@ -87,14 +80,14 @@ impl HostPorts {
     pub fn read() -> Result<Self, SocketsError> {
         let mut ports = Self::default();
         // `/proc/net` is that of the process's first thread; this one may be elsewhere.
-        for (path, l4) in [
-            ("/proc/thread-self/net/tcp", L4::Tcp),
-            ("/proc/thread-self/net/udp", L4::Udp),
-            ("/proc/thread-self/net/tcp6", L4::Tcp),
-            ("/proc/thread-self/net/udp6", L4::Udp),
+        for (path, proto) in [
+            ("/proc/thread-self/net/tcp", Proto::Tcp),
+            ("/proc/thread-self/net/udp", Proto::Udp),
+            ("/proc/thread-self/net/tcp6", Proto::Tcp),
+            ("/proc/thread-self/net/udp6", Proto::Udp),
         ] {
             match fs::read_to_string(path) {
-                Ok(text) => ports.add_table(path, l4, &text)?,
+                Ok(text) => ports.add_table(path, proto, &text)?,
                 // No IPv6 in this kernel.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && path.ends_with('6') => {}
                 Err(error) => return Err(SocketsError::Read(path, error)),
@@ -104,7 +97,7 @@ impl HostPorts {
         let text = fs::read_to_string(path).map_err(|error| SocketsError::Read(path, error))?;
         let mut numbers = text.split_whitespace().map(str::parse);
         ports.ephemeral = match (numbers.next(), numbers.next()) {
-            (Some(Ok(first)), Some(Ok(last))) => Some((first, last)),
+            (Some(Ok(first)), Some(Ok(last))) => (first, last),
             _ => return Err(SocketsError::Malformed(path, text)),
         };
         let path = "/proc/sys/net/ipv4/ip_local_reserved_ports";
@@ -125,13 +118,20 @@ impl HostPorts {
     /// The first port of the range at which the host itself serves on `address` (unspecified: on
     /// any).
     #[must_use]
-    pub fn first_busy(&self, l4: L4, address: Ipv4Addr, first: u16, last: u16) -> Option<u16> {
+    pub fn first_busy(&self, proto: Proto, address: Ipv4Addr, ports: PortRange) -> Option<u16> {
         self.sockets
             .iter()
-            .filter(|socket| socket.l4 == l4 && socket.serves && socket.overlaps(address))
+            .filter(|socket| socket.proto == proto && socket.serves && socket.overlaps(address))
             .map(|socket| socket.port)
-            .filter(|port| (first..=last).contains(port))
+            .filter(|port| (ports.first()..=ports.last()).contains(port))
             .min()
+    }
+
+    /// First and last port the host hands out to its own outgoing connections
+    /// (`ip_local_port_range`).
+    #[must_use]
+    pub const fn ephemeral(&self) -> (u16, u16) {
+        self.ephemeral
     }
 
     /// Ports that the host never uses by itself, for NAT to share its address: outside
@@ -141,14 +141,19 @@ impl HostPorts {
     pub fn nat_ports(&self) -> Vec<(u16, u16)> {
         let single: BTreeSet<u16> = self.sockets.iter().map(|socket| socket.port).collect();
         let mut taken: Vec<(u16, u16)> = single.into_iter().map(|port| (port, port)).collect();
-        taken.extend(self.ephemeral);
+        taken.push(self.ephemeral);
         taken.extend(&self.reserved);
         subtract((FIRST_NAT_PORT, u16::MAX), taken)
     }
 
-    fn add_table(&mut self, path: &'static str, l4: L4, text: &str) -> Result<(), SocketsError> {
+    fn add_table(
+        &mut self,
+        path: &'static str,
+        proto: Proto,
+        text: &str,
+    ) -> Result<(), SocketsError> {
         for line in text.lines().skip(1) {
-            let socket = parse_socket(l4, line)
+            let socket = parse_socket(proto, line)
                 .ok_or_else(|| SocketsError::Malformed(path, line.to_owned()))?;
             // TIME_WAIT rows of sockets that never had a port, and the like.
             if socket.port != 0 {
@@ -183,16 +188,16 @@ fn push_range(ranges: &mut Vec<(u16, u16)>, from: u32, to: u32) {
 }
 
 /// `sl local_address rem_address st …`, addresses in hex with each 32-bit word in host order.
-fn parse_socket(l4: L4, line: &str) -> Option<BoundSocket> {
+fn parse_socket(proto: Proto, line: &str) -> Option<BoundSocket> {
     let mut fields = line.split_whitespace().skip(1);
     let (address, port) = parse_endpoint(fields.next()?)?;
     let (_, remote_port) = parse_endpoint(fields.next()?)?;
     let state = fields.next()?;
-    let serves = match l4 {
-        L4::Tcp => state == STATE_LISTEN,
-        L4::Udp => remote_port == 0,
+    let serves = match proto {
+        Proto::Tcp => state == STATE_LISTEN,
+        Proto::Udp | Proto::Sctp => remote_port == 0,
     };
-    Some(BoundSocket { l4, address, port, serves })
+    Some(BoundSocket { proto, address, port, serves })
 }
 
 fn parse_endpoint(text: &str) -> Option<(IpAddr, u16)> {
@@ -238,17 +243,17 @@ mod tests {
     #[test]
     fn lines_of_proc_are_read() {
         let listen = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000";
-        let socket = parse_socket(L4::Tcp, listen).unwrap();
+        let socket = parse_socket(Proto::Tcp, listen).unwrap();
         assert_eq!((socket.address, socket.port), (IpAddr::V4(Ipv4Addr::LOCALHOST), 8080));
         assert!(socket.serves);
         let connected = listen.replace("0A", "01");
-        assert!(!parse_socket(L4::Tcp, &connected).unwrap().serves);
+        assert!(!parse_socket(Proto::Tcp, &connected).unwrap().serves);
         let v6 =
             "  1: 00000000000000000000000001000000:0035 00000000000000000000000000000000:0000 07";
-        let socket = parse_socket(L4::Udp, v6).unwrap();
+        let socket = parse_socket(Proto::Udp, v6).unwrap();
         assert_eq!((socket.address, socket.port), (IpAddr::V6(Ipv6Addr::LOCALHOST), 53));
         for line in ["", "0:", "0: 0100007F 0", "0: 01:1F90 02:0000 0A", "0: 0100007F:XX 0:0 0A"] {
-            assert_eq!(parse_socket(L4::Tcp, line), None, "{line:?}");
+            assert_eq!(parse_socket(Proto::Tcp, line), None, "{line:?}");
         }
     }
 
@@ -291,23 +296,23 @@ mod tests {
 
     #[test]
     fn services_collide_by_address_and_protocol() {
-        let socket = |address: &str, l4| BoundSocket {
-            l4,
+        let socket = |address: &str, proto| BoundSocket {
+            proto,
             address: address.parse().unwrap(),
             port: 53,
             serves: true,
         };
         let busy = |sockets: Vec<BoundSocket>, address: &str| {
             let ports = HostPorts { sockets, ..HostPorts::default() };
-            ports.first_busy(L4::Tcp, address.parse().unwrap(), 50, 60)
+            ports.first_busy(Proto::Tcp, address.parse().unwrap(), PortRange::new(50, 60).unwrap())
         };
-        assert_eq!(busy(vec![socket("127.0.0.53", L4::Tcp)], "0.0.0.0"), Some(53));
-        assert_eq!(busy(vec![socket("127.0.0.53", L4::Tcp)], "192.0.2.1"), None);
-        assert_eq!(busy(vec![socket("0.0.0.0", L4::Tcp)], "192.0.2.1"), Some(53));
-        assert_eq!(busy(vec![socket("::", L4::Tcp)], "192.0.2.1"), Some(53));
-        assert_eq!(busy(vec![socket("::1", L4::Tcp)], "0.0.0.0"), None);
-        assert_eq!(busy(vec![socket("::ffff:192.0.2.1", L4::Tcp)], "192.0.2.1"), Some(53));
-        assert_eq!(busy(vec![socket("0.0.0.0", L4::Udp)], "192.0.2.1"), None);
+        assert_eq!(busy(vec![socket("127.0.0.53", Proto::Tcp)], "0.0.0.0"), Some(53));
+        assert_eq!(busy(vec![socket("127.0.0.53", Proto::Tcp)], "192.0.2.1"), None);
+        assert_eq!(busy(vec![socket("0.0.0.0", Proto::Tcp)], "192.0.2.1"), Some(53));
+        assert_eq!(busy(vec![socket("::", Proto::Tcp)], "192.0.2.1"), Some(53));
+        assert_eq!(busy(vec![socket("::1", Proto::Tcp)], "0.0.0.0"), None);
+        assert_eq!(busy(vec![socket("::ffff:192.0.2.1", Proto::Tcp)], "192.0.2.1"), Some(53));
+        assert_eq!(busy(vec![socket("0.0.0.0", Proto::Udp)], "192.0.2.1"), None);
     }
 
     #[test]
@@ -326,10 +331,27 @@ mod tests {
         let expected =
             [(1024, 1999), (2011, 2999), (3001, 5352), (5354, 8079), (8081, 39999), (50001, 65535)];
         assert_eq!(ports.nat_ports(), expected);
-        assert_eq!(ports.first_busy(L4::Tcp, Ipv4Addr::UNSPECIFIED, 8000, 9000), Some(8080));
-        assert_eq!(ports.first_busy(L4::Udp, Ipv4Addr::UNSPECIFIED, 8000, 9000), None);
+        assert_eq!(
+            ports.first_busy(
+                Proto::Tcp,
+                Ipv4Addr::UNSPECIFIED,
+                PortRange::new(8000, 9000).unwrap()
+            ),
+            Some(8080)
+        );
+        assert_eq!(
+            ports.first_busy(
+                Proto::Udp,
+                Ipv4Addr::UNSPECIFIED,
+                PortRange::new(8000, 9000).unwrap()
+            ),
+            None
+        );
         drop((tcp, udp));
         let ports = HostPorts::read_in(&netns).unwrap();
-        assert_eq!(ports.first_busy(L4::Tcp, Ipv4Addr::UNSPECIFIED, 1, 65535), None);
+        assert_eq!(
+            ports.first_busy(Proto::Tcp, Ipv4Addr::UNSPECIFIED, PortRange::new(1, 65535).unwrap()),
+            None
+        );
     }
 }
