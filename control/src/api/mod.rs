@@ -1,3 +1,4 @@
 //! The API on the unix socket: HTTP/JSON under `/v1`, and nothing else between client and daemon.
 
+pub mod openapi;
 pub mod types;
