@@ -5,6 +5,7 @@
 //! cannot tell a kernel device from a test channel.
 
 pub mod memory;
+pub mod packet_socket;
 pub mod pcap;
 pub mod poll;
 pub mod region;

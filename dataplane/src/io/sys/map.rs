@@ -12,7 +12,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
@@ -25,7 +25,7 @@ pub(in crate::io) struct Mapping {
 
 // SAFETY: the mapping belongs to the process, not to a thread; it has no thread affinity.
 unsafe impl Send for Mapping {}
-// SAFETY: shared access hands out atomics only.
+// SAFETY: shared access hands out atomics only, or bytes under the rules of `bytes`.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -57,6 +57,36 @@ impl Mapping {
         // SAFETY: page-aligned, so aligned for u64; `words` of them lie within the mapping, which
         // lives as long as the borrow; every bit pattern is valid; all access is atomic.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), words) }
+    }
+
+    /// The 32-bit word at byte `offset`; `None` when it is not aligned or not inside.
+    pub(in crate::io) fn word32(&self, offset: usize) -> Option<&AtomicU32> {
+        let end = offset.checked_add(size_of::<AtomicU32>())?;
+        if end > self.len || !offset.is_multiple_of(align_of::<AtomicU32>()) {
+            return None;
+        }
+        // SAFETY: `offset` lies inside the mapping.
+        let at = unsafe { self.ptr.as_ptr().byte_add(offset) };
+        // JUSTIFICATION: the status word of a ring slot is written by the kernel.
+        // SAFETY: aligned (checked above), inside the mapping, which lives as long as the borrow.
+        Some(unsafe { AtomicU32::from_ptr(at.cast()) })
+    }
+
+    /// `len` bytes from `offset` on; `None` when they are not all inside.
+    ///
+    /// # Safety
+    /// Nobody, in this process, in another or in the kernel, may write to these bytes while the
+    /// result is borrowed.
+    pub(in crate::io) unsafe fn bytes(&self, offset: usize, len: usize) -> Option<&[u8]> {
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: `offset` lies inside the mapping.
+        let at = unsafe { self.ptr.as_ptr().byte_add(offset) };
+        // JUSTIFICATION: frames are copied out of the ring as whole slices.
+        // SAFETY: inside the mapping, which lives as long as the borrow; the caller vouches that
+        // nobody writes.
+        Some(unsafe { std::slice::from_raw_parts(at.cast_const().cast(), len) })
     }
 }
 

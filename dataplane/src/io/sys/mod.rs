@@ -5,4 +5,5 @@
 //! `io::Error`; nothing here knows what a port or a frame means to the engine.
 
 pub(super) mod map;
+pub(super) mod packet;
 pub(super) mod tun;

@@ -1,0 +1,401 @@
+//! Packet sockets: a port on an interface that exists already, as an uplink does.
+//!
+//! Frames are received through a ring shared with the kernel (`TPACKET_V2`), each slot as large as
+//! the largest frame, with the virtio-net header before it; they are copied into buffers of the
+//! pool. They are sent, many in a call, by a second socket that passes by the queueing discipline.
+//! What the host itself sends on the interface is not received.
+//!
+//! The kernel takes the outer VLAN tag out of a frame; it is put back in here.
+//!
+//! Opened in the network namespace of the calling thread. When the interface goes down the port
+//! waits for it to come up again; when it is removed or leaves the namespace the port is [`Gone`].
+//! Needs `CAP_NET_RAW` to open, nothing afterwards.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
+use nix::sys::utsname::uname;
+
+use super::sys::packet::{self as sys, Received, RxRing, SEND_BATCH};
+use super::tap::with_vnet_hdr;
+use super::vnet_hdr::VnetHdr;
+use super::{Gone, Offloads, Port, PortHalves, PortRx, PortTx, TxReport};
+use crate::frame::{Frame, MAX_FRAME_LEN};
+use crate::pool::Pool;
+
+/// A whole number of pages that holds the largest frame, its virtio-net and its slot header.
+const SLOT_LEN: NonZeroUsize = NonZeroUsize::new(73_728).unwrap();
+
+/// Slots of the ring unless said otherwise.
+pub const DEFAULT_SLOTS: NonZeroUsize = NonZeroUsize::new(32).unwrap();
+
+/// Send buffer. The default of 208 KiB holds three frames of 64 KiB.
+const SEND_BUFFER: libc::c_int = 4 << 20;
+
+/// An error of the socket is looked for in every this many calls that find no frame: it costs a
+/// syscall, and a worker that spins calls very often.
+const IDLE_CALLS_PER_CHECK: u32 = 8;
+
+/// How to open a socket.
+#[derive(Debug, Clone, Copy)]
+pub struct PacketOptions<'a> {
+    /// Receive frames for every destination MAC, not only those of the interface.
+    pub promiscuous: bool,
+    /// A BPF socket filter program that chooses the frames, e.g. `Steering`'s.
+    pub filter: Option<BorrowedFd<'a>>,
+    /// Slots of the receive ring, 72 KiB each.
+    pub slots: NonZeroUsize,
+}
+
+impl Default for PacketOptions<'_> {
+    fn default() -> Self {
+        Self { promiscuous: false, filter: None, slots: DEFAULT_SLOTS }
+    }
+}
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum PacketSocketError {
+    /// There is no interface by that name.
+    #[error("interface {0:?} does not exist in this network namespace")]
+    NoInterface(String),
+    /// The interface carries no Ethernet frames.
+    #[error("interface {0:?} is not an Ethernet interface: choose one that has a MAC address")]
+    NotEthernet(String),
+    /// Not allowed.
+    #[error("interface {0:?}: not permitted: packet sockets need root or CAP_NET_RAW")]
+    Permission(String),
+    /// Anything else.
+    #[error("interface {interface:?}: cannot {action}: {source}")]
+    Io {
+        /// The interface.
+        interface: String,
+        /// What failed.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A pair of packet sockets on one interface.
+#[derive(Debug)]
+pub struct PacketSocket {
+    rx: Arc<OwnedFd>,
+    tx: OwnedFd,
+    ring: RxRing,
+    counts: Arc<Counts>,
+    offloads: Offloads,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    ring_full: AtomicU64,
+    oversized: AtomicU64,
+}
+
+/// Frames that the socket lost before the engine saw them. Outlives the port.
+#[derive(Debug, Clone)]
+pub struct PacketCounters {
+    rx: Weak<OwnedFd>,
+    counts: Arc<Counts>,
+}
+
+/// What [`PacketCounters::read`] found, counted since the socket was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PacketDrops {
+    /// The ring was full.
+    pub ring_full: u64,
+    /// The frame was longer than a buffer.
+    pub oversized: u64,
+}
+
+impl PacketCounters {
+    /// Reads the counters.
+    #[must_use]
+    pub fn read(&self) -> PacketDrops {
+        if let Some(rx) = self.rx.upgrade()
+            && let Ok(drops) = sys::take_drops(rx.as_fd())
+        {
+            self.counts.ring_full.fetch_add(drops.into(), Ordering::Relaxed);
+        }
+        PacketDrops {
+            ring_full: self.counts.ring_full.load(Ordering::Relaxed),
+            oversized: self.counts.oversized.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl PacketSocket {
+    /// Opens both sockets on the interface `name` of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// See [`PacketSocketError`].
+    pub fn open(name: &str, options: &PacketOptions<'_>) -> Result<Self, PacketSocketError> {
+        let failed = |action| {
+            move |source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EPERM | Errno::EACCES) => PacketSocketError::Permission(name.into()),
+                Some(Errno::ENODEV | Errno::ENXIO) => PacketSocketError::NoInterface(name.into()),
+                _ => PacketSocketError::Io { interface: name.into(), action, source },
+            }
+        };
+        let index = if_nametoindex(name)
+            .ok()
+            .and_then(|index| libc::c_int::try_from(index).ok())
+            .ok_or_else(|| PacketSocketError::NoInterface(name.into()))?;
+
+        let rx = open_socket().map_err(failed("open a packet socket"))?;
+        let fd = rx.as_fd();
+        let kind = sys::hardware_type(fd, name).map_err(failed("read its kind"))?;
+        if kind != libc::ARPHRD_ETHER {
+            return Err(PacketSocketError::NotEthernet(name.into()));
+        }
+        let packet_option = |fd, option, value, action| {
+            sys::set_option(fd, libc::SOL_PACKET, option, value).map_err(failed(action))
+        };
+        let version = libc::c_int::try_from(libc::tpacket_versions::TPACKET_V2 as u32).unwrap_or(1);
+        packet_option(fd, libc::PACKET_VERSION, version, "choose TPACKET_V2")?;
+        // Refused once there is a ring.
+        packet_option(fd, libc::PACKET_VNET_HDR, 1, "turn virtio-net headers on")?;
+        packet_option(fd, libc::PACKET_IGNORE_OUTGOING, 1, "ignore outgoing frames")?;
+        if let Some(filter) = options.filter {
+            let program = std::os::fd::AsRawFd::as_raw_fd(&filter);
+            sys::set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program)
+                .map_err(failed("attach the socket filter"))?;
+        }
+        let ring =
+            RxRing::new(fd, SLOT_LEN, options.slots).map_err(failed("make a receive ring"))?;
+        // Only now frames come, so none of them passes by filter or ring.
+        sys::bind(fd, index, ETH_P_ALL).map_err(failed("bind"))?;
+        if options.promiscuous {
+            sys::add_promiscuous(fd, index).map_err(failed("make it promiscuous"))?;
+        }
+
+        let tx = open_socket().map_err(failed("open a packet socket"))?;
+        let fd = tx.as_fd();
+        packet_option(fd, libc::PACKET_VNET_HDR, 1, "turn virtio-net headers on")?;
+        packet_option(fd, libc::PACKET_QDISC_BYPASS, 1, "pass by the queueing discipline")?;
+        // Beyond net.core.wmem_max only with CAP_NET_ADMIN; without, what that allows.
+        sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER)
+            .or_else(|_| sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, SEND_BUFFER))
+            .map_err(failed("set the send buffer"))?;
+        sys::bind(fd, index, 0).map_err(failed("bind"))?;
+
+        Ok(Self {
+            rx: Arc::new(rx),
+            tx,
+            ring,
+            counts: Arc::default(),
+            offloads: Offloads { uso: kernel_has_uso(), ..Offloads::ALL },
+        })
+    }
+
+    /// A handle to the counters of lost frames, for after the socket has been attached.
+    #[must_use]
+    pub fn counters(&self) -> PacketCounters {
+        PacketCounters { rx: Arc::downgrade(&self.rx), counts: Arc::clone(&self.counts) }
+    }
+}
+
+/// `ETH_P_ALL`.
+const ETH_P_ALL: u16 = 3;
+
+/// A socket that receives nothing until it is bound.
+fn open_socket() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socket(AddressFamily::Packet, SockType::Raw, flags, None)?)
+}
+
+/// Virtio-net headers know UDP segmentation since Linux 6.2. A packet socket cannot be asked.
+fn kernel_has_uso() -> bool {
+    uname().is_ok_and(|name| at_least(&name.release().to_string_lossy(), (6, 2)))
+}
+
+fn at_least(release: &str, wanted: (u32, u32)) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= wanted,
+        _ => false,
+    }
+}
+
+impl Port for PacketSocket {
+    fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    fn split(self: Box<Self>, workers: usize) -> io::Result<PortHalves> {
+        let mut tx: Vec<Box<dyn PortTx>> = Vec::with_capacity(workers);
+        for _ in 0..workers {
+            tx.push(Box::new(PacketTx { fd: self.tx.try_clone()? }));
+        }
+        let rx = PacketRx { fd: self.rx, ring: self.ring, counts: self.counts, idle_calls: 0 };
+        Ok(PortHalves { rx: Box::new(rx), tx })
+    }
+}
+
+#[derive(Debug)]
+struct PacketRx {
+    fd: Arc<OwnedFd>,
+    ring: RxRing,
+    counts: Arc<Counts>,
+    idle_calls: u32,
+}
+
+impl PortRx for PacketRx {
+    fn rx(
+        &mut self,
+        budget: usize,
+        pool: &mut Pool,
+        batch: &mut Vec<Frame>,
+    ) -> Result<usize, Gone> {
+        let mut count = 0;
+        while count < budget {
+            let Some(mut frame) = pool.take() else { return Ok(count) };
+            match self.ring.read(|received| fill(&mut frame, received)) {
+                Some(true) => {
+                    batch.push(frame);
+                    count += 1;
+                }
+                Some(false) => {
+                    self.counts.oversized.fetch_add(1, Ordering::Relaxed);
+                    pool.put(frame);
+                }
+                None => {
+                    pool.put(frame);
+                    break;
+                }
+            }
+        }
+        if count > 0 || budget == 0 {
+            self.idle_calls = 0;
+            return Ok(count);
+        }
+        self.idle_calls += 1;
+        if self.idle_calls >= IDLE_CALLS_PER_CHECK {
+            self.idle_calls = 0;
+            self.check()?;
+        }
+        Ok(0)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+}
+
+impl PacketRx {
+    /// Takes the socket's error, which would make every wait return at once, and finds out whether
+    /// the interface is only down.
+    fn check(&self) -> Result<(), Gone> {
+        match getsockopt(&self.fd, sockopt::SocketError) {
+            Ok(0) => Ok(()),
+            _ if sys::bound_interface(self.fd.as_fd()).is_ok_and(|index| index > 0) => Ok(()),
+            _ => Err(Gone),
+        }
+    }
+}
+
+/// Copies a frame out of the ring, with its VLAN tag in place. False: it is not all there.
+fn fill(frame: &mut Frame, received: Received<'_>) -> bool {
+    const TAG_AT: usize = 12;
+    let mut vnet = VnetHdr::decode(received.vnet);
+    let tag: &[u8] = received.tag.as_ref().map_or(&[], |tag| tag);
+    let len = received.bytes.len() + tag.len();
+    if !received.whole || len > MAX_FRAME_LEN {
+        return false;
+    }
+    let (addresses, rest) = received.bytes.split_at(TAG_AT.min(received.bytes.len()));
+    let mut to = frame.receive_buffer(0);
+    for part in [addresses, tag, rest] {
+        let Some((here, behind)) = to.split_at_mut_checked(part.len()) else { return false };
+        here.copy_from_slice(part);
+        to = behind;
+    }
+    frame.set_received(len);
+    if received.tag.is_some() {
+        // Both count from the frame's beginning; a header length of zero says nothing.
+        let shift = |offset: u16| offset.saturating_add(4);
+        if vnet.needs_csum() {
+            vnet.csum_start = shift(vnet.csum_start);
+        }
+        if vnet.hdr_len != 0 {
+            vnet.hdr_len = shift(vnet.hdr_len);
+        }
+    }
+    frame.vnet = vnet;
+    true
+}
+
+/// All workers send by one socket, which the kernel allows.
+#[derive(Debug)]
+struct PacketTx {
+    fd: OwnedFd,
+}
+
+impl PacketTx {
+    fn send(&self, frames: &mut [Frame], report: &mut TxReport) {
+        let mut rest = frames;
+        while !rest.is_empty() {
+            let mut packets: [&[u8]; SEND_BATCH] = [&[]; SEND_BATCH];
+            let mut count = 0;
+            for (packet, frame) in packets.iter_mut().zip(rest.iter_mut()) {
+                // Empty without headroom for the header: refused by the kernel as too short.
+                *packet = with_vnet_hdr(frame).unwrap_or_default();
+                count += 1;
+            }
+            let packets = packets.get(..count).unwrap_or_default();
+            let (sent, failure) = match sys::send_many(self.fd.as_fd(), packets) {
+                // The kernel keeps the reason why it stopped, and would give it as the answer to
+                // the next call, whatever that sends. None kept: the next call finds it again.
+                Ok(sent) if sent < count => {
+                    (sent, getsockopt(&self.fd, sockopt::SocketError).unwrap_or(0))
+                }
+                Ok(sent) => (sent, 0),
+                Err(Errno::EINTR) => (0, 0),
+                Err(errno) => (0, errno as i32),
+            };
+            for frame in rest.iter().take(sent) {
+                report.sent += 1;
+                report.sent_bytes += frame.len() as u64;
+            }
+            let mut done = sent;
+            if failure != 0 {
+                let errno = Errno::from_raw(failure);
+                let others = u32::try_from(rest.len() - sent - 1).unwrap_or(u32::MAX);
+                let refused = report.refused;
+                report.count_refused(errno, 1);
+                if report.refused == refused {
+                    // A full queue or a downed interface takes none of the others either.
+                    report.count_refused(errno, others);
+                    return;
+                }
+                done += 1;
+            }
+            rest = rest.get_mut(done..).unwrap_or_default();
+        }
+    }
+}
+
+impl PortTx for PacketTx {
+    fn tx(&mut self, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
+        let mut report = TxReport::default();
+        self.send(frames, &mut report);
+        frames.drain(..).for_each(|frame| pool.put(frame));
+        report
+    }
+
+    fn tx_copy(&mut self, frame: &mut Frame, _pool: &mut Pool) -> TxReport {
+        let mut report = TxReport::default();
+        self.send(std::slice::from_mut(frame), &mut report);
+        report
+    }
+}
+
+#[cfg(test)]
+mod tests;
