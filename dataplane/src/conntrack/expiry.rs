@@ -1,0 +1,48 @@
+//! The incremental sweep: expired connections go a few at a time.
+//!
+//! There is no timer per connection and no scan under a lock. One worker calls [`Sweep::step`]
+//! now and then; each call looks at a bounded number of entries, so that the whole table is seen
+//! about once in [`PERIOD`]. Lookups never return an expired connection, so being late costs memory
+//! only.
+
+use std::time::Duration;
+
+use super::table::ConnTable;
+use crate::clock::Timestamp;
+
+/// How long one round over the table takes.
+pub const PERIOD: Duration = Duration::from_secs(2);
+
+/// Entries looked at in one step at most, to bound the pause of the worker.
+const STEP_MAX: u32 = 4096;
+
+/// Where the sweep is.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    cursor: u32,
+    last: Timestamp,
+}
+
+impl Sweep {
+    /// Expires what is due among the entries whose turn it is; returns how many expired.
+    pub fn step(&mut self, table: &ConnTable, now: Timestamp) -> u32 {
+        let elapsed = now.since(self.last).min(PERIOD);
+        self.last = now;
+        let high = u64::from(table.high_water());
+        if high == 0 {
+            return 0;
+        }
+        let due = high.saturating_mul(elapsed.as_micros().try_into().unwrap_or(u64::MAX))
+            / u64::try_from(PERIOD.as_micros()).unwrap_or(1);
+        let due = u32::try_from(due).unwrap_or(STEP_MAX).clamp(1, STEP_MAX);
+        let mut expired = 0;
+        for _ in 0..due {
+            if self.cursor >= table.high_water() {
+                self.cursor = 0;
+            }
+            expired += u32::from(table.expire(self.cursor, now.as_secs()));
+            self.cursor += 1;
+        }
+        expired
+    }
+}

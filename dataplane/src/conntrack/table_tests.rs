@@ -1,0 +1,225 @@
+//! The connection table against a plain map, and its invariants.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
+use super::super::expiry::Sweep;
+use super::super::tuple::Zone;
+use super::*;
+use crate::clock::Timestamp;
+
+const ZONE: Zone = Zone(1);
+
+fn tuple(src: u8, port: u16) -> Tuple {
+    let (src, dst) = (Ipv4Addr::new(10, 0, 0, src), Ipv4Addr::new(192, 0, 2, 1));
+    Tuple::new(src, dst, port, 80, ZONE, 17)
+}
+
+fn connection(src: u8, port: u16, outside_port: u16, deadline: u32) -> NewConnection {
+    let original = tuple(src, port);
+    let reply = Tuple::new(
+        original.dst(),
+        Ipv4Addr::new(198, 51, 100, 1),
+        80,
+        outside_port,
+        Zone::OUTSIDE,
+        17,
+    );
+    NewConnection {
+        original,
+        reply,
+        state: 0,
+        flags: SNAT,
+        network: NetworkId(1),
+        rule: 0,
+        deadline,
+    }
+}
+
+fn table(limit: u32) -> ConnTable {
+    ConnTable::new(limit, HashKey::new(3, 4)).unwrap()
+}
+
+#[test]
+fn both_directions_are_found() {
+    let table = table(10);
+    let new = connection(1, 1000, 2000, 100);
+    let Insert::Inserted(id) = table.insert(&new, 0) else { panic!("not inserted") };
+    let original = table.lookup(new.original, 99).unwrap();
+    let reply = table.lookup(new.reply, 99).unwrap();
+    assert_eq!((original.id, original.direction), (id, Direction::Original));
+    assert_eq!((reply.id, reply.direction), (id, Direction::Reply));
+    assert_eq!(original.other, new.reply);
+    assert_eq!(reply.other, new.original);
+    assert_eq!(table.lookup(new.original, 100), None);
+}
+
+#[test]
+fn tuples_are_unique() {
+    let table = table(10);
+    table.insert(&connection(1, 1000, 2000, 100), 0);
+    assert!(matches!(table.insert(&connection(1, 1000, 2001, 100), 0), Insert::Exists(_)));
+    assert_eq!(table.insert(&connection(2, 1000, 2000, 100), 0), Insert::ReplyTaken);
+    assert_eq!(table.len(), 1);
+}
+
+#[test]
+fn an_expired_connection_does_not_stand_in_the_way() {
+    let table = table(10);
+    table.insert(&connection(1, 1000, 2000, 100), 0);
+    assert!(matches!(table.insert(&connection(2, 1000, 2000, 300), 100), Insert::Inserted(_)));
+    assert_eq!(table.len(), 1);
+    assert_eq!(table.lookup(tuple(1, 1000), 100), None);
+}
+
+#[test]
+fn full_is_said_and_room_comes_back() {
+    let table = table(4);
+    let ids: Vec<_> = (0..4u16)
+        .map(|n| table.insert(&connection(1, n, n, 100), 0))
+        .collect();
+    assert_eq!(table.insert(&connection(1, 9, 9, 100), 0), Insert::Full);
+    assert_eq!(table.lookup(connection(1, 9, 9, 100).reply, 0), None, "neither tuple");
+    let Insert::Inserted(id) = ids[2] else { panic!("not inserted") };
+    assert!(table.remove(id));
+    assert!(!table.remove(id), "a number kept too long is noticed");
+    assert!(matches!(table.insert(&connection(1, 9, 9, 100), 0), Insert::Inserted(_)));
+}
+
+#[test]
+fn touch_counts_and_extends() {
+    let table = table(4);
+    let new = connection(1, 1, 1, 100);
+    table.insert(&new, 0);
+    let hit = table.lookup(new.reply, 0).unwrap();
+    table.touch(&hit, 1500, 0, SEEN_REPLY, 200);
+    let entry = table.entries(150).next().unwrap();
+    assert_eq!(entry.connection.packets, [0, 1]);
+    assert_eq!(entry.connection.bytes, [0, 1500]);
+    assert_eq!(entry.connection.timeout.as_secs(), 50);
+    assert_eq!(entry.connection.state, "REPLIED");
+}
+
+#[test]
+fn the_sweep_sees_everything() {
+    let table = table(10_000);
+    for n in 0..10_000u16 {
+        table.insert(&connection(1, n, n, u32::from(n % 2) * 1000 + 10), 0);
+    }
+    let mut sweep = Sweep::default();
+    let mut expired = 0;
+    for tenth in 0..40u64 {
+        expired += sweep.step(&table, Timestamp::from_nanos(20_000_000_000 + tenth * 100_000_000));
+    }
+    assert_eq!(expired, 5_000);
+    assert_eq!(table.len(), 5_000);
+}
+
+#[test]
+fn a_file_is_adopted_and_rubbish_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("conntrack");
+    let new = connection(1, 1000, 2000, 1000);
+    {
+        let table = ConnTable::adopt(&path, 64, HashKey::new(1, 1), 0).unwrap();
+        table.insert(&new, 0);
+        table.insert(&connection(2, 1, 1, 5), 0);
+        let hit = table.lookup(new.original, 0).unwrap();
+        table.touch(&hit, 99, 0, 0, 1000);
+    }
+    let table = ConnTable::adopt(&path, 128, HashKey::new(2, 2), 10).unwrap();
+    assert_eq!(table.len(), 1, "the expired one is left behind");
+    assert_eq!(table.entries(10).next().unwrap().connection.bytes, [99, 0]);
+    assert!(table.lookup(new.reply, 10).is_some());
+    drop(table);
+    for rubbish in [vec![0xff; 96 * 64], vec![0xff; 7], Vec::new()] {
+        std::fs::write(&path, rubbish).unwrap();
+        let table = ConnTable::adopt(&path, 64, HashKey::new(1, 1), 10).unwrap();
+        for entry in table.entries(10) {
+            assert!(entry.connection.timeout.as_secs() <= 30 * 86_400);
+        }
+    }
+}
+
+#[test]
+fn two_threads_inserting_one_flow_make_one_entry() {
+    let table = table(100_000);
+    std::thread::scope(|scope| {
+        for thread in 0..4u16 {
+            let table = &table;
+            scope.spawn(move || {
+                for n in 0..10_000u16 {
+                    // Each thread wants another outside port for the same inside flow.
+                    let new = connection(1, n, n.wrapping_add(thread * 10_000), 100);
+                    table.insert(&new, 0);
+                }
+            });
+        }
+    });
+    assert_eq!(table.len(), table.entries(0).count().try_into().unwrap());
+    for entry in table.entries(0) {
+        let flow = entry.connection.original;
+        let hit = table.lookup(tuple(1, flow.src_port), 0).unwrap();
+        assert_eq!(hit.id, entry.id);
+        assert_eq!(table.lookup(hit.other, 0).unwrap().id, entry.id);
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Insert(u8, u16, u16),
+    Remove(u8, u16),
+    Wait(u32),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => (0..4u8, 0..6u16, 0..12u16).prop_map(|(s, p, o)| Op::Insert(s, p, o)),
+        2 => (0..4u8, 0..6u16).prop_map(|(s, p)| Op::Remove(s, p)),
+        1 => (0..60u32).prop_map(Op::Wait),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn behaves_like_a_map(ops in proptest::collection::vec(op(), 1..300)) {
+        let table = table(16);
+        let mut now = 0;
+        let mut model: HashMap<(u8, u16), (u16, u32)> = HashMap::new();
+        for op in ops {
+            match op {
+                Op::Insert(s, p, o) => {
+                    let got = table.insert(&connection(s, p, o, now + 100), now);
+                    model.retain(|_, (_, deadline)| *deadline > now);
+                    if model.contains_key(&(s, p)) {
+                        prop_assert!(matches!(got, Insert::Exists(_)));
+                    } else if model.values().any(|(have, _)| *have == o) {
+                        prop_assert_eq!(got, Insert::ReplyTaken);
+                    } else if matches!(got, Insert::Inserted(_)) {
+                        model.insert((s, p), (o, now + 100));
+                    } else {
+                        // Expired connections keep their entries until the sweep passes.
+                        prop_assert_eq!(got, Insert::Full);
+                        prop_assert_eq!(table.len(), 16);
+                    }
+                }
+                Op::Remove(s, p) => {
+                    if let Some(hit) = table.lookup(tuple(s, p), now) {
+                        prop_assert!(table.remove(hit.id));
+                        prop_assert!(model.remove(&(s, p)).is_some());
+                    }
+                }
+                Op::Wait(secs) => now += secs,
+            }
+            for s in 0..4 {
+                for p in 0..6 {
+                    let want = model.get(&(s, p)).filter(|(_, deadline)| *deadline > now);
+                    let got = table.lookup(tuple(s, p), now);
+                    prop_assert_eq!(got.map(|hit| hit.other.dst_port()), want.map(|(o, _)| *o));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The TCP state machine: pure, one function.
+//!
+//! States and transitions are those of Linux' `nf_conntrack_proto_tcp.c`, without windows: a
+//! segment is judged by its flags alone.
+
+use super::tuple::Direction;
+use crate::packet::types::tcp_flags::{ACK, FIN, RST, SYN};
+
+/// State of a TCP connection as seen from the middle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TcpState {
+    /// SYN from the original side.
+    SynSent = 1,
+    /// SYN from both sides, nothing acknowledged: simultaneous open.
+    SynSent2 = 2,
+    /// SYN+ACK from the reply side.
+    SynReceived = 3,
+    /// Both sides have sent and acknowledged a SYN.
+    Established = 4,
+    /// FIN from one side.
+    FinWait = 5,
+    /// FIN from one side, acknowledged.
+    CloseWait = 6,
+    /// FIN from both sides.
+    LastAck = 7,
+    /// Both FINs acknowledged.
+    TimeWait = 8,
+    /// RST.
+    Close = 9,
+}
+
+/// A segment that contradicts the connection's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Invalid;
+
+impl TcpState {
+    /// The state stored as a number; `None` for numbers that are none.
+    #[must_use]
+    pub const fn from_u8(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::SynSent,
+            2 => Self::SynSent2,
+            3 => Self::SynReceived,
+            4 => Self::Established,
+            5 => Self::FinWait,
+            6 => Self::CloseWait,
+            7 => Self::LastAck,
+            8 => Self::TimeWait,
+            9 => Self::Close,
+            _ => return None,
+        })
+    }
+
+    /// As `conntrack -L` prints it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SynSent => "SYN_SENT",
+            Self::SynSent2 => "SYN_SENT2",
+            Self::SynReceived => "SYN_RECV",
+            Self::Established => "ESTABLISHED",
+            Self::FinWait => "FIN_WAIT",
+            Self::CloseWait => "CLOSE_WAIT",
+            Self::LastAck => "LAST_ACK",
+            Self::TimeWait => "TIME_WAIT",
+            Self::Close => "CLOSE",
+        }
+    }
+
+    /// The state of a connection whose first segment has these flags; only a SYN begins one.
+    #[must_use]
+    pub const fn first(flags: u8) -> Option<Self> {
+        if flags & (SYN | ACK | RST | FIN) == SYN { Some(Self::SynSent) } else { None }
+    }
+
+    /// The state after a segment with these flags in this direction.
+    ///
+    /// # Errors
+    /// [`Invalid`] when no such segment can belong to the connection.
+    #[inline]
+    pub const fn next(self, flags: u8, direction: Direction) -> Result<Self, Invalid> {
+        let original = matches!(direction, Direction::Original);
+        if flags & RST != 0 {
+            // A RST that answers a SYN closes; in every later state too. RFC 7857 §2.2 keeps the
+            // mapping for its transitory time.
+            return if flags & SYN != 0 { Err(Invalid) } else { Ok(Self::Close) };
+        }
+        match (flags & SYN != 0, flags & ACK != 0, flags & FIN != 0) {
+            (true, _, true) => Err(Invalid),
+            (true, false, false) => self.syn(original),
+            (true, true, false) => self.syn_ack(original),
+            (false, true, true) => self.fin(original),
+            (false, true, false) => self.ack(original),
+            // Neither SYN, ACK, FIN with ACK nor RST: no segment of a sane stack (RFC 9293 §3.10.7).
+            (false, false, _) => Err(Invalid),
+        }
+    }
+
+    const fn syn(self, original: bool) -> Result<Self, Invalid> {
+        match (self, original) {
+            (Self::SynSent, true) => Ok(Self::SynSent),
+            (Self::SynSent, false) => Ok(Self::SynSent2),
+            (Self::SynSent2, _) => Ok(Self::SynSent2),
+            // A retransmission, or an attempt that the endpoint answers with a challenge ACK
+            // (RFC 5961 §4): let the endpoint decide.
+            (
+                Self::SynReceived
+                | Self::Established
+                | Self::FinWait
+                | Self::CloseWait
+                | Self::LastAck,
+                _,
+            ) => Ok(self),
+            // RFC 1122 §4.2.2.13: a SYN may reopen a connection in TIME-WAIT; from the original
+            // side only, as Linux has it.
+            (Self::TimeWait | Self::Close, true) => Ok(Self::SynSent),
+            (Self::TimeWait | Self::Close, false) => Err(Invalid),
+        }
+    }
+
+    const fn syn_ack(self, original: bool) -> Result<Self, Invalid> {
+        match (self, original) {
+            (Self::SynSent, false) | (Self::SynSent2, _) => Ok(Self::SynReceived),
+            (Self::SynSent, true) => Err(Invalid),
+            (Self::SynReceived, _) => Ok(Self::SynReceived),
+            // A retransmission after our ACK was lost, or simultaneous open.
+            (Self::Established | Self::FinWait | Self::CloseWait | Self::LastAck, _) => Ok(self),
+            (Self::TimeWait | Self::Close, _) => Ok(self),
+        }
+    }
+
+    const fn fin(self, original: bool) -> Result<Self, Invalid> {
+        match self {
+            // The reply side cannot close what it has not accepted.
+            Self::SynSent | Self::SynSent2 => {
+                if original { Ok(Self::FinWait) } else { Err(Invalid) }
+            }
+            Self::SynReceived | Self::Established => Ok(Self::FinWait),
+            Self::FinWait | Self::CloseWait => Ok(Self::LastAck),
+            Self::LastAck => Ok(Self::LastAck),
+            Self::TimeWait => Ok(Self::TimeWait),
+            Self::Close => Ok(Self::Close),
+        }
+    }
+
+    const fn ack(self, original: bool) -> Result<Self, Invalid> {
+        match self {
+            // An ACK from the original side before any answer: it answers an old duplicate.
+            Self::SynSent => {
+                if original { Err(Invalid) } else { Ok(Self::SynSent) }
+            }
+            Self::SynSent2 => Ok(Self::SynSent2),
+            Self::SynReceived => {
+                if original { Ok(Self::Established) } else { Ok(Self::SynReceived) }
+            }
+            Self::Established => Ok(Self::Established),
+            Self::FinWait | Self::CloseWait => Ok(Self::CloseWait),
+            Self::LastAck | Self::TimeWait => Ok(Self::TimeWait),
+            // RFC 7857 §2.2: data after a RST that an endpoint did not believe revives it. The
+            // challenge ACK that answers a SYN passes here too.
+            Self::Close => Ok(Self::Close),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Direction::{Original, Reply};
+    use super::*;
+
+    fn run(steps: &[(u8, Direction)]) -> Result<TcpState, Invalid> {
+        let mut state = TcpState::first(steps[0].0).ok_or(Invalid)?;
+        for (flags, direction) in &steps[1..] {
+            state = state.next(*flags, *direction)?;
+        }
+        Ok(state)
+    }
+
+    const OPEN: [(u8, Direction); 3] = [(SYN, Original), (SYN | ACK, Reply), (ACK, Original)];
+
+    fn opened(more: &[(u8, Direction)]) -> Result<TcpState, Invalid> {
+        let mut steps = OPEN.to_vec();
+        steps.extend_from_slice(more);
+        run(&steps)
+    }
+
+    #[test]
+    fn handshake() {
+        assert_eq!(run(&OPEN[..1]), Ok(TcpState::SynSent));
+        assert_eq!(run(&OPEN[..2]), Ok(TcpState::SynReceived));
+        assert_eq!(run(&OPEN), Ok(TcpState::Established));
+    }
+
+    #[test]
+    fn only_a_syn_begins() {
+        for flags in [ACK, SYN | ACK, RST, FIN, FIN | ACK, SYN | RST, SYN | FIN, 0] {
+            assert_eq!(TcpState::first(flags), None, "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn orderly_close() {
+        assert_eq!(opened(&[(FIN | ACK, Original)]), Ok(TcpState::FinWait));
+        assert_eq!(
+            opened(&[(FIN | ACK, Original), (ACK, Reply)]),
+            Ok(TcpState::CloseWait)
+        );
+        let last = [(FIN | ACK, Original), (ACK, Reply), (FIN | ACK, Reply)];
+        assert_eq!(opened(&last), Ok(TcpState::LastAck));
+        let done = [last[0], last[1], last[2], (ACK, Original)];
+        assert_eq!(opened(&done), Ok(TcpState::TimeWait));
+        let again = [done[0], done[1], done[2], done[3], (SYN, Original)];
+        assert_eq!(opened(&again), Ok(TcpState::SynSent));
+        let wrong = [done[0], done[1], done[2], done[3], (SYN, Reply)];
+        assert_eq!(opened(&wrong), Err(Invalid));
+    }
+
+    #[test]
+    fn simultaneous_open() {
+        let steps = [
+            (SYN, Original),
+            (SYN, Reply),
+            (SYN | ACK, Original),
+            (SYN | ACK, Reply),
+            (ACK, Original),
+        ];
+        assert_eq!(run(&steps), Ok(TcpState::Established));
+    }
+
+    #[test]
+    fn reset() {
+        assert_eq!(run(&[(SYN, Original), (RST | ACK, Reply)]), Ok(TcpState::Close));
+        assert_eq!(opened(&[(RST, Reply)]), Ok(TcpState::Close));
+        assert_eq!(opened(&[(RST | SYN, Reply)]), Err(Invalid));
+    }
+
+    #[test]
+    fn nonsense_flags_are_invalid() {
+        for flags in [0, FIN, SYN | FIN, SYN | FIN | ACK] {
+            assert_eq!(opened(&[(flags, Original)]), Err(Invalid), "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn numbers_round_trip() {
+        for n in 0..=255 {
+            if let Some(state) = TcpState::from_u8(n) {
+                assert_eq!(state as u8, n);
+            }
+        }
+    }
+}

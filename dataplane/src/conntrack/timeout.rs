@@ -1,0 +1,36 @@
+//! How long an idle connection lives.
+
+use std::time::Duration;
+
+use super::tcp::TcpState;
+use crate::config::Timeouts;
+use crate::packet::types::ip_proto;
+
+/// DNS: one question, one answer.
+const DNS_PORT: u16 = 53;
+
+/// The idle timeout of a connection of protocol `proto` to `dst_port` in state `state` (a
+/// [`TcpState`] for TCP, ignored otherwise).
+#[must_use]
+#[inline]
+pub fn idle(timeouts: &Timeouts, proto: u8, dst_port: u16, state: u8) -> Duration {
+    match proto {
+        ip_proto::TCP => tcp(timeouts, state),
+        ip_proto::UDP if dst_port == DNS_PORT => timeouts.udp_dns,
+        ip_proto::UDP => timeouts.udp,
+        ip_proto::ICMP => timeouts.icmp,
+        _ => timeouts.other,
+    }
+}
+
+const fn tcp(timeouts: &Timeouts, state: u8) -> Duration {
+    match TcpState::from_u8(state) {
+        Some(TcpState::Established) => timeouts.tcp_established,
+        Some(TcpState::FinWait | TcpState::CloseWait | TcpState::LastAck) => timeouts.tcp_closing,
+        Some(TcpState::TimeWait) => timeouts.tcp_time_wait,
+        Some(TcpState::Close) => timeouts.tcp_reset,
+        Some(TcpState::SynSent | TcpState::SynSent2 | TcpState::SynReceived) | None => {
+            timeouts.tcp_opening
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The table as people and the next run of the daemon see it.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::table::{
+    ASSURED, COLD_WORDS, ConnId, ConnTable, DNAT, HOT_WORDS, Insert, Meta, NewConnection,
+    SEEN_REPLY, SNAT,
+};
+use super::tcp::TcpState;
+use super::tuple::Tuple;
+use crate::engine::{Connection, ConntrackStats};
+use crate::hash::HashKey;
+use crate::io::region::Region;
+use crate::packet::types::{NetworkId, ip_proto};
+
+/// One connection with its number and rule, as control walks them.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Number, for [`ConnTable::remove`].
+    pub id: ConnId,
+    /// DNAT rule or zero.
+    pub rule: u32,
+    /// The rest.
+    pub connection: Connection,
+}
+
+struct Raw {
+    version: u32,
+    new: NewConnection,
+    counters: [u64; COLD_WORDS],
+}
+
+impl ConnTable {
+    fn raw(&self, index: u32) -> Option<Raw> {
+        let (hot, cold) = (self.hot(index)?, self.cold(index)?);
+        let meta = Meta(hot[4].load(Ordering::Acquire));
+        let tuple = |at: usize| Tuple {
+            addresses: hot[at].load(Ordering::Acquire),
+            rest: hot[at + 1].load(Ordering::Acquire),
+        };
+        let new = NewConnection {
+            original: tuple(0),
+            reply: tuple(2),
+            state: meta.state(),
+            flags: meta.flags(),
+            network: meta.network(),
+            rule: u32::try_from(hot[6].load(Ordering::Acquire)).ok()?,
+            deadline: u32::try_from(hot[5].load(Ordering::Acquire)).ok()?,
+        };
+        let counters = std::array::from_fn(|at| cold[at].load(Ordering::Acquire));
+        let again = Meta(hot[4].load(Ordering::Acquire));
+        (meta.is_live() && again.version() == meta.version()).then_some(Raw {
+            version: meta.version(),
+            new,
+            counters,
+        })
+    }
+
+    /// Every connection that has not expired.
+    pub fn entries(&self, now: u32) -> impl Iterator<Item = Entry> {
+        (0..self.high_water()).filter_map(move |index| {
+            let Raw { version, new, counters } = self.raw(index)?;
+            let left = new.deadline.checked_sub(now).filter(|left| *left > 0)?;
+            let [packets_o, bytes_o, packets_r, bytes_r] = counters;
+            Some(Entry {
+                id: ConnId { index, version },
+                rule: new.rule,
+                connection: Connection {
+                    proto: new.original.proto(),
+                    state: state_name(&new),
+                    original: new.original.flow(),
+                    reply: new.reply.flow(),
+                    snat: new.flags & SNAT != 0,
+                    dnat: new.flags & DNAT != 0,
+                    timeout: Duration::from_secs(u64::from(left)),
+                    packets: [packets_o, packets_r],
+                    bytes: [bytes_o, bytes_r],
+                    network: new.network,
+                },
+            })
+        })
+    }
+
+    /// Totals.
+    #[must_use]
+    pub fn stats(&self) -> ConntrackStats {
+        let totals = &self.totals;
+        ConntrackStats {
+            entries: self.len(),
+            limit: self.limit(),
+            inserted: totals.inserted.load(Ordering::Relaxed),
+            expired: totals.expired.load(Ordering::Relaxed),
+            flushed: totals.flushed.load(Ordering::Relaxed),
+            full: totals.full.load(Ordering::Relaxed),
+            clashes: totals.clashes.load(Ordering::Relaxed),
+            ports_exhausted: totals.ports_exhausted.load(Ordering::Relaxed),
+        }
+    }
+
+    /// A table in a file, with the sound connections that an earlier run left there. The new table
+    /// is made beside the old one and takes its place at the end, so that a crash on the way loses
+    /// nothing.
+    ///
+    /// # Errors
+    /// When the new file cannot be made. An unsound old file is an empty one.
+    pub fn adopt(path: &Path, limit: u32, key: HashKey, now: u32) -> io::Result<Self> {
+        let fresh = path.with_extension("new");
+        let table = Self::in_file(&fresh, limit, key)?;
+        if let Ok(old) = Region::open(path) {
+            table.take_over(old, now);
+        }
+        std::fs::rename(&fresh, path)?;
+        Ok(table)
+    }
+
+    /// Entries are taken one by one, each checked: the file may be torn or made by anybody who
+    /// could write to the run directory.
+    fn take_over(&self, old: Region, now: u32) {
+        let words = old.words().len();
+        let Ok(limit) = u32::try_from(words / (HOT_WORDS + COLD_WORDS)) else { return };
+        if limit == 0 || Self::entry_words(limit) != words {
+            return;
+        }
+        let Ok(old) = Self::over(old, limit) else { return };
+        for raw in (0..limit).filter_map(|index| old.raw(index)) {
+            if !is_plausible(&raw.new, now) {
+                continue;
+            }
+            if let Insert::Inserted(id) = self.insert(&raw.new, now)
+                && let Some(cold) = self.cold(id.index)
+            {
+                for (cell, value) in cold.iter().zip(raw.counters) {
+                    cell.store(value, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+/// Longer than any idle timeout that configuration accepts: 30 days.
+const MAX_LEFT: u32 = 30 * 86_400;
+
+fn is_plausible(new: &NewConnection, now: u32) -> bool {
+    let state_ok =
+        new.original.proto() != ip_proto::TCP || TcpState::from_u8(new.state).is_some();
+    state_ok
+        && new.original.proto() == new.reply.proto()
+        && new.deadline > now
+        && new.deadline - now <= MAX_LEFT
+        && new.network != NetworkId(u16::MAX)
+}
+
+fn state_name(new: &NewConnection) -> &'static str {
+    if new.original.proto() == ip_proto::TCP {
+        return TcpState::from_u8(new.state).map_or("NONE", TcpState::name);
+    }
+    if new.flags & ASSURED != 0 {
+        "ASSURED"
+    } else if new.flags & SEEN_REPLY != 0 {
+        "REPLIED"
+    } else {
+        "UNREPLIED"
+    }
+}

@@ -1,0 +1,4 @@
+//! Switching within a network.
+
+pub mod fdb;
+pub(crate) mod forward;

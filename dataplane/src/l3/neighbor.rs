@@ -1,0 +1,319 @@
+//! Neighbors: which MAC an IPv4 address on a link has.
+//!
+//! Endpoints' own addresses are configuration and never asked for; everything else is found by ARP.
+//! The table is shared; frames that wait for an answer wait with the worker that received them
+//! ([`Waiting`]). States follow RFC 4861 as Linux applies them to ARP, reduced to what matters here:
+//! incomplete, reachable, and stale with a probe on the way.
+//!
+//! Limits: [`MAX_NEIGHBORS`] entries, [`MAX_WAITING`] frames a worker and [`MAX_WAITING_FOR_ONE`]
+//! frames for one neighbor.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+
+use crate::clock::Timestamp;
+use crate::engine::{Link, NeighborEntry};
+use crate::frame::Frame;
+use crate::packet::types::{Mac, PortId};
+
+/// Entries at most; Linux' `gc_thresh3` is 1024 a family, we serve many networks.
+pub const MAX_NEIGHBORS: usize = 16_384;
+/// Frames a worker holds for all unresolved neighbors.
+pub const MAX_WAITING: usize = 128;
+/// Frames held for one neighbor.
+pub const MAX_WAITING_FOR_ONE: usize = 32;
+/// How long an answer is believed. Linux `base_reachable_time`: 30 s.
+const REACHABLE: Duration = Duration::from_secs(30);
+/// Time between questions. Linux `retrans_time`: 1 s.
+const RETRANSMIT: Duration = Duration::from_secs(1);
+/// Questions asked before giving up. Linux `mcast_solicit`: 3.
+const ATTEMPTS: u8 = 3;
+/// An entry that nobody has asked for this long goes. Linux `gc_stale_time`: 60 s.
+const FORGET: Duration = Duration::from_secs(600);
+
+#[derive(Debug, Clone, Copy)]
+struct Neighbor {
+    mac: Option<Mac>,
+    confirmed: Timestamp,
+    asked: Timestamp,
+    used: Timestamp,
+    attempts: u8,
+}
+
+/// What the table says about a neighbor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolution {
+    /// It is here.
+    Known(Mac),
+    /// It is here, but confirm it with a question.
+    KnownAsk(Mac),
+    /// Not known: wait, and ask if `ask`.
+    Unknown {
+        /// Whether a question is due.
+        ask: bool,
+    },
+    /// It did not answer.
+    Failed,
+    /// The table is full.
+    Full,
+}
+
+/// The table. Shared by all workers and control.
+#[derive(Debug, Default)]
+pub struct Neighbors {
+    table: DashMap<(Link, Ipv4Addr), Neighbor>,
+    changes: AtomicU64,
+}
+
+impl Neighbors {
+    /// What is known about `address`; notes the question as asked when it says so.
+    pub fn resolve(&self, link: Link, address: Ipv4Addr, now: Timestamp) -> Resolution {
+        if let Some(neighbor) = self.table.get(&(link, address))
+            && let Some(mac) = neighbor.mac
+            && now.since(neighbor.confirmed) < REACHABLE
+        {
+            return Resolution::Known(mac);
+        }
+        self.resolve_slow(link, address, now)
+    }
+
+    fn resolve_slow(&self, link: Link, address: Ipv4Addr, now: Timestamp) -> Resolution {
+        let full = self.table.len() >= MAX_NEIGHBORS;
+        let mut entry = match self.table.entry((link, address)) {
+            Entry::Occupied(entry) => entry.into_ref(),
+            Entry::Vacant(_) if full => return Resolution::Full,
+            Entry::Vacant(entry) => {
+                entry.insert(Neighbor {
+                    mac: None,
+                    confirmed: now,
+                    asked: now,
+                    used: now,
+                    attempts: 1,
+                });
+                return Resolution::Unknown { ask: true };
+            }
+        };
+        let neighbor = entry.value_mut();
+        neighbor.used = now;
+        let due = now.since(neighbor.asked) >= RETRANSMIT;
+        if due && neighbor.attempts >= ATTEMPTS {
+            // Unanswered: forget the MAC, tell this sender, and begin anew with the next frame.
+            neighbor.mac = None;
+            neighbor.attempts = 0;
+            return Resolution::Failed;
+        }
+        if due || neighbor.attempts == 0 {
+            neighbor.asked = now;
+            neighbor.attempts += 1;
+        }
+        let ask = neighbor.asked == now;
+        match neighbor.mac {
+            Some(mac) if ask => Resolution::KnownAsk(mac),
+            Some(mac) => Resolution::Known(mac),
+            None => Resolution::Unknown { ask },
+        }
+    }
+
+    /// A question that is due for a neighbor that frames wait for. `Failed` when it was asked often
+    /// enough.
+    pub fn retry(&self, link: Link, address: Ipv4Addr, now: Timestamp) -> Resolution {
+        self.resolve_slow(link, address, now)
+    }
+
+    /// Notes what `address` said of itself. Only neighbors that were asked for, or that speak to us
+    /// (`solicited`), are entered; others are only updated, so that nobody can fill the table with
+    /// gratuitous ARP.
+    pub fn confirm(
+        &self,
+        link: Link,
+        address: Ipv4Addr,
+        mac: Mac,
+        solicited: bool,
+        now: Timestamp,
+    ) {
+        if !mac.is_valid_source() || address.is_unspecified() || address.is_multicast() {
+            return;
+        }
+        let fresh =
+            Neighbor { mac: Some(mac), confirmed: now, asked: now, used: now, attempts: 0 };
+        let full = self.table.len() >= MAX_NEIGHBORS;
+        match self.table.entry((link, address)) {
+            Entry::Occupied(mut entry) => {
+                let used = entry.get().used;
+                entry.insert(Neighbor { used, ..fresh });
+            }
+            Entry::Vacant(_) if !solicited || full => return,
+            Entry::Vacant(entry) => {
+                entry.insert(fresh);
+            }
+        }
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// Rises with every confirmation: a worker with waiting frames looks at them when it moved.
+    #[must_use]
+    #[inline]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// The MAC of a neighbor without asking.
+    #[must_use]
+    pub fn peek(&self, link: Link, address: Ipv4Addr) -> Option<Mac> {
+        self.table.get(&(link, address)).and_then(|neighbor| neighbor.mac)
+    }
+
+    /// Forgets what nobody has used for long.
+    pub fn forget_unused(&self, now: Timestamp) {
+        self.table.retain(|_, n| now.since(n.used.max(n.confirmed)) < FORGET);
+    }
+
+    /// Forgets all of a link.
+    pub fn forget_link(&self, link: Link) {
+        self.table.retain(|(have, _), _| *have != link);
+    }
+
+    /// All entries.
+    #[must_use]
+    pub fn entries(&self, now: Timestamp) -> Vec<NeighborEntry> {
+        let view = |((link, address), n): (&(Link, Ipv4Addr), &Neighbor)| NeighborEntry {
+            link: *link,
+            address: *address,
+            mac: n.mac,
+            age: now.since(n.confirmed),
+        };
+        let mut entries: Vec<_> = self.table.iter().map(|e| view(e.pair())).collect();
+        entries.sort_by_key(|e| (e.link, e.address));
+        entries
+    }
+}
+
+/// A frame that is ready but for its destination MAC.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) frame: Frame,
+    pub(crate) link: Link,
+    pub(crate) next_hop: Ipv4Addr,
+    pub(crate) egress: PortId,
+}
+
+/// One worker's frames that wait, in the order they came.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    frames: Vec<Held>,
+    spare: Vec<Held>,
+    seen: u64,
+    checked: Timestamp,
+}
+
+impl Waiting {
+    pub(crate) fn with_capacity() -> Self {
+        Self {
+            frames: Vec::with_capacity(MAX_WAITING),
+            spare: Vec::with_capacity(MAX_WAITING),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether there is room for one more frame to this neighbor.
+    pub(crate) fn has_room(&self, link: Link, next_hop: Ipv4Addr) -> bool {
+        let same = |held: &&Held| held.link == link && held.next_hop == next_hop;
+        self.frames.len() < MAX_WAITING
+            && self.frames.iter().filter(same).count() < MAX_WAITING_FOR_ONE
+    }
+
+    pub(crate) fn push(&mut self, held: Held) {
+        self.frames.push(held);
+    }
+
+    /// Whether it is time to look: something was confirmed, or a question may be due.
+    pub(crate) fn is_due(&mut self, neighbors: &Neighbors, now: Timestamp) -> bool {
+        if self.frames.is_empty() {
+            return false;
+        }
+        let changes = neighbors.changes();
+        let due = changes != self.seen || now.since(self.checked) >= RETRANSMIT / 4;
+        if due {
+            self.seen = changes;
+            self.checked = now;
+        }
+        due
+    }
+
+    /// Takes all frames out to be looked at; put back with [`Waiting::push`] what must wait on.
+    pub(crate) fn take(&mut self) -> Vec<Held> {
+        std::mem::replace(&mut self.frames, std::mem::take(&mut self.spare))
+    }
+
+    /// Gives the emptied list of [`Waiting::take`] back, so that nothing is allocated again.
+    pub(crate) fn recycle(&mut self, mut emptied: Vec<Held>) {
+        emptied.clear();
+        self.spare = emptied;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::types::NetworkId;
+
+    const LINK: Link = Link::Network(NetworkId(1));
+    const A: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_nanos(100_000_000_000 + millis * 1_000_000)
+    }
+
+    #[test]
+    fn asked_three_times_a_second_apart_then_failed() {
+        let table = Neighbors::default();
+        let mut asked = Vec::new();
+        for tick in 0..40 {
+            match table.resolve(LINK, A, at(tick * 100)) {
+                Resolution::Unknown { ask: true } => asked.push(tick),
+                Resolution::Unknown { ask: false } => {}
+                Resolution::Failed => {
+                    assert_eq!((tick, asked.as_slice()), (30, &[0, 10, 20][..]));
+                    return;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        panic!("never failed");
+    }
+
+    #[test]
+    fn an_answer_is_believed_and_later_confirmed() {
+        let table = Neighbors::default();
+        table.resolve(LINK, A, at(0));
+        let before = table.changes();
+        table.confirm(LINK, A, MAC, false, at(10));
+        assert!(table.changes() > before);
+        assert_eq!(table.resolve(LINK, A, at(20_000)), Resolution::Known(MAC));
+        assert_eq!(table.resolve(LINK, A, at(40_000)), Resolution::KnownAsk(MAC));
+        assert_eq!(table.resolve(LINK, A, at(40_100)), Resolution::Known(MAC));
+        assert_eq!(table.resolve(LINK, A, at(41_100)), Resolution::KnownAsk(MAC));
+        table.confirm(LINK, A, MAC, false, at(41_200));
+        assert_eq!(table.resolve(LINK, A, at(41_300)), Resolution::Known(MAC));
+    }
+
+    #[test]
+    fn unasked_announcements_do_not_enter() {
+        let table = Neighbors::default();
+        table.confirm(LINK, A, MAC, false, at(0));
+        assert_eq!(table.peek(LINK, A), None);
+        table.confirm(LINK, A, MAC, true, at(0));
+        assert_eq!(table.peek(LINK, A), Some(MAC));
+        table.confirm(LINK, A, Mac::BROADCAST, true, at(0));
+        assert_eq!(table.peek(LINK, A), Some(MAC));
+    }
+}

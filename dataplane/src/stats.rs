@@ -1,0 +1,129 @@
+//! Counters. Each is written by one worker with plain loads and stores and read by anybody, so that
+//! no cache line is shared between writers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+
+use crate::engine::{PortStats, WorkerStats};
+use crate::verdict::DropReason;
+
+/// A counter with one writer.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    #[inline]
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Totals of one worker.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerCounters {
+    pub(crate) rx_frames: Counter,
+    pub(crate) replicated: Counter,
+    pub(crate) generated: Counter,
+    pub(crate) tx_frames: Counter,
+    pub(crate) consumed: Counter,
+    pub(crate) queued: Counter,
+    pub(crate) drops: [Counter; DropReason::COUNT],
+}
+
+impl WorkerCounters {
+    #[inline]
+    pub(crate) fn drop(&self, reason: DropReason, n: u64) {
+        if let Some(counter) = self.drops.get(reason.index()) {
+            counter.add(n);
+        }
+    }
+
+    pub(crate) fn view(&self) -> WorkerStats {
+        WorkerStats {
+            rx_frames: self.rx_frames.value(),
+            replicated: self.replicated.value(),
+            generated: self.generated.value(),
+            tx_frames: self.tx_frames.value(),
+            consumed: self.consumed.value(),
+            queued: self.queued.value(),
+            drops: self.drops.iter().map(Counter::value).collect(),
+        }
+    }
+}
+
+/// What one worker did with one port.
+#[derive(Debug, Default)]
+pub(crate) struct PortCell {
+    pub(crate) rx_frames: Counter,
+    pub(crate) rx_bytes: Counter,
+    pub(crate) tx_frames: Counter,
+    pub(crate) tx_bytes: Counter,
+    pub(crate) rx_drops: [Counter; DropReason::COUNT],
+    pub(crate) tx_drops: [Counter; DropReason::COUNT],
+}
+
+/// One port's counters, a cell for each worker.
+#[derive(Debug, Clone)]
+pub(crate) struct PortCounters(Arc<[CachePadded<PortCell>]>);
+
+impl PortCounters {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| CachePadded::default()).collect())
+    }
+
+    #[inline]
+    pub(crate) fn cell(&self, worker: usize) -> Option<&PortCell> {
+        self.0.get(worker).map(|cell| &**cell)
+    }
+
+    pub(crate) fn view(&self) -> PortStats {
+        let sum = |pick: fn(&PortCell) -> &Counter| -> u64 {
+            self.0.iter().map(|cell| pick(cell).value()).sum()
+        };
+        let sums = |pick: fn(&PortCell) -> &[Counter; DropReason::COUNT]| -> Vec<u64> {
+            let at = |index: usize| {
+                self.0.iter().filter_map(|cell| pick(cell).get(index)).map(Counter::value).sum()
+            };
+            (0..DropReason::COUNT).map(at).collect()
+        };
+        PortStats {
+            rx_frames: sum(|cell| &cell.rx_frames),
+            rx_bytes: sum(|cell| &cell.rx_bytes),
+            tx_frames: sum(|cell| &cell.tx_frames),
+            tx_bytes: sum(|cell| &cell.tx_bytes),
+            rx_drops: sums(|cell| &cell.rx_drops),
+            tx_drops: sums(|cell| &cell.tx_drops),
+        }
+    }
+}
+
+impl WorkerStats {
+    /// Sum of all drops.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.drops.iter().sum()
+    }
+
+    /// Drops for one reason.
+    #[must_use]
+    pub fn drops_for(&self, reason: DropReason) -> u64 {
+        self.drops.get(reason.index()).copied().unwrap_or(0)
+    }
+
+    /// Whether every frame is accounted for.
+    #[must_use]
+    pub fn is_balanced(&self) -> bool {
+        self.rx_frames + self.replicated + self.generated
+            == self.tx_frames + self.consumed + self.queued + self.dropped()
+    }
+}
