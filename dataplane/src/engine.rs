@@ -1,14 +1,19 @@
 //! The engine as control sees it: start, attach, publish, look inside, stop.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::capture::Capture;
 use crate::config::Snapshot;
 use crate::io::Port;
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
+use crate::plane::Plane;
+use crate::sync::Mutex;
+use crate::worker::{Command, GonePorts, WorkerHandle};
 
 
 /// Sizes that are fixed for the life of the engine.
@@ -228,24 +233,11 @@ pub struct CapturedFrame {
 
 /// The running engine. Dropping it stops the workers.
 #[derive(Debug)]
-pub struct Engine;
-
-/// A running capture; dropping it ends it.
-#[derive(Debug)]
-pub struct Capture;
-
-impl Capture {
-    /// The next captured frame, if there is one. Never blocks.
-    #[must_use]
-    pub fn next_frame(&self) -> Option<CapturedFrame> {
-        None
-    }
-
-    /// Frames that were not captured because the reader was too slow.
-    #[must_use]
-    pub fn missed(&self) -> u64 {
-        0
-    }
+pub struct Engine {
+    plane: Plane,
+    workers: Vec<WorkerHandle>,
+    owners: Mutex<BTreeMap<PortId, usize>>,
+    gone: GonePorts,
 }
 
 impl Engine {
@@ -253,94 +245,147 @@ impl Engine {
     ///
     /// # Errors
     /// When threads or tables cannot be made.
-    pub fn start(_options: &EngineOptions) -> Result<Self, EngineError> {
-        Err(EngineError::Stopped)
+    pub fn start(options: &EngineOptions) -> Result<Self, EngineError> {
+        let plane = Plane::new(options)
+            .map_err(|error| EngineError::Io("cannot make the engine's tables", error))?;
+        let gone = GonePorts::default();
+        let mut workers = Vec::new();
+        for number in 0..options.workers.max(1) {
+            let handle = plane
+                .core(number)
+                .and_then(|core| WorkerHandle::spawn(number, core, Arc::clone(&gone)))
+                .map_err(|error| EngineError::Io("cannot start a worker", error))?;
+            workers.push(handle);
+        }
+        Ok(Self { plane, workers, owners: Mutex::default(), gone })
     }
+
     /// Takes a device. Its frames are dropped as `port_unconfigured` until a snapshot with the
     /// returned id is published.
     ///
     /// # Errors
     /// When no number is free or the device cannot be split.
-    pub fn attach(&self, _device: Box<dyn Port>) -> Result<PortId, EngineError> {
-        Err(EngineError::Stopped)
+    pub fn attach(&self, device: Box<dyn Port>) -> Result<PortId, EngineError> {
+        let offloads = device.offloads();
+        let halves = device
+            .split(self.workers.len())
+            .map_err(|error| EngineError::Io("cannot share the device", error))?;
+        let mut owners = self.owners.lock();
+        let port = self.plane.free_port().ok_or(EngineError::PortsExhausted)?;
+        let load = |worker: &usize| owners.values().filter(|owner| *owner == worker).count();
+        let owner = (0..self.workers.len()).min_by_key(load).unwrap_or(0);
+        let counters = self.plane.register(port);
+        let mut rx = Some(halves.rx);
+        for (number, (worker, tx)) in self.workers.iter().zip(halves.tx).enumerate() {
+            let rx = if number == owner { rx.take() } else { None };
+            let counters = counters.clone();
+            worker.tell(|done| Command::Attach { port, rx, tx, offloads, counters, done })?;
+        }
+        owners.insert(port, owner);
+        Ok(port)
     }
+
     /// Closes the device; returns when no worker uses it any more. Its FDB entries are gone then.
     ///
     /// # Errors
     /// When there is no such port.
-    pub fn detach(&self, _port: PortId) -> Result<(), EngineError> {
-        Err(EngineError::Stopped)
+    pub fn detach(&self, port: PortId) -> Result<(), EngineError> {
+        self.owners.lock().remove(&port).ok_or(EngineError::UnknownPort)?;
+        for worker in &self.workers {
+            worker.tell(|done| Command::Detach { port, done })?;
+        }
+        self.plane.unregister(port);
+        self.gone.lock().retain(|gone| *gone != port);
+        Ok(())
     }
-    /// Replaces the configuration. Workers use it from their next batch on. Connections through
-    /// DNAT rules that are gone, or of networks that are gone, end.
-    pub fn publish(&self, _snapshot: Snapshot) {}
-    /// The configuration in force.
-    #[must_use]
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::default()
+
+    /// Replaces the configuration. Workers use it from their next batch on. Connections end whose
+    /// DNAT rule, network, endpoint or outside address is gone.
+    pub fn publish(&self, snapshot: Snapshot) {
+        self.plane.publish(snapshot);
     }
+
     /// Ports whose device turned out to be gone.
     #[must_use]
     pub fn gone_ports(&self) -> Vec<PortId> {
-        Vec::new()
+        self.gone.lock().clone()
     }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.plane.snapshot()
+    }
+
     /// Totals of each worker.
     #[must_use]
     pub fn worker_stats(&self) -> Vec<WorkerStats> {
-        Vec::new()
+        self.plane.worker_stats()
     }
+
     /// Totals of one port.
     #[must_use]
-    pub fn port_stats(&self, _port: PortId) -> Option<PortStats> {
-        None
+    pub fn port_stats(&self, port: PortId) -> Option<PortStats> {
+        self.plane.port_stats(port)
     }
+
     /// All FDB entries: learned, static and local.
     #[must_use]
     pub fn fdb_entries(&self) -> Vec<FdbEntry> {
-        Vec::new()
+        self.plane.fdb_entries()
     }
+
     /// Adds a static FDB entry. False: the table is full.
-    pub fn fdb_add(&self, _network: NetworkId, _vlan: u16, _mac: Mac, _port: PortId) -> bool {
-        false
+    pub fn fdb_add(&self, network: NetworkId, vlan: u16, mac: Mac, port: PortId) -> bool {
+        self.plane.fdb_add(network, vlan, mac, port)
     }
+
     /// Removes a learned or static entry. False: there was none.
-    pub fn fdb_remove(&self, _network: NetworkId, _vlan: u16, _mac: Mac) -> bool {
-        false
+    pub fn fdb_remove(&self, network: NetworkId, vlan: u16, mac: Mac) -> bool {
+        self.plane.fdb_remove(network, vlan, mac)
     }
+
     /// Removes learned entries of one or all networks; returns how many.
-    pub fn fdb_flush(&self, _network: Option<NetworkId>) -> usize {
-        0
+    pub fn fdb_flush(&self, network: Option<NetworkId>) -> usize {
+        self.plane.fdb_flush(network)
     }
+
     /// Neighbors found by ARP.
     #[must_use]
     pub fn neighbors(&self) -> Vec<NeighborEntry> {
-        Vec::new()
+        self.plane.neighbors()
     }
+
     /// Tracked connections.
     #[must_use]
     pub fn connections(&self) -> Vec<Connection> {
-        Vec::new()
+        self.plane.connections()
     }
+
     /// Ends the connections for which `matches` says so; returns how many.
-    pub fn flush_connections(&self, _matches: &dyn Fn(&Connection) -> bool) -> usize {
-        0
+    pub fn flush_connections(&self, matches: &dyn Fn(&Connection) -> bool) -> usize {
+        self.plane.flush_connections(matches)
     }
+
     /// Totals of the connection table.
     #[must_use]
     pub fn conntrack_stats(&self) -> ConntrackStats {
-        ConntrackStats::default()
+        self.plane.conntrack_stats()
     }
+
     /// Packets and bytes of the first packets of connections that used the rule, as
     /// `iptables -t nat -vnL` counts.
     #[must_use]
-    pub fn rule_counters(&self, _rule: NatRule) -> (u64, u64) {
-        (0, 0)
+    pub fn rule_counters(&self, rule: NatRule) -> (u64, u64) {
+        self.plane.rule_counters(rule)
     }
+
     /// Starts to copy frames of these ports, both ways, cut to `snaplen`.
     #[must_use]
-    pub fn capture(&self, _ports: &[PortId], _snaplen: usize) -> Capture {
-        Capture
+    pub fn capture(&self, ports: &[PortId], snaplen: usize) -> Capture {
+        self.plane.capture(ports, snaplen)
     }
-    /// Stops the workers, closes the devices. Persistent devices stay.
+
+    /// Stops the workers and closes the devices. Persistent devices stay.
     pub fn stop(self) {}
 }

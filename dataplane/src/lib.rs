@@ -1,15 +1,41 @@
-//! The vswitchd engine.
+//! The vswitchd engine: frames in, frames out.
+//!
+//! The way of a frame, in the order of the files:
+//! [`io`] receives it into a [`frame::Frame`]; `worker` makes batches; `pipeline` has THE ORDER of
+//! the stages: `admit`, `l2` (learn, forward), `l3` (input), `nat` over [`conntrack`] (lookup,
+//! translate), `egress`. Every frame ends as forwarded, queued, consumed or dropped with one
+//! [`verdict::DropReason`], and the sums always balance ([`engine::WorkerStats::is_balanced`]).
+//!
+//! Control gives the engine devices ([`Engine::attach`]) and a [`config::Snapshot`]
+//! ([`Engine::publish`]) and looks inside. Tests, replay and benches use a [`plane::Plane`] and a
+//! [`core::Core`] without threads.
 #![deny(unsafe_code)]
 
+mod admit;
+pub mod capture;
 pub mod clock;
 pub mod config;
+pub mod conntrack;
+pub mod core;
+mod egress;
 pub mod engine;
 pub mod frame;
+pub mod hash;
 pub mod io;
+pub mod l2;
 pub mod l3;
+mod limiter;
 pub mod nat;
 pub mod packet;
+mod pipeline;
+pub mod plane;
 pub mod pool;
+pub mod publish;
+mod shared;
+mod stats;
+mod sync;
 pub mod verdict;
+mod worker;
 
 pub use engine::{Engine, EngineError, EngineOptions};
+pub use shared::Tables;

@@ -1,6 +1,11 @@
 //! How a frame ends. Every frame that enters the engine is forwarded, queued, consumed or dropped,
 //! and each drop has exactly one of the reasons below.
 
+use std::net::Ipv4Addr;
+
+use crate::engine::Link;
+use crate::packet::types::{NetworkId, PortId};
+
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
         /// Why a frame was dropped. The names are stable: they are what `vswitchctl drops`, the
@@ -61,8 +66,8 @@ drop_reasons! {
     L4Malformed = "l4_malformed",
     /// Addressed to 01-80-C2-00-00-0x, which a bridge never forwards.
     LinkLocalGroup = "link_local_group",
-    /// A source address that cannot be one (multicast, loopback, zero, our own).
-    MartianSource = "martian_source",
+    /// An address that cannot be on the wire, or our own address as the source.
+    Martian = "martian",
     /// Longer than the egress MTU with DF set; the sender was told with ICMP 3/4.
     MtuExceeded = "mtu_exceeded",
     /// Too many frames wait for the same or for all neighbors.
@@ -77,7 +82,7 @@ drop_reasons! {
     NoGateway = "no_gateway",
     /// No route to the destination; the sender was told with ICMP 3/0.
     NoRoute = "no_route",
-    /// On a dedicated uplink or at the gateway: addressed to us, but nothing here serves it.
+    /// Addressed to us from inside, but nothing here serves it.
     NoService = "no_service",
     /// Multicast or broadcast is not routed.
     NotUnicast = "not_unicast",
@@ -107,6 +112,8 @@ drop_reasons! {
     TxQueueFull = "tx_queue_full",
     /// The egress device refused the frame.
     TxRefused = "tx_refused",
+    /// From outside to an address or port that nothing publishes.
+    Unsolicited = "unsolicited",
     /// The network needs an uplink for this, and there is none.
     UplinkMissing = "uplink_missing",
     /// An IP protocol that NAT cannot translate.
@@ -121,4 +128,26 @@ impl DropReason {
     pub const fn index(self) -> usize {
         self as usize
     }
+}
+
+/// How a frame goes on. Decided by one stage, carried out by [`crate::egress`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The frame was turned into the answer to itself: back to where it came from.
+    Answer,
+    /// It ends here by design: it told us something, or it is the host stack's business.
+    Consume,
+    /// It ends here for this reason.
+    Drop(DropReason),
+    /// To all ports of the network but the one it came from.
+    Flood(NetworkId),
+    /// To this port.
+    Forward(PortId),
+    /// It waits until the neighbor is known.
+    Hold {
+        /// Where the neighbor is.
+        link: Link,
+        /// The neighbor.
+        next_hop: Ipv4Addr,
+    },
 }

@@ -108,9 +108,16 @@ impl ConnTable {
     /// When the new file cannot be made. An unsound old file is an empty one.
     pub fn adopt(path: &Path, limit: u32, key: HashKey, now: u32) -> io::Result<Self> {
         let fresh = path.with_extension("new");
+        // Left by a crash between making and renaming.
+        let _ = std::fs::remove_file(&fresh);
         let table = Self::in_file(&fresh, limit, key)?;
-        if let Ok(old) = Region::open(path) {
-            table.take_over(old, now);
+        if let Ok(old) = std::fs::symlink_metadata(path) {
+            let words = usize::try_from(old.len()).unwrap_or(0) / size_of::<u64>();
+            match Region::file(path, words) {
+                Ok(old) => table.take_over(old, now),
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(error),
+                Err(_) => {}
+            }
         }
         std::fs::rename(&fresh, path)?;
         Ok(table)

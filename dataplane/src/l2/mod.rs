@@ -2,3 +2,4 @@
 
 pub mod fdb;
 pub(crate) mod forward;
+pub(crate) mod learn;

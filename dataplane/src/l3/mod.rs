@@ -1,2 +1,9 @@
-//! Routing at the gateway.
+//! Routing at the gateway of a network and at uplinks.
+
+pub(crate) mod arp;
+pub(crate) mod hop;
+pub(crate) mod input;
+pub mod neighbor;
+pub(crate) mod report;
 pub mod route;
+pub(crate) mod waiting;

@@ -18,7 +18,7 @@ use dashmap::mapref::entry::Entry;
 use crate::clock::Timestamp;
 use crate::engine::{Link, NeighborEntry};
 use crate::frame::Frame;
-use crate::packet::types::{Mac, PortId};
+use crate::packet::types::Mac;
 
 /// Entries at most; Linux' `gc_thresh3` is 1024 a family, we serve many networks.
 pub const MAX_NEIGHBORS: usize = 16_384;
@@ -106,22 +106,16 @@ impl Neighbors {
             neighbor.attempts = 0;
             return Resolution::Failed;
         }
-        if due || neighbor.attempts == 0 {
+        let ask = due || neighbor.attempts == 0;
+        if ask {
             neighbor.asked = now;
             neighbor.attempts += 1;
         }
-        let ask = neighbor.asked == now;
         match neighbor.mac {
             Some(mac) if ask => Resolution::KnownAsk(mac),
             Some(mac) => Resolution::Known(mac),
             None => Resolution::Unknown { ask },
         }
-    }
-
-    /// A question that is due for a neighbor that frames wait for. `Failed` when it was asked often
-    /// enough.
-    pub fn retry(&self, link: Link, address: Ipv4Addr, now: Timestamp) -> Resolution {
-        self.resolve_slow(link, address, now)
     }
 
     /// Notes what `address` said of itself. Only neighbors that were asked for, or that speak to us
@@ -198,7 +192,7 @@ pub(crate) struct Held {
     pub(crate) frame: Frame,
     pub(crate) link: Link,
     pub(crate) next_hop: Ipv4Addr,
-    pub(crate) egress: PortId,
+    pub(crate) fragment: Option<u16>,
 }
 
 /// One worker's frames that wait, in the order they came.

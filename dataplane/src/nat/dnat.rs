@@ -69,6 +69,11 @@ impl DnatTable {
         })
     }
 
+    /// All rules, in no order.
+    pub fn rules(&self) -> impl Iterator<Item = &DnatRule> {
+        self.groups.values().flatten()
+    }
+
     /// Whether any rule exists.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,2 +1,16 @@
 //! Address translation.
+//!
+//! - [`dnat`]: published ports.
+//! - [`port_alloc`]: outside ports for SNAT.
+//! - `lookup`: which connection does a routed packet belong to?
+//! - `translate`: what becomes of it.
+//! - `begin`: a new connection, in the order DNAT, route, SNAT, commit.
+//! - `related`: ICMP errors about a connection.
+
+mod begin;
 pub mod dnat;
+pub(crate) mod lookup;
+mod local;
+pub mod port_alloc;
+mod related;
+pub(crate) mod translate;

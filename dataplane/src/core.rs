@@ -1,0 +1,185 @@
+//! One worker's share of the engine, without threads and devices: frames in, frames out.
+//!
+//! Workers, tests, replay and benches call exactly this. Time is an argument; devices are a
+//! [`Transmit`].
+
+use std::sync::Arc;
+
+use crate::capture::{self, Sinks};
+use crate::clock::Timestamp;
+use crate::config::Snapshot;
+use crate::conntrack::expiry::Sweep;
+use crate::egress::PortTable;
+use crate::engine::WorkerStats;
+use crate::frame::Frame;
+use crate::hash::HashKey;
+use crate::io::{Offloads, TxReport};
+use crate::l3::neighbor::Waiting;
+use crate::limiter::Limiter;
+use crate::nat::port_alloc::PortRng;
+use crate::packet::types::PortId;
+use crate::pipeline::{self, Lane};
+use crate::pool::Pool;
+use crate::publish::Subscriber;
+use crate::shared::Tables;
+use crate::stats::{PortCounters, WorkerCounters};
+
+/// Frames processed at a time at most.
+pub const BATCH: usize = 64;
+
+/// Where frames go out: the sending halves of the ports.
+pub trait Transmit {
+    /// See [`crate::io::PortTx::tx`].
+    fn tx(&mut self, port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport;
+    /// See [`crate::io::PortTx::tx_copy`].
+    fn tx_copy(&mut self, port: PortId, frame: &mut Frame, pool: &mut Pool) -> TxReport;
+}
+
+/// What a stage may use.
+pub(crate) struct Cx<'a> {
+    pub(crate) config: &'a Snapshot,
+    pub(crate) tables: &'a Tables,
+    pub(crate) counters: &'a WorkerCounters,
+    pub(crate) pool: &'a mut Pool,
+    pub(crate) ports: &'a mut PortTable,
+    pub(crate) waiting: &'a mut Waiting,
+    pub(crate) errors: &'a mut Limiter,
+    pub(crate) rng: &'a mut PortRng,
+    pub(crate) now: Timestamp,
+    /// `now` in whole seconds, as the tables store it.
+    pub(crate) secs: u32,
+}
+
+/// The engine without threads.
+#[derive(Debug)]
+pub struct Core {
+    worker: usize,
+    tables: Arc<Tables>,
+    config: Subscriber<Snapshot>,
+    captures: Subscriber<Sinks>,
+    counters: Arc<WorkerCounters>,
+    pool: Pool,
+    ports: PortTable,
+    waiting: Waiting,
+    errors: Limiter,
+    rng: PortRng,
+    lanes: Vec<Lane>,
+    sweep: Sweep,
+    fdb_cursor: u64,
+    swept: Timestamp,
+    forgot: Timestamp,
+}
+
+/// How often the first worker looks for what has expired.
+const HOUSEKEEPING: std::time::Duration = std::time::Duration::from_millis(100);
+/// How often unused neighbors are forgotten.
+const FORGET_NEIGHBORS: std::time::Duration = std::time::Duration::from_secs(60);
+/// FDB buckets looked at in one round of housekeeping: a table of 2^16 buckets in 26 s.
+const FDB_BUCKETS: u64 = 256;
+
+impl Core {
+    pub(crate) fn new(
+        worker: usize,
+        tables: Arc<Tables>,
+        config: Subscriber<Snapshot>,
+        captures: Subscriber<Sinks>,
+        counters: Arc<WorkerCounters>,
+        buffers: usize,
+        key: HashKey,
+    ) -> Self {
+        Self {
+            worker,
+            tables,
+            config,
+            captures,
+            counters,
+            pool: Pool::new(buffers),
+            ports: PortTable::default(),
+            waiting: Waiting::with_capacity(),
+            errors: Limiter::default(),
+            rng: PortRng::new(key),
+            lanes: Vec::with_capacity(BATCH),
+            sweep: Sweep::default(),
+            fdb_cursor: 0,
+            swept: Timestamp::ZERO,
+            forgot: Timestamp::ZERO,
+        }
+    }
+
+    /// Makes a port known; its frames go out through `Transmit` from now on.
+    pub(crate) fn add_port(&mut self, port: PortId, offloads: Offloads, counters: PortCounters) {
+        self.ports.add(port, offloads, counters, self.worker);
+    }
+
+    /// Forgets a port. Nothing is queued for it between batches.
+    pub(crate) fn remove_port(&mut self, port: PortId) {
+        self.ports.remove(port);
+    }
+
+    /// The buffers frames must come from.
+    pub fn pool(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    /// Counters of this worker.
+    #[must_use]
+    pub fn stats(&self) -> WorkerStats {
+        self.counters.view()
+    }
+
+    /// Takes every frame of `batch` to its end. `frame.ingress` says where each came from.
+    pub fn process(&mut self, batch: &mut Vec<Frame>, now: Timestamp, out: &mut dyn Transmit) {
+        self.config.refresh();
+        self.captures.refresh();
+        let sinks = self.captures.current();
+        if !sinks.is_empty() {
+            for frame in batch.iter() {
+                capture::copy(sinks, frame.ingress, false, frame);
+            }
+        }
+        let mut lanes = std::mem::take(&mut self.lanes);
+        self.ports.set_captures(sinks);
+        let mut cx = Cx {
+            config: self.config.current(),
+            tables: &self.tables,
+            counters: &self.counters,
+            pool: &mut self.pool,
+            ports: &mut self.ports,
+            waiting: &mut self.waiting,
+            errors: &mut self.errors,
+            rng: &mut self.rng,
+            now,
+            secs: now.as_secs(),
+        };
+        pipeline::process(&mut cx, batch, &mut lanes, out);
+        self.lanes = lanes;
+        self.counters.queued.set(self.waiting.len() as u64);
+    }
+
+    /// Work that is not about a frame: waiting frames and, on the first worker, expiry. Call it
+    /// now and then, also when there are no frames.
+    pub fn housekeep(&mut self, now: Timestamp, out: &mut dyn Transmit) {
+        if self.waiting.len() > 0 {
+            self.process(&mut Vec::new(), now, out);
+        }
+        if self.worker != 0 || now.since(self.swept) < HOUSEKEEPING {
+            return;
+        }
+        self.swept = now;
+        self.config.refresh();
+        self.sweep.step(&self.tables.connections, now);
+        let ageing = self.config.current().fdb_ageing;
+        let secs = now.as_secs();
+        self.fdb_cursor = self.tables.fdb.age(self.fdb_cursor, FDB_BUCKETS, secs, ageing);
+        if now.since(self.forgot) >= FORGET_NEIGHBORS {
+            self.forgot = now;
+            self.tables.neighbors.forget_unused(now);
+        }
+    }
+
+    /// Whether frames wait for neighbors, so that [`Core::housekeep`] is needed soon.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.len() > 0
+    }
+}

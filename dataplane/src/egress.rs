@@ -1,0 +1,369 @@
+//! Egress: carries the verdicts out.
+//!
+//! Every port has a queue of the worker's own; queues are sent when the batch is through, or when a
+//! flood must not overtake what is queued. What a port cannot take whole is completed, segmented or
+//! fragmented here. Every frame is counted where it ends.
+
+use crate::capture::{self, Sinks};
+use crate::config::PortRole;
+use crate::core::{BATCH, Cx, Transmit};
+use crate::frame::Frame;
+use crate::io::vnet_hdr::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
+use crate::io::{Offloads, TxReport};
+use crate::l3::neighbor::Held;
+use crate::packet::types::{NetworkId, PortId};
+use crate::packet::{parse, segment};
+use crate::pipeline::{From, Lane};
+use crate::pool::Pool;
+use crate::stats::{PortCounters, WorkerCounters};
+use crate::verdict::{DropReason, Verdict};
+
+#[derive(Debug)]
+struct Slot {
+    offloads: Offloads,
+    counters: PortCounters,
+    queue: Vec<Frame>,
+}
+
+/// The ports as one worker sees them.
+#[derive(Debug, Default)]
+pub(crate) struct PortTable {
+    slots: Vec<Option<Slot>>,
+    /// Ports with something queued.
+    dirty: Vec<PortId>,
+    pieces: Vec<Frame>,
+    sinks: Sinks,
+    worker: usize,
+}
+
+impl PortTable {
+    pub(crate) fn add(
+        &mut self,
+        port: PortId,
+        offloads: Offloads,
+        counters: PortCounters,
+        worker: usize,
+    ) {
+        self.worker = worker;
+        if self.slots.len() <= port.index() {
+            self.slots.resize_with(port.index() + 1, || None);
+            // Attaching may allocate; a batch may not.
+            self.dirty.reserve(self.slots.len());
+        }
+        if let Some(slot) = self.slots.get_mut(port.index()) {
+            *slot = Some(Slot { offloads, counters, queue: Vec::with_capacity(BATCH) });
+        }
+    }
+
+    pub(crate) fn remove(&mut self, port: PortId) {
+        if let Some(slot) = self.slots.get_mut(port.index()) {
+            *slot = None;
+        }
+    }
+
+    pub(crate) fn set_captures(&mut self, sinks: &Sinks) {
+        if self.sinks.len() != sinks.len()
+            || self.sinks.iter().zip(sinks).any(|(a, b)| !std::sync::Arc::ptr_eq(a, b))
+        {
+            self.sinks.clone_from(sinks);
+        }
+    }
+
+    fn slot(&self, port: PortId) -> Option<&Slot> {
+        self.slots.get(port.index())?.as_ref()
+    }
+
+    #[inline]
+    pub(crate) fn count_rx(&self, port: PortId, bytes: usize) {
+        if let Some(cell) = self.slot(port).and_then(|slot| slot.counters.cell(self.worker)) {
+            cell.rx_frames.add(1);
+            cell.rx_bytes.add(bytes as u64);
+        }
+    }
+
+    /// Counts a frame that came in on `port` and ends here.
+    pub(crate) fn drop_rx(&self, counters: &WorkerCounters, port: PortId, reason: DropReason) {
+        counters.drop(reason, 1);
+        let cell = self.slot(port).and_then(|slot| slot.counters.cell(self.worker));
+        if let Some(counter) = cell.and_then(|cell| cell.rx_drops.get(reason.index())) {
+            counter.add(1);
+        }
+    }
+
+    fn drop_tx(&self, counters: &WorkerCounters, port: PortId, reason: DropReason, n: u64) {
+        if n == 0 {
+            return;
+        }
+        counters.drop(reason, n);
+        let cell = self.slot(port).and_then(|slot| slot.counters.cell(self.worker));
+        if let Some(counter) = cell.and_then(|cell| cell.tx_drops.get(reason.index())) {
+            counter.add(n);
+        }
+    }
+
+    /// Queues a frame that the engine made itself.
+    pub(crate) fn push_generated(
+        &mut self,
+        counters: &WorkerCounters,
+        port: PortId,
+        frame: Frame,
+    ) {
+        counters.generated.add(1);
+        self.enqueue(counters, port, frame);
+    }
+
+    /// Queues a frame, in pieces if the port cannot take it whole.
+    pub(crate) fn push(
+        &mut self,
+        counters: &WorkerCounters,
+        pool: &mut Pool,
+        port: PortId,
+        mut frame: Frame,
+    ) {
+        let offloads = self.slot(port).map_or(Offloads::ALL, |slot| slot.offloads);
+        match help_needed(&frame, offloads) {
+            Help::None => self.enqueue(counters, port, frame),
+            Help::Checksum => {
+                if let Ok(headers) = parse::parse(frame.bytes()) {
+                    segment::complete_checksum(&mut frame, &headers);
+                }
+                self.enqueue(counters, port, frame);
+            }
+            Help::Segments => self.push_pieces(counters, pool, port, frame, |frame, pool, out| {
+                let headers = parse::parse(frame.bytes()).map_err(|_| DropReason::Runt)?;
+                segment::segment(frame, &headers, pool, out)
+            }),
+        }
+    }
+
+    /// Queues a frame as fragments that fit `mtu`.
+    fn push_fragments(
+        &mut self,
+        counters: &WorkerCounters,
+        pool: &mut Pool,
+        port: PortId,
+        frame: Frame,
+        mtu: u16,
+    ) {
+        self.push_pieces(counters, pool, port, frame, |frame, pool, out| {
+            let headers = parse::parse(frame.bytes()).map_err(|_| DropReason::Runt)?;
+            segment::fragment(frame, &headers, mtu, pool, out)
+        });
+    }
+
+    fn push_pieces(
+        &mut self,
+        counters: &WorkerCounters,
+        pool: &mut Pool,
+        port: PortId,
+        frame: Frame,
+        cut: impl FnOnce(&Frame, &mut Pool, &mut Vec<Frame>) -> Result<usize, DropReason>,
+    ) {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        match cut(&frame, pool, &mut pieces) {
+            Ok(_) => {
+                counters.replicated.add((pieces.len() as u64).saturating_sub(1));
+                for piece in pieces.drain(..) {
+                    self.enqueue(counters, port, piece);
+                }
+            }
+            Err(reason) => {
+                for piece in pieces.drain(..) {
+                    pool.put(piece);
+                }
+                self.drop_rx(counters, frame.ingress, reason);
+            }
+        }
+        self.pieces = pieces;
+        pool.put(frame);
+    }
+
+    fn enqueue(&mut self, _counters: &WorkerCounters, port: PortId, frame: Frame) {
+        let sinks = std::mem::take(&mut self.sinks);
+        if !sinks.is_empty() {
+            capture::copy(&sinks, port, true, &frame);
+        }
+        self.sinks = sinks;
+        let index = port.index();
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, || None);
+        }
+        let Some(entry) = self.slots.get_mut(index) else { return };
+        // A port that was configured but never attached: the frame ends in its queue's place and
+        // is counted when the queue is sent.
+        let slot = entry.get_or_insert_with(|| Slot {
+            offloads: Offloads::ALL,
+            counters: PortCounters::new(0),
+            queue: Vec::new(),
+        });
+        if slot.queue.is_empty() {
+            self.dirty.push(port);
+        }
+        slot.queue.push(frame);
+    }
+
+    /// Sends what is queued for one port.
+    fn flush_port(
+        &mut self,
+        counters: &WorkerCounters,
+        pool: &mut Pool,
+        port: PortId,
+        out: &mut dyn Transmit,
+    ) {
+        let Some(slot) = self.slots.get_mut(port.index()).and_then(Option::as_mut) else { return };
+        if slot.queue.is_empty() {
+            return;
+        }
+        let mut queue = std::mem::take(&mut slot.queue);
+        let report = out.tx(port, &mut queue, pool);
+        if let Some(slot) = self.slots.get_mut(port.index()).and_then(Option::as_mut) {
+            slot.queue = queue;
+        }
+        self.account(counters, port, report);
+    }
+
+    fn flush(&mut self, counters: &WorkerCounters, pool: &mut Pool, out: &mut dyn Transmit) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for port in dirty.drain(..) {
+            self.flush_port(counters, pool, port, out);
+        }
+        self.dirty = dirty;
+    }
+
+    fn account(&self, counters: &WorkerCounters, port: PortId, report: TxReport) {
+        counters.tx_frames.add(u64::from(report.sent));
+        if let Some(cell) = self.slot(port).and_then(|slot| slot.counters.cell(self.worker)) {
+            cell.tx_frames.add(u64::from(report.sent));
+            cell.tx_bytes.add(report.sent_bytes);
+        }
+        self.drop_tx(counters, port, DropReason::TxQueueFull, u64::from(report.full));
+        self.drop_tx(counters, port, DropReason::TxPortDown, u64::from(report.down));
+        self.drop_tx(counters, port, DropReason::TxRefused, u64::from(report.refused));
+    }
+}
+
+enum Help {
+    Checksum,
+    None,
+    Segments,
+}
+
+fn help_needed(frame: &Frame, offloads: Offloads) -> Help {
+    let vnet = &frame.vnet;
+    let whole = match vnet.gso_type & !GSO_ECN {
+        _ if !vnet.is_gso() => true,
+        GSO_TCPV4 => offloads.tso4,
+        GSO_TCPV6 => offloads.tso6,
+        GSO_UDP_L4 => offloads.uso,
+        _ => false,
+    };
+    match (whole, vnet.needs_csum() && !offloads.csum) {
+        (false, _) => Help::Segments,
+        (true, true) => Help::Checksum,
+        (true, false) => Help::None,
+    }
+}
+
+pub(crate) fn stage(
+    cx: &mut Cx<'_>,
+    frames: &mut Vec<Frame>,
+    lanes: &mut [Lane],
+    out: &mut dyn Transmit,
+) {
+    for (frame, lane) in frames.drain(..).zip(lanes) {
+        match lane.verdict {
+            Some(Verdict::Forward(port)) => match lane.fragment {
+                Some(mtu) => cx.ports.push_fragments(cx.counters, cx.pool, port, frame, mtu),
+                None => cx.ports.push(cx.counters, cx.pool, port, frame),
+            },
+            Some(Verdict::Flood(network)) => flood(cx, frame, lane.from, network, out),
+            Some(Verdict::Answer) => {
+                cx.counters.consumed.add(1);
+                cx.ports.push_generated(cx.counters, frame.ingress, frame);
+            }
+            Some(Verdict::Consume) => {
+                cx.counters.consumed.add(1);
+                cx.pool.put(frame);
+            }
+            Some(Verdict::Hold { link, next_hop }) => {
+                if cx.waiting.has_room(link, next_hop) {
+                    cx.waiting.push(Held { frame, link, next_hop, fragment: lane.fragment });
+                } else {
+                    cx.ports.drop_rx(
+                        cx.counters,
+                        frame.ingress,
+                        DropReason::NeighborQueueFull,
+                    );
+                    cx.pool.put(frame);
+                }
+            }
+            Some(Verdict::Drop(reason)) => {
+                cx.ports.drop_rx(cx.counters, frame.ingress, reason);
+                cx.pool.put(frame);
+            }
+            // No stage left it open; if one ever does, the frame is still accounted for.
+            None => {
+                cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NoService);
+                cx.pool.put(frame);
+            }
+        }
+    }
+    cx.ports.flush(cx.counters, cx.pool, out);
+}
+
+/// Sends a frame that waited, whole or in pieces.
+pub(crate) fn send_held(cx: &mut Cx<'_>, port: PortId, held: Held) {
+    match held.fragment {
+        Some(mtu) => cx.ports.push_fragments(cx.counters, cx.pool, port, held.frame, mtu),
+        None => cx.ports.push(cx.counters, cx.pool, port, held.frame),
+    }
+}
+
+/// To all ports of the network but the one the frame came from; between endpoints only where they
+/// may talk to each other.
+fn flood(
+    cx: &mut Cx<'_>,
+    mut frame: Frame,
+    from: From,
+    network: NetworkId,
+    out: &mut dyn Transmit,
+) {
+    let Some(network) = cx.config.network(network) else {
+        cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::PortUnconfigured);
+        return cx.pool.put(frame);
+    };
+    let isolated = !network.config.icc && matches!(from, From::Endpoint(_));
+    let mut copies = 0u64;
+    for port in network.ports.iter().filter(|port| **port != frame.ingress) {
+        let is_endpoint = cx
+            .config
+            .port(*port)
+            .is_some_and(|p| matches!(p.config.role, PortRole::Endpoint { .. }));
+        if isolated && is_endpoint {
+            continue;
+        }
+        copies += 1;
+        // Frames queued before this one leave before it.
+        cx.ports.flush_port(cx.counters, cx.pool, *port, out);
+        let offloads = cx.ports.slot(*port).map_or(Offloads::ALL, |slot| slot.offloads);
+        if matches!(help_needed(&frame, offloads), Help::None) {
+            let sinks = std::mem::take(&mut cx.ports.sinks);
+            if !sinks.is_empty() {
+                capture::copy(&sinks, *port, true, &frame);
+            }
+            cx.ports.sinks = sinks;
+            let report = out.tx_copy(*port, &mut frame, cx.pool);
+            cx.ports.account(cx.counters, *port, report);
+        } else if let Some(mut copy) = cx.pool.take() {
+            copy.clone_from_frame(&frame);
+            cx.ports.push(cx.counters, cx.pool, *port, copy);
+        } else {
+            cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NoBuffer);
+        }
+    }
+    match copies {
+        0 => cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NoEgress),
+        n => cx.counters.replicated.add(n - 1),
+    }
+    cx.pool.put(frame);
+}

@@ -1,0 +1,83 @@
+//! Switching: to which port of the network does this frame go, or does it go to the gateway?
+
+use crate::config::{Network, PortRole};
+use crate::core::Cx;
+use crate::frame::Frame;
+use crate::l3::arp;
+use crate::packet::headers::Net;
+use crate::packet::types::PortId;
+use crate::pipeline::{From, Lane};
+use crate::verdict::{DropReason, Verdict};
+
+/// Ethernet header and two VLAN tags: what a frame may have beside the IP packet.
+const LINK_OVERHEAD: usize = 14 + 8;
+
+pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
+    for (frame, lane) in frames.iter_mut().zip(lanes) {
+        if !lane.is_open() {
+            continue;
+        }
+        lane.verdict = match lane.from {
+            From::Endpoint(id) | From::Host(id) => match cx.config.network(id) {
+                Some(network) => in_network(cx, network, frame, lane),
+                None => Some(Verdict::Drop(DropReason::PortUnconfigured)),
+            },
+            From::Uplink(uplink) => arp::on_uplink(cx, uplink, frame, lane),
+            From::Nowhere => Some(Verdict::Drop(DropReason::PortUnconfigured)),
+        };
+    }
+}
+
+/// `None`: the frame is for the gateway and goes on to be routed.
+fn in_network(
+    cx: &mut Cx<'_>,
+    network: &Network,
+    frame: &mut Frame,
+    lane: &Lane,
+) -> Option<Verdict> {
+    let headers = &lane.headers;
+    if matches!(headers.net, Net::Arp) && !headers.tagged {
+        let verdict = arp::in_network(cx, network, frame, lane);
+        if verdict.is_some() {
+            return verdict;
+        }
+    }
+    if headers.dst.is_multicast() {
+        return Some(Verdict::Flood(network.config.id));
+    }
+    if headers.dst == network.config.gateway_mac {
+        // The gateway speaks untagged only.
+        return headers.tagged.then_some(Verdict::Drop(DropReason::NoGateway));
+    }
+    let id = network.config.id;
+    let ageing = cx.config.fdb_ageing;
+    match cx.tables.fdb.lookup(id, headers.vlan, headers.dst, cx.secs, ageing) {
+        Some(port) => Some(bridge(cx, network, frame, lane.from, port)),
+        None => Some(Verdict::Flood(id)),
+    }
+}
+
+fn bridge(
+    cx: &Cx<'_>,
+    network: &Network,
+    frame: &Frame,
+    from: From,
+    port: PortId,
+) -> Verdict {
+    if port == frame.ingress {
+        return Verdict::Drop(DropReason::SamePort);
+    }
+    let Some(egress) = cx.config.port(port).filter(|p| p.network == Some(network.config.id)) else {
+        // Learned from a port that has gone since.
+        return Verdict::Flood(network.config.id);
+    };
+    let both_endpoints = matches!(from, From::Endpoint(_))
+        && matches!(egress.config.role, PortRole::Endpoint { .. });
+    if both_endpoints && !network.config.icc {
+        return Verdict::Drop(DropReason::IccDisabled);
+    }
+    if !frame.vnet.is_gso() && frame.len() > usize::from(egress.config.mtu) + LINK_OVERHEAD {
+        return Verdict::Drop(DropReason::Oversize);
+    }
+    Verdict::Forward(port)
+}

@@ -1,0 +1,106 @@
+//! The next hop: from a destination address to a port and a MAC.
+
+use std::net::Ipv4Addr;
+
+use crate::core::Cx;
+use crate::engine::Link;
+use crate::l3::arp;
+use crate::l3::neighbor::Resolution;
+use crate::l3::route::RouteTarget;
+use crate::packet::types::{Mac, NetworkId, PortId};
+use crate::verdict::DropReason;
+
+/// Where a routed packet leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hop {
+    pub(crate) link: Link,
+    pub(crate) next_hop: Ipv4Addr,
+    /// The longest IP packet of the link.
+    pub(crate) mtu: u16,
+}
+
+/// What is known of the neighbor at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Behind this port.
+    Port { port: PortId, dst: Mac, src: Mac },
+    /// Somewhere in the network.
+    Flood { network: NetworkId, dst: Mac, src: Mac },
+    /// Not known yet; it was asked for.
+    Wait,
+}
+
+/// The route to `dst`.
+pub(crate) fn route(cx: &Cx<'_>, dst: Ipv4Addr) -> Result<Hop, DropReason> {
+    match cx.config.routes.lookup(dst) {
+        Some(RouteTarget::Network(id)) => {
+            let network = cx.config.network(id).ok_or(DropReason::NoRoute)?;
+            Ok(Hop { link: Link::Network(id), next_hop: dst, mtu: network.config.mtu })
+        }
+        Some(RouteTarget::Uplink { uplink, via }) => {
+            let config = cx.config.uplink(uplink).ok_or(DropReason::NoRoute)?;
+            let next_hop = via.unwrap_or(dst);
+            Ok(Hop { link: Link::Uplink(uplink), next_hop, mtu: config.mtu })
+        }
+        None if cx.config.uplinks().next().is_none() => Err(DropReason::UplinkMissing),
+        None => Err(DropReason::NoRoute),
+    }
+}
+
+/// The way to the neighbor of a hop; asks for it when needed.
+pub(crate) fn reach(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
+    if let Link::Network(id) = hop.link
+        && let Some(network) = cx.config.network(id)
+    {
+        let src = network.config.gateway_mac;
+        if let Some((dst, port)) = network.endpoints.get(&hop.next_hop) {
+            return Ok(Reach::Port { port: *port, dst: *dst, src });
+        }
+        // Directed broadcast (RFC 2644) and the network's own number.
+        let edge = network.config.subnets.iter().any(|s| {
+            s.prefix.prefix_len() < 31
+                && (s.prefix.broadcast() == hop.next_hop || s.prefix.network() == hop.next_hop)
+        });
+        if edge {
+            return Err(DropReason::NotUnicast);
+        }
+    }
+    let dst = match cx.tables.neighbors.resolve(hop.link, hop.next_hop, cx.now) {
+        Resolution::Known(mac) => mac,
+        Resolution::KnownAsk(mac) => {
+            arp::ask(cx, hop.link, hop.next_hop);
+            mac
+        }
+        Resolution::Unknown { ask } => {
+            if ask {
+                arp::ask(cx, hop.link, hop.next_hop);
+            }
+            return if cx.waiting.has_room(hop.link, hop.next_hop) {
+                Ok(Reach::Wait)
+            } else {
+                Err(DropReason::NeighborQueueFull)
+            };
+        }
+        Resolution::Failed => return Err(DropReason::NeighborUnresolved),
+        Resolution::Full => return Err(DropReason::NeighborQueueFull),
+    };
+    match hop.link {
+        Link::Network(network) => {
+            let config = cx.config.network(network).ok_or(DropReason::NoRoute)?;
+            let src = config.config.gateway_mac;
+            Ok(match port_of(cx, network, dst) {
+                Some(port) => Reach::Port { port, dst, src },
+                None => Reach::Flood { network, dst, src },
+            })
+        }
+        Link::Uplink(uplink) => {
+            let config = cx.config.uplink(uplink).ok_or(DropReason::NoRoute)?;
+            Ok(Reach::Port { port: config.port, dst, src: config.mac })
+        }
+    }
+}
+
+/// Behind which port of a network a MAC is.
+pub(crate) fn port_of(cx: &Cx<'_>, network: NetworkId, mac: Mac) -> Option<PortId> {
+    cx.tables.fdb.lookup(network, 0, mac, cx.secs, cx.config.fdb_ageing)
+}

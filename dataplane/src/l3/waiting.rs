@@ -1,0 +1,67 @@
+//! Frames that waited for a neighbor: sent when it is known, dropped when it does not answer.
+
+use crate::core::Cx;
+use crate::egress;
+use crate::engine::Link;
+use crate::l3::neighbor::{Held, Resolution};
+use crate::l3::{arp, hop};
+use crate::packet::rewrite;
+use crate::packet::types::{Mac, PortId};
+use crate::verdict::DropReason;
+
+/// Looks at the waiting frames if anything can have changed.
+pub(crate) fn release(cx: &mut Cx<'_>) {
+    if !cx.waiting.is_due(&cx.tables.neighbors, cx.now) {
+        return;
+    }
+    let mut all = cx.waiting.take();
+    // Saying that a neighbor failed begins the next round of questions, so each is told once.
+    let mut failed = None;
+    for held in all.drain(..) {
+        let neighbor = (held.link, held.next_hop);
+        if failed == Some(neighbor) {
+            give_up(cx, held);
+            continue;
+        }
+        match cx.tables.neighbors.resolve(held.link, held.next_hop, cx.now) {
+            Resolution::Known(mac) | Resolution::KnownAsk(mac) => send(cx, held, mac),
+            Resolution::Unknown { ask } => {
+                if ask {
+                    arp::ask(cx, held.link, held.next_hop);
+                }
+                cx.waiting.push(held);
+            }
+            Resolution::Failed | Resolution::Full => {
+                failed = Some(neighbor);
+                give_up(cx, held);
+            }
+        }
+    }
+    cx.waiting.recycle(all);
+}
+
+fn give_up(cx: &mut Cx<'_>, held: Held) {
+    cx.ports.drop_rx(cx.counters, held.frame.ingress, DropReason::NeighborUnresolved);
+    cx.pool.put(held.frame);
+}
+
+fn send(cx: &mut Cx<'_>, mut held: Held, mac: Mac) {
+    let Some((port, src)) = way(cx, held.link, mac) else {
+        return give_up(cx, held);
+    };
+    rewrite::set_ethernet(&mut held.frame, mac, src);
+    egress::send_held(cx, port, held);
+}
+
+fn way(cx: &Cx<'_>, link: Link, mac: Mac) -> Option<(PortId, Mac)> {
+    match link {
+        Link::Network(id) => {
+            let network = cx.config.network(id)?;
+            Some((hop::port_of(cx, id, mac)?, network.config.gateway_mac))
+        }
+        Link::Uplink(id) => {
+            let uplink = cx.config.uplink(id)?;
+            Some((uplink.port, uplink.mac))
+        }
+    }
+}

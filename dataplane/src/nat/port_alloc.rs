@@ -1,0 +1,169 @@
+//! Outside ports for SNAT: the inside port when it is free, else a random one of the same class.
+//!
+//! A port is free for a destination when the tuple in which replies would come has no connection:
+//! one outside port serves many destinations at once, so 65,535 ports are no ceiling. What is
+//! published is never used (port shadow, CVE-2021-3773).
+
+use crate::hash::HashKey;
+
+/// Candidates tried for one connection at most. Linux tries 128 and halves; a range of this size or
+/// less is searched completely.
+pub const ATTEMPTS: u32 = 256;
+
+/// Ports below are a class of their own (RFC 4787 REQ-3a).
+const CLASS_BOUNDARY: u16 = 1024;
+
+/// A source of unpredictable numbers: a keyed hash of a counter. Ports that can be guessed invite
+/// off-path attacks (RFC 6056).
+#[derive(Debug)]
+pub struct PortRng {
+    key: HashKey,
+    counter: u64,
+}
+
+impl PortRng {
+    /// A source with a secret key.
+    #[must_use]
+    pub const fn new(key: HashKey) -> Self {
+        Self { key, counter: 0 }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.counter = self.counter.wrapping_add(1);
+        self.key.hash(self.counter, 0)
+    }
+}
+
+/// Candidates for the outside port of one connection, best first.
+#[derive(Debug)]
+pub struct Candidates<'a> {
+    ranges: &'a [(u16, u16)],
+    keep: Option<u16>,
+    low: u16,
+    high: u16,
+    size: u32,
+    at: u32,
+    step: u32,
+    left: u32,
+}
+
+impl<'a> Candidates<'a> {
+    /// Candidates from `ranges` (inclusive, ascending, not overlapping) for an inside port.
+    #[must_use]
+    pub fn new(ranges: &'a [(u16, u16)], inside: u16, rng: &mut PortRng) -> Self {
+        let keep = ranges.iter().any(|(a, b)| (*a..=*b).contains(&inside)).then_some(inside);
+        let class =
+            if inside < CLASS_BOUNDARY { (0, CLASS_BOUNDARY - 1) } else { (CLASS_BOUNDARY, u16::MAX) };
+        // A class that the ranges leave out falls back to all of them.
+        let (low, high) = [class, (0, u16::MAX)]
+            .into_iter()
+            .find(|(low, high)| count(ranges, *low, *high) > 0)
+            .unwrap_or((0, u16::MAX));
+        let size = count(ranges, low, high);
+        let random = rng.next();
+        #[allow(clippy::cast_possible_truncation, reason = "reduced modulo the size")]
+        let (at, mut step) = match u64::from(size) {
+            0 => (0, 1),
+            n => ((random % n) as u32, ((random >> 32) % n) as u32 | 1),
+        };
+        // A step that shares no factor with the size visits every port once.
+        while size > 1 && gcd(step, size) != 1 {
+            step += 2;
+        }
+        Self { ranges, keep, low, high, size, at, step, left: size.min(ATTEMPTS) }
+    }
+}
+
+impl Iterator for Candidates<'_> {
+    type Item = u16;
+
+    fn next(&mut self) -> Option<u16> {
+        if let Some(port) = self.keep.take() {
+            return Some(port);
+        }
+        self.left = self.left.checked_sub(1)?;
+        let port = nth(self.ranges, self.low, self.high, self.at);
+        self.at = (self.at + self.step) % self.size.max(1);
+        port
+    }
+}
+
+fn clipped(ranges: &[(u16, u16)], low: u16, high: u16) -> impl Iterator<Item = (u16, u16)> {
+    ranges
+        .iter()
+        .map(move |(a, b)| ((*a).max(low), (*b).min(high)))
+        .filter(|(a, b)| a <= b)
+}
+
+fn count(ranges: &[(u16, u16)], low: u16, high: u16) -> u32 {
+    clipped(ranges, low, high).map(|(a, b)| u32::from(b - a) + 1).sum()
+}
+
+fn nth(ranges: &[(u16, u16)], low: u16, high: u16, mut n: u32) -> Option<u16> {
+    for (a, b) in clipped(ranges, low, high) {
+        let length = u32::from(b - a) + 1;
+        if n < length {
+            return u16::try_from(u32::from(a) + n).ok();
+        }
+        n -= length;
+    }
+    None
+}
+
+const fn gcd(mut a: u32, mut b: u32) -> u32 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn rng() -> PortRng {
+        PortRng::new(HashKey::new(5, 6))
+    }
+
+    #[test]
+    fn the_inside_port_comes_first() {
+        let ranges = [(1024, 65535)];
+        assert_eq!(Candidates::new(&ranges, 40_000, &mut rng()).next(), Some(40_000));
+        assert_ne!(Candidates::new(&ranges, 500, &mut rng()).next(), Some(500));
+    }
+
+    #[test]
+    fn a_small_range_is_searched_completely() {
+        let ranges = [(2000, 2002), (3000, 3096)];
+        let seen: HashSet<u16> = Candidates::new(&ranges, 1, &mut rng()).collect();
+        assert_eq!(seen.len(), 100);
+        assert!(seen.iter().all(|p| (2000..=2002).contains(p) || (3000..=3096).contains(p)));
+    }
+
+    #[test]
+    fn the_class_is_kept_when_it_can_be() {
+        let ranges = [(600, 700), (2000, 3000)];
+        assert!(Candidates::new(&ranges, 5, &mut rng()).all(|p| p < 1024));
+        assert!(Candidates::new(&ranges, 5000, &mut rng()).all(|p| p >= 1024));
+        assert!(Candidates::new(&[(2000, 3000)], 5, &mut rng()).next().is_some());
+    }
+
+    #[test]
+    fn no_ranges_no_ports() {
+        assert_eq!(Candidates::new(&[], 5, &mut rng()).next(), None);
+    }
+
+    #[test]
+    fn ports_are_spread() {
+        let ranges = [(1024, 65535)];
+        let mut rng = rng();
+        let mut buckets = [0u32; 16];
+        for _ in 0..16_000 {
+            let port = Candidates::new(&ranges, 1, &mut rng).next().unwrap();
+            buckets[usize::from(port) >> 12] += 1;
+        }
+        assert!(buckets.iter().all(|n| (500..1500).contains(n)), "{buckets:?}");
+    }
+}

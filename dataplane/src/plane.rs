@@ -1,0 +1,303 @@
+//! Tables and configuration without workers: what control changes and looks at.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use crate::capture::{Capture, Sinks};
+use crate::clock::Timestamp;
+use crate::config::{Network, Snapshot};
+use crate::core::Core;
+use crate::engine::{
+    Connection, ConntrackStats, EngineOptions, FdbEntry, FdbKind, Link, NatRule, NeighborEntry,
+    PortStats, WorkerStats,
+};
+use crate::hash::HashKey;
+use crate::io::Offloads;
+use crate::l2::fdb::Learned;
+use crate::packet::types::{Mac, NetworkId, PortId};
+use crate::publish::Publisher;
+use crate::shared::Tables;
+use crate::stats::{PortCounters, WorkerCounters};
+use crate::sync::Mutex;
+
+/// The shared half of an engine. [`crate::Engine`] adds threads and devices; tests, replay and
+/// benches add a [`Core`] and call it themselves.
+#[derive(Debug)]
+pub struct Plane {
+    tables: Arc<Tables>,
+    config: Publisher<Snapshot>,
+    captures: Arc<Publisher<Sinks>>,
+    counters: Vec<Arc<WorkerCounters>>,
+    ports: Mutex<BTreeMap<PortId, PortCounters>>,
+    buffers: usize,
+}
+
+impl Plane {
+    /// Makes the tables and an empty configuration.
+    ///
+    /// # Errors
+    /// When memory, the connection file or random keys cannot be had.
+    pub fn new(options: &EngineOptions) -> io::Result<Self> {
+        Ok(Self {
+            tables: Arc::new(Tables::new(options, Timestamp::now())?),
+            config: Publisher::new(Snapshot::default()),
+            captures: Arc::new(Publisher::new(Sinks::new())),
+            counters: (0..options.workers.max(1)).map(|_| Arc::default()).collect(),
+            ports: Mutex::new(BTreeMap::new()),
+            buffers: options.buffers_per_worker.max(2),
+        })
+    }
+
+    /// The part of worker number `worker`.
+    ///
+    /// # Errors
+    /// When a random key cannot be had.
+    pub fn core(&self, worker: usize) -> io::Result<Core> {
+        let counters = self.counters.get(worker).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Core::new(
+            worker,
+            Arc::clone(&self.tables),
+            self.config.subscribe(),
+            self.captures.subscribe(),
+            Arc::clone(counters),
+            self.buffers,
+            HashKey::random()?,
+        ))
+    }
+
+    /// The tables.
+    #[must_use]
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Makes a port known to a core, with counters that [`Plane::port_stats`] shows.
+    pub fn add_port(&self, core: &mut Core, port: PortId, offloads: Offloads) {
+        let counters = self.register(port);
+        core.add_port(port, offloads, counters);
+    }
+
+    pub(crate) fn register(&self, port: PortId) -> PortCounters {
+        let fresh = PortCounters::new(self.counters.len());
+        self.ports.lock().entry(port).or_insert(fresh).clone()
+    }
+
+    pub(crate) fn unregister(&self, port: PortId) {
+        self.ports.lock().remove(&port);
+        self.tables.fdb.retain_not(|entry| entry.port == port, now_secs());
+    }
+
+    /// The lowest number of no port.
+    pub(crate) fn free_port(&self) -> Option<PortId> {
+        let ports = self.ports.lock();
+        (1..u16::MAX).map(PortId).find(|port| !ports.contains_key(port))
+    }
+
+    /// See [`crate::Engine::publish`].
+    pub fn publish(&self, next: Snapshot) {
+        let old = self.config.current();
+        let secs = now_secs();
+        for network in next.networks() {
+            let id = network.config.id;
+            for (mac, port) in &network.macs {
+                self.tables.fdb.insert(id, 0, *mac, *port, FdbKind::Local, secs);
+            }
+        }
+        let gone = Gone::between(&old, &next);
+        self.config.publish(next);
+        for network in old.networks() {
+            let still = |mac: &Mac| {
+                self.config
+                    .current()
+                    .network(network.config.id)
+                    .is_some_and(|n| n.macs.contains_key(mac))
+            };
+            for mac in network.macs.keys().filter(|mac| !still(mac)) {
+                self.tables.fdb.remove(network.config.id, 0, *mac);
+            }
+        }
+        self.forget(&gone);
+    }
+
+    fn forget(&self, gone: &Gone) {
+        if gone.is_empty() {
+            return;
+        }
+        for link in &gone.links {
+            self.tables.neighbors.forget_link(*link);
+            if let Link::Network(id) = link {
+                self.fdb_flush(Some(*id));
+            }
+        }
+        for entry in self.tables.connections.entries(now_secs()) {
+            if gone.ends(&entry.connection, entry.rule) {
+                self.tables.connections.remove(entry.id);
+            }
+        }
+        self.tables.retain_rules(|rule| match rule {
+            NatRule::Dnat(id) => !gone.rules.contains(&id),
+            NatRule::Masquerade(id) => !gone.links.contains(&Link::Network(id)),
+        });
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.config.current()
+    }
+
+    /// Totals of each worker.
+    #[must_use]
+    pub fn worker_stats(&self) -> Vec<WorkerStats> {
+        self.counters.iter().map(|counters| counters.view()).collect()
+    }
+
+    /// Totals of one port.
+    #[must_use]
+    pub fn port_stats(&self, port: PortId) -> Option<PortStats> {
+        self.ports.lock().get(&port).map(PortCounters::view)
+    }
+
+    /// All FDB entries.
+    #[must_use]
+    pub fn fdb_entries(&self) -> Vec<FdbEntry> {
+        let ageing = self.config.current().fdb_ageing;
+        let mut entries = self.tables.fdb.entries(now_secs(), ageing);
+        entries.sort_by_key(|entry| (entry.network, entry.mac, entry.vlan));
+        entries
+    }
+
+    /// Adds a static FDB entry. False: the table is full.
+    pub fn fdb_add(&self, network: NetworkId, vlan: u16, mac: Mac, port: PortId) -> bool {
+        let fdb = &self.tables.fdb;
+        fdb.insert(network, vlan, mac, port, FdbKind::Static, now_secs()) != Learned::Full
+    }
+
+    /// Removes a learned or static FDB entry. False: there was none.
+    pub fn fdb_remove(&self, network: NetworkId, vlan: u16, mac: Mac) -> bool {
+        let doomed = |e: &FdbEntry| {
+            (e.network, e.vlan, e.mac) == (network, vlan, mac) && e.kind != FdbKind::Local
+        };
+        self.tables.fdb.retain_not(doomed, now_secs()) > 0
+    }
+
+    /// Removes learned entries; returns how many.
+    pub fn fdb_flush(&self, network: Option<NetworkId>) -> usize {
+        let doomed = |e: &FdbEntry| {
+            e.kind == FdbKind::Learned && network.is_none_or(|network| e.network == network)
+        };
+        self.tables.fdb.retain_not(doomed, now_secs())
+    }
+
+    /// Neighbors found by ARP.
+    #[must_use]
+    pub fn neighbors(&self) -> Vec<NeighborEntry> {
+        self.tables.neighbors.entries(Timestamp::now())
+    }
+
+    /// Tracked connections.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Connection> {
+        self.tables.connections.entries(now_secs()).map(|entry| entry.connection).collect()
+    }
+
+    /// Ends the connections for which `matches` says so; returns how many.
+    pub fn flush_connections(&self, matches: &dyn Fn(&Connection) -> bool) -> usize {
+        self.tables
+            .connections
+            .entries(now_secs())
+            .filter(|entry| matches(&entry.connection))
+            .filter(|entry| self.tables.connections.remove(entry.id))
+            .count()
+    }
+
+    /// Totals of the connection table.
+    #[must_use]
+    pub fn conntrack_stats(&self) -> ConntrackStats {
+        self.tables.connections.stats()
+    }
+
+    /// See [`crate::Engine::rule_counters`].
+    #[must_use]
+    pub fn rule_counters(&self, rule: NatRule) -> (u64, u64) {
+        self.tables.rule(rule)
+    }
+
+    /// Starts to copy frames of these ports, both ways, cut to `snaplen`.
+    #[must_use]
+    pub fn capture(&self, ports: &[PortId], snaplen: usize) -> Capture {
+        Capture::start(&self.captures, ports, snaplen)
+    }
+}
+
+fn now_secs() -> u32 {
+    Timestamp::now().as_secs()
+}
+
+/// What a new snapshot no longer has, and with it the connections that end.
+#[derive(Debug, Default)]
+struct Gone {
+    rules: HashSet<u32>,
+    links: HashSet<Link>,
+    networks: HashSet<NetworkId>,
+    /// Addresses of endpoints that were removed. Networks never overlap, so they are unique.
+    endpoints: HashSet<Ipv4Addr>,
+    /// Addresses that SNAT used.
+    outside: HashSet<Ipv4Addr>,
+}
+
+impl Gone {
+    fn between(old: &Snapshot, next: &Snapshot) -> Self {
+        let mut gone = Self::default();
+        let rules: HashMap<u32, _> = next.dnat.rules().map(|rule| (rule.id, *rule)).collect();
+        for rule in old.dnat.rules().filter(|rule| rules.get(&rule.id) != Some(*rule)) {
+            gone.rules.insert(rule.id);
+        }
+        for network in old.networks() {
+            gone.network(network, next.network(network.config.id));
+        }
+        for uplink in old.uplinks() {
+            let now = next.uplink(uplink.id);
+            if now.is_none() {
+                gone.links.insert(Link::Uplink(uplink.id));
+            }
+            for (address, _) in &uplink.addresses {
+                if !now.is_some_and(|now| now.addresses.iter().any(|(a, _)| a == address)) {
+                    gone.outside.insert(*address);
+                }
+            }
+        }
+        gone
+    }
+
+    fn network(&mut self, old: &Network, now: Option<&Network>) {
+        let id = old.config.id;
+        let Some(now) = now else {
+            self.links.insert(Link::Network(id));
+            self.networks.insert(id);
+            return;
+        };
+        for address in old.endpoints.keys().filter(|a| !now.endpoints.contains_key(a)) {
+            self.endpoints.insert(*address);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+            && self.links.is_empty()
+            && self.endpoints.is_empty()
+            && self.outside.is_empty()
+    }
+
+    fn ends(&self, connection: &Connection, rule: u32) -> bool {
+        (rule != 0 && self.rules.contains(&rule))
+            || self.networks.contains(&connection.network)
+            || self.endpoints.contains(&connection.original.src)
+            || self.endpoints.contains(&connection.reply.src)
+            || (connection.snat && self.outside.contains(&connection.reply.dst))
+            || (connection.dnat && self.outside.contains(&connection.original.dst))
+    }
+}
+

@@ -1,0 +1,260 @@
+//! A worker: a plain thread that waits for frames, receives, processes and sends.
+//!
+//! Each port's receiving half belongs to one worker, so the frames of a flow, which all come in by
+//! one port, stay in order. Every worker has a sending half of every port. Workers share the tables
+//! and nothing else. Nothing here allocates, logs or awaits while frames flow; attaching and
+//! detaching do.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+
+use crate::clock::Timestamp;
+use crate::core::{BATCH, Core, Transmit};
+use crate::engine::EngineError;
+use crate::frame::Frame;
+use crate::io::poll::{Event, MAX_EVENTS, Poller, Waker};
+use crate::io::{Offloads, PortRx, PortTx, TxReport};
+use crate::packet::types::PortId;
+use crate::pool::Pool;
+use crate::stats::PortCounters;
+use crate::sync::Mutex;
+
+/// Ports whose device is gone.
+pub(crate) type GonePorts = Arc<Mutex<Vec<PortId>>>;
+
+/// Frames taken from one port before the next one has its turn.
+const PORT_BUDGET: usize = 32;
+/// Bytes processed at a time, about half of a second-level cache: large frames are sent while
+/// they are still in it.
+const BATCH_BYTES: usize = 512 * 1024;
+/// The longest sleep: housekeeping is due then.
+const IDLE: Duration = Duration::from_millis(100);
+/// The longest sleep while frames wait for a neighbor whose answer another worker may receive.
+const WAITING: Duration = Duration::from_millis(1);
+
+/// What the engine tells a worker. `done` is answered when it is.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Attach {
+        port: PortId,
+        rx: Option<Box<dyn PortRx>>,
+        tx: Box<dyn PortTx>,
+        offloads: Offloads,
+        counters: PortCounters,
+        done: Sender<()>,
+    },
+    Detach {
+        port: PortId,
+        done: Sender<()>,
+    },
+    Stop,
+}
+
+/// The engine's end of a worker. Dropping it stops the worker and waits for it.
+#[derive(Debug)]
+pub(crate) struct WorkerHandle {
+    commands: Sender<Command>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl WorkerHandle {
+    pub(crate) fn spawn(number: usize, core: Core, gone: GonePorts) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        let waker = poller.waker();
+        let (commands, inbox) = unbounded();
+        let worker = Worker {
+            core,
+            poller,
+            inbox,
+            devices: Devices::default(),
+            polled: Vec::new(),
+            batch: Vec::with_capacity(BATCH + PORT_BUDGET),
+            gone,
+        };
+        let thread = thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || worker.run())?;
+        Ok(Self { commands, waker, thread: Some(thread) })
+    }
+
+    /// Sends a command and waits until it was carried out.
+    pub(crate) fn tell(
+        &self,
+        command: impl FnOnce(Sender<()>) -> Command,
+    ) -> Result<(), EngineError> {
+        let (done, answer) = bounded(1);
+        self.commands.send(command(done)).map_err(|_| EngineError::Stopped)?;
+        self.waker.wake();
+        answer.recv().map_err(|_| EngineError::Stopped)
+    }
+}
+
+impl Drop for WorkerHandle {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Stop);
+        self.waker.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The device halves of one worker, by port.
+#[derive(Debug, Default)]
+struct Devices {
+    rx: Vec<Option<Box<dyn PortRx>>>,
+    tx: Vec<Option<Box<dyn PortTx>>>,
+}
+
+impl Transmit for Devices {
+    fn tx(&mut self, port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
+        if let Some(Some(device)) = self.tx.get_mut(port.index()) {
+            return device.tx(frames, pool);
+        }
+        let down = u32::try_from(frames.len()).unwrap_or(u32::MAX);
+        for frame in frames.drain(..) {
+            pool.put(frame);
+        }
+        TxReport { down, ..TxReport::default() }
+    }
+
+    fn tx_copy(&mut self, port: PortId, frame: &mut Frame, pool: &mut Pool) -> TxReport {
+        match self.tx.get_mut(port.index()) {
+            Some(Some(device)) => device.tx_copy(frame, pool),
+            _ => TxReport { down: 1, ..TxReport::default() },
+        }
+    }
+}
+
+impl Devices {
+    fn put(&mut self, port: PortId, rx: Option<Box<dyn PortRx>>, tx: Option<Box<dyn PortTx>>) {
+        let index = port.index();
+        if self.rx.len() <= index {
+            self.rx.resize_with(index + 1, || None);
+            self.tx.resize_with(index + 1, || None);
+        }
+        if let (Some(rx_slot), Some(tx_slot)) = (self.rx.get_mut(index), self.tx.get_mut(index)) {
+            *rx_slot = rx;
+            *tx_slot = tx;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Worker {
+    core: Core,
+    poller: Poller,
+    inbox: Receiver<Command>,
+    devices: Devices,
+    /// Ports without a descriptor: asked in every round.
+    polled: Vec<PortId>,
+    batch: Vec<Frame>,
+    gone: GonePorts,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut events: Vec<Event> = Vec::with_capacity(MAX_EVENTS);
+        loop {
+            let timeout = match (self.core.is_waiting(), self.polled.is_empty()) {
+                (_, false) => Duration::ZERO,
+                (true, true) => WAITING,
+                (false, true) => IDLE,
+            };
+            let woken = self.poller.wait(Some(timeout), &mut events).unwrap_or(true);
+            if woken && !self.obey() {
+                return;
+            }
+            let now = Timestamp::now();
+            for event in &events {
+                if let Ok(index) = u16::try_from(event.token) {
+                    self.receive(PortId(index), now);
+                }
+            }
+            for at in 0..self.polled.len() {
+                if let Some(port) = self.polled.get(at) {
+                    self.receive(*port, now);
+                }
+            }
+            self.process(now);
+            self.core.housekeep(now, &mut self.devices);
+        }
+    }
+
+    /// Takes frames from one port; processes when the batch is full.
+    fn receive(&mut self, port: PortId, now: Timestamp) {
+        let Some(Some(device)) = self.devices.rx.get_mut(port.index()) else { return };
+        let before = self.batch.len();
+        let received = device.rx(PORT_BUDGET, self.core.pool(), &mut self.batch);
+        for frame in self.batch.iter_mut().skip(before) {
+            frame.ingress = port;
+        }
+        if received.is_err() {
+            self.lose(port);
+        }
+        let bytes: usize = self.batch.iter().map(Frame::len).sum();
+        if self.batch.len() >= BATCH || bytes >= BATCH_BYTES {
+            self.process(now);
+        }
+    }
+
+    fn process(&mut self, now: Timestamp) {
+        if !self.batch.is_empty() {
+            self.core.process(&mut self.batch, now, &mut self.devices);
+        }
+    }
+
+    /// A device that is gone is never asked again; it would say so for ever.
+    fn lose(&mut self, port: PortId) {
+        self.forget_rx(port);
+        self.gone.lock().push(port);
+    }
+
+    fn forget_rx(&mut self, port: PortId) {
+        if let Some(Some(rx)) = self.devices.rx.get(port.index())
+            && let Some(fd) = rx.fd()
+        {
+            // It may have removed itself with its descriptor.
+            let _ = self.poller.remove(fd);
+        }
+        self.polled.retain(|polled| *polled != port);
+        if let Some(slot) = self.devices.rx.get_mut(port.index()) {
+            *slot = None;
+        }
+    }
+
+    /// Carries out what the engine said; false: stop.
+    fn obey(&mut self) -> bool {
+        while let Ok(command) = self.inbox.try_recv() {
+            match command {
+                Command::Attach { port, rx, tx, offloads, counters, done } => {
+                    self.watch(port, rx.as_deref());
+                    self.devices.put(port, rx, Some(tx));
+                    self.core.add_port(port, offloads, counters);
+                    let _ = done.send(());
+                }
+                Command::Detach { port, done } => {
+                    self.forget_rx(port);
+                    self.devices.put(port, None, None);
+                    self.core.remove_port(port);
+                    let _ = done.send(());
+                }
+                Command::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn watch(&mut self, port: PortId, rx: Option<&dyn PortRx>) {
+        let Some(rx) = rx else { return };
+        let watched = rx.fd().is_some_and(|fd| self.poller.add(fd, u64::from(port.0)).is_ok());
+        if !watched {
+            self.polled.push(port);
+        }
+    }
+}
