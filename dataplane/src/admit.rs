@@ -40,7 +40,8 @@ fn admit(
     headers: &Headers,
 ) -> Result<(), DropReason> {
     offload::admit(frame, headers)?;
-    let (PortRole::Endpoint { network, .. } | PortRole::Host { network }) = &port.config.role else {
+    let (PortRole::Endpoint { network, .. } | PortRole::Host { network }) = &port.config.role
+    else {
         return Ok(());
     };
     if headers.dst.is_link_local_group() {

@@ -88,11 +88,7 @@ pub struct Capture {
 }
 
 impl Capture {
-    pub(crate) fn start(
-        running: &Arc<Publisher<Sinks>>,
-        ports: &[PortId],
-        snaplen: usize,
-    ) -> Self {
+    pub(crate) fn start(running: &Arc<Publisher<Sinks>>, ports: &[PortId], snaplen: usize) -> Self {
         let sink = Arc::new(Sink::new(ports, snaplen));
         running.update(|sinks| {
             let mut sinks = sinks.clone();

@@ -84,9 +84,8 @@ impl PortTable {
     /// Counts a frame that came in on `port` and ends here.
     pub(crate) fn drop_rx(&self, counters: &WorkerCounters, port: PortId, reason: DropReason) {
         counters.drop(reason, 1);
-        let cell = self.slot(port).and_then(|slot| slot.counters.cell(self.worker));
-        if let Some(counter) = cell.and_then(|cell| cell.rx_drops.get(reason.index())) {
-            counter.add(1);
+        if let Some(cell) = self.slot(port).and_then(|slot| slot.counters.cell(self.worker)) {
+            cell.rx_drops.add(reason, 1);
         }
     }
 
@@ -95,19 +94,13 @@ impl PortTable {
             return;
         }
         counters.drop(reason, n);
-        let cell = self.slot(port).and_then(|slot| slot.counters.cell(self.worker));
-        if let Some(counter) = cell.and_then(|cell| cell.tx_drops.get(reason.index())) {
-            counter.add(n);
+        if let Some(cell) = self.slot(port).and_then(|slot| slot.counters.cell(self.worker)) {
+            cell.tx_drops.add(reason, n);
         }
     }
 
     /// Queues a frame that the engine made itself.
-    pub(crate) fn push_generated(
-        &mut self,
-        counters: &WorkerCounters,
-        port: PortId,
-        frame: Frame,
-    ) {
+    pub(crate) fn push_generated(&mut self, counters: &WorkerCounters, port: PortId, frame: Frame) {
         counters.generated.add(1);
         self.enqueue(counters, port, frame);
     }
@@ -289,11 +282,7 @@ pub(crate) fn stage(
                 if cx.waiting.has_room(link, next_hop) {
                     cx.waiting.push(Held { frame, link, next_hop, fragment: lane.fragment });
                 } else {
-                    cx.ports.drop_rx(
-                        cx.counters,
-                        frame.ingress,
-                        DropReason::NeighborQueueFull,
-                    );
+                    cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NeighborQueueFull);
                     cx.pool.put(frame);
                 }
             }
@@ -334,7 +323,8 @@ fn flood(
     };
     let isolated = !network.config.icc && matches!(from, From::Endpoint(_));
     let mut copies = 0u64;
-    for port in network.ports.iter().filter(|port| **port != frame.ingress) {
+    let ingress = frame.ingress;
+    for port in network.ports.iter().filter(|port| **port != ingress) {
         let is_endpoint = cx
             .config
             .port(*port)

@@ -15,7 +15,6 @@ use crate::plane::Plane;
 use crate::sync::Mutex;
 use crate::worker::{Command, GonePorts, WorkerHandle};
 
-
 /// Sizes that are fixed for the life of the engine.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {

@@ -93,7 +93,7 @@ mod tests {
     /// `DefaultHasher::new()` is SipHash-1-3 with a zero key.
     #[test]
     fn agrees_with_the_standard_library() {
-        for (a, b) in [(0, 0), (1, 2), (u64::MAX, 0x0123_4567_89ab_cdef)] {
+        for (a, b) in [(0u64, 0u64), (1, 2), (u64::MAX, 0x0123_4567_89ab_cdef)] {
             let mut hasher = DefaultHasher::new();
             hasher.write(&a.to_le_bytes());
             hasher.write(&b.to_le_bytes());

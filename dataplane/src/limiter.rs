@@ -35,10 +35,9 @@ mod tests {
     #[test]
     fn burst_then_rate() {
         let mut limiter = Limiter::default();
-        let at = |millis| Timestamp::from_nanos(1_000_000_000 + millis * 1_000_000);
-        let allowed = |limiter: &mut Limiter, millis| {
-            (0..1000).filter(|_| limiter.allow(at(millis))).count()
-        };
+        let at = |millis: u64| Timestamp::from_nanos(1_000_000_000 + millis * 1_000_000);
+        let allowed =
+            |limiter: &mut Limiter, millis| (0..1000).filter(|_| limiter.allow(at(millis))).count();
         assert_eq!(allowed(&mut limiter, 0), 50);
         assert_eq!(allowed(&mut limiter, 10), 10);
         assert_eq!(allowed(&mut limiter, 10_000), 50);

@@ -300,4 +300,3 @@ impl Gone {
             || (connection.dnat && self.outside.contains(&connection.original.dst))
     }
 }
-

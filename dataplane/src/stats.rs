@@ -28,6 +28,29 @@ impl Counter {
     }
 }
 
+/// One counter for each reason.
+#[derive(Debug)]
+pub(crate) struct DropCounters([Counter; DropReason::COUNT]);
+
+impl Default for DropCounters {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl DropCounters {
+    #[inline]
+    pub(crate) fn add(&self, reason: DropReason, n: u64) {
+        if let Some(counter) = self.0.get(reason.index()) {
+            counter.add(n);
+        }
+    }
+
+    fn values(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().map(Counter::value)
+    }
+}
+
 /// Totals of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerCounters {
@@ -37,15 +60,13 @@ pub(crate) struct WorkerCounters {
     pub(crate) tx_frames: Counter,
     pub(crate) consumed: Counter,
     pub(crate) queued: Counter,
-    pub(crate) drops: [Counter; DropReason::COUNT],
+    pub(crate) drops: DropCounters,
 }
 
 impl WorkerCounters {
     #[inline]
     pub(crate) fn drop(&self, reason: DropReason, n: u64) {
-        if let Some(counter) = self.drops.get(reason.index()) {
-            counter.add(n);
-        }
+        self.drops.add(reason, n);
     }
 
     pub(crate) fn view(&self) -> WorkerStats {
@@ -56,7 +77,7 @@ impl WorkerCounters {
             tx_frames: self.tx_frames.value(),
             consumed: self.consumed.value(),
             queued: self.queued.value(),
-            drops: self.drops.iter().map(Counter::value).collect(),
+            drops: self.drops.values().collect(),
         }
     }
 }
@@ -68,8 +89,8 @@ pub(crate) struct PortCell {
     pub(crate) rx_bytes: Counter,
     pub(crate) tx_frames: Counter,
     pub(crate) tx_bytes: Counter,
-    pub(crate) rx_drops: [Counter; DropReason::COUNT],
-    pub(crate) tx_drops: [Counter; DropReason::COUNT],
+    pub(crate) rx_drops: DropCounters,
+    pub(crate) tx_drops: DropCounters,
 }
 
 /// One port's counters, a cell for each worker.
@@ -90,11 +111,14 @@ impl PortCounters {
         let sum = |pick: fn(&PortCell) -> &Counter| -> u64 {
             self.0.iter().map(|cell| pick(cell).value()).sum()
         };
-        let sums = |pick: fn(&PortCell) -> &[Counter; DropReason::COUNT]| -> Vec<u64> {
-            let at = |index: usize| {
-                self.0.iter().filter_map(|cell| pick(cell).get(index)).map(Counter::value).sum()
-            };
-            (0..DropReason::COUNT).map(at).collect()
+        let sums = |pick: fn(&PortCell) -> &DropCounters| -> Vec<u64> {
+            let mut totals = vec![0; DropReason::COUNT];
+            for cell in &*self.0 {
+                for (total, value) in totals.iter_mut().zip(pick(cell).values()) {
+                    *total += value;
+                }
+            }
+            totals
         };
         PortStats {
             rx_frames: sum(|cell| &cell.rx_frames),

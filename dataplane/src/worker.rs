@@ -76,9 +76,8 @@ impl WorkerHandle {
             batch: Vec::with_capacity(BATCH + PORT_BUDGET),
             gone,
         };
-        let thread = thread::Builder::new()
-            .name(format!("worker-{number}"))
-            .spawn(move || worker.run())?;
+        let thread =
+            thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker.run())?;
         Ok(Self { commands, waker, thread: Some(thread) })
     }
 

@@ -444,8 +444,8 @@ impl ConnTable {
 
     /// Ends entry `index` if its time has come.
     pub fn expire(&self, index: u32, now: u32) -> bool {
-        let expired = self
-            .remove_if(index, |hot, _| hot[5].load(Ordering::Relaxed) <= u64::from(now));
+        let expired =
+            self.remove_if(index, |hot, _| hot[5].load(Ordering::Relaxed) <= u64::from(now));
         self.totals.expired.fetch_add(u64::from(expired), Ordering::Relaxed);
         expired
     }

@@ -77,9 +77,7 @@ fn an_expired_connection_does_not_stand_in_the_way() {
 #[test]
 fn full_is_said_and_room_comes_back() {
     let table = table(4);
-    let ids: Vec<_> = (0..4u16)
-        .map(|n| table.insert(&connection(1, n, n, 100), 0))
-        .collect();
+    let ids: Vec<_> = (0..4u16).map(|n| table.insert(&connection(1, n, n, 100), 0)).collect();
     assert_eq!(table.insert(&connection(1, 9, 9, 100), 0), Insert::Full);
     assert_eq!(table.lookup(connection(1, 9, 9, 100).reply, 0), None, "neither tuple");
     let Insert::Inserted(id) = ids[2] else { panic!("not inserted") };

@@ -134,7 +134,11 @@ impl TcpState {
         match self {
             // The reply side cannot close what it has not accepted.
             Self::SynSent | Self::SynSent2 => {
-                if original { Ok(Self::FinWait) } else { Err(Invalid) }
+                if original {
+                    Ok(Self::FinWait)
+                } else {
+                    Err(Invalid)
+                }
             }
             Self::SynReceived | Self::Established => Ok(Self::FinWait),
             Self::FinWait | Self::CloseWait => Ok(Self::LastAck),
@@ -148,11 +152,19 @@ impl TcpState {
         match self {
             // An ACK from the original side before any answer: it answers an old duplicate.
             Self::SynSent => {
-                if original { Err(Invalid) } else { Ok(Self::SynSent) }
+                if original {
+                    Err(Invalid)
+                } else {
+                    Ok(Self::SynSent)
+                }
             }
             Self::SynSent2 => Ok(Self::SynSent2),
             Self::SynReceived => {
-                if original { Ok(Self::Established) } else { Ok(Self::SynReceived) }
+                if original {
+                    Ok(Self::Established)
+                } else {
+                    Ok(Self::SynReceived)
+                }
             }
             Self::Established => Ok(Self::Established),
             Self::FinWait | Self::CloseWait => Ok(Self::CloseWait),
@@ -202,10 +214,7 @@ mod tests {
     #[test]
     fn orderly_close() {
         assert_eq!(opened(&[(FIN | ACK, Original)]), Ok(TcpState::FinWait));
-        assert_eq!(
-            opened(&[(FIN | ACK, Original), (ACK, Reply)]),
-            Ok(TcpState::CloseWait)
-        );
+        assert_eq!(opened(&[(FIN | ACK, Original), (ACK, Reply)]), Ok(TcpState::CloseWait));
         let last = [(FIN | ACK, Original), (ACK, Reply), (FIN | ACK, Reply)];
         assert_eq!(opened(&last), Ok(TcpState::LastAck));
         let done = [last[0], last[1], last[2], (ACK, Original)];

@@ -151,8 +151,7 @@ impl ConnTable {
 const MAX_LEFT: u32 = 30 * 86_400;
 
 fn is_plausible(new: &NewConnection, now: u32) -> bool {
-    let state_ok =
-        new.original.proto() != ip_proto::TCP || TcpState::from_u8(new.state).is_some();
+    let state_ok = new.original.proto() != ip_proto::TCP || TcpState::from_u8(new.state).is_some();
     state_ok
         && new.original.proto() == new.reply.proto()
         && new.deadline > now

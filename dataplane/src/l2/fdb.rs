@@ -69,12 +69,7 @@ impl Value {
             FdbKind::Local => 1,
             FdbKind::Static => 2,
         };
-        Self(
-            u64::from(port.0)
-                | u64::from(vlan & 0xfff) << 16
-                | kind << 28
-                | u64::from(seen) << 32,
-        )
+        Self(u64::from(port.0) | u64::from(vlan & 0xfff) << 16 | kind << 28 | u64::from(seen) << 32)
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "the field is 16 bits wide")]
@@ -213,12 +208,8 @@ impl Fdb {
             if matches!(value.kind(), FdbKind::Learned) && value.seen() != now {
                 let fresh = Value::new(port, vlan, FdbKind::Learned, now);
                 // Losing the race is fine: whoever won knows better.
-                let _ = cell.compare_exchange(
-                    value.0,
-                    fresh.0,
-                    Ordering::AcqRel,
-                    Ordering::Relaxed,
-                );
+                let _ =
+                    cell.compare_exchange(value.0, fresh.0, Ordering::AcqRel, Ordering::Relaxed);
             }
             return Learned::Known;
         }

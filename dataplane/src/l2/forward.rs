@@ -57,13 +57,7 @@ fn in_network(
     }
 }
 
-fn bridge(
-    cx: &Cx<'_>,
-    network: &Network,
-    frame: &Frame,
-    from: From,
-    port: PortId,
-) -> Verdict {
+fn bridge(cx: &Cx<'_>, network: &Network, frame: &Frame, from: From, port: PortId) -> Verdict {
     if port == frame.ingress {
         return Verdict::Drop(DropReason::SamePort);
     }

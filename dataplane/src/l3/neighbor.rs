@@ -132,8 +132,7 @@ impl Neighbors {
         if !mac.is_valid_source() || address.is_unspecified() || address.is_multicast() {
             return;
         }
-        let fresh =
-            Neighbor { mac: Some(mac), confirmed: now, asked: now, used: now, attempts: 0 };
+        let fresh = Neighbor { mac: Some(mac), confirmed: now, asked: now, used: now, attempts: 0 };
         let full = self.table.len() >= MAX_NEIGHBORS;
         match self.table.entry((link, address)) {
             Entry::Occupied(mut entry) => {

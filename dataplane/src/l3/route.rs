@@ -127,10 +127,8 @@ mod tests {
     #[test]
     fn a_table_without_default_may_find_nothing() {
         let mut table = RouteTable::default();
-        table.insert(
-            Prefix::new(Ipv4Addr::new(10, 0, 0, 0), 8),
-            RouteTarget::Network(NetworkId(1)),
-        );
+        table
+            .insert(Prefix::new(Ipv4Addr::new(10, 0, 0, 0), 8), RouteTarget::Network(NetworkId(1)));
         assert_eq!(table.lookup(Ipv4Addr::new(11, 0, 0, 1)), None);
     }
 }

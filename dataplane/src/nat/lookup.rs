@@ -17,8 +17,7 @@ pub(crate) fn stage(cx: &mut Cx<'_>, lanes: &mut [Lane]) {
     }
     for lane in lanes.iter_mut().filter(|lane| lane.is_open()) {
         if let Some(track) = &mut lane.track {
-            track.hit =
-                cx.tables.connections.lookup_hashed(track.hash, track.tuple, cx.secs);
+            track.hit = cx.tables.connections.lookup_hashed(track.hash, track.tuple, cx.secs);
         }
     }
 }

@@ -9,8 +9,8 @@
 
 mod begin;
 pub mod dnat;
-pub(crate) mod lookup;
 mod local;
+pub(crate) mod lookup;
 pub mod port_alloc;
 mod related;
 pub(crate) mod translate;

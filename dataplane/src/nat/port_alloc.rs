@@ -52,8 +52,11 @@ impl<'a> Candidates<'a> {
     #[must_use]
     pub fn new(ranges: &'a [(u16, u16)], inside: u16, rng: &mut PortRng) -> Self {
         let keep = ranges.iter().any(|(a, b)| (*a..=*b).contains(&inside)).then_some(inside);
-        let class =
-            if inside < CLASS_BOUNDARY { (0, CLASS_BOUNDARY - 1) } else { (CLASS_BOUNDARY, u16::MAX) };
+        let class = if inside < CLASS_BOUNDARY {
+            (0, CLASS_BOUNDARY - 1)
+        } else {
+            (CLASS_BOUNDARY, u16::MAX)
+        };
         // A class that the ranges leave out falls back to all of them.
         let (low, high) = [class, (0, u16::MAX)]
             .into_iter()
@@ -89,10 +92,7 @@ impl Iterator for Candidates<'_> {
 }
 
 fn clipped(ranges: &[(u16, u16)], low: u16, high: u16) -> impl Iterator<Item = (u16, u16)> {
-    ranges
-        .iter()
-        .map(move |(a, b)| ((*a).max(low), (*b).min(high)))
-        .filter(|(a, b)| a <= b)
+    ranges.iter().map(move |(a, b)| ((*a).max(low), (*b).min(high))).filter(|(a, b)| a <= b)
 }
 
 fn count(ranges: &[(u16, u16)], low: u16, high: u16) -> u32 {

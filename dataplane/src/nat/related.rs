@@ -6,9 +6,9 @@
 use crate::conntrack::{Hit, Tuple, Zone};
 use crate::core::Cx;
 use crate::frame::Frame;
+use crate::nat::local;
 use crate::nat::lookup::zone;
 use crate::nat::translate::{self, not_ours, translation};
-use crate::nat::local;
 use crate::packet::headers::{Ipv4, Net};
 use crate::packet::icmp::{self, InnerL4, InnerPacket};
 use crate::packet::rewrite::{self, Rewrite};

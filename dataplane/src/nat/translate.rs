@@ -33,9 +33,8 @@ fn one(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) -> Result<Verdict, D
     }
     let Some(track) = lane.track else { return local::untracked(cx, frame, lane, &ip) };
     // An earlier frame of this very batch may have begun the connection.
-    let hit = track
-        .hit
-        .or_else(|| cx.tables.connections.lookup_hashed(track.hash, track.tuple, cx.secs));
+    let hit =
+        track.hit.or_else(|| cx.tables.connections.lookup_hashed(track.hash, track.tuple, cx.secs));
     match hit {
         Some(hit) => established(cx, frame, lane, &ip, track.tuple, hit),
         None => begin::begin(cx, frame, lane, &ip, track.tuple),
@@ -196,9 +195,7 @@ pub(super) fn leave(_cx: &Cx<'_>, frame: &mut Frame, way: &WayOut) -> Verdict {
 /// What to do with a packet from outside that is nothing of ours.
 pub(super) fn not_ours(cx: &Cx<'_>, from: From, reason: DropReason) -> Result<Verdict, DropReason> {
     match from {
-        From::Uplink(id)
-            if cx.config.uplink(id).is_some_and(|u| u.mode == UplinkMode::Shared) =>
-        {
+        From::Uplink(id) if cx.config.uplink(id).is_some_and(|u| u.mode == UplinkMode::Shared) => {
             Ok(Verdict::Consume)
         }
         _ => Err(reason),

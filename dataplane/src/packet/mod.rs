@@ -8,6 +8,8 @@ mod field;
 mod fixtures;
 pub mod headers;
 pub mod icmp;
+pub mod offload;
 pub mod parse;
 pub mod rewrite;
+pub mod segment;
 pub mod types;
