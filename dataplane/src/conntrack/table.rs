@@ -457,6 +457,16 @@ impl ConnTable {
         removed
     }
 
+    /// What a connection found earlier is now: an earlier frame of the same batch may have changed
+    /// it. `None` when it has ended.
+    #[must_use]
+    #[inline]
+    pub fn refresh(&self, hit: &Hit) -> Option<Hit> {
+        let meta = Meta(self.hot(hit.id.index)?[4].load(Ordering::Acquire));
+        (meta.version() == hit.id.version)
+            .then_some(Hit { state: meta.state(), flags: meta.flags(), ..*hit })
+    }
+
     /// Notes packets of a direction and, when it changed, state, flags and deadline.
     #[inline]
     pub fn touch(&self, hit: &Hit, bytes: u64, state: u8, flags: u8, deadline: u32) {

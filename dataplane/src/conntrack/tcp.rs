@@ -1,7 +1,8 @@
 //! The TCP state machine: pure, one function.
 //!
 //! States and transitions are those of Linux' `nf_conntrack_proto_tcp.c`, without windows: a
-//! segment is judged by its flags alone.
+//! segment is judged by its flags and direction alone. Beyond Linux' states we remember which side
+//! sent the first FIN, so that its retransmission is not taken for the other side's.
 
 use super::tuple::Direction;
 use crate::packet::types::tcp_flags::{ACK, FIN, RST, SYN};
@@ -18,16 +19,22 @@ pub enum TcpState {
     SynReceived = 3,
     /// Both sides have sent and acknowledged a SYN.
     Established = 4,
-    /// FIN from one side.
+    /// FIN from the original side.
     FinWait = 5,
-    /// FIN from one side, acknowledged.
+    /// FIN from the original side, acknowledged.
     CloseWait = 6,
-    /// FIN from both sides.
+    /// FIN from both sides, the original one first.
     LastAck = 7,
     /// Both FINs acknowledged.
     TimeWait = 8,
     /// RST.
     Close = 9,
+    /// FIN from the reply side.
+    ReplyFinWait = 10,
+    /// FIN from the reply side, acknowledged.
+    ReplyCloseWait = 11,
+    /// FIN from both sides, the reply one first.
+    ReplyLastAck = 12,
 }
 
 /// A segment that contradicts the connection's state.
@@ -48,6 +55,9 @@ impl TcpState {
             7 => Self::LastAck,
             8 => Self::TimeWait,
             9 => Self::Close,
+            10 => Self::ReplyFinWait,
+            11 => Self::ReplyCloseWait,
+            12 => Self::ReplyLastAck,
             _ => return None,
         })
     }
@@ -60,9 +70,9 @@ impl TcpState {
             Self::SynSent2 => "SYN_SENT2",
             Self::SynReceived => "SYN_RECV",
             Self::Established => "ESTABLISHED",
-            Self::FinWait => "FIN_WAIT",
-            Self::CloseWait => "CLOSE_WAIT",
-            Self::LastAck => "LAST_ACK",
+            Self::FinWait | Self::ReplyFinWait => "FIN_WAIT",
+            Self::CloseWait | Self::ReplyCloseWait => "CLOSE_WAIT",
+            Self::LastAck | Self::ReplyLastAck => "LAST_ACK",
             Self::TimeWait => "TIME_WAIT",
             Self::Close => "CLOSE",
         }
@@ -108,8 +118,11 @@ impl TcpState {
                 Self::SynReceived
                 | Self::Established
                 | Self::FinWait
+                | Self::ReplyFinWait
                 | Self::CloseWait
-                | Self::LastAck,
+                | Self::ReplyCloseWait
+                | Self::LastAck
+                | Self::ReplyLastAck,
                 _,
             ) => Ok(self),
             // RFC 1122 §4.2.2.13: a SYN may reopen a connection in TIME-WAIT; from the original
@@ -123,55 +136,37 @@ impl TcpState {
         match (self, original) {
             (Self::SynSent, false) | (Self::SynSent2, _) => Ok(Self::SynReceived),
             (Self::SynSent, true) => Err(Invalid),
-            (Self::SynReceived, _) => Ok(Self::SynReceived),
-            // A retransmission after our ACK was lost, or simultaneous open.
-            (Self::Established | Self::FinWait | Self::CloseWait | Self::LastAck, _) => Ok(self),
-            (Self::TimeWait | Self::Close, _) => Ok(self),
+            // In later states: a retransmission because the ACK was lost.
+            (_, _) => Ok(self),
         }
     }
 
     const fn fin(self, original: bool) -> Result<Self, Invalid> {
-        match self {
+        match (self, original) {
             // The reply side cannot close what it has not accepted.
-            Self::SynSent | Self::SynSent2 => {
-                if original {
-                    Ok(Self::FinWait)
-                } else {
-                    Err(Invalid)
-                }
+            (Self::SynSent | Self::SynSent2, false) => Err(Invalid),
+            (Self::SynSent | Self::SynSent2 | Self::SynReceived | Self::Established, true) => {
+                Ok(Self::FinWait)
             }
-            Self::SynReceived | Self::Established => Ok(Self::FinWait),
-            Self::FinWait | Self::CloseWait => Ok(Self::LastAck),
-            Self::LastAck => Ok(Self::LastAck),
-            Self::TimeWait => Ok(Self::TimeWait),
-            Self::Close => Ok(Self::Close),
+            (Self::SynReceived | Self::Established, false) => Ok(Self::ReplyFinWait),
+            (Self::FinWait | Self::CloseWait, false) => Ok(Self::LastAck),
+            (Self::ReplyFinWait | Self::ReplyCloseWait, true) => Ok(Self::ReplyLastAck),
+            // A retransmission.
+            (_, _) => Ok(self),
         }
     }
 
     const fn ack(self, original: bool) -> Result<Self, Invalid> {
-        match self {
+        match (self, original) {
             // An ACK from the original side before any answer: it answers an old duplicate.
-            Self::SynSent => {
-                if original {
-                    Err(Invalid)
-                } else {
-                    Ok(Self::SynSent)
-                }
-            }
-            Self::SynSent2 => Ok(Self::SynSent2),
-            Self::SynReceived => {
-                if original {
-                    Ok(Self::Established)
-                } else {
-                    Ok(Self::SynReceived)
-                }
-            }
-            Self::Established => Ok(Self::Established),
-            Self::FinWait | Self::CloseWait => Ok(Self::CloseWait),
-            Self::LastAck | Self::TimeWait => Ok(Self::TimeWait),
-            // RFC 7857 §2.2: data after a RST that an endpoint did not believe revives it. The
-            // challenge ACK that answers a SYN passes here too.
-            Self::Close => Ok(Self::Close),
+            (Self::SynSent, true) => Err(Invalid),
+            (Self::SynReceived, true) => Ok(Self::Established),
+            (Self::FinWait, false) => Ok(Self::CloseWait),
+            (Self::ReplyFinWait, true) => Ok(Self::ReplyCloseWait),
+            (Self::LastAck, true) | (Self::ReplyLastAck, false) => Ok(Self::TimeWait),
+            // RFC 7857 §2.2: an endpoint may not have believed a RST; its ACKs pass, also the
+            // challenge ACK that answers a SYN.
+            (_, _) => Ok(self),
         }
     }
 }
@@ -223,6 +218,21 @@ mod tests {
         assert_eq!(opened(&again), Ok(TcpState::SynSent));
         let wrong = [done[0], done[1], done[2], done[3], (SYN, Reply)];
         assert_eq!(opened(&wrong), Err(Invalid));
+    }
+
+    #[test]
+    fn a_retransmitted_fin_does_not_close_the_other_side() {
+        let fin = (FIN | ACK, Reply);
+        assert_eq!(opened(&[fin, fin, fin]), Ok(TcpState::ReplyFinWait));
+        assert_eq!(opened(&[fin, (ACK, Original), fin]), Ok(TcpState::ReplyCloseWait));
+        let both = [fin, (ACK, Original), (FIN | ACK, Original)];
+        assert_eq!(opened(&both), Ok(TcpState::ReplyLastAck));
+        assert_eq!(
+            opened(&[both[0], both[1], both[2], (ACK, Original)]),
+            Ok(TcpState::ReplyLastAck),
+            "only the other side's ACK ends it"
+        );
+        assert_eq!(opened(&[both[0], both[1], both[2], (ACK, Reply)]), Ok(TcpState::TimeWait));
     }
 
     #[test]

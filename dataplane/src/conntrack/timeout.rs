@@ -26,7 +26,14 @@ pub fn idle(timeouts: &Timeouts, proto: u8, dst_port: u16, state: u8) -> Duratio
 const fn tcp(timeouts: &Timeouts, state: u8) -> Duration {
     match TcpState::from_u8(state) {
         Some(TcpState::Established) => timeouts.tcp_established,
-        Some(TcpState::FinWait | TcpState::CloseWait | TcpState::LastAck) => timeouts.tcp_closing,
+        Some(
+            TcpState::FinWait
+            | TcpState::ReplyFinWait
+            | TcpState::CloseWait
+            | TcpState::ReplyCloseWait
+            | TcpState::LastAck
+            | TcpState::ReplyLastAck,
+        ) => timeouts.tcp_closing,
         Some(TcpState::TimeWait) => timeouts.tcp_time_wait,
         Some(TcpState::Close) => timeouts.tcp_reset,
         Some(TcpState::SynSent | TcpState::SynSent2 | TcpState::SynReceived) | None => {
