@@ -106,6 +106,16 @@ impl Frame {
         self.len = len;
     }
 
+    /// Appends `bytes`, cut to what the buffer still holds.
+    pub fn append(&mut self, bytes: &[u8]) {
+        let end = self.start + self.len;
+        let len = bytes.len().min(self.buffer.len().saturating_sub(end));
+        if let (Some(to), Some(from)) = (self.buffer.get_mut(end..end + len), bytes.get(..len)) {
+            to.copy_from_slice(from);
+            self.len += len;
+        }
+    }
+
     /// Cuts the frame to its first `len` bytes; no effect when it is shorter.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);

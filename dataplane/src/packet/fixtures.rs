@@ -37,6 +37,35 @@ pub(crate) fn udp(payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+pub(crate) fn tcp6(payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ethernet()
+        .ipv6([0xfd; 16], [0xfe; 16], 64)
+        .tcp(40_000, 80, 0xffff_fff0, 1000)
+        .ack(99)
+        .psh()
+        .write(&mut bytes, payload)
+        .unwrap();
+    bytes
+}
+
+pub(crate) fn udp6(payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ethernet().ipv6([0xfd; 16], [0xfe; 16], 64).udp(40_000, 53).write(&mut bytes, payload).unwrap();
+    bytes
+}
+
+/// `bytes` with `tags` (TPID, TCI) put between the addresses and the EtherType.
+pub(crate) fn tagged(bytes: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
+    let mut result = bytes[..12].to_vec();
+    for (tpid, tci) in tags {
+        result.extend_from_slice(&tpid.to_be_bytes());
+        result.extend_from_slice(&tci.to_be_bytes());
+    }
+    result.extend_from_slice(&bytes[12..]);
+    result
+}
+
 pub(crate) fn echo_request(payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     ethernet()
@@ -98,9 +127,17 @@ pub(crate) fn slow_l4_sum(src: &[u8], dst: &[u8], proto: u8, segment: &[u8]) -> 
     slow_sum(&all)
 }
 
-/// Asserts that the IPv4 header checksum and the transport checksum of a whole frame are right.
+/// Asserts that the IPv4 header checksum, if there is one, and the transport checksum of a whole
+/// frame are right.
 pub(crate) fn assert_checksums(bytes: &[u8]) {
-    let ip = ipv4(&parse(bytes).unwrap());
+    let headers = parse(bytes).unwrap();
+    if let Net::Ipv6(ip) = headers.net {
+        let segment = &bytes[usize::from(ip.l4_offset)..ip.end(headers.l3)];
+        let sum = slow_l4_sum(&ip.src, &ip.dst, ip.proto, segment);
+        assert_eq!(sum, 0xffff, "L4 checksum of {:02x?}", &bytes[..bytes.len().min(80)]);
+        return;
+    }
+    let ip = ipv4(&headers);
     let l3 = ip.l3_offset();
     let l4 = usize::from(ip.l4_offset);
     assert_eq!(slow_sum(&bytes[l3..l4]), 0xffff, "IPv4 header checksum");
@@ -134,4 +171,15 @@ pub(crate) fn make_partial(frame: &mut Frame) {
     frame.vnet.flags = crate::io::vnet_hdr::F_NEEDS_CSUM;
     frame.vnet.csum_start = l4;
     frame.vnet.csum_offset = u16::try_from(at).unwrap();
+}
+
+/// A frame with a partial checksum that stands for segments of `size`.
+pub(crate) fn gso(bytes: &[u8], gso_type: u8, size: u16) -> Frame {
+    let mut frame = frame(bytes);
+    make_partial(&mut frame);
+    frame.vnet.gso_type = gso_type;
+    frame.vnet.gso_size = size;
+    // As the kernel: all headers, a hint.
+    frame.vnet.hdr_len = frame.vnet.csum_start + if frame.vnet.csum_offset == 16 { 20 } else { 8 };
+    frame
 }

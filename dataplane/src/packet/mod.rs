@@ -12,4 +12,5 @@ pub mod offload;
 pub mod parse;
 pub mod rewrite;
 pub mod segment;
+mod transport;
 pub mod types;
