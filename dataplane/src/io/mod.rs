@@ -9,6 +9,7 @@ pub mod packet_socket;
 pub mod pcap;
 pub mod poll;
 pub mod region;
+pub mod steer;
 mod sys;
 pub mod tap;
 #[cfg(test)]

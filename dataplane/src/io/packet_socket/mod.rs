@@ -47,7 +47,7 @@ const IDLE_CALLS_PER_CHECK: u32 = 8;
 pub struct PacketOptions<'a> {
     /// Receive frames for every destination MAC, not only those of the interface.
     pub promiscuous: bool,
-    /// A BPF socket filter program that chooses the frames, e.g. `Steering`'s.
+    /// A BPF socket filter program that chooses the frames, e.g. [`super::steer::Steering`]'s.
     pub filter: Option<BorrowedFd<'a>>,
     /// Slots of the receive ring, 72 KiB each.
     pub slots: NonZeroUsize,

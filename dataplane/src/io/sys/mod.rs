@@ -4,6 +4,7 @@
 //! Each file takes borrowed descriptors and plain values, and returns owned values or
 //! `io::Error`; nothing here knows what a port or a frame means to the engine.
 
+pub(super) mod bpf;
 pub(super) mod map;
 pub(super) mod packet;
 pub(super) mod tun;

@@ -1,0 +1,251 @@
+//! Steering on a shared uplink: which frames are the engine's and which are the host's.
+//!
+//! Two BPF programs with one match, both assembled here:
+//! - a **classifier** for the ingress of the interface (`clsact`, direct action) drops the
+//!   engine's frames for the host, whose stack would answer them with RST or ICMP. Packet sockets
+//!   get frames before the classifier, so the engine has its copy. It leaves every other frame to
+//!   the next filter (`TC_ACT_UNSPEC`) rather than accepting it (`TC_ACT_OK`): filters of others
+//!   behind it work on.
+//! - a **socket filter** for the engine's packet socket accepts the same frames, and ARP and later
+//!   fragments to our addresses, which both sides need to see. The host's bulk traffic is never
+//!   copied.
+//!
+//! A frame is the engine's when it is IPv4, untagged, not for another MAC, to an address with a
+//! slot, and its TCP or UDP destination port, its ICMP echo reply identifier, or the source port
+//! (identifier) of the packet within an ICMP error is in the slot's bitmap.
+//!
+//! The programs live as long as something holds them: the interface holds the classifier when the
+//! daemon has died, so the host goes on not answering for the engine's ports until the next run
+//! replaces it. Frames with IPv6 are the host's.
+
+mod asm;
+mod program;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use program::{Verdicts, assemble};
+
+use super::sys::bpf::{Map, MapKind, ProgramKind, load_program};
+
+/// Addresses at most: one for each slot. A power of two.
+pub const MAX_ADDRESSES: usize = SLOTS as usize;
+
+const SLOTS: i32 = 16;
+const PROTOCOLS: i32 = 3;
+/// Words of 64 bits for 65,536 ports.
+const WORDS: i32 = 1024;
+const WORD_COUNT: usize = WORDS as usize;
+
+// linux/pkt_cls.h
+const TC_ACT_UNSPEC: i32 = -1;
+const TC_ACT_SHOT: i32 = 2;
+/// A socket filter returns how many bytes of the frame to keep: all.
+const ACCEPT: i32 = i32::MAX;
+const REJECT: i32 = 0;
+
+const CLASSIFIER: Verdicts = Verdicts {
+    ours: TC_ACT_SHOT,
+    later_fragment: TC_ACT_UNSPEC,
+    arp: TC_ACT_UNSPEC,
+    other: TC_ACT_UNSPEC,
+};
+const FILTER: Verdicts =
+    Verdicts { ours: ACCEPT, later_fragment: ACCEPT, arp: ACCEPT, other: REJECT };
+
+/// Which numbers a bitmap is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SteerProto {
+    /// TCP ports.
+    Tcp,
+    /// UDP ports.
+    Udp,
+    /// ICMP echo identifiers.
+    Icmp,
+}
+
+/// A set of ports or identifiers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PortBitmap(Box<[u64]>);
+
+impl PortBitmap {
+    /// No port.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(vec![0; WORD_COUNT].into())
+    }
+
+    /// Adds `port`.
+    pub fn insert(&mut self, port: u16) {
+        self.insert_range(port, port);
+    }
+
+    /// Adds `first` to `last`, both included.
+    pub fn insert_range(&mut self, first: u16, last: u16) {
+        self.mask_range(first, last, |word, mask| *word |= mask);
+    }
+
+    /// Removes `first` to `last`, both included.
+    pub fn remove_range(&mut self, first: u16, last: u16) {
+        self.mask_range(first, last, |word, mask| *word &= !mask);
+    }
+
+    /// Whether `port` is in it.
+    #[must_use]
+    pub fn contains(&self, port: u16) -> bool {
+        self.0.get(usize::from(port >> 6)).is_some_and(|word| word >> (port & 63) & 1 != 0)
+    }
+
+    /// How many ports are in it.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    fn mask_range(&mut self, first: u16, last: u16, change: impl Fn(&mut u64, u64)) {
+        if first > last {
+            return;
+        }
+        let (from, to) = (usize::from(first >> 6), usize::from(last >> 6));
+        for index in from..=to {
+            let low = if index == from { u64::MAX << (first & 63) } else { u64::MAX };
+            let high = if index == to { u64::MAX >> (63 - (last & 63)) } else { u64::MAX };
+            if let Some(word) = self.0.get_mut(index) {
+                change(word, low & high);
+            }
+        }
+    }
+}
+
+impl Default for PortBitmap {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for PortBitmap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PortBitmap({} ports)", self.count())
+    }
+}
+
+/// Both programs and what they match, for one uplink.
+#[derive(Debug)]
+pub struct Steering {
+    classifier: OwnedFd,
+    filter: OwnedFd,
+    addresses: Map,
+    ports: Map,
+    slots: Vec<Slot>,
+}
+
+/// What the maps hold for a slot.
+#[derive(Debug, Clone, Default)]
+struct Slot {
+    address: Option<Ipv4Addr>,
+    bitmaps: [PortBitmap; 3],
+}
+
+impl Steering {
+    /// Loads the programs. They match nothing yet.
+    ///
+    /// # Errors
+    /// `PermissionDenied` without `CAP_BPF` and `CAP_NET_ADMIN` (root), or what the kernel has
+    /// against them.
+    pub fn load() -> io::Result<Self> {
+        let entries = u32::try_from(SLOTS).unwrap_or(0);
+        let words = u32::try_from(SLOTS * PROTOCOLS * WORDS).unwrap_or(0);
+        let addresses = Map::new(MapKind::Hash, 4, 4, entries, "vsw_addresses")?;
+        let ports = Map::new(MapKind::Array, 4, 8, words, "vsw_ports")?;
+        let load = |kind, name, verdicts| {
+            let program = assemble(addresses.raw_fd(), ports.raw_fd(), verdicts)
+                .ok_or(io::ErrorKind::InvalidData)?;
+            load_program(kind, name, &program)
+        };
+        let classifier = load(ProgramKind::Classifier, "vsw_classifier", CLASSIFIER)?;
+        let filter = load(ProgramKind::SocketFilter, "vsw_filter", FILTER)?;
+        let slots = vec![Slot::default(); MAX_ADDRESSES];
+        Ok(Self { classifier, filter, addresses, ports, slots })
+    }
+
+    /// The classifier, to be attached to the interface's `clsact` ingress with direct action.
+    #[must_use]
+    pub fn classifier_fd(&self) -> BorrowedFd<'_> {
+        self.classifier.as_fd()
+    }
+
+    /// The socket filter, for [`super::packet_socket::PacketOptions::filter`].
+    #[must_use]
+    pub fn filter_fd(&self) -> BorrowedFd<'_> {
+        self.filter.as_fd()
+    }
+
+    /// Gives `slot` an address, or takes it away. The ports of a slot stay with it; those of a
+    /// slot that loses its address are cleared.
+    ///
+    /// # Errors
+    /// `InvalidInput` when there is no such slot (see [`MAX_ADDRESSES`]), `AlreadyExists` when
+    /// another slot has the address, or what the kernel says.
+    pub fn set_address(&mut self, slot: usize, address: Option<Ipv4Addr>) -> io::Result<()> {
+        let taken = |(index, other): (usize, &Slot)| {
+            index != slot && address.is_some() && other.address == address
+        };
+        if self.slots.iter().enumerate().any(taken) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let number = u32::try_from(slot).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let entry = self.slots.get_mut(slot).ok_or(io::ErrorKind::InvalidInput)?;
+        if entry.address == address {
+            return Ok(());
+        }
+        if let Some(old) = entry.address.take() {
+            self.addresses.delete(&old.octets())?;
+        }
+        if let Some(new) = address {
+            self.addresses.update(&new.octets(), &number.to_ne_bytes())?;
+            entry.address = Some(new);
+            return Ok(());
+        }
+        for proto in [SteerProto::Tcp, SteerProto::Udp, SteerProto::Icmp] {
+            self.set_ports(slot, proto, &PortBitmap::new())?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the ports of `slot`, 64 at a time. Costs a syscall for each 64 ports among which
+    /// something changes.
+    ///
+    /// # Errors
+    /// `InvalidInput` when there is no such slot, or what the kernel says.
+    pub fn set_ports(
+        &mut self,
+        slot: usize,
+        proto: SteerProto,
+        ports: &PortBitmap,
+    ) -> io::Result<()> {
+        let proto = proto as usize;
+        let bitmap = self
+            .slots
+            .get_mut(slot)
+            .and_then(|entry| entry.bitmaps.get_mut(proto))
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let first = (slot * bitmap_count() + proto) * WORD_COUNT;
+        for (index, (have, want)) in bitmap.0.iter_mut().zip(&ports.0).enumerate() {
+            if have != want {
+                let key = u32::try_from(first + index).map_err(|_| io::ErrorKind::InvalidInput)?;
+                self.ports.update(&key.to_ne_bytes(), &want.to_ne_bytes())?;
+                *have = *want;
+            }
+        }
+        Ok(())
+    }
+}
+
+const fn bitmap_count() -> usize {
+    PROTOCOLS as usize
+}
