@@ -68,10 +68,13 @@ pub struct Core {
     fdb_cursor: u64,
     swept: Timestamp,
     forgot: Timestamp,
+    cleared: Timestamp,
 }
 
 /// How often the first worker looks for what has expired.
 const HOUSEKEEPING: std::time::Duration = std::time::Duration::from_millis(100);
+/// How often datagrams that wait for fragments no longer are forgotten.
+const CLEAR_FRAGMENTS: std::time::Duration = std::time::Duration::from_secs(1);
 /// How often unused neighbors are forgotten.
 const FORGET_NEIGHBORS: std::time::Duration = std::time::Duration::from_secs(60);
 /// FDB buckets looked at in one round of housekeeping: a table of 2^16 buckets in 26 s.
@@ -103,6 +106,7 @@ impl Core {
             fdb_cursor: 0,
             swept: Timestamp::ZERO,
             forgot: Timestamp::ZERO,
+            cleared: Timestamp::ZERO,
         }
     }
 
@@ -168,6 +172,10 @@ impl Core {
         self.swept = now;
         self.config.refresh();
         self.sweep.step(&self.tables.connections, now);
+        if now.since(self.cleared) >= CLEAR_FRAGMENTS {
+            self.cleared = now;
+            self.tables.fragments.expire(now);
+        }
         let ageing = self.config.current().fdb_ageing;
         let secs = now.as_secs();
         self.fdb_cursor = self.tables.fdb.age(self.fdb_cursor, FDB_BUCKETS, secs, ageing);

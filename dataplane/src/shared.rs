@@ -10,6 +10,7 @@ use crate::conntrack::ConnTable;
 use crate::engine::{EngineOptions, NatRule};
 use crate::hash::HashKey;
 use crate::l2::fdb::Fdb;
+use crate::l3::fragments::Fragments;
 use crate::l3::neighbor::Neighbors;
 
 /// The tables.
@@ -19,6 +20,8 @@ pub struct Tables {
     pub fdb: Fdb,
     /// Connections.
     pub connections: ConnTable,
+    /// Datagrams whose later fragments are expected.
+    pub fragments: Fragments,
     /// Neighbors.
     pub neighbors: Neighbors,
     /// First packets of connections and their bytes, by rule.
@@ -40,6 +43,7 @@ impl Tables {
         Ok(Self {
             fdb: Fdb::new(options.fdb_limit, HashKey::random()?)?,
             connections,
+            fragments: Fragments::default(),
             neighbors: Neighbors::default(),
             rules: DashMap::new(),
         })

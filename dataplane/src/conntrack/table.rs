@@ -463,8 +463,11 @@ impl ConnTable {
     #[inline]
     pub fn refresh(&self, hit: &Hit) -> Option<Hit> {
         let meta = Meta(self.hot(hit.id.index)?[4].load(Ordering::Acquire));
-        (meta.version() == hit.id.version)
-            .then_some(Hit { state: meta.state(), flags: meta.flags(), ..*hit })
+        (meta.version() == hit.id.version).then_some(Hit {
+            state: meta.state(),
+            flags: meta.flags(),
+            ..*hit
+        })
     }
 
     /// Notes packets of a direction and, when it changed, state, flags and deadline.

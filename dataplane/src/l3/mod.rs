@@ -1,6 +1,7 @@
 //! Routing at the gateway of a network and at uplinks.
 
 pub(crate) mod arp;
+pub mod fragments;
 pub(crate) mod hop;
 pub(crate) mod input;
 pub mod neighbor;

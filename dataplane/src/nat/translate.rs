@@ -8,6 +8,7 @@ use crate::core::Cx;
 use crate::frame::Frame;
 use crate::l3::hop::{self, Hop, Reach};
 use crate::l3::report::report;
+use crate::nat::lookup::zone;
 use crate::nat::{begin, local, related};
 use crate::packet::headers::{Ipv4, L4, Net};
 use crate::packet::icmp::{self, IcmpError};
@@ -31,7 +32,7 @@ fn one(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) -> Result<Verdict, D
     {
         return related::translate(cx, frame, lane, &ip);
     }
-    let Some(track) = lane.track else { return local::untracked(cx, frame, lane, &ip) };
+    let Some(track) = lane.track else { return trackless(cx, frame, lane, &ip) };
     // An earlier frame of this very batch may have begun the connection.
     let hit =
         track.hit.or_else(|| cx.tables.connections.lookup_hashed(track.hash, track.tuple, cx.secs));
@@ -39,6 +40,22 @@ fn one(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) -> Result<Verdict, D
         Some(hit) => established(cx, frame, lane, &ip, track.tuple, hit),
         None => begin::begin(cx, frame, lane, &ip, track.tuple),
     }
+}
+
+/// A packet without ports: a later fragment goes the way of its first one.
+fn trackless(
+    cx: &mut Cx<'_>,
+    frame: &mut Frame,
+    lane: &mut Lane,
+    ip: &Ipv4,
+) -> Result<Verdict, DropReason> {
+    if ip.l4 == L4::LaterFragment
+        && let Some(tuple) = cx.tables.fragments.tuple(ip, zone(lane.from), cx.now)
+        && let Some(hit) = cx.tables.connections.lookup(tuple, cx.secs)
+    {
+        return established(cx, frame, lane, ip, tuple, hit);
+    }
+    local::untracked(cx, frame, lane, ip)
 }
 
 /// A packet of a connection we know.
@@ -158,6 +175,9 @@ pub(super) fn finish(
     way: &WayOut,
 ) -> Result<Verdict, DropReason> {
     let Net::Ipv4(ip) = &mut lane.headers.net else { return Err(DropReason::Ipv4Malformed) };
+    if ip.more_fragments && ip.frag_offset == 0 {
+        cx.tables.fragments.follow(ip, tuple, cx.now);
+    }
     rewrite::decrement_ttl(frame, ip)?;
     let change = translation(tuple, hit);
     if !change.is_none() {

@@ -1,0 +1,130 @@
+//! Fragments: later fragments have no ports, so they follow the first one of their datagram.
+//!
+//! The first fragment of a routed datagram enters the tuple it was translated by; later ones with
+//! the same addresses, protocol and identification use it. A later fragment that overtakes the
+//! first is dropped as `fragment_untracked`: nothing is held.
+//!
+//! Limits: [`MAX_DATAGRAMS`] at once, each for [`LIFETIME`]; when the table is full the datagram's
+//! later fragments are dropped, whole packets are not affected.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use dashmap::DashMap;
+
+use crate::clock::Timestamp;
+use crate::conntrack::{Tuple, Zone};
+use crate::packet::headers::Ipv4;
+
+/// Datagrams followed at a time.
+pub const MAX_DATAGRAMS: usize = 4096;
+
+/// RFC 791 §3.2 recommends 15 s for reassembly, Linux `ipfrag_time` is 30 s.
+pub const LIFETIME: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Datagram {
+    src: Ipv4Addr,
+    dst: Ipv4Addr,
+    id: u16,
+    proto: u8,
+    zone: Zone,
+}
+
+impl Datagram {
+    fn of(ip: &Ipv4, zone: Zone) -> Self {
+        Self { src: ip.src, dst: ip.dst, id: ip.id, proto: ip.proto, zone }
+    }
+}
+
+/// The table. Shared by all workers: fragments of a datagram may come in by several uplinks.
+#[derive(Debug, Default)]
+pub struct Fragments {
+    table: DashMap<Datagram, (Tuple, Timestamp)>,
+}
+
+impl Fragments {
+    /// Notes the tuple of a first fragment.
+    pub fn follow(&self, ip: &Ipv4, tuple: Tuple, now: Timestamp) {
+        if self.table.len() >= MAX_DATAGRAMS {
+            return;
+        }
+        self.table.insert(Datagram::of(ip, tuple.zone()), (tuple, now + LIFETIME));
+    }
+
+    /// The tuple of the first fragment of the datagram that this later one belongs to.
+    #[must_use]
+    pub fn tuple(&self, ip: &Ipv4, zone: Zone, now: Timestamp) -> Option<Tuple> {
+        let entry = self.table.get(&Datagram::of(ip, zone))?;
+        let (tuple, deadline) = *entry;
+        (deadline > now).then_some(tuple)
+    }
+
+    /// Forgets datagrams whose time is over.
+    pub fn expire(&self, now: Timestamp) {
+        if !self.table.is_empty() {
+            self.table.retain(|_, (_, deadline)| *deadline > now);
+        }
+    }
+
+    /// Datagrams followed now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::headers::L4;
+
+    fn fragment(id: u16) -> Ipv4 {
+        Ipv4 {
+            src: Ipv4Addr::new(10, 0, 0, 1),
+            dst: Ipv4Addr::new(192, 0, 2, 1),
+            proto: 17,
+            ttl: 64,
+            header_len: 20,
+            total_len: 1500,
+            frag_offset: 0,
+            more_fragments: true,
+            dont_fragment: false,
+            id,
+            l4: L4::Udp { src_port: 1, dst_port: 2 },
+            l4_offset: 34,
+        }
+    }
+
+    fn tuple() -> Tuple {
+        Tuple::of(&fragment(0), Zone(1)).unwrap()
+    }
+
+    #[test]
+    fn later_fragments_follow_the_first_for_a_while() {
+        let table = Fragments::default();
+        let start = Timestamp::from_secs(100);
+        table.follow(&fragment(7), tuple(), start);
+        assert_eq!(table.tuple(&fragment(7), Zone(1), start), Some(tuple()));
+        assert_eq!(table.tuple(&fragment(8), Zone(1), start), None);
+        assert_eq!(table.tuple(&fragment(7), Zone(2), start), None);
+        assert_eq!(table.tuple(&fragment(7), Zone(1), start + LIFETIME), None);
+        table.expire(start + LIFETIME);
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn a_flood_of_first_fragments_is_bounded() {
+        let table = Fragments::default();
+        for id in 0..10_000 {
+            table.follow(&fragment(id), tuple(), Timestamp::from_secs(1));
+        }
+        assert_eq!(table.len(), MAX_DATAGRAMS);
+    }
+}
