@@ -6,7 +6,7 @@
 //!
 //! - `NEEDS_CSUM`: an unfragmented TCP or UDP packet, `csum_start` and `csum_offset` its own;
 //! - a segment size: besides, the type fits protocol and IP version, the payload is longer than
-//!   one segment, segments are neither tiny nor too many, and nothing follows the packet;
+//!   one segment, segments are not too many for their size, and nothing follows the packet;
 //! - neither: the packet is no longer than IP allows.
 //!
 //! Limits: GSO frames of tunnels (`SKB_GSO_UDP_TUNNEL` and the like, which a device shows as
@@ -25,9 +25,13 @@ use crate::io::vnet_hdr::{
 use crate::verdict::DropReason;
 
 /// Payload and TCP options of the shortest segment Linux makes: `TCP_MIN_SND_MSS` in
-/// `linux/net/tcp.h`, the least `sysctl_tcp_min_snd_mss` (CVE-2019-11479). The size in the
+/// `include/net/tcp.h`, the least `sysctl_tcp_min_snd_mss` (CVE-2019-11479). The size in the
 /// virtio-net header excludes options, which `tcp_mtu_to_mss` takes off after that limit.
 const TCP_MIN_SND_MSS: usize = 48;
+/// Segments of any size that may be one frame all the same: a kernel that received them one by one
+/// merges small equal ones too (GRO), as many as one poll of a device gives it
+/// (`NAPI_POLL_WEIGHT` in `linux/netdevice.h`).
+const GRO_SEGMENTS: usize = 64;
 /// TCP segments of one frame at most: 64 KiB in segments of [`TCP_MIN_SND_MSS`] less 12 bytes of
 /// timestamps are 1,820.
 const TCP_MAX_SEGMENTS: usize = 2048;
@@ -116,19 +120,19 @@ fn gso_type(transport: &Transport) -> u8 {
 fn check_gso(frame: &Frame, transport: &Transport) -> Result<u16, DropReason> {
     let VnetHdr { gso_type: claimed, gso_size, .. } = frame.vnet;
     let size = usize::from(gso_size);
-    let payload = transport.end - transport.payload;
+    let segments = (transport.end - transport.payload).div_ceil(size.max(1));
     let sound = match transport.tcp_flags {
         Some(flags) => {
             let options = transport.payload - transport.start - super::parse::TCP_LEN;
             // A connection starts and is reset with one segment.
             flags & (tcp_flags::SYN | tcp_flags::RST) == 0
-                && size + options >= TCP_MIN_SND_MSS
-                && payload.div_ceil(size.max(1)) <= TCP_MAX_SEGMENTS
+                && (size + options >= TCP_MIN_SND_MSS || segments <= GRO_SEGMENTS)
+                && segments <= TCP_MAX_SEGMENTS
         }
         None => {
             let length = read_u16(frame.bytes(), transport.start + 4).map(usize::from);
             length == Some(transport.end - transport.start)
-                && payload.div_ceil(size.max(1)) <= UDP_MAX_SEGMENTS
+                && segments <= UDP_MAX_SEGMENTS
         }
     };
     let type_fits = claimed & !GSO_ECN == gso_type(transport) & !GSO_ECN

@@ -77,6 +77,13 @@ fn a_connection_with_the_smallest_mss_passes() {
 }
 
 #[test]
+fn small_segments_that_a_kernel_merged_pass() {
+    let merged = gso(&tcp(&[1; 640]), GSO_TCPV4, 10);
+    assert_eq!(with(&merged, |_| ()).unwrap().vnet, merged.vnet);
+    assert_refused(&merged, |vnet| vnet.gso_size = 9, "more than one poll gives");
+}
+
+#[test]
 fn hints_are_derived_anew() {
     let frame = gso(&tcp(&[1; 5000]), GSO_TCPV4, 1448);
     assert_eq!(with(&frame, |vnet| vnet.hdr_len = 9000).unwrap().vnet, frame.vnet);
