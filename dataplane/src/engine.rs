@@ -301,7 +301,12 @@ impl Engine {
     /// Replaces the configuration. Workers use it from their next batch on. Connections end whose
     /// DNAT rule, network, endpoint or outside address is gone.
     pub fn publish(&self, snapshot: Snapshot) {
-        self.plane.publish(snapshot);
+        self.plane.publish_then(snapshot, || {
+            for worker in &self.workers {
+                // A worker that has stopped processes no batch either.
+                let _ = worker.tell(|done| Command::Sync { done });
+            }
+        });
     }
 
     /// Ports whose device turned out to be gone.

@@ -131,8 +131,7 @@ fn check_gso(frame: &Frame, transport: &Transport) -> Result<u16, DropReason> {
         }
         None => {
             let length = read_u16(frame.bytes(), transport.start + 4).map(usize::from);
-            length == Some(transport.end - transport.start)
-                && segments <= UDP_MAX_SEGMENTS
+            length == Some(transport.end - transport.start) && segments <= UDP_MAX_SEGMENTS
         }
     };
     let type_fits = claimed & !GSO_ECN == gso_type(transport) & !GSO_ECN
