@@ -15,7 +15,7 @@ mod tests;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -434,6 +434,58 @@ fn prepare_directory() -> Result<(), NetnsError> {
     };
     drop(lock);
     shared.map_err(errno(format!("make {NETNS_DIR} a shared mount")))
+}
+
+/// How [`NETNS_DIR`] was found, for a program that leaves everything as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Directory {
+    /// Not there.
+    Missing,
+    /// A mount of its own, as after the first `ip netns add`.
+    Mounted,
+    /// Just a directory.
+    Plain,
+}
+
+/// How [`NETNS_DIR`] is now.
+#[must_use]
+pub fn directory() -> Directory {
+    if !Path::new(NETNS_DIR).exists() {
+        return Directory::Missing;
+    }
+    let parent = Path::new(NETNS_DIR).parent().unwrap_or(Path::new("/"));
+    // Not by the list of mounts: one may lie hidden under another.
+    match (mount_id(Path::new(NETNS_DIR)), mount_id(parent)) {
+        (Some(own), Some(parent)) if own != parent => Directory::Mounted,
+        _ => Directory::Plain,
+    }
+}
+
+/// The id of the mount that `directory` is on (proc(5), `fdinfo`).
+fn mount_id(directory: &Path) -> Option<u64> {
+    let file = File::open(directory).ok()?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
+}
+
+/// Puts [`NETNS_DIR`] back to how it was found, unless somebody has a name in it by now.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn restore_directory(found: Directory) -> Result<(), NetnsError> {
+    let empty = || fs::read_dir(NETNS_DIR).is_ok_and(|mut entries| entries.next().is_none());
+    if found == Directory::Mounted || !empty() {
+        return Ok(());
+    }
+    if directory() == Directory::Mounted {
+        umount2(NETNS_DIR, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+            .map_err(errno(format!("unmount {NETNS_DIR}")))?;
+    }
+    if found == Directory::Missing {
+        // Refuses if it is not empty, which only somebody else can have caused.
+        fs::remove_dir(NETNS_DIR).map_err(system(format!("remove {NETNS_DIR}")))?;
+    }
+    Ok(())
 }
 
 fn sysctl_path(key: &str) -> Result<PathBuf, NetnsError> {
