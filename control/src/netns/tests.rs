@@ -89,7 +89,7 @@ fn a_namespace_is_made_found_entered_and_removed() {
 #[ignore = "needs root"]
 fn a_file_left_by_a_crash_is_no_namespace_and_can_be_deleted() {
     let name = Named::new("crash");
-    prepare_directory().unwrap();
+    directory::prepare().unwrap();
     fs::write(path_of(&name.0).unwrap(), "").unwrap();
     assert!(!exists(&name.0).unwrap());
     assert!(matches!(Netns::open(&name.0), Err(NetnsError::NotANetns(_))));
