@@ -10,6 +10,7 @@ use crate::core::{BATCH, Cx, Transmit};
 use crate::frame::Frame;
 use crate::io::vnet_hdr::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
 use crate::io::{Offloads, TxReport};
+use crate::l2::forward::fits;
 use crate::l3::neighbor::Held;
 use crate::packet::types::{NetworkId, PortId};
 use crate::packet::{parse, segment};
@@ -269,7 +270,7 @@ pub(crate) fn stage(
                 Some(mtu) => cx.ports.push_fragments(cx.counters, cx.pool, port, frame, mtu),
                 None => cx.ports.push(cx.counters, cx.pool, port, frame),
             },
-            Some(Verdict::Flood(network)) => flood(cx, frame, lane.from, network, out),
+            Some(Verdict::Flood(network)) => flood(cx, frame, lane, network, out),
             Some(Verdict::Answer) => {
                 cx.counters.consumed.add(1);
                 cx.ports.push_generated(cx.counters, frame.ingress, frame);
@@ -313,7 +314,7 @@ pub(crate) fn send_held(cx: &mut Cx<'_>, port: PortId, held: Held) {
 fn flood(
     cx: &mut Cx<'_>,
     mut frame: Frame,
-    from: From,
+    lane: &Lane,
     network: NetworkId,
     out: &mut dyn Transmit,
 ) {
@@ -321,18 +322,19 @@ fn flood(
         cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::PortUnconfigured);
         return cx.pool.put(frame);
     };
-    let isolated = !network.config.icc && matches!(from, From::Endpoint(_));
+    let isolated = !network.config.icc && matches!(lane.from, From::Endpoint(_));
     let mut copies = 0u64;
     let ingress = frame.ingress;
     for port in network.ports.iter().filter(|port| **port != ingress) {
-        let is_endpoint = cx
-            .config
-            .port(*port)
-            .is_some_and(|p| matches!(p.config.role, PortRole::Endpoint { .. }));
-        if isolated && is_endpoint {
+        let Some(egress) = cx.config.port(*port) else { continue };
+        if isolated && matches!(egress.config.role, PortRole::Endpoint { .. }) {
             continue;
         }
         copies += 1;
+        if !fits(&frame, lane.headers.l3, egress.config.mtu) {
+            cx.ports.drop_tx(cx.counters, *port, DropReason::Oversize, 1);
+            continue;
+        }
         // Frames queued before this one leave before it.
         cx.ports.flush_port(cx.counters, cx.pool, *port, out);
         let offloads = cx.ports.slot(*port).map_or(Offloads::ALL, |slot| slot.offloads);

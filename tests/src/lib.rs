@@ -1,1 +1,21 @@
-#![doc = "x"]
+//! What the suites above unit level share: a host without threads and devices, packets to send
+//! through it, and a second opinion on what comes out.
+//!
+//! - [`packet`]: packets, built by etherparse with full checksums.
+//! - [`sums`]: checksums verified the slow and obvious way.
+//! - [`lab`]: a host with networks, containers and an uplink; every step states all frames that
+//!   come out and all counters that move, and nothing else may have happened.
+//!
+//! Nothing here shares code with what it checks beyond the engine's public types.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+pub mod lab;
+pub mod ledger;
+pub mod packet;
+pub mod sums;

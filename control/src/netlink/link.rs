@@ -268,8 +268,7 @@ impl Handle {
         self.acked(format!("delete interface {index}"), request, 0).await
     }
 
-    /// Makes a veth pair: `name` here, `peer` in `peer_netns`. The kernel refuses to set the peer up
-    /// in the same request; change it afterwards from its own namespace.
+    /// Makes a veth pair: `name` here, `peer` in `peer_netns`.
     ///
     /// # Errors
     /// When a name is taken.

@@ -9,9 +9,6 @@ use crate::packet::types::PortId;
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
-/// Ethernet header and two VLAN tags: what a frame may have beside the IP packet.
-const LINK_OVERHEAD: usize = 14 + 8;
-
 pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
     for (frame, lane) in frames.iter_mut().zip(lanes) {
         if !lane.is_open() {
@@ -52,12 +49,12 @@ fn in_network(
     let id = network.config.id;
     let ageing = cx.config.fdb_ageing;
     match cx.tables.fdb.lookup(id, headers.vlan, headers.dst, cx.secs, ageing) {
-        Some(port) => Some(bridge(cx, network, frame, lane.from, port)),
+        Some(port) => Some(bridge(cx, network, frame, lane, port)),
         None => Some(Verdict::Flood(id)),
     }
 }
 
-fn bridge(cx: &Cx<'_>, network: &Network, frame: &Frame, from: From, port: PortId) -> Verdict {
+fn bridge(cx: &Cx<'_>, network: &Network, frame: &Frame, lane: &Lane, port: PortId) -> Verdict {
     if port == frame.ingress {
         return Verdict::Drop(DropReason::SamePort);
     }
@@ -65,13 +62,24 @@ fn bridge(cx: &Cx<'_>, network: &Network, frame: &Frame, from: From, port: PortI
         // Learned from a port that has gone since.
         return Verdict::Flood(network.config.id);
     };
-    let both_endpoints = matches!(from, From::Endpoint(_))
+    let both_endpoints = matches!(lane.from, From::Endpoint(_))
         && matches!(egress.config.role, PortRole::Endpoint { .. });
     if both_endpoints && !network.config.icc {
         return Verdict::Drop(DropReason::IccDisabled);
     }
-    if !frame.vnet.is_gso() && frame.len() > usize::from(egress.config.mtu) + LINK_OVERHEAD {
+    if !fits(frame, lane.headers.l3, egress.config.mtu) {
         return Verdict::Drop(DropReason::Oversize);
     }
     Verdict::Forward(port)
+}
+
+/// Whether what follows the link header at `l3`, or each segment of it, is no longer than `mtu`.
+/// The virtio-net header has been admitted.
+pub(crate) fn fits(frame: &Frame, l3: u16, mtu: u16) -> bool {
+    let len = if frame.vnet.is_gso() {
+        usize::from(frame.vnet.hdr_len) + usize::from(frame.vnet.gso_size)
+    } else {
+        frame.len()
+    };
+    len <= usize::from(l3) + usize::from(mtu)
 }

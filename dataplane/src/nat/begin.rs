@@ -112,7 +112,15 @@ fn permitted(
     }
     let Some(id) = from.network() else { return Ok(()) };
     match link {
-        Some(Link::Network(to)) if to == id => Ok(()),
+        Some(Link::Network(to)) if to == id => {
+            // The gateway is no way round the switch's rule.
+            let icc = cx.config.network(id).is_none_or(|n| n.config.icc);
+            if icc || target.is_some() || matches!(from, From::Host(_)) {
+                Ok(())
+            } else {
+                Err(DropReason::IccDisabled)
+            }
+        }
         _ if internal(id) => Err(DropReason::InternalNetwork),
         Some(Link::Network(_)) if target.is_none() => Err(DropReason::InterNetwork),
         _ => Ok(()),

@@ -1,0 +1,415 @@
+//! Switching: learning, flooding, guards, VLANs, sizes.
+
+use std::time::Duration;
+
+use dataplane::engine::FdbKind;
+use dataplane::packet::types::{Mac, PortId, tcp_flags};
+use tests::lab::{A, B, C, D, GATEWAY1, Lab, NET1, UP, topology, without_guard};
+use tests::packet::{Host, Wire, arp, ethernet, tcp, udp};
+
+const BRIDGE: u16 = 0x88b5; // IEEE 802 local experimental
+const NOBODY: Mac = Mac([2, 0, 0, 0, 0, 0x77]);
+const STRANGER: Mac = Mac([2, 0, 0, 0, 0, 0x55]);
+
+fn unguarded() -> Lab {
+    let mut spec = topology();
+    without_guard(&mut spec);
+    Lab::new(spec)
+}
+
+/// A frame of 60 bytes that is not IP.
+fn plain(from: Mac, to: Mac) -> Vec<u8> {
+    ethernet(from, to, BRIDGE, &[7; 46])
+}
+
+#[test]
+fn between_containers_a_frame_passes_unchanged() {
+    let mut lab = Lab::default();
+    let there = udp(&A, 1000, &B, 2000);
+    lab.rx(A.port, &there).tx(B.port, &there);
+    let back = udp(&B, 2000, &A, 1000).ttl(1);
+    lab.rx(B.port, &back).tx(A.port, &back);
+}
+
+#[test]
+fn endpoints_need_no_learning_and_strangers_are_learned() {
+    let mut lab = unguarded();
+    let frame = plain(STRANGER, B.mac);
+    lab.rx(A.port, frame.clone()).tx(B.port, frame).moved("fdb.learned", 1);
+    let answer = plain(B.mac, STRANGER);
+    lab.rx(B.port, answer.clone()).tx(A.port, answer);
+    let learned: Vec<_> = lab.plane.fdb_entries();
+    let stranger = learned.iter().find(|e| e.mac == STRANGER).unwrap();
+    assert_eq!((stranger.kind, stranger.port), (FdbKind::Learned, A.port));
+    assert!(learned.iter().any(|e| e.mac == B.mac && e.kind == FdbKind::Local));
+}
+
+#[test]
+fn unknown_unicast_broadcast_and_multicast_flood_within_the_network_and_never_back() {
+    for to in [NOBODY, Mac::BROADCAST, Mac([0x33, 0x33, 0, 0, 0, 1]), Mac([1, 0, 0x5e, 0, 0, 9])] {
+        let mut lab = Lab::default();
+        let frame = plain(A.mac, to);
+        lab.rx(A.port, frame.clone())
+            .tx(B.port, frame.clone())
+            .tx(C.port, frame.clone())
+            .tx(GATEWAY1.port, frame)
+            .moved("replicated", 2);
+    }
+}
+
+#[test]
+fn a_flood_does_not_overtake_what_came_before_it() {
+    let mut lab = Lab::default();
+    let first = plain(A.mac, B.mac);
+    let all = plain(A.mac, Mac::BROADCAST);
+    let last = ethernet(A.mac, B.mac, BRIDGE, &[9; 46]);
+    lab.batch(vec![
+        (A.port, first.clone().into()),
+        (A.port, all.clone().into()),
+        (A.port, last.clone().into()),
+    ])
+    .tx(B.port, first)
+    .tx(B.port, all.clone())
+    .tx(B.port, last)
+    .tx(C.port, all.clone())
+    .tx(GATEWAY1.port, all)
+    .moved("replicated", 2);
+}
+
+#[test]
+fn a_flood_with_nowhere_to_go_is_dropped() {
+    let mut lab = Lab::default();
+    lab.rx(D.port, plain(D.mac, Mac::BROADCAST)).dropped("d", "no_egress");
+}
+
+#[test]
+fn a_learned_address_ages_out_and_then_floods() {
+    let mut lab = unguarded();
+    lab.rx(A.port, plain(STRANGER, B.mac))
+        .tx(B.port, plain(STRANGER, B.mac))
+        .moved("fdb.learned", 1);
+    let to = plain(B.mac, STRANGER);
+    lab.after(Duration::from_secs(300));
+    lab.rx(B.port, to.clone()).tx(A.port, to.clone());
+    // The entry is dead now; housekeeping removes it within a round over the table.
+    lab.now = lab.now + Duration::from_secs(1);
+    lab.rx(B.port, to.clone())
+        .tx(A.port, to.clone())
+        .tx(C.port, to.clone())
+        .tx(GATEWAY1.port, to)
+        .moved("replicated", 2);
+    let buckets = lab.plane.tables().fdb.bucket_count();
+    let mut removed = 0;
+    for _ in 0..buckets.div_ceil(256) {
+        let before = lab.fdb().0;
+        let step = lab.after(Duration::from_millis(100));
+        let gone = step.fdb().0 - before;
+        removed -= gone;
+        step.moved("fdb.learned", gone);
+    }
+    assert_eq!(removed, 1);
+}
+
+#[test]
+fn a_frame_refreshes_the_age() {
+    let mut lab = unguarded();
+    let hello = plain(STRANGER, B.mac);
+    lab.rx(A.port, hello.clone()).tx(B.port, hello.clone()).moved("fdb.learned", 1);
+    for _ in 0..4 {
+        lab.now = lab.now + Duration::from_secs(200);
+        lab.rx(A.port, hello.clone()).tx(B.port, hello.clone());
+    }
+    let to = plain(B.mac, STRANGER);
+    lab.rx(B.port, to.clone()).tx(A.port, to);
+}
+
+#[test]
+fn a_host_that_moved_is_found_at_its_new_port_at_once() {
+    let mut lab = unguarded();
+    let hello = plain(STRANGER, B.mac);
+    lab.rx(A.port, hello.clone()).tx(B.port, hello.clone()).moved("fdb.learned", 1);
+    lab.rx(C.port, hello.clone()).tx(B.port, hello).moved("fdb.moves", 1);
+    let to = plain(B.mac, STRANGER);
+    lab.rx(B.port, to.clone()).tx(C.port, to);
+}
+
+#[test]
+fn an_endpoint_s_own_address_cannot_be_taken_by_another() {
+    let mut lab = unguarded();
+    let stolen = plain(B.mac, C.mac);
+    lab.rx(A.port, stolen.clone()).tx(C.port, stolen);
+    let to = plain(C.mac, B.mac);
+    lab.rx(C.port, to.clone()).tx(B.port, to);
+}
+
+#[test]
+fn a_static_entry_stays_where_it_was_put() {
+    let mut lab = unguarded();
+    assert!(lab.plane.fdb_add(NET1, 0, STRANGER, C.port));
+    let hello = plain(STRANGER, B.mac);
+    lab.rx(A.port, hello.clone()).tx(B.port, hello);
+    let to = plain(B.mac, STRANGER);
+    lab.rx(B.port, to.clone()).tx(C.port, to.clone());
+    assert!(lab.plane.fdb_remove(NET1, 0, STRANGER));
+    lab.rx(B.port, to.clone())
+        .tx(A.port, to.clone())
+        .tx(C.port, to.clone())
+        .tx(GATEWAY1.port, to)
+        .moved("replicated", 2);
+}
+
+#[test]
+fn what_is_on_the_same_port_is_not_sent_back() {
+    let mut lab = unguarded();
+    let hello = plain(STRANGER, B.mac);
+    lab.rx(A.port, hello.clone()).tx(B.port, hello).moved("fdb.learned", 1);
+    lab.rx(A.port, plain(A.mac, STRANGER)).dropped("a", "same_port");
+    lab.rx(A.port, plain(A.mac, A.mac)).dropped("a", "same_port");
+}
+
+#[test]
+fn frames_that_no_bridge_forwards() {
+    let mut lab = unguarded();
+    for last in 0..16 {
+        let to = Mac([1, 0x80, 0xc2, 0, 0, last]);
+        lab.rx(A.port, plain(A.mac, to)).dropped("a", "link_local_group");
+    }
+    let beyond = plain(A.mac, Mac([1, 0x80, 0xc2, 0, 0, 0x10]));
+    lab.rx(A.port, beyond.clone())
+        .tx(B.port, beyond.clone())
+        .tx(C.port, beyond.clone())
+        .tx(GATEWAY1.port, beyond)
+        .moved("replicated", 2);
+    for source in [Mac::ZERO, Mac::BROADCAST, Mac([3, 0, 0, 0, 0, 1])] {
+        lab.rx(A.port, plain(source, B.mac)).dropped("a", "invalid_source_mac");
+    }
+}
+
+#[test]
+fn runts_are_dropped_and_fourteen_bytes_are_not() {
+    let mut lab = Lab::default();
+    let whole = plain(A.mac, B.mac);
+    for len in 0..14 {
+        lab.rx(A.port, &whole[..len]).dropped("a", "runt");
+    }
+    lab.rx(A.port, &whole[..14]).tx(B.port, &whole[..14]);
+    let tagged = udp(&A, 1, &B, 2).vlan(5).bytes();
+    for len in 14..18 {
+        lab.rx(A.port, &tagged[..len]).dropped("a", "runt");
+    }
+}
+
+#[test]
+fn a_port_without_configuration_carries_nothing() {
+    let mut lab = Lab::default();
+    lab.reconfigure(|spec| spec.ports.retain(|port| port.id != C.port));
+    lab.rx(C.port, plain(C.mac, B.mac)).dropped("c", "port_unconfigured");
+    let all = plain(A.mac, Mac::BROADCAST);
+    lab.rx(A.port, all.clone())
+        .tx(B.port, all.clone())
+        .tx(GATEWAY1.port, all)
+        .moved("replicated", 1);
+}
+
+#[test]
+fn the_guard_drops_what_an_endpoint_is_not() {
+    let mut lab = Lab::default();
+    lab.rx(A.port, plain(STRANGER, B.mac)).dropped("a", "spoofed_mac");
+    lab.rx(A.port, udp(&A, 1, &B, 2).src(C.ip)).dropped("a", "spoofed_ipv4");
+    lab.rx(A.port, udp(&A, 1, &B, 2).src(C.ip).vlan(7)).dropped("a", "spoofed_ipv4");
+    let claim = |sender| arp(1, (A.mac, Mac::BROADCAST), sender, (Mac::ZERO, B.ip));
+    lab.rx(A.port, claim((A.mac, C.ip))).dropped("a", "spoofed_arp");
+    lab.rx(A.port, claim((C.mac, A.ip))).dropped("a", "spoofed_arp");
+    let mut short = claim((A.mac, A.ip));
+    short.truncate(30);
+    lab.rx(A.port, short).dropped("a", "arp_malformed");
+    // DHCP and duplicate address detection speak from 0.0.0.0.
+    let dhcp = udp(&A, 68, &B, 67).src([0, 0, 0, 0].into());
+    lab.rx(A.port, &dhcp).tx(B.port, &dhcp);
+    let probe = claim((A.mac, [0, 0, 0, 0].into()));
+    lab.rx(A.port, probe.clone())
+        .tx(B.port, probe.clone())
+        .tx(C.port, probe.clone())
+        .tx(GATEWAY1.port, probe)
+        .moved("replicated", 2);
+}
+
+#[test]
+fn nobody_speaks_with_the_gateway_s_mac_but_the_host() {
+    for mut lab in [Lab::default(), unguarded()] {
+        lab.rx(A.port, plain(GATEWAY1.mac, B.mac)).dropped("a", "own_mac");
+        let from_host = plain(GATEWAY1.mac, B.mac);
+        lab.rx(GATEWAY1.port, from_host.clone()).tx(B.port, from_host);
+        let from_host = udp(&GATEWAY1, 5, &A, 6);
+        lab.rx(GATEWAY1.port, &from_host).tx(A.port, &from_host);
+    }
+}
+
+#[test]
+fn without_icc_containers_reach_the_host_only() {
+    let mut lab = Lab::default();
+    lab.reconfigure(|spec| spec.networks[0].icc = false);
+    lab.rx(A.port, plain(A.mac, B.mac)).dropped("a", "icc_disabled");
+    let all = plain(A.mac, Mac::BROADCAST);
+    lab.rx(A.port, all.clone()).tx(GATEWAY1.port, all);
+    let unknown = plain(A.mac, NOBODY);
+    lab.rx(A.port, unknown.clone()).tx(GATEWAY1.port, unknown);
+    let from_host = plain(GATEWAY1.mac, Mac::BROADCAST);
+    lab.rx(GATEWAY1.port, from_host.clone())
+        .tx(A.port, from_host.clone())
+        .tx(B.port, from_host.clone())
+        .tx(C.port, from_host)
+        .moved("replicated", 2);
+}
+
+#[test]
+fn without_icc_the_gateway_is_no_way_round() {
+    let mut lab = Lab::default();
+    lab.reconfigure(|spec| spec.networks[0].icc = false);
+    lab.rx(A.port, udp(&A, 1, &B, 2).via(GATEWAY1.mac)).dropped("a", "icc_disabled");
+}
+
+#[test]
+fn a_frame_is_not_sent_to_a_port_it_does_not_fit() {
+    let mut lab = Lab::default();
+    lab.reconfigure(|spec| spec.ports[1].mtu = 1400);
+    let fits = ethernet(A.mac, B.mac, BRIDGE, &[1; 1400]);
+    lab.rx(A.port, fits.clone()).tx(B.port, fits);
+    let over = ethernet(A.mac, B.mac, BRIDGE, &[1; 1401]);
+    lab.rx(A.port, over).dropped("a", "oversize");
+    let tagged = udp(&A, 1, &B, 2).vlan(5).long(1372);
+    lab.rx(A.port, &tagged)
+        .tx(B.port, &tagged)
+        .tx(C.port, &tagged)
+        .tx(GATEWAY1.port, &tagged)
+        .moved("replicated", 2)
+        .moved("fdb.learned", 1);
+}
+
+#[test]
+fn a_large_segment_is_not_sent_to_a_port_it_does_not_fit() {
+    let mut lab = Lab::default();
+    lab.reconfigure(|spec| spec.ports[1].mtu = 1400);
+    let large = tcp(&A, 1000, &B, 80, tcp_flags::ACK).long(20_000);
+    lab.rx(A.port, large.gso(1360)).tx(B.port, large.gso(1360));
+    lab.rx(A.port, large.gso(1361)).dropped("a", "oversize");
+}
+
+#[test]
+fn a_flood_leaves_out_the_ports_it_does_not_fit() {
+    let mut lab = Lab::default();
+    lab.reconfigure(|spec| spec.ports[1].mtu = 1400);
+    let over = ethernet(A.mac, Mac::BROADCAST, BRIDGE, &[1; 1500]);
+    lab.rx(A.port, over.clone())
+        .tx(C.port, over.clone())
+        .tx(GATEWAY1.port, over)
+        .moved("replicated", 2)
+        .moved("b.tx_drop.oversize", 1)
+        .moved("drop.oversize", 1);
+}
+
+#[test]
+fn tags_are_carried_and_keep_networks_apart() {
+    let mut lab = unguarded();
+    // Learned in VLAN 5, not known in VLAN 6 nor untagged.
+    let hello = udp(&A, 1, &B, 2).macs(STRANGER, NOBODY).vlan(5);
+    lab.rx(A.port, &hello)
+        .tx(B.port, &hello)
+        .tx(C.port, &hello)
+        .tx(GATEWAY1.port, &hello)
+        .moved("replicated", 2)
+        .moved("fdb.learned", 1);
+    let back = udp(&B, 2, &A, 1).macs(NOBODY, STRANGER).vlan(5);
+    lab.rx(B.port, &back).tx(A.port, &back).moved("fdb.learned", 1);
+    for vlan in [None, Some(6)] {
+        let other = udp(&C, 2, &A, 1).macs(C.mac, STRANGER);
+        let other = vlan.map_or_else(|| other.clone(), |id| other.clone().vlan(id));
+        lab.rx(C.port, &other)
+            .tx(A.port, &other)
+            .tx(B.port, &other)
+            .tx(GATEWAY1.port, &other)
+            .moved("replicated", 2)
+            .moved("fdb.learned", i64::from(vlan.is_some()));
+    }
+    // Two tags: forwarded by the outer one, both kept.
+    let mut double = back.bytes();
+    double.splice(16..16, [0, 9, 0x81, 0]);
+    double[12..18].copy_from_slice(&[0x88, 0xa8, 0, 5, 0x81, 0]);
+    lab.rx(B.port, double.clone()).tx(A.port, double);
+}
+
+#[test]
+fn the_gateway_does_not_speak_tagged() {
+    let mut lab = Lab::default();
+    let frame = udp(&A, 1, &UP, 2).via(GATEWAY1.mac).vlan(5);
+    lab.rx(A.port, &frame).dropped("a", "no_gateway").moved("fdb.learned", 1);
+}
+
+#[test]
+fn full_and_down_devices_are_counted_at_their_port() {
+    let mut lab = Lab::default();
+    lab.set_full(B.port);
+    lab.rx(A.port, plain(A.mac, B.mac))
+        .moved("b.tx_drop.tx_queue_full", 1)
+        .moved("drop.tx_queue_full", 1);
+    lab.set_down(C.port);
+    let all = plain(A.mac, Mac::BROADCAST);
+    lab.rx(A.port, all.clone())
+        .tx(GATEWAY1.port, all)
+        .moved("replicated", 2)
+        .moved("b.tx_drop.tx_queue_full", 1)
+        .moved("drop.tx_queue_full", 1)
+        .moved("c.tx_drop.tx_port_down", 1)
+        .moved("drop.tx_port_down", 1);
+}
+
+#[test]
+fn a_port_that_was_never_attached_takes_nothing_and_loses_nothing() {
+    let mut lab = Lab::default();
+    let ghost = Host { port: PortId(77), mac: STRANGER, ip: [10, 1, 0, 99].into() };
+    lab.reconfigure(|spec| spec.ports.push(tests::lab::endpoint(&ghost, NET1)));
+    lab.set_down(ghost.port);
+    lab.rx(A.port, plain(A.mac, ghost.mac)).moved("drop.tx_port_down", 1);
+}
+
+#[test]
+fn networks_are_separate_at_layer_two() {
+    let mut lab = unguarded();
+    let hello = plain(STRANGER, NOBODY);
+    lab.rx(D.port, hello).dropped("d", "no_egress").moved("fdb.learned", 1);
+    let to = plain(A.mac, STRANGER);
+    lab.rx(A.port, to.clone())
+        .tx(B.port, to.clone())
+        .tx(C.port, to.clone())
+        .tx(GATEWAY1.port, to)
+        .moved("replicated", 2);
+}
+
+#[test]
+fn the_oldest_learned_address_makes_room() {
+    let mut options = tests::lab::small();
+    options.fdb_limit = 16;
+    let mut spec = topology();
+    without_guard(&mut spec);
+    let mut lab = Lab::with(&options, spec);
+    let (mut evicted, mut refused) = (0, 0);
+    for n in 0..200u8 {
+        lab.now = lab.now + Duration::from_secs(1);
+        let frame: Wire = plain(Mac([2, 0, 0, 0, 1, n]), B.mac).into();
+        let before = lab.fdb();
+        let step = lab.rx(A.port, &frame).tx(B.port, &frame);
+        let after = step.fdb();
+        step.moved("fdb.learned", after.0 - before.0).moved("fdb.evictions", after.1 - before.1);
+        match (after.0 - before.0, after.1 - before.1) {
+            (1, 0) => {}
+            (0, 1) => evicted += 1,
+            // Its two buckets hold nothing that could go.
+            (0, 0) => refused += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(lab.fdb().0, 16);
+    assert!(evicted > 100 && refused < 60, "{evicted} evicted, {refused} refused");
+    let known = plain(B.mac, A.mac);
+    lab.rx(B.port, known.clone()).tx(A.port, known);
+}
