@@ -11,8 +11,8 @@ use dataplane::packet::types::Mac;
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::api::types::{
-    Driver, FdbAdd, MacAddr, NetworkCreate, NetworkRef, SandboxCreate, Subnet, UplinkAdd,
-    UplinkMode,
+    ConnectRequest, Driver, FdbAdd, MacAddr, NetworkCreate, NetworkRef, RouteAdd, SandboxCreate,
+    Subnet, UplinkAdd, UplinkMode,
 };
 use crate::error::{Error, Result};
 use crate::options::NetworkOptions;
@@ -249,6 +249,17 @@ fn sandbox_fields(request: &SandboxCreate) -> Result<()> {
     publish(&request.publish)
 }
 
+/// Checks a connection of a sandbox to a network.
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`] with `sandbox "NAME": ` before the message.
+pub fn connect(request: &ConnectRequest) -> Result<()> {
+    let checked = no_ipv6(request.ip6)
+        .and_then(|()| request.ip.map_or(Ok(()), unicast))
+        .and_then(|()| request.mac.map_or(Ok(()), unicast_mac));
+    checked.map_err(|error| error.context(format_args!("sandbox {:?}", request.sandbox)))
+}
+
 /// A host's address: unicast, not loopback, not in 0/8 or 240/4.
 ///
 /// # Errors
@@ -373,6 +384,33 @@ pub fn interface(name: &str) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Checks a route to be added.
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`] with `route PREFIX: ` before the message.
+pub fn route(request: &RouteAdd) -> Result<()> {
+    let context = |error: Error| error.context(format_args!("route {}", request.destination));
+    route_destination(&request.destination)?;
+    unicast(request.via).map_err(context)?;
+    match &request.uplink {
+        Some(uplink) => interface(uplink)
+            .map_err(|error| context(error.context(format_args!("uplink {uplink:?}")))),
+        None => Ok(()),
+    }
+}
+
+/// A destination is a prefix without host bits.
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`] with `route PREFIX: ` before the message.
+pub fn route_destination(destination: &Ipv4Net) -> Result<()> {
+    if destination.addr() == destination.network() {
+        return Ok(());
+    }
+    let mend = destination.trunc();
+    Err(Error::invalid(format!("route {destination}: has host bits set; write {mend}")))
 }
 
 /// Checks an FDB entry to be added.

@@ -20,3 +20,4 @@ pub mod proxy;
 pub mod publish;
 pub mod state;
 mod text;
+pub mod usage;

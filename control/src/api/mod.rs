@@ -1,4 +1,5 @@
 //! The API on the unix socket: HTTP/JSON under `/v1`, and nothing else between client and daemon.
 
+pub mod client;
 pub mod openapi;
 pub mod types;

@@ -1,3 +1,7 @@
-//! The client: see `control::cli`.
+//! The client: see [`control::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    control::cli::main(std::env::args_os())
+}

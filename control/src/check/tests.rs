@@ -162,3 +162,18 @@ fn fdb_entries_name_one_place() {
         assert!(error.message.contains(fault), "{}", error.message);
     }
 }
+
+#[test]
+fn routes() {
+    let read = |json: &str| serde_json::from_str::<RouteAdd>(json).unwrap();
+    route(&read(r#"{"destination":"0.0.0.0/0","via":"192.0.2.1","uplink":"eth0"}"#)).unwrap();
+    for (json, fault) in [
+        (r#"{"destination":"10.1.2.3/16","via":"192.0.2.1"}"#, "write 10.1.0.0/16"),
+        (r#"{"destination":"10.1.0.0/16","via":"224.0.0.1"}"#, "cannot be a host's"),
+        (r#"{"destination":"10.1.0.0/16","via":"192.0.2.1","uplink":"a/b"}"#, "not an interface"),
+    ] {
+        let error = route(&read(json)).unwrap_err();
+        assert!(error.message.starts_with("route 10.1."), "{}", error.message);
+        assert!(error.message.contains(fault), "{}", error.message);
+    }
+}

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 /// A userspace virtual switch and NAT for the containers of this host.
 #[derive(Clone, Debug, Default, Parser)]
-#[command(name = "vswitchd", version, about, args_conflicts_with_subcommands = true)]
+#[command(name = "vswitchd", version, args_conflicts_with_subcommands = true)]
 pub struct DaemonArgs {
     /// Everything but the subcommand.
     #[command(flatten)]

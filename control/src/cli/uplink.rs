@@ -1,0 +1,203 @@
+//! `vswitchctl uplink`, `route` and `neigh`.
+
+use std::net::Ipv4Addr;
+
+use clap::{Args, Subcommand, ValueEnum};
+use ipnet::Ipv4Net;
+
+use super::output::{Column, Reply, joined, or_dash};
+use super::{Outcome, values};
+use crate::api::client::{Client, segment};
+use crate::api::types::{
+    Neighbor, Route, RouteAdd, RouteKind, RouteRemove, Uplink, UplinkAdd, UplinkMode,
+};
+use crate::check;
+use crate::error::Result;
+use crate::publish::PortRange;
+
+/// Verbs of uplinks.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Add a way out
+    Add(Add),
+    /// List ways out
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Remove a way out; the interface is as before
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Interface of the host
+        #[arg(value_parser = values::interface)]
+        interface: String,
+    },
+}
+
+/// `uplink add`.
+#[derive(Debug, Args)]
+pub struct Add {
+    /// Interface of the host
+    #[arg(value_parser = values::interface)]
+    interface: String,
+    /// Who owns the interface's addresses
+    #[arg(long, value_enum, default_value_t = Mode::Shared)]
+    mode: Mode,
+    /// Address with prefix length; with --mode dedicated, at least one
+    #[arg(long = "address", value_name = "CIDR", value_parser = values::ipv4_cidr)]
+    addresses: Vec<Ipv4Net>,
+    /// Default next hop
+    #[arg(long, value_name = "IP", value_parser = values::ipv4)]
+    gateway: Option<Ipv4Addr>,
+    /// Ports for SNAT
+    #[arg(long, value_name = "FIRST-LAST")]
+    nat_ports: Option<PortRange>,
+}
+
+/// [`UplinkMode`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// The host's stack; the daemon takes only what is its own
+    Shared,
+    /// The daemon alone
+    Dedicated,
+}
+
+const COLUMNS: &[Column<Uplink>] = &[
+    ("INTERFACE", |uplink| uplink.interface.clone()),
+    ("MODE", |uplink| uplink.mode.to_string()),
+    ("STATE", |uplink| if uplink.up { "up" } else { "down" }.to_owned()),
+    ("MAC", |uplink| uplink.mac.to_string()),
+    ("ADDRESSES", |uplink| joined(&uplink.addresses)),
+    ("GATEWAY", |uplink| or_dash(uplink.gateway.as_ref())),
+    ("NAT PORTS", |uplink| joined(&uplink.nat_ports)),
+    ("AUTOMATIC", |uplink| uplink.automatic.to_string()),
+];
+
+impl Command {
+    pub(super) async fn run(self, client: &Client) -> Result<Outcome> {
+        match self {
+            Self::Add(add) => {
+                let request = UplinkAdd {
+                    interface: add.interface,
+                    mode: match add.mode {
+                        Mode::Shared => UplinkMode::Shared,
+                        Mode::Dedicated => UplinkMode::Dedicated,
+                    },
+                    addresses: add.addresses,
+                    gateway: add.gateway,
+                    nat_ports: add.nat_ports,
+                };
+                check::uplink(&request)?;
+                let uplink: Uplink = client.post("/v1/uplinks", &request).await?;
+                Ok(Reply::done(&uplink, uplink.interface.as_str())?.into())
+            }
+            Self::Ls => {
+                let uplinks: Vec<Uplink> = client.get("/v1/uplinks").await?;
+                Ok(Reply::list(&uplinks, COLUMNS)?.into())
+            }
+            Self::Rm { interface } => {
+                client.delete(&format!("/v1/uplinks/{}", segment(&interface))).await?;
+                Ok(Reply::names(&[interface]).into())
+            }
+        }
+    }
+}
+
+/// Verbs of routes.
+#[derive(Debug, Subcommand)]
+pub enum RouteCommand {
+    /// Add a static route
+    Add(RouteArgs),
+    /// List routes
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Remove a static route
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Destination, or default
+        #[arg(value_name = "CIDR", value_parser = values::destination)]
+        destination: Ipv4Net,
+    },
+}
+
+/// `route add CIDR via IP [--uplink IFACE]`.
+#[derive(Debug, Args)]
+pub struct RouteArgs {
+    /// Destination, or default
+    #[arg(value_name = "CIDR", value_parser = values::destination)]
+    destination: Ipv4Net,
+    /// The word via
+    #[arg(value_name = "via", value_parser = ["via"], hide_possible_values = true)]
+    _via: String,
+    /// Next hop
+    #[arg(value_name = "IP", value_parser = values::ipv4)]
+    next_hop: Ipv4Addr,
+    /// The way out; left out, the one that reaches the next hop
+    #[arg(long, value_name = "IFACE", value_parser = values::interface)]
+    uplink: Option<String>,
+}
+
+const ROUTE_COLUMNS: &[Column<Route>] = &[
+    ("DESTINATION", |route| route.destination.to_string()),
+    ("VIA", |route| or_dash(route.via.as_ref())),
+    ("UPLINK", |route| or_dash(route.uplink.as_ref())),
+    ("NETWORK", |route| or_dash(route.network.as_ref())),
+    ("KIND", |route| {
+        match route.kind {
+            RouteKind::Connected => "connected",
+            RouteKind::Default => "default",
+            RouteKind::Static => "static",
+        }
+        .to_owned()
+    }),
+];
+
+impl RouteCommand {
+    pub(super) async fn run(self, client: &Client) -> Result<Outcome> {
+        match self {
+            Self::Add(args) => {
+                let request = RouteAdd {
+                    destination: args.destination,
+                    via: args.next_hop,
+                    uplink: args.uplink,
+                };
+                check::route(&request)?;
+                let route: Route = client.post("/v1/routes", &request).await?;
+                Ok(Reply::done(&route, "")?.into())
+            }
+            Self::Ls => {
+                let routes: Vec<Route> = client.get("/v1/routes").await?;
+                Ok(Reply::list(&routes, ROUTE_COLUMNS)?.into())
+            }
+            Self::Rm { destination } => {
+                check::route_destination(&destination)?;
+                let request = RouteRemove { destination };
+                client.post::<()>("/v1/routes/remove", &request).await?;
+                Ok(Reply::done(&request, "")?.into())
+            }
+        }
+    }
+}
+
+/// Verbs of neighbors.
+#[derive(Debug, Subcommand)]
+pub enum NeighborCommand {
+    /// List neighbors
+    #[command(visible_aliases = ["ls", "list"])]
+    Show,
+}
+
+const NEIGHBOR_COLUMNS: &[Column<Neighbor>] = &[
+    ("ADDRESS", |neighbor| neighbor.address.to_string()),
+    ("MAC", |neighbor| or_dash(neighbor.mac.as_ref())),
+    ("NETWORK", |neighbor| or_dash(neighbor.network.as_ref())),
+    ("UPLINK", |neighbor| or_dash(neighbor.uplink.as_ref())),
+    ("AGE", |neighbor| format!("{}s", neighbor.age_s)),
+];
+
+impl NeighborCommand {
+    pub(super) async fn run(self, client: &Client) -> Result<Outcome> {
+        let Self::Show = self;
+        let neighbors: Vec<Neighbor> = client.get("/v1/neighbors").await?;
+        Ok(Reply::list(&neighbors, NEIGHBOR_COLUMNS)?.into())
+    }
+}
