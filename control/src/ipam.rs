@@ -13,6 +13,8 @@ use dataplane::packet::types::Mac;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Pool;
+
 #[cfg(test)]
 mod tests;
 
@@ -75,19 +77,6 @@ impl IpamError {
     }
 }
 
-/// A block that is cut into subnets of `size` bits for networks without `--subnet`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SubnetPool {
-    /// The block.
-    pub base: Ipv4Net,
-    /// Prefix length of each subnet.
-    pub size: u8,
-}
-
-/// 172.16.0.0/12 in pieces of /16, as the contract says.
-pub const DEFAULT_POOL: SubnetPool =
-    SubnetPool { base: Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12), size: 16 };
-
 /// Whether the two share an address.
 #[must_use]
 pub fn overlaps(a: Ipv4Net, b: Ipv4Net) -> bool {
@@ -98,7 +87,7 @@ pub fn overlaps(a: Ipv4Net, b: Ipv4Net) -> bool {
 ///
 /// # Errors
 /// When there is none.
-pub fn next_subnet(pools: &[SubnetPool], taken: &[Ipv4Net]) -> Result<Ipv4Net, IpamError> {
+pub fn next_subnet(pools: &[Pool], taken: &[Ipv4Net]) -> Result<Ipv4Net, IpamError> {
     for pool in pools {
         let last = u32::from(pool.base.broadcast());
         let size = pool.size.clamp(pool.base.prefix_len(), 31);

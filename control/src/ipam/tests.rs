@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::Defaults;
 
 fn net(text: &str) -> Ipv4Net {
     text.parse().unwrap()
@@ -14,7 +15,7 @@ fn plan(subnet: &str) -> SubnetPlan {
 
 #[test]
 fn the_first_subnet_that_overlaps_nothing_is_taken() {
-    let pools = [DEFAULT_POOL];
+    let pools = Defaults::default().pools;
     assert_eq!(next_subnet(&pools, &[]), Ok(net("172.16.0.0/16")));
     let taken = [net("172.16.5.0/24"), net("172.17.0.0/16")];
     assert_eq!(next_subnet(&pools, &taken), Ok(net("172.18.0.0/16")));
@@ -29,17 +30,15 @@ fn the_first_subnet_that_overlaps_nothing_is_taken() {
 
 #[test]
 fn the_next_pool_serves_when_the_first_is_full() {
-    let pools = [
-        SubnetPool { base: net("10.0.0.0/30"), size: 31 },
-        SubnetPool { base: net("10.9.0.0/16"), size: 24 },
-    ];
+    let pools =
+        [Pool { base: net("10.0.0.0/30"), size: 31 }, Pool { base: net("10.9.0.0/16"), size: 24 }];
     let taken = [net("10.0.0.0/31"), net("10.0.0.2/31")];
     assert_eq!(next_subnet(&pools, &taken), Ok(net("10.9.0.0/24")));
 }
 
 #[test]
 fn a_pool_at_the_end_of_the_address_space_ends() {
-    let pools = [SubnetPool { base: net("255.255.0.0/16"), size: 24 }];
+    let pools = [Pool { base: net("255.255.0.0/16"), size: 24 }];
     assert!(next_subnet(&pools, &[net("255.0.0.0/8")]).is_err());
 }
 
@@ -201,7 +200,7 @@ proptest! {
         size in 8u8..=14,
         taken in proptest::collection::vec((any::<u32>(), 8u8..=32), 0..40),
     ) {
-        let pool = SubnetPool { base: net("10.0.0.0/8"), size };
+        let pool = Pool { base: net("10.0.0.0/8"), size };
         let taken: Vec<Ipv4Net> = taken
             .into_iter()
             .map(|(a, len)| {

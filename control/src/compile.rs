@@ -1,0 +1,264 @@
+//! From what should exist to what the workers read. The only place where a
+//! [`SnapshotSpec`] is made.
+//!
+//! Pure. A record whose device is not attached (a sandbox whose namespace is gone, an uplink whose
+//! interface is missing) is left out; the rest of the network goes on without it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use dataplane::config::{
+    DnatRule, NetworkConfig, PortConfig, PortRole, SnapshotSpec, StaticRoute, Subnet, Timeouts,
+    UplinkConfig,
+};
+use dataplane::l3::route::Prefix;
+use dataplane::packet::types::{Mac, PortId, UplinkId};
+use ipnet::Ipv4Net;
+
+use crate::api::types::UplinkMode;
+use crate::error::{Result, ResultExt};
+use crate::model::{Desired, Network, Route, Sandbox};
+use crate::name::Name;
+use crate::options::NetworkOptions;
+use crate::publish::PortRange;
+
+#[cfg(test)]
+mod tests;
+
+/// Which engine port stands for what. Changes with every start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Endpoints by sandbox and interface.
+    pub endpoints: HashMap<(Name, String), PortId>,
+    /// The host's legs by network.
+    pub hosts: HashMap<Name, PortId>,
+    /// Uplinks by interface.
+    pub uplinks: BTreeMap<String, UplinkState>,
+}
+
+/// An attached uplink with what the host says about its interface now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UplinkState {
+    /// Its port.
+    pub port: PortId,
+    /// Source MAC of frames sent.
+    pub mac: Mac,
+    /// Addresses with the on-link prefix.
+    pub addresses: Vec<Ipv4Net>,
+    /// Default next hop.
+    pub gateway: Option<Ipv4Addr>,
+    /// Ports that SNAT may use before published ones are taken out.
+    pub nat_ports: Vec<PortRange>,
+    /// Longest IP packet.
+    pub mtu: u16,
+    /// The interface is up.
+    pub up: bool,
+}
+
+/// What stays the same from start to end.
+#[derive(Debug, Clone, Default)]
+pub struct Tuning {
+    /// Idle timeouts of connections.
+    pub timeouts: Timeouts,
+    /// Lifetime of a learned MAC; `None`: the engine's default.
+    pub fdb_ageing: Option<Duration>,
+}
+
+/// Makes the snapshot's specification.
+///
+/// # Errors
+/// When a stored option cannot be read, which a store of this version does not have.
+pub fn compile(
+    desired: &Desired,
+    attached: &Attached,
+    host_addresses: &[Ipv4Addr],
+    tuning: &Tuning,
+) -> Result<SnapshotSpec> {
+    let mut spec = SnapshotSpec {
+        host_addresses: host_addresses.to_vec(),
+        timeouts: tuning.timeouts,
+        fdb_ageing: tuning.fdb_ageing,
+        ..SnapshotSpec::default()
+    };
+    for network in desired.networks.values() {
+        compile_network(network, desired, attached, &mut spec)
+            .failed(format!("network {:?}", network.name))?;
+    }
+    for uplink in desired.uplinks.values() {
+        if let Some(state) = attached.uplinks.get(&uplink.interface) {
+            compile_uplink(uplink.uplink_id(), uplink.mode, state, desired, &mut spec);
+        }
+    }
+    for sandbox in desired.sandboxes.values() {
+        compile_publishes(sandbox, desired, attached, &mut spec);
+    }
+    for route in desired.routes.values() {
+        if let Some(uplink) = uplink_of_route(route, desired, attached) {
+            let prefix = prefix(route.destination);
+            spec.routes.push(StaticRoute { prefix, via: route.via, uplink });
+        }
+    }
+    Ok(spec)
+}
+
+/// The engine's form of a prefix.
+#[must_use]
+pub fn prefix(net: Ipv4Net) -> Prefix {
+    Prefix::new(net.addr(), net.prefix_len())
+}
+
+fn compile_network(
+    network: &Network,
+    desired: &Desired,
+    attached: &Attached,
+    spec: &mut SnapshotSpec,
+) -> Result<()> {
+    let options = NetworkOptions::parse(crate::api::types::Driver::Bridge, &network.options)?;
+    let subnets = network
+        .subnets
+        .iter()
+        .map(|plan| Subnet { prefix: prefix(plan.subnet), gateway: Some(plan.gateway) })
+        .collect();
+    spec.networks.push(NetworkConfig {
+        id: network.network_id(),
+        gateway_mac: network.gateway_mac(),
+        subnets,
+        internal: network.internal,
+        masquerade: options.masquerade,
+        icc: options.icc,
+        mtu: network.mtu,
+    });
+    if let Some(port) = attached.hosts.get(&network.name) {
+        let role = PortRole::Host { network: network.network_id() };
+        spec.ports.push(PortConfig { id: *port, role, mtu: network.mtu });
+    }
+    for (sandbox, endpoint) in desired.endpoints_of(network.name.as_str()) {
+        let key = (sandbox.name.clone(), endpoint.ifname.clone());
+        if let Some(port) = attached.endpoints.get(&key) {
+            let role = PortRole::Endpoint {
+                network: network.network_id(),
+                mac: endpoint.mac.0,
+                ipv4: vec![endpoint.ipv4],
+                guard: options.spoof_check,
+            };
+            spec.ports.push(PortConfig { id: *port, role, mtu: network.mtu });
+        }
+    }
+    Ok(())
+}
+
+fn compile_uplink(
+    id: UplinkId,
+    mode: UplinkMode,
+    state: &UplinkState,
+    desired: &Desired,
+    spec: &mut SnapshotSpec,
+) {
+    let published: Vec<PortRange> =
+        desired.publishes().map(|(_, publish)| publish.host_ports).collect();
+    spec.uplinks.push(UplinkConfig {
+        id,
+        port: state.port,
+        mode: match mode {
+            UplinkMode::Dedicated => dataplane::config::UplinkMode::Dedicated,
+            UplinkMode::Shared => dataplane::config::UplinkMode::Shared,
+        },
+        mac: state.mac,
+        addresses: state.addresses.iter().map(|net| (net.addr(), prefix(*net))).collect(),
+        gateway: state.gateway,
+        nat_ports: subtract(&state.nat_ports, &published)
+            .into_iter()
+            .map(|range| (range.first(), range.last()))
+            .collect(),
+        mtu: state.mtu,
+    });
+    let role = PortRole::Uplink { uplink: id };
+    spec.ports.push(PortConfig { id: state.port, role, mtu: state.mtu });
+}
+
+/// Published ports lead to the endpoint with the default route. Without a device there is no rule:
+/// the outside then gets no answer instead of one from a neighbor query that nobody serves.
+fn compile_publishes(
+    sandbox: &Sandbox,
+    desired: &Desired,
+    attached: &Attached,
+    spec: &mut SnapshotSpec,
+) {
+    let Some(endpoint) = desired.gateway_endpoint(sandbox) else { return };
+    let Some(network) = desired.networks.get(&endpoint.network) else { return };
+    if !attached.endpoints.contains_key(&(sandbox.name.clone(), endpoint.ifname.clone())) {
+        return;
+    }
+    for publish in &sandbox.publishes {
+        spec.dnat.push(DnatRule {
+            id: publish.id,
+            proto: publish.proto.number(),
+            host_ip: publish.host_ip,
+            host_ports: (publish.host_ports.first(), publish.host_ports.last()),
+            to: endpoint.ipv4,
+            to_port: publish.ports.first(),
+            network: network.network_id(),
+        });
+    }
+}
+
+/// The named uplink, or the one that has the next hop on its wire.
+fn uplink_of_route(route: &Route, desired: &Desired, attached: &Attached) -> Option<UplinkId> {
+    let interface = match &route.uplink {
+        Some(interface) => attached.uplinks.get_key_value(interface).map(|(name, _)| name),
+        None => uplink_reaching(attached, route.via),
+    }?;
+    desired.uplinks.get(interface).map(crate::model::Uplink::uplink_id)
+}
+
+/// The interface of the uplink with the longest prefix that contains `address`.
+#[must_use]
+pub fn uplink_reaching(attached: &Attached, address: Ipv4Addr) -> Option<&String> {
+    attached
+        .uplinks
+        .iter()
+        .flat_map(|(name, state)| state.addresses.iter().map(move |net| (name, net)))
+        .filter(|(_, net)| net.contains(&address))
+        .max_by_key(|(_, net)| net.prefix_len())
+        .map(|(name, _)| name)
+}
+
+/// `from` without the ports in `taken`, ascending, not overlapping.
+#[must_use]
+pub fn subtract(from: &[PortRange], taken: &[PortRange]) -> Vec<PortRange> {
+    let mut left: Vec<PortRange> = merge(from);
+    for hole in taken {
+        left = left
+            .into_iter()
+            .flat_map(|range| {
+                let below = hole.first().checked_sub(1).map(|end| end.min(range.last()));
+                let above = hole.last().checked_add(1).map(|start| start.max(range.first()));
+                [
+                    below.and_then(|end| PortRange::new(range.first(), end)),
+                    above.and_then(|start| PortRange::new(start, range.last())),
+                ]
+            })
+            .flatten()
+            .collect();
+    }
+    left
+}
+
+/// Sorted, with overlapping and adjacent ranges joined.
+#[must_use]
+pub fn merge(ranges: &[PortRange]) -> Vec<PortRange> {
+    let mut sorted = ranges.to_vec();
+    sorted.sort_unstable();
+    let mut merged: Vec<PortRange> = Vec::with_capacity(sorted.len());
+    for range in sorted {
+        match merged.last_mut() {
+            Some(last) if range.first() <= last.last().saturating_add(1) => {
+                let end = last.last().max(range.last());
+                *last = PortRange::new(last.first(), end).unwrap_or(*last);
+            }
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
