@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dataplane::packet::types::{Mac, NetworkId, UplinkId};
 use ipnet::Ipv4Net;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::types::{MacAddr, UplinkMode};
 use crate::ipam::SubnetPlan;
 use crate::name::Name;
+use crate::netns::NETNS_DIR;
 use crate::publish::{PortRange, Proto};
 
 /// The name of the network that exists from the first start on.
@@ -39,7 +40,7 @@ pub struct Desired {
     pub uplinks: BTreeMap<String, Uplink>,
     /// Static routes by destination.
     pub routes: BTreeMap<Ipv4Net, Route>,
-    /// Work begun and not finished.
+    /// Work begun and not ended.
     pub intents: BTreeMap<u64, Intent>,
 }
 
@@ -175,6 +176,26 @@ pub struct Publish {
     pub ports: PortRange,
 }
 
+impl Sandbox {
+    /// The file to enter its namespace by; `None`: it is the host's.
+    #[must_use]
+    pub fn namespace_path(&self) -> Option<PathBuf> {
+        self.namespace.path(&self.name)
+    }
+}
+
+impl Namespace {
+    /// The file to enter it by; `None`: it is the host's.
+    #[must_use]
+    pub fn path(&self, name: &Name) -> Option<PathBuf> {
+        match self {
+            Self::Made { .. } => Some(Path::new(NETNS_DIR).join(name.as_str())),
+            Self::Adopted { path, .. } => Some(path.clone()),
+            Self::Host => None,
+        }
+    }
+}
+
 impl Publish {
     /// Whether the two cannot be published at the same time.
     #[must_use]
@@ -217,6 +238,8 @@ pub struct Uplink {
     pub gateway: Option<Ipv4Addr>,
     /// Ports that SNAT may use, as configured; empty: the mode's default.
     pub nat_ports: Vec<PortRange>,
+    /// The interface had no qdisc for steering before: it goes with the uplink.
+    pub made_qdisc: bool,
 }
 
 impl Uplink {
@@ -238,28 +261,32 @@ pub struct Route {
     pub uplink: Option<String>,
 }
 
-/// Something about to be made. Written before, removed after the record is: what a crash leaves
-/// half-made is undone by the next start or by a purge.
+/// Something about to be made or removed. Written before the first step and taken back after the
+/// last: what a crash leaves half-made or half-removed is cleared away by the next start or a purge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Intent {
+    /// TAPs in a sandbox that stays.
+    Endpoints {
+        /// The sandbox.
+        name: Name,
+        /// Where it is.
+        namespace: Namespace,
+        /// The interfaces.
+        ifnames: Vec<String>,
+    },
     /// A TAP in the host's namespace.
     HostDevice {
         /// Its name.
         ifname: String,
     },
-    /// A namespace and all that is in it.
-    Namespace {
-        /// Its name.
+    /// A whole sandbox.
+    Sandbox {
+        /// The sandbox.
         name: Name,
-    },
-    /// TAPs in a namespace that stays.
-    Devices {
-        /// The namespace.
-        namespace: Namespace,
-        /// Name of the namespace's file if we made it.
-        name: Name,
-        /// Their names.
+        /// Where it is; `None`: in a namespace about to be made, which did not exist before.
+        namespace: Option<Namespace>,
+        /// Its interfaces.
         ifnames: Vec<String>,
     },
 }

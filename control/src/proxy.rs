@@ -108,10 +108,16 @@ pub struct Publication {
 pub struct Reservation {
     ports: PortRange,
     // Dropping the set aborts every task, and with it every connection.
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Reservation {
+    /// Ends the sockets and the connections through them; returns when the ports are free. Dropping
+    /// does the same, a moment later.
+    pub async fn release(mut self) {
+        self.tasks.shutdown().await;
+    }
+
     /// The ports.
     #[must_use]
     pub const fn ports(&self) -> PortRange {
@@ -138,7 +144,7 @@ pub fn reserve(publication: &Publication) -> Result<Reservation, ProxyError> {
         if let Some(port) = HostPorts::read()?.first_busy(proto, host_ip, host_ports) {
             return Err(ProxyError::Busy { port, proto });
         }
-        return Ok(Reservation { ports: host_ports, _tasks: JoinSet::new() });
+        return Ok(Reservation { ports: host_ports, tasks: JoinSet::new() });
     }
     let bound = (host_ports.first()..=host_ports.last())
         .map(|port| bind(proto, host_ip, port))
@@ -213,7 +219,7 @@ fn serve(publication: &Publication, bound: Vec<Bound>) -> Result<Reservation, Pr
             }
         }
     }
-    Ok(Reservation { ports: host_ports, _tasks: tasks })
+    Ok(Reservation { ports: host_ports, tasks })
 }
 
 async fn serve_tcp(

@@ -121,6 +121,22 @@ impl Handle {
         Ok(())
     }
 
+    /// Whether the link has a qdisc at its ingress, whoever made it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn has_clsact(&self, link: u32) -> Result<bool, NetlinkError> {
+        let request = RouteNetlinkMessage::GetQueueDiscipline(link_message(link)?);
+        let answers = self.dump(format!("list qdiscs of interface {link}"), request).await?;
+        Ok(answers.iter().any(|answer| match answer {
+            RouteNetlinkMessage::NewQueueDiscipline(message) => {
+                u32::try_from(message.header.index) == Ok(link)
+                    && message.header.parent == TcHandle::CLSACT
+            }
+            _ => false,
+        }))
+    }
+
     async fn ensure_clsact(&self, link: u32) -> Result<Qdisc, NetlinkError> {
         let request = RouteNetlinkMessage::NewQueueDiscipline(clsact_message(link)?);
         let action = format!("add a clsact qdisc to interface {link}");

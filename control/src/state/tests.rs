@@ -65,6 +65,7 @@ fn edits() -> Vec<Edit> {
             addresses: Vec::new(),
             gateway: None,
             nat_ports: Vec::new(),
+            made_qdisc: false,
         }),
         Edit::PutRoute(Route {
             destination: "10.99.0.0/16".parse().unwrap(),

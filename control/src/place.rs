@@ -1,0 +1,161 @@
+//! A network namespace with a netlink connection, and the TAP devices we keep in it.
+//!
+//! A device is made persistent, configured and handed over open, or it is not there. All its
+//! settings live in the kernel: after a restart it is attached to again without touching them.
+
+use std::net::Ipv4Addr;
+
+use dataplane::io::tap::{Tap, TapOptions};
+use dataplane::packet::types::Mac;
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::error::{Error, Result, ResultExt};
+use crate::netlink::{Handle, IfExists, LinkChange, RouteSpec};
+use crate::netns::Netns;
+
+/// A namespace that devices are made in.
+#[derive(Debug)]
+pub struct Place {
+    /// The namespace.
+    pub netns: Netns,
+    /// Its routing tables.
+    pub netlink: Handle,
+}
+
+/// A device to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceSpec {
+    /// Name.
+    pub ifname: String,
+    /// MAC.
+    pub mac: Mac,
+    /// Longest IP packet.
+    pub mtu: u16,
+    /// Addresses with their on-link prefix.
+    pub addresses: Vec<Ipv4Net>,
+}
+
+impl Place {
+    /// Connects to the namespace.
+    ///
+    /// # Errors
+    /// When it cannot be entered.
+    pub fn open(netns: Netns) -> Result<Self> {
+        let netlink = Handle::open_in(&netns).failed("open a netlink socket")?;
+        Ok(Self { netns, netlink })
+    }
+
+    /// Makes a persistent device, up and with its addresses. IPv6 is off on it: nothing here would
+    /// answer.
+    ///
+    /// # Errors
+    /// A conflict when the name is taken; else when the kernel refuses. Nothing is left then.
+    pub async fn make(&self, spec: &DeviceSpec) -> Result<Tap> {
+        if self.has(&spec.ifname).await? {
+            return Err(Error::conflict(format!(
+                "interface {:?} exists already; remove or rename it",
+                spec.ifname
+            )));
+        }
+        let tap = self.open_tap(&spec.ifname)?;
+        match self.configure(spec).await {
+            Ok(()) => Ok(tap),
+            Err(error) => {
+                if let Err(again) = tap.set_persistent(false) {
+                    tracing::warn!("interface {:?} stays behind: {again}", spec.ifname);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Attaches to a persistent device, or makes it if it is not there. The second value says
+    /// which.
+    ///
+    /// # Errors
+    /// When somebody else uses the device, or the kernel refuses.
+    pub async fn adopt(&self, spec: &DeviceSpec) -> Result<(Tap, Found)> {
+        if self.has(&spec.ifname).await? {
+            Ok((self.open_tap(&spec.ifname)?, Found::Existing))
+        } else {
+            Ok((self.make(spec).await?, Found::Made))
+        }
+    }
+
+    /// Deletes a device, if it is there. It must not be attached any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove(&self, ifname: &str) -> Result<()> {
+        let link = match self.netlink.link_by_name(ifname).await {
+            Ok(link) => link,
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error).failed(format!("interface {ifname:?}")),
+        };
+        match self.netlink.delete_link(link.index).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error).failed(format!("interface {ifname:?}")),
+        }
+    }
+
+    /// Makes the default route lead to `gateway` by this device.
+    ///
+    /// # Errors
+    /// When the device is gone, there is a route and `if_exists` says so, or the kernel refuses.
+    pub async fn set_default_route(
+        &self,
+        ifname: &str,
+        gateway: Ipv4Addr,
+        if_exists: IfExists,
+    ) -> Result<()> {
+        let context = || format!("interface {ifname:?}: default route via {gateway}");
+        let link = self.netlink.link_by_name(ifname).await.failed(context())?;
+        let route = RouteSpec::default_via(gateway, link.index);
+        self.netlink.add_route(&route, if_exists).await.failed(context())
+    }
+
+    /// Whether an interface of that name is there.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn has(&self, ifname: &str) -> Result<bool> {
+        match self.netlink.link_by_name(ifname).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error).failed(format!("interface {ifname:?}")),
+        }
+    }
+
+    fn open_tap(&self, ifname: &str) -> Result<Tap> {
+        let options = TapOptions { name: ifname.to_owned(), persistent: true };
+        self.netns
+            .run(|| Tap::create(&options))
+            .failed(format!("interface {ifname:?}"))?
+            .map_err(|error| Error::failed(error.to_string()))
+    }
+
+    async fn configure(&self, spec: &DeviceSpec) -> Result<()> {
+        let context = || format!("interface {:?}", spec.ifname);
+        self.netns.disable_ipv6(&spec.ifname, true).failed(context())?;
+        let link = self.netlink.link_by_name(&spec.ifname).await.failed(context())?;
+        let change = LinkChange::new().mac(spec.mac).mtu(u32::from(spec.mtu)).up();
+        self.netlink.change_link(link.index, &change).await.failed(context())?;
+        for address in &spec.addresses {
+            self.netlink
+                .add_address(link.index, IpNet::V4(*address), IfExists::Replace)
+                .await
+                .failed(context())?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a device was there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// It was, with its settings.
+    Existing,
+    /// It was not, and is fresh.
+    Made,
+}
