@@ -2,4 +2,5 @@
 
 pub mod client;
 pub mod openapi;
+pub mod server;
 pub mod types;

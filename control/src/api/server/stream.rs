@@ -1,0 +1,104 @@
+//! Answers without an end: events and captures. They end with the client or with the daemon.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use futures::stream;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
+
+use super::Api;
+use crate::api::openapi::{NDJSON, PCAPNG};
+use crate::api::types::{CaptureQuery, Event};
+use crate::capture::Recorder;
+use crate::error::{Error, Result};
+
+/// Captured frames are whole.
+const SNAPLEN: usize = 65_535 + 18;
+
+/// How often an idle capture looks for frames.
+const CAPTURE_PAUSE: Duration = Duration::from_millis(10);
+
+/// Bytes sent in one piece of a busy capture.
+const CAPTURE_PIECE: usize = 256 << 10;
+
+/// `GET /v1/events`: every change from now on, one JSON object in a line.
+pub(super) fn events(api: &Api) -> Response {
+    let state = (api.switch.subscribe(), api.stopping.clone());
+    let lines = stream::unfold(state, |(mut events, mut stopping)| async move {
+        let line = next_line(&mut events, &mut stopping).await?;
+        Some((Ok::<_, Infallible>(line), (events, stopping)))
+    });
+    ([(CONTENT_TYPE, NDJSON)], Body::from_stream(lines)).into_response()
+}
+
+async fn next_line(
+    events: &mut broadcast::Receiver<Event>,
+    stopping: &mut watch::Receiver<bool>,
+) -> Option<Bytes> {
+    let event = tokio::select! {
+        event = events.recv() => event,
+        _ = stopping.wait_for(|stop| *stop) => return None,
+    };
+    let event = match event {
+        Ok(event) => event,
+        Err(RecvError::Closed) => return None,
+        // Said in the stream, so that the reader knows to list everything anew.
+        Err(RecvError::Lagged(missed)) => Event {
+            time_ms: 0,
+            event: "missed".to_owned(),
+            network: None,
+            sandbox: None,
+            detail: Some(format!("{missed} events")),
+        },
+    };
+    let mut line = serde_json::to_vec(&event).ok()?;
+    line.push(b'\n');
+    Some(line.into())
+}
+
+/// `GET /v1/capture`.
+pub(super) fn capture(api: &Api, query: &CaptureQuery) -> Result<Response> {
+    let ports = api.switch.capture_ports(
+        query.sandbox.as_ref(),
+        query.uplink.as_deref(),
+        query.network.as_ref(),
+    )?;
+    let filter = match &query.filter {
+        Some(text) => Some(text.parse().map_err(|error: Error| error.context("capture"))?),
+        None => None,
+    };
+    let recorder = Recorder::new(&ports, filter, query.count)?;
+    let ids: Vec<_> = ports.iter().map(|(port, _)| *port).collect();
+    let source = api.switch.engine().capture(&ids, SNAPLEN);
+    let state = (source, recorder, api.stopping.clone());
+    let pieces = stream::unfold(state, |(source, mut recorder, stopping)| async move {
+        loop {
+            let mut piece = recorder.take();
+            if piece.is_empty() && (recorder.finished() || *stopping.borrow()) {
+                let missed = source.missed();
+                if missed > 0 {
+                    tracing::warn!("a capture missed {missed} frames");
+                }
+                return None;
+            }
+            while piece.len() < CAPTURE_PIECE && !recorder.finished() {
+                let Some(frame) = source.next_frame() else { break };
+                if recorder.record(&frame) {
+                    piece.append(&mut recorder.take());
+                }
+            }
+            if !piece.is_empty() {
+                return Some((
+                    Ok::<_, Infallible>(Bytes::from(piece)),
+                    (source, recorder, stopping),
+                ));
+            }
+            tokio::time::sleep(CAPTURE_PAUSE).await;
+        }
+    });
+    Ok(([(CONTENT_TYPE, PCAPNG)], Body::from_stream(pieces)).into_response())
+}

@@ -1,0 +1,272 @@
+//! The daemon: order of start and stop, signals, exit codes.
+//!
+//! Start: everything that can be refused is looked at before anything is made, so that a second
+//! daemon, a broken file or a missing device leave no trace. Then state, engine, adoption of what
+//! is there, and the API last. Stop: the API first, then uplinks go back to the host; sandboxes,
+//! their devices and the connection table stay for the next start.
+
+mod journal;
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use dataplane::{Engine, EngineOptions};
+use futures::StreamExt;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::api::server;
+use crate::compile::Tuning;
+use crate::config::Config;
+use crate::config::args::{DaemonArgs, DaemonFlags};
+use crate::error::{Error, Kind, Result, ResultExt};
+use crate::netlink::Monitor;
+use crate::netns::{MountNamespace, Netns, mount_namespace};
+use crate::place::Place;
+use crate::state::{Lock, Store, missing_ancestors};
+use crate::switch::purge::{conntrack_file, purge_offline};
+use crate::switch::{Settings, Switch};
+
+/// Threads for API and netlink. The workers are threads of their own.
+const CONTROL_THREADS: usize = 2;
+
+/// Changes of the host come in bursts; one look at the end of a burst is enough.
+const HOST_SETTLES: Duration = Duration::from_millis(200);
+
+/// How often to look for what no message tells: ports that the host began to listen on, devices
+/// that went away.
+const HOST_POLL: Duration = Duration::from_secs(2);
+
+const TUN_DEVICE: &str = "/dev/net/tun";
+
+/// `vswitchd`.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = DaemonArgs::parse();
+    match run(&args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("vswitchd: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(args: &DaemonArgs) -> Result<ExitCode> {
+    let config = args.flags.load()?;
+    if args.flags.check_config {
+        for warning in &config.warnings {
+            eprintln!("vswitchd: {warning}");
+        }
+        println!("{}: sound", args.flags.config_path().display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    journal::start();
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Error::failed(
+            "needs root: it makes network namespaces, TAP devices and packet sockets",
+        ));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .failed("start threads")?;
+    if args.flags.purge {
+        let purged = runtime.block_on(purge_offline(&config.daemon)).map_err(purge_hint)?;
+        for (what, count) in [
+            ("sandboxes", purged.sandboxes.len()),
+            ("networks", purged.networks.len()),
+            ("uplinks", purged.uplinks.len()),
+        ] {
+            println!("{what}: {count} removed");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    check_tun()?;
+    let outcome = runtime.block_on(serve(&args.flags, config));
+    // What still waits for a client or a disk must not hold the exit up.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn purge_hint(error: Error) -> Error {
+    match error.kind {
+        Kind::Conflict => Error::conflict(
+            "--purge is for when no daemon runs; stop it first, or use `vswitchctl purge`",
+        ),
+        _ => error,
+    }
+}
+
+/// The driver must be there before anything is made.
+fn check_tun() -> Result<()> {
+    let opened = OpenOptions::new().read(true).write(true).open(TUN_DEVICE);
+    opened.map(drop).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => Error::failed(format!(
+            "{TUN_DEVICE}: permission denied; allow the device to the container that vswitchd \
+             runs in"
+        )),
+        _ => Error::failed(format!(
+            "{TUN_DEVICE}: {error}; load the kernel module `tun`, or give the device to the \
+             container that vswitchd runs in"
+        )),
+    })
+}
+
+async fn serve(flags: &DaemonFlags, config: Config) -> Result<()> {
+    let mut warnings = config.warnings.clone();
+    warnings.extend(mount_warning());
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    server::probe(&config.daemon.socket)?;
+    let lock = Lock::take(&config.daemon.state_dir)?;
+    let (mut store, desired) = Store::open(lock)?;
+    make_directories(&mut store, &config)?;
+    let listener = server::bind(&config.daemon.socket)?;
+    let socket = SocketFile(config.daemon.socket.clone());
+
+    let engine = start_engine(&config, &store)?;
+    let host = Place::open(Netns::current().failed("open the host's namespace")?)?;
+    let monitor = Monitor::open().failed("watch the host's interfaces")?;
+    let settings = Settings {
+        pools: config.defaults.pools.clone(),
+        mtu: config.defaults.mtu,
+        tuning: Tuning { timeouts: config.timeouts, fdb_ageing: Some(config.fdb_ageing) },
+        uplinks: config.uplinks.clone(),
+    };
+    let switch = Switch::new(engine, host, settings, store, desired, warnings);
+    switch.adopt(&config.networks).await?;
+
+    let (stop, stopping) = watch::channel(false);
+    let follower = tokio::spawn(follow(Arc::clone(&switch), monitor, stopping.clone()));
+    let mut api = tokio::spawn(server::serve(listener, Arc::clone(&switch), stopping));
+    tracing::info!("ready at {}", config.daemon.socket.display());
+    let outcome = tokio::select! {
+        outcome = &mut api => outcome.failed("serve the API").and_then(|served| served),
+        signal = until_told(flags, &switch) => {
+            tracing::info!("{} received, stopping", signal?);
+            Ok(())
+        }
+    };
+    // An error says that nobody listens any more.
+    let _ = stop.send(true);
+    if !api.is_finished()
+        && let Err(error) = api.await.failed("serve the API").and_then(|served| served)
+    {
+        tracing::warn!("{error}");
+    }
+    // It ends by itself, within one look at the host.
+    let _ = follower.await;
+    switch.stop().await;
+    drop(socket);
+    outcome
+}
+
+fn start_engine(config: &Config, store: &Store) -> Result<Engine> {
+    let options = EngineOptions {
+        workers: config.daemon.worker_count(),
+        buffers_per_worker: config.limits.buffers,
+        conntrack_limit: config.limits.conntrack,
+        conntrack_file: Some(conntrack_file(&config.daemon.run_dir, store.installation())),
+        fdb_limit: config.limits.fdb,
+    };
+    Engine::start(&options).failed("start the engine")
+}
+
+/// Makes the directories that hold the socket and the connection table, and remembers which.
+fn make_directories(store: &mut Store, config: &Config) -> Result<()> {
+    let socket_directory = config.daemon.socket.parent().unwrap_or(Path::new("/"));
+    for directory in [config.daemon.run_dir.as_path(), socket_directory] {
+        let created = missing_ancestors(directory);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(if directory.as_os_str().is_empty() { Path::new(".") } else { directory })
+            .failed(directory.display())?;
+        store.remember_directories(created)?;
+    }
+    Ok(())
+}
+
+/// Names made in a mount namespace of our own may be invisible to everybody else.
+fn mount_warning() -> Option<String> {
+    (mount_namespace() == MountNamespace::Other).then(|| {
+        "started in a mount namespace of its own (as under `ip netns exec`): namespaces of \
+         sandboxes stay invisible outside of it; start it with `nsenter --net=/run/netns/HOST`"
+            .to_owned()
+    })
+}
+
+/// Waits for a signal to stop; its name. SIGHUP reads the configuration again.
+async fn until_told(flags: &DaemonFlags, switch: &Switch) -> Result<&'static str> {
+    let listen = |kind| signal(kind).failed("listen for signals");
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok("SIGTERM"),
+            _ = interrupt.recv() => return Ok("SIGINT"),
+            _ = hangup.recv() => reload(flags, switch).await,
+        }
+    }
+}
+
+/// Makes networks that were added to the file. Everything else of it takes effect at a restart.
+async fn reload(flags: &DaemonFlags, switch: &Switch) {
+    let outcome = match flags.load() {
+        Ok(config) => switch.declare(&config.networks).await,
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok(()) => tracing::info!("configuration read again"),
+        Err(error) => tracing::error!("configuration not taken: {error}"),
+    }
+}
+
+/// Keeps uplinks and sandboxes in line with what others do to the host.
+async fn follow(switch: Arc<Switch>, mut monitor: Monitor, mut stopping: watch::Receiver<bool>) {
+    let mut watching = true;
+    loop {
+        tokio::select! {
+            () = told(&mut stopping) => return,
+            event = monitor.next(), if watching => {
+                watching = event.is_some();
+                tokio::time::sleep(HOST_SETTLES).await;
+                // What came meanwhile is seen by the one look below.
+                while let Some(Some(_)) = futures::FutureExt::now_or_never(monitor.next()) {}
+            }
+            () = tokio::time::sleep(HOST_POLL) => {}
+        }
+        switch.follow_gone();
+        if let Err(error) = switch.follow_host().await {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+async fn told(stopping: &mut watch::Receiver<bool>) {
+    // An error says that the sender is gone, which is a stop too.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// Removes the socket when the daemon ends.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::debug!("{}: {error}", self.0.display());
+        }
+    }
+}

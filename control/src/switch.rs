@@ -1,0 +1,285 @@
+//! The running switch: what should exist, what is attached, and the operations that change both.
+//!
+//! Every change runs alone, under one async lock ([`Work`]): it checks everything, announces what
+//! it is about to make, makes it with an undo list at hand, commits the records in one durable
+//! transaction and publishes a new snapshot. A change that fails half-way takes back what it did.
+//! Readers never wait for that: they look at [`World`] under a lock that is held for moments only.
+//!
+//! A change must run to its end: callers whose client may go away run it in a task of its own.
+//!
+//! Lock order: [`Work`], then [`World`]. The world's lock is never held across an await.
+
+mod adopt;
+mod endpoint;
+mod network;
+mod port;
+pub mod purge;
+mod route;
+mod sandbox;
+mod undo;
+mod uplink;
+pub mod view;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io::Read as _;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use dataplane::Engine;
+use dataplane::config::Snapshot;
+use dataplane::packet::types::PortId;
+use tokio::sync::broadcast;
+
+use crate::api::types::{Event, UplinkAdd};
+use crate::compile::{Attached, Tuning, compile};
+use crate::config::Pool;
+use crate::error::{Error, Result, ResultExt};
+use crate::host::HostFacts;
+use crate::ipam::AddressPool;
+use crate::model::{Counters, Desired, Edit, Intent};
+use crate::name::Name;
+use crate::place::Place;
+use crate::state::Store;
+
+/// Events that a slow reader may be behind before it misses some.
+const EVENT_BACKLOG: usize = 1024;
+
+/// What the configuration says about networks and uplinks.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where subnets come from that nobody named.
+    pub pools: Vec<Pool>,
+    /// MTU of networks that do not say.
+    pub mtu: u16,
+    /// Timers.
+    pub tuning: Tuning,
+    /// Declared ways out; empty: the interface of the host's default route, shared.
+    pub uplinks: Vec<UplinkAdd>,
+}
+
+/// The running switch.
+#[derive(Debug)]
+pub struct Switch {
+    engine: Engine,
+    host: Place,
+    settings: Settings,
+    work: tokio::sync::Mutex<Work>,
+    world: RwLock<World>,
+    events: broadcast::Sender<Event>,
+    started: Instant,
+}
+
+/// What only changes need.
+#[derive(Debug)]
+struct Work {
+    store: Store,
+    /// Addresses by network, one pool for each subnet.
+    pools: HashMap<Name, Vec<AddressPool>>,
+    /// Host ports held for published ports, by [`crate::model::Publish::id`].
+    reservations: HashMap<u32, port::Reservation>,
+    /// Where the search for a free host port continues.
+    next_free_port: u16,
+    /// Uplinks that are attached, by interface.
+    uplinks: HashMap<String, uplink::Live>,
+}
+
+/// What readers see.
+#[derive(Debug, Default)]
+pub struct World {
+    /// What should exist.
+    pub desired: Desired,
+    /// What is attached.
+    pub attached: Attached,
+    /// What the host looked like when last asked.
+    pub host: HostFacts,
+    /// Sandboxes whose namespace is gone or not ours any more.
+    pub gone: BTreeSet<Name>,
+    /// What a person should know: each one line.
+    pub warnings: Vec<String>,
+}
+
+impl Switch {
+    /// A switch with records and nothing attached. [`Switch::adopt`] brings it to life.
+    #[must_use]
+    pub fn new(
+        engine: Engine,
+        host: Place,
+        settings: Settings,
+        store: Store,
+        desired: Desired,
+        warnings: Vec<String>,
+    ) -> Arc<Self> {
+        let (events, _) = broadcast::channel(EVENT_BACKLOG);
+        let work = Work {
+            store,
+            pools: HashMap::new(),
+            reservations: HashMap::new(),
+            next_free_port: 0,
+            uplinks: HashMap::new(),
+        };
+        let world = World { desired, warnings, ..World::default() };
+        Arc::new(Self {
+            engine,
+            host,
+            settings,
+            work: tokio::sync::Mutex::new(work),
+            world: RwLock::new(world),
+            events,
+            started: Instant::now(),
+        })
+    }
+
+    /// The engine, to look inside.
+    #[must_use]
+    pub const fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// What there is now. Hold it for moments only.
+    pub fn world(&self) -> RwLockReadGuard<'_, World> {
+        self.world.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn world_mut(&self) -> RwLockWriteGuard<'_, World> {
+        self.world.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every change from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    fn emit(
+        &self,
+        event: &str,
+        network: Option<&Name>,
+        sandbox: Option<&Name>,
+        detail: Option<String>,
+    ) {
+        // An error says that nobody listens.
+        let _ = self.events.send(Event {
+            time_ms: u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX),
+            event: event.to_owned(),
+            network: network.cloned(),
+            sandbox: sandbox.cloned(),
+            detail,
+        });
+    }
+
+    /// Makes the edits durable, then visible. Nothing changed when it fails.
+    fn commit(&self, work: &Work, edits: Vec<Edit>) -> Result<()> {
+        blocking(|| work.store.commit(&edits))?;
+        let mut world = self.world_mut();
+        for edit in edits {
+            world.desired.apply(edit);
+        }
+        Ok(())
+    }
+
+    /// Announces work. The number takes it back.
+    fn announce(&self, work: &Work, intent: Intent) -> Result<u64> {
+        let mut counters = self.counters();
+        counters.intent = counters.intent.wrapping_add(1);
+        let id = counters.intent;
+        self.commit(work, vec![Edit::Counters(counters), Edit::PutIntent(id, intent)])?;
+        Ok(id)
+    }
+
+    fn counters(&self) -> Counters {
+        self.world().desired.counters
+    }
+
+    /// Compiles what there is now and gives it to the workers.
+    fn publish(&self) -> Result<()> {
+        let spec = {
+            let world = self.world();
+            let addresses = world.host.host_addresses();
+            compile(&world.desired, &world.attached, &addresses, &self.settings.tuning)?
+        };
+        let snapshot = Snapshot::build(spec).failed("internal: inconsistent snapshot")?;
+        self.engine.publish(snapshot);
+        Ok(())
+    }
+
+    /// Gives a port back to nobody.
+    fn detach(&self, port: PortId) {
+        if let Err(error) = blocking(|| self.engine.detach(port)) {
+            tracing::warn!("port {}: {error}", port.0);
+        }
+    }
+
+    fn attach(&self, device: Box<dyn dataplane::io::Port>) -> Result<PortId> {
+        blocking(|| self.engine.attach(device)).failed("attach to the engine")
+    }
+
+    async fn refresh_host(&self) -> Result<()> {
+        let facts = HostFacts::read(&self.host.netlink).await?;
+        self.world_mut().host = facts;
+        Ok(())
+    }
+
+    fn warn(&self, warning: String) {
+        tracing::warn!("{warning}");
+        let mut world = self.world_mut();
+        if !world.warnings.contains(&warning) {
+            world.warnings.push(warning);
+        }
+    }
+}
+
+/// Runs something that may wait for a disk or a worker, without holding up other tasks.
+fn blocking<T>(f: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(f)
+}
+
+fn since_epoch() -> std::time::Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// `digits` random hexadecimal digits.
+fn random_hex(digits: usize) -> Result<String> {
+    use std::fmt::Write as _;
+
+    let mut bytes = vec![0u8; digits.div_ceil(2)];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .failed("/dev/urandom")?;
+    let mut text = String::with_capacity(digits + 1);
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.truncate(digits);
+    Ok(text)
+}
+
+/// The next number after `last` that is not in use, going round; 0 is never given.
+fn next_number(last: u16, used: impl Fn(u16) -> bool) -> Result<u16> {
+    (1..=u16::MAX)
+        .chain([0])
+        .map(|step| last.wrapping_add(step))
+        .find(|candidate| *candidate != 0 && !used(*candidate))
+        .ok_or_else(|| Error::conflict("all 65535 numbers are in use; remove something first"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_round_and_skip_what_is_used() {
+        assert_eq!(next_number(0, |_| false), Ok(1));
+        assert_eq!(next_number(u16::MAX, |n| n == 1), Ok(2));
+        assert_eq!(next_number(7, |n| n != 7), Ok(7));
+        assert_eq!(next_number(7, |_| true).unwrap_err().exit_code(), 4);
+    }
+
+    #[test]
+    fn random_digits_differ() {
+        let (a, b) = (random_hex(64).unwrap(), random_hex(64).unwrap());
+        assert_eq!(a.len(), 64);
+        assert!(a.chars().all(|c| c.is_ascii_hexdigit()));
+        assert_ne!(a, b);
+    }
+}

@@ -1,0 +1,334 @@
+//! Start: what is there already is taken over, what is missing is made, what a crash left
+//! half-made is cleared away.
+//!
+//! Devices are persistent and keep addresses, routes and neighbors while no daemon runs; taking
+//! one over touches nothing but its descriptor. A sandbox that cannot be taken over does not keep
+//! the others from it: it is marked as gone, and said in the log and in `status`.
+
+use std::net::Ipv4Addr;
+
+use super::endpoint::{endpoint_device, inode_of, open_namespace};
+use super::network::{address_pools, host_device};
+use super::sandbox::{clear_away, make_namespace};
+use super::{Switch, Work, World};
+use crate::api::types::{NetworkCreate, Subnet, UplinkAdd};
+use crate::error::{Error, Kind, Result};
+use crate::ipam;
+use crate::model::{BRIDGE_NETWORK, Edit, Namespace, Network, Origin, Sandbox};
+use crate::name::Name;
+use crate::netns::{self, NETNS_DIR};
+use crate::place::{Found, Place};
+
+/// The predefined network's subnet unless taken or configured.
+const BRIDGE_SUBNET: ipnet::Ipv4Net = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(172, 30, 0, 0), 16);
+
+impl Switch {
+    /// Brings everything that should exist to life.
+    ///
+    /// # Errors
+    /// When the host cannot be read or the state not be written. Networks and sandboxes that
+    /// cannot be brought up are warned of.
+    pub async fn adopt(&self, networks: &[NetworkCreate]) -> Result<()> {
+        let mut work = self.work.lock().await;
+        self.refresh_host().await?;
+        self.clear_leftovers(&work).await?;
+        self.fill_pools(&mut work);
+        let records: Vec<Network> = self.world().desired.networks.values().cloned().collect();
+        for network in &records {
+            if let Err(error) = self.adopt_network(network).await {
+                self.warn(format!("network {:?}: {error}", network.name));
+            }
+        }
+        let sandboxes: Vec<Sandbox> = self.world().desired.sandboxes.values().cloned().collect();
+        for sandbox in &sandboxes {
+            if let Err(error) = self.adopt_sandbox(&mut work, sandbox).await {
+                self.world_mut().gone.insert(sandbox.name.clone());
+                self.warn(format!("sandbox {:?}: {error}", sandbox.name));
+            }
+        }
+        self.publish()?;
+        self.adopt_uplinks(&mut work).await?;
+        for sandbox in &sandboxes {
+            if let Err(error) = self.hold_publishes(&mut work, sandbox).await {
+                self.warn(format!("sandbox {:?}: {error}", sandbox.name));
+            }
+        }
+        self.publish_ports(&mut work).await?;
+        self.declare_networks(&mut work, networks).await?;
+        Ok(())
+    }
+
+    async fn clear_leftovers(&self, work: &Work) -> Result<()> {
+        let intents = self.world().desired.intents.clone();
+        for (id, intent) in intents {
+            tracing::info!("clearing away what an interrupted run left: {intent:?}");
+            match clear_away(&self.host, &intent).await {
+                Ok(()) => self.commit(work, vec![Edit::RemoveIntent(id)])?,
+                Err(error) => self.warn(format!("cannot clear away {intent:?}: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_pools(&self, work: &mut Work) {
+        let world = self.world();
+        for network in world.desired.networks.values() {
+            let mut pools = address_pools(network);
+            for (sandbox, endpoint) in world.desired.endpoints_of(network.name.as_str()) {
+                let pool = pools.iter_mut().find(|p| p.plan().subnet.contains(&endpoint.ipv4));
+                let taken = pool.map(|pool| pool.allocate_this(endpoint.ipv4));
+                if let Some(Err(error)) = taken {
+                    tracing::warn!("sandbox {:?}: {error}", sandbox.name);
+                }
+            }
+            work.pools.insert(network.name.clone(), pools);
+        }
+    }
+
+    /// Takes the host's leg over, or makes it anew.
+    pub(super) async fn adopt_network(&self, network: &Network) -> Result<()> {
+        let (tap, found) = self.host.adopt(&host_device(network)).await?;
+        if found == Found::Made {
+            tracing::info!("network {:?}: made {} anew", network.name, network.host_device());
+        }
+        let port = self.attach(Box::new(tap))?;
+        self.world_mut().attached.hosts.insert(network.name.clone(), port);
+        Ok(())
+    }
+
+    async fn adopt_sandbox(&self, work: &mut Work, sandbox: &Sandbox) -> Result<()> {
+        let mut record = sandbox.clone();
+        let place = match (&sandbox.namespace, open_namespace(&sandbox.name, &sandbox.namespace)?) {
+            (Namespace::Host, _) => return Ok(()),
+            (_, Some(netns)) => Place::open(netns)?,
+            (Namespace::Adopted { path, .. }, None) => {
+                return Err(Error::conflict(format!(
+                    "its namespace {} is gone; remove the sandbox",
+                    path.display()
+                )));
+            }
+            (Namespace::Made { .. }, None)
+                if netns::exists(sandbox.name.as_str()).unwrap_or(false) =>
+            {
+                return Err(Error::conflict(format!(
+                    "{NETNS_DIR}/{} is another namespace now; remove the sandbox",
+                    sandbox.name
+                )));
+            }
+            // After a reboot, or removed by hand.
+            (Namespace::Made { .. }, None) => {
+                tracing::info!("sandbox {:?}: its namespace is gone, making it anew", sandbox.name);
+                let netns = make_namespace(&sandbox.name)?;
+                record.namespace = Namespace::Made { inode: inode_of(&netns)? };
+                self.commit(work, vec![Edit::PutSandbox(record.clone())])?;
+                Place::open(netns)?
+            }
+        };
+        let mut made = false;
+        for endpoint in &record.endpoints {
+            let network = self.network_record(&endpoint.network)?;
+            let (tap, found) = place.adopt(&endpoint_device(&network, endpoint)).await?;
+            made |= found == Found::Made;
+            let port = self.attach(Box::new(tap))?;
+            let key = (record.name.clone(), endpoint.ifname.clone());
+            self.world_mut().attached.endpoints.insert(key, port);
+        }
+        if made {
+            self.route_by_gateway(&place, &record).await?;
+        }
+        Ok(())
+    }
+
+    /// Uplinks of the config, then those of earlier, then the automatic one.
+    async fn adopt_uplinks(&self, work: &mut Work) -> Result<()> {
+        let declared = self.settings.uplinks.clone();
+        let records: Vec<_> = self.world().desired.uplinks.values().cloned().collect();
+        for uplink in records {
+            let wanted = declared.iter().find(|request| request.interface == uplink.interface);
+            let stale = match (uplink.origin, wanted) {
+                (Origin::Automatic, _) => !declared.is_empty(),
+                (Origin::Config, None) | (Origin::User, Some(_)) => true,
+                (Origin::Config, Some(request)) => !same_uplink(request, &uplink),
+                (Origin::User, None) => false,
+            };
+            let outcome = if stale {
+                self.drop_uplink(work, &uplink).await
+            } else {
+                self.bring_up(work, &uplink).await
+            };
+            if let Err(error) = outcome {
+                self.warn(format!("uplink {:?}: {error}", uplink.interface));
+            }
+        }
+        for request in &declared {
+            if self.world().desired.uplinks.contains_key(&request.interface) {
+                continue;
+            }
+            if let Err(error) = self.add_uplink_in(work, request, Origin::Config).await {
+                self.warn(error.to_string());
+            }
+        }
+        if let Err(error) = self.follow_default_route(work).await {
+            self.warn(error.to_string());
+        }
+        Ok(())
+    }
+
+    /// Makes the networks of a configuration that are missing.
+    ///
+    /// # Errors
+    /// When the predefined network is missing and cannot be made; others are warned of.
+    pub async fn declare(&self, networks: &[NetworkCreate]) -> Result<()> {
+        let mut work = self.work.lock().await;
+        self.declare_networks(&mut work, networks).await
+    }
+
+    /// Marks sandboxes whose devices are gone: somebody deleted the namespace, or its last process
+    /// ended.
+    pub fn follow_gone(&self) {
+        let gone = self.engine.gone_ports();
+        if gone.is_empty() {
+            return;
+        }
+        let mut lost = Vec::new();
+        {
+            let mut world = self.world_mut();
+            let World { attached, gone: names, .. } = &mut *world;
+            attached.endpoints.retain(|(sandbox, ifname), port| {
+                let keep = !gone.contains(port);
+                if !keep {
+                    names.insert(sandbox.clone());
+                    lost.push((sandbox.clone(), ifname.clone(), *port));
+                }
+                keep
+            });
+        }
+        for (sandbox, ifname, port) in lost {
+            self.detach(port);
+            self.warn(format!("sandbox {sandbox:?}: interface {ifname:?} is gone"));
+        }
+    }
+
+    /// Makes declared networks that are missing, and `bridge`.
+    async fn declare_networks(&self, work: &mut Work, declared: &[NetworkCreate]) -> Result<()> {
+        for request in declared {
+            let existing = self.world().desired.networks.get(&request.name).cloned();
+            match existing {
+                None => {
+                    if let Err(error) = self.create_network_in(work, request).await {
+                        self.warn(error.to_string());
+                    }
+                }
+                Some(network) if !same_network(request, &network) => self.warn(format!(
+                    "network {:?}: differs from the config file; remove it to have it made anew",
+                    request.name
+                )),
+                Some(_) => {}
+            }
+        }
+        self.ensure_bridge(work).await
+    }
+
+    /// Makes the predefined network if it is not there.
+    async fn ensure_bridge(&self, work: &mut Work) -> Result<()> {
+        let name: Name = Name::parse("network", BRIDGE_NETWORK)?;
+        if self.world().desired.networks.contains_key(&name) {
+            return Ok(());
+        }
+        let mut request = NetworkCreate {
+            name,
+            driver: Default::default(),
+            subnets: vec![Subnet {
+                subnet: BRIDGE_SUBNET.into(),
+                gateway: None,
+                ip_range: None,
+                aux_addresses: Default::default(),
+            }],
+            internal: false,
+            ipv6: false,
+            options: Default::default(),
+            labels: Default::default(),
+        };
+        let taken =
+            self.world().taken_prefixes().iter().any(|net| ipam::overlaps(*net, BRIDGE_SUBNET));
+        if taken {
+            request.subnets.clear();
+        }
+        match self.create_network_in(work, &request).await {
+            // Every pool is full: the others still work.
+            Err(error) if error.kind == Kind::Conflict => {
+                self.warn(error.to_string());
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Brings back what a purge of the running daemon took down: the predefined network with its
+    /// device, and the automatic uplink.
+    pub(super) async fn revive(&self, work: &mut Work) -> Result<()> {
+        let dormant = {
+            let world = self.world();
+            let hosts = &world.attached.hosts;
+            world.desired.networks.len() > hosts.len() || world.desired.networks.is_empty()
+        };
+        if !dormant {
+            return Ok(());
+        }
+        self.refresh_host().await?;
+        self.ensure_bridge(work).await?;
+        let records: Vec<Network> = {
+            let world = self.world();
+            let all = world.desired.networks.values();
+            all.filter(|n| !world.attached.hosts.contains_key(&n.name)).cloned().collect()
+        };
+        for network in &records {
+            if let Err(error) = self.adopt_network(network).await {
+                tracing::warn!("network {:?}: {error}", network.name);
+            }
+        }
+        if let Err(error) = self.follow_default_route(work).await {
+            self.warn(error.to_string());
+        }
+        self.publish_ports(work).await
+    }
+
+    /// Clean stop: the host gets its uplinks back, everything else stays for the next start.
+    pub async fn stop(&self) {
+        let mut work = self.work.lock().await;
+        let interfaces: Vec<String> = work.uplinks.keys().cloned().collect();
+        for interface in interfaces {
+            if let Err(error) = self.lay_down(&mut work, &interface).await {
+                tracing::warn!("uplink {interface:?}: {error}");
+            }
+        }
+        let held: Vec<u32> = work.reservations.keys().copied().collect();
+        for publish in held {
+            work.unreserve(publish).await;
+        }
+    }
+}
+
+fn same_uplink(request: &UplinkAdd, uplink: &crate::model::Uplink) -> bool {
+    request.mode == uplink.mode
+        && request.addresses == uplink.addresses
+        && request.gateway == uplink.gateway
+        && request.nat_ports.iter().eq(uplink.nat_ports.iter())
+}
+
+fn same_network(request: &NetworkCreate, network: &Network) -> bool {
+    let options = crate::options::canonical(request.driver, &request.options);
+    let subnets = request.subnets.is_empty()
+        || request.subnets.len() == network.subnets.len()
+            && request.subnets.iter().zip(&network.subnets).all(|(wanted, plan)| {
+                let shown = super::network::subnet_view(plan);
+                wanted.subnet == shown.subnet
+                    && (wanted.gateway.is_none() || wanted.gateway == shown.gateway)
+                    && wanted.ip_range == shown.ip_range
+                    && wanted.aux_addresses == shown.aux_addresses
+            });
+    subnets
+        && request.internal == network.internal
+        && options.is_ok_and(|options| options == network.options)
+        && request.labels == network.labels
+}

@@ -1,0 +1,328 @@
+//! Endpoints: connecting a sandbox to a network and back.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+
+use dataplane::packet::types::Mac;
+use ipnet::Ipv4Net;
+use nix::sys::stat::fstat;
+
+use super::network::unknown as unknown_network;
+use super::sandbox::unknown as unknown_sandbox;
+use super::undo::{Done, Undo};
+use super::{Switch, Work};
+use crate::api::types::{self, ConnectRequest, MacAddr};
+use crate::check;
+use crate::error::{Error, Result, ResultExt};
+use crate::ipam;
+use crate::model::{Edit, Endpoint, Intent, Namespace, Network, Sandbox};
+use crate::name::Name;
+use crate::netlink::IfExists;
+use crate::netns::{Netns, NetnsError};
+use crate::options::NetworkOptions;
+use crate::place::{DeviceSpec, Place};
+
+/// What the user asks of one endpoint.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wanted {
+    /// This address; `None`: the next free one.
+    pub(super) ip: Option<Ipv4Addr>,
+    /// This MAC; `None`: made from the address.
+    pub(super) mac: Option<MacAddr>,
+    /// Further names.
+    pub(super) aliases: Vec<Name>,
+}
+
+impl Switch {
+    /// Gives a sandbox an interface in one more network.
+    ///
+    /// # Errors
+    /// When either is unknown, they are connected already, or the interface cannot be made.
+    pub async fn connect(
+        &self,
+        network: &Name,
+        request: ConnectRequest,
+    ) -> Result<types::NetworkEndpoint> {
+        let name = request.sandbox.clone();
+        let wrap = |error: Error| error.context(format!("sandbox {name:?}"));
+        check::no_ipv6(request.ip6).map_err(wrap)?;
+        request.ip.map_or(Ok(()), check::unicast).map_err(wrap)?;
+        request.mac.map_or(Ok(()), check::unicast_mac).map_err(wrap)?;
+        let wanted = Wanted { ip: request.ip, mac: request.mac, aliases: request.aliases };
+        let mut work = self.work.lock().await;
+        let sandbox = self.sandbox_record(&name)?;
+        let mut undo = Undo::default();
+        match self.connect_in(&mut work, &sandbox, network, &wanted, &mut undo).await {
+            Ok(()) => {
+                drop(work);
+                self.emit("network_connect", Some(network), Some(&name), None);
+                let endpoints = self.network(network)?.endpoints;
+                let made = endpoints.into_iter().find(|endpoint| endpoint.sandbox == name);
+                made.ok_or_else(|| wrap(Error::failed("is not connected any more")))
+            }
+            Err(error) => {
+                self.roll_back(&mut work, undo).await;
+                Err(wrap(error))
+            }
+        }
+    }
+
+    async fn connect_in(
+        &self,
+        work: &mut Work,
+        sandbox: &Sandbox,
+        network: &Name,
+        wanted: &Wanted,
+        undo: &mut Undo,
+    ) -> Result<()> {
+        let record = self.network_record(network)?;
+        if sandbox.endpoints.iter().any(|endpoint| endpoint.network == *network) {
+            return Err(Error::conflict(format!("is connected to network {network:?} already")));
+        }
+        let place = self.enter(sandbox)?;
+        let mut names = interface_names(&place).await?;
+        let endpoint = self.plan_endpoint(work, &record, wanted, &mut names, undo)?;
+        let intent = self.announce(
+            work,
+            Intent::Endpoints {
+                name: sandbox.name.clone(),
+                namespace: sandbox.namespace.clone(),
+                ifnames: vec![endpoint.ifname.clone()],
+            },
+        )?;
+        undo.push(Done::Intent(intent));
+        let port = self.make_endpoint(&place, &record, &endpoint, undo).await?;
+        let mut after = sandbox.clone();
+        after.endpoints.push(endpoint.clone());
+        self.route_by_gateway(&place, &after).await?;
+        self.commit(
+            work,
+            vec![
+                Edit::PutSandbox(after),
+                Edit::PutNetwork(work.with_cursors(&record)),
+                Edit::RemoveIntent(intent),
+            ],
+        )?;
+        let key = (sandbox.name.clone(), endpoint.ifname);
+        self.world_mut().attached.endpoints.insert(key, port);
+        self.publish()
+    }
+
+    /// Takes a sandbox's interface in a network away.
+    ///
+    /// # Errors
+    /// When they are not connected, or published ports would lead nowhere.
+    pub async fn disconnect(&self, network: &Name, name: &Name) -> Result<()> {
+        let wrap = |error: Error| error.context(format!("sandbox {name:?}"));
+        let mut work = self.work.lock().await;
+        let sandbox = self.sandbox_record(name)?;
+        self.network_record(network)?;
+        self.disconnect_in(&mut work, &sandbox, network).await.map_err(wrap)?;
+        drop(work);
+        self.emit("network_disconnect", Some(network), Some(name), None);
+        Ok(())
+    }
+
+    async fn disconnect_in(
+        &self,
+        work: &mut Work,
+        sandbox: &Sandbox,
+        network: &Name,
+    ) -> Result<()> {
+        let mut after = sandbox.clone();
+        let at = after.endpoints.iter().position(|endpoint| endpoint.network == *network);
+        let at =
+            at.ok_or_else(|| Error::not_found(format!("is not connected to network {network:?}")))?;
+        let endpoint = after.endpoints.remove(at);
+        let leads_nowhere = {
+            let world = self.world();
+            !after.publishes.is_empty() && world.desired.gateway_endpoint(&after).is_none()
+        };
+        if leads_nowhere {
+            return Err(Error::conflict(format!(
+                "its published ports lead into network {network:?}; unpublish them first"
+            )));
+        }
+        let intent = self.next_intent();
+        self.commit(
+            work,
+            vec![
+                Edit::Counters(intent),
+                Edit::PutIntent(
+                    intent.intent,
+                    Intent::Endpoints {
+                        name: sandbox.name.clone(),
+                        namespace: sandbox.namespace.clone(),
+                        ifnames: vec![endpoint.ifname.clone()],
+                    },
+                ),
+                Edit::PutSandbox(after.clone()),
+            ],
+        )?;
+        self.let_go(work, &sandbox.name, &endpoint);
+        self.publish()?;
+        let key = (sandbox.name.clone(), endpoint.ifname.clone());
+        let port = self.world_mut().attached.endpoints.remove(&key);
+        if let Some(port) = port {
+            self.detach(port);
+        }
+        if let Some(netns) = open_namespace(&sandbox.name, &sandbox.namespace)? {
+            let place = Place::open(netns)?;
+            place.remove(&endpoint.ifname).await?;
+            self.route_by_gateway(&place, &after).await?;
+        }
+        self.hold_publishes(work, &after).await?;
+        self.commit(work, vec![Edit::RemoveIntent(intent.intent)])
+    }
+
+    /// Chooses address, MAC and interface name. The name is added to `names`.
+    pub(super) fn plan_endpoint(
+        &self,
+        work: &mut Work,
+        network: &Network,
+        wanted: &Wanted,
+        names: &mut HashSet<String>,
+        undo: &mut Undo,
+    ) -> Result<Endpoint> {
+        let options = NetworkOptions::parse(types::Driver::Bridge, &network.options)?;
+        let address = work.allocate(network, wanted.ip)?;
+        undo.push(Done::Address(network.name.clone(), address));
+        let mac = wanted.mac.map_or_else(|| ipam::mac_for(address), |mac| mac.0);
+        self.check_mac(network, mac)?;
+        let ifname = (0..=u16::MAX)
+            .map(|number| format!("{}{number}", options.iface_prefix))
+            .find(|name| !names.contains(name))
+            .ok_or_else(|| Error::conflict("has no interface name left"))?;
+        names.insert(ifname.clone());
+        let prefix_len = network.subnet_of(address).map_or(32, |plan| plan.subnet.prefix_len());
+        Ok(Endpoint {
+            network: network.name.clone(),
+            ifname,
+            mac: mac.into(),
+            ipv4: address,
+            prefix_len,
+            aliases: wanted.aliases.clone(),
+        })
+    }
+
+    fn check_mac(&self, network: &Network, mac: Mac) -> Result<()> {
+        let world = self.world();
+        let owner = world
+            .desired
+            .endpoints_of(network.name.as_str())
+            .find(|(_, endpoint)| endpoint.mac.0 == mac)
+            .map(|(sandbox, _)| format!("sandbox {:?}", sandbox.name));
+        let gateway = (network.gateway_mac() == mac).then(|| "the gateway".to_owned());
+        match owner.or(gateway) {
+            Some(owner) => Err(Error::conflict(format!(
+                "MAC {mac} belongs to {owner} in network {:?}; give another --mac",
+                network.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes and attaches the device.
+    pub(super) async fn make_endpoint(
+        &self,
+        place: &Place,
+        network: &Network,
+        endpoint: &Endpoint,
+        undo: &mut Undo,
+    ) -> Result<dataplane::packet::types::PortId> {
+        let tap = place.make(&endpoint_device(network, endpoint)).await?;
+        let netns = place.netns.try_clone().failed("duplicate a namespace")?;
+        undo.push(Done::Device(netns, endpoint.ifname.clone()));
+        let port = self.attach(Box::new(tap))?;
+        undo.push(Done::Port(port));
+        Ok(port)
+    }
+
+    /// Makes the default route of a namespace lead by the endpoint that should have it, unless
+    /// there is one: an adopted namespace may have its own.
+    pub(super) async fn route_by_gateway(&self, place: &Place, sandbox: &Sandbox) -> Result<()> {
+        let route = {
+            let world = self.world();
+            world.desired.gateway_endpoint(sandbox).and_then(|endpoint| {
+                let network = world.desired.networks.get(&endpoint.network)?;
+                let plan = network.subnet_of(endpoint.ipv4)?;
+                Some((endpoint.ifname.clone(), plan.gateway))
+            })
+        };
+        let Some((ifname, gateway)) = route else { return Ok(()) };
+        let existing = place.netlink.default_route().await.failed("read the default route")?;
+        if existing.is_some() {
+            return Ok(());
+        }
+        place.set_default_route(&ifname, gateway, IfExists::Fail).await
+    }
+
+    /// Gives back what an endpoint held beside its device.
+    pub(super) fn let_go(&self, work: &mut Work, sandbox: &Name, endpoint: &Endpoint) {
+        work.release(&endpoint.network, endpoint.ipv4);
+        tracing::debug!("sandbox {sandbox:?}: {} given back", endpoint.ipv4);
+    }
+
+    /// Opens the namespace of a sandbox.
+    pub(super) fn enter(&self, sandbox: &Sandbox) -> Result<Place> {
+        if sandbox.namespace == Namespace::Host {
+            return Err(Error::conflict(
+                "is the host's own namespace, which has no interfaces of networks",
+            ));
+        }
+        match open_namespace(&sandbox.name, &sandbox.namespace)? {
+            Some(netns) => Place::open(netns),
+            None => Err(Error::conflict("its namespace is gone; remove the sandbox")),
+        }
+    }
+
+    pub(super) fn network_record(&self, name: &Name) -> Result<Network> {
+        self.world().desired.networks.get(name).cloned().ok_or_else(|| unknown_network(name))
+    }
+
+    pub(super) fn sandbox_record(&self, name: &Name) -> Result<Sandbox> {
+        self.world().desired.sandboxes.get(name).cloned().ok_or_else(|| unknown_sandbox(name))
+    }
+
+    /// The counters with one more intent given out.
+    pub(super) fn next_intent(&self) -> crate::model::Counters {
+        let mut counters = self.counters();
+        counters.intent = counters.intent.wrapping_add(1);
+        counters
+    }
+}
+
+/// The device of an endpoint.
+pub(super) fn endpoint_device(network: &Network, endpoint: &Endpoint) -> DeviceSpec {
+    DeviceSpec {
+        ifname: endpoint.ifname.clone(),
+        mac: endpoint.mac.0,
+        mtu: network.mtu,
+        addresses: Ipv4Net::new(endpoint.ipv4, endpoint.prefix_len).into_iter().collect(),
+    }
+}
+
+/// Names that are taken in a namespace.
+pub(super) async fn interface_names(place: &Place) -> Result<HashSet<String>> {
+    let links = place.netlink.links().await.failed("list interfaces")?;
+    Ok(links.into_iter().map(|link| link.name).collect())
+}
+
+/// The namespace, if it is still there and still the one we know.
+pub(super) fn open_namespace(name: &Name, namespace: &Namespace) -> Result<Option<Netns>> {
+    let (Some(path), Namespace::Made { inode } | Namespace::Adopted { inode, .. }) =
+        (namespace.path(name), namespace)
+    else {
+        return Ok(None);
+    };
+    match Netns::open_path(&path) {
+        Ok(netns) => Ok((inode_of(&netns)? == *inode).then_some(netns)),
+        Err(NetnsError::NotFound(_) | NetnsError::NotANetns(_)) => Ok(None),
+        Err(error) => Err(error).failed("open the namespace"),
+    }
+}
+
+/// What tells a namespace from all others of its time.
+pub(super) fn inode_of(netns: &Netns) -> Result<u64> {
+    Ok(fstat(netns).failed("inspect a network namespace")?.st_ino)
+}

@@ -1,0 +1,330 @@
+//! Sandboxes: create and remove.
+
+use std::collections::HashSet;
+
+use super::endpoint::{Wanted, inode_of, interface_names, open_namespace};
+use super::network::unknown as unknown_network;
+use super::undo::{Done, Undo};
+use super::{Switch, Work, since_epoch};
+use crate::api::types::{self, NetnsRef, NetworkRef, SandboxCreate};
+use crate::check;
+use crate::compile::Attached;
+use crate::error::{Error, Result, ResultExt};
+use crate::model::{BRIDGE_NETWORK, Counters, Edit, Endpoint, Intent, Namespace, Network, Sandbox};
+use crate::name::Name;
+use crate::netns::{self, Netns, NetnsError};
+use crate::place::Place;
+use crate::publish::PublishSpec;
+
+impl Switch {
+    /// Makes a sandbox, or adopts a namespace as one.
+    ///
+    /// # Errors
+    /// When the request is wrong, clashes with what is there, or cannot be carried out. Nothing of
+    /// it is left then.
+    pub async fn create_sandbox(&self, request: SandboxCreate) -> Result<types::Sandbox> {
+        check::sandbox(&request)?;
+        let wrap = |error: Error| error.context(format!("sandbox {:?}", request.name));
+        let mut work = self.work.lock().await;
+        if self.world().desired.sandboxes.contains_key(&request.name) {
+            return Err(wrap(Error::conflict(
+                "exists already; choose another name or remove it first",
+            )));
+        }
+        let mut undo = Undo::default();
+        match self.create_sandbox_in(&mut work, &request, &mut undo).await {
+            Ok(()) => {
+                drop(work);
+                self.emit("sandbox_create", None, Some(&request.name), None);
+                self.sandbox(&request.name)
+            }
+            Err(error) => {
+                self.roll_back(&mut work, undo).await;
+                Err(wrap(error))
+            }
+        }
+    }
+
+    async fn create_sandbox_in(
+        &self,
+        work: &mut Work,
+        request: &SandboxCreate,
+        undo: &mut Undo,
+    ) -> Result<()> {
+        let names = match request.networks.as_slice() {
+            [NetworkRef::Container(_)] => {
+                return Err(Error::invalid(
+                    "network container:OTHER is not built yet; connect both to one network",
+                ));
+            }
+            [NetworkRef::Host] => return self.create_host_sandbox(work, request),
+            [] => vec![bridge_name()?],
+            refs => refs
+                .iter()
+                .filter_map(|r| match r {
+                    NetworkRef::Network(name) => Some(name.clone()),
+                    _ => None,
+                })
+                .collect(),
+        };
+        self.revive(work).await?;
+        let networks = names
+            .iter()
+            .map(|name| {
+                self.world()
+                    .desired
+                    .networks
+                    .get(name)
+                    .cloned()
+                    .ok_or_else(|| unknown_network(name))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let adopted = request
+            .netns
+            .as_ref()
+            .map(|reference| open_adopted(reference, &self.host.netns))
+            .transpose()?;
+        let mut ifnames = match &adopted {
+            Some((_, place)) => interface_names(place).await?,
+            None => HashSet::new(),
+        };
+        let mut endpoints: Vec<Endpoint> = Vec::with_capacity(networks.len());
+        for (at, network) in networks.iter().enumerate() {
+            // Address and MAC of the request are those in the first network; names hold in all.
+            let wanted = Wanted {
+                ip: request.ip.filter(|_| at == 0),
+                mac: request.mac.filter(|_| at == 0),
+                aliases: request.aliases.clone(),
+            };
+            endpoints.push(self.plan_endpoint(work, network, &wanted, &mut ifnames, undo)?);
+        }
+        let sandbox = Sandbox {
+            name: request.name.clone(),
+            namespace: match &adopted {
+                Some((namespace, _)) => namespace.clone(),
+                // Filled in when it is made.
+                None => Namespace::Made { inode: 0 },
+            },
+            endpoints,
+            publishes: Vec::new(),
+            created: since_epoch().as_secs(),
+        };
+        let place = adopted.map(|(_, place)| place);
+        self.build_sandbox(work, sandbox, &networks, place, &request.publish, undo).await
+    }
+
+    async fn build_sandbox(
+        &self,
+        work: &mut Work,
+        mut sandbox: Sandbox,
+        networks: &[Network],
+        adopted: Option<Place>,
+        publish: &[PublishSpec],
+        undo: &mut Undo,
+    ) -> Result<()> {
+        let mut counters = self.counters();
+        sandbox.publishes =
+            self.plan_publishes(work, &sandbox, publish, &mut counters, undo).await?;
+        // Before the announcement: what has the name after it is ours.
+        if adopted.is_none() && netns_file_exists(&sandbox.name) {
+            return Err(name_taken(&sandbox.name));
+        }
+        let intent = self.announce(
+            work,
+            Intent::Sandbox {
+                name: sandbox.name.clone(),
+                namespace: adopted.is_some().then(|| sandbox.namespace.clone()),
+                ifnames: sandbox.endpoints.iter().map(|e| e.ifname.clone()).collect(),
+            },
+        )?;
+        undo.push(Done::Intent(intent));
+        let place = match adopted {
+            Some(place) => place,
+            None => {
+                let netns = make_namespace(&sandbox.name)?;
+                undo.push(Done::Namespace(sandbox.name.clone()));
+                sandbox.namespace = Namespace::Made { inode: inode_of(&netns)? };
+                Place::open(netns)?
+            }
+        };
+        let mut ports = Vec::with_capacity(networks.len());
+        for (network, endpoint) in networks.iter().zip(&sandbox.endpoints) {
+            let port = self.make_endpoint(&place, network, endpoint, undo).await?;
+            ports.push(((sandbox.name.clone(), endpoint.ifname.clone()), port));
+        }
+        self.route_by_gateway(&place, &sandbox).await?;
+        let counters = Counters { publish: counters.publish, ..self.counters() };
+        let mut edits = vec![Edit::Counters(counters), Edit::RemoveIntent(intent)];
+        edits.extend(networks.iter().map(|network| Edit::PutNetwork(work.with_cursors(network))));
+        edits.push(Edit::PutSandbox(sandbox));
+        self.commit(work, edits)?;
+        self.world_mut().attached.endpoints.extend(ports);
+        self.publish_ports(work).await
+    }
+
+    fn create_host_sandbox(&self, work: &Work, request: &SandboxCreate) -> Result<()> {
+        let sandbox = Sandbox {
+            name: request.name.clone(),
+            namespace: Namespace::Host,
+            endpoints: Vec::new(),
+            publishes: Vec::new(),
+            created: since_epoch().as_secs(),
+        };
+        self.commit(work, vec![Edit::PutSandbox(sandbox)])
+    }
+
+    /// Removes a sandbox with all that we made for it.
+    ///
+    /// # Errors
+    /// When there is none, or the kernel refuses to let something go.
+    pub async fn remove_sandbox(&self, name: &Name) -> Result<()> {
+        let mut work = self.work.lock().await;
+        let sandbox = self.sandbox_record(name)?;
+        self.drop_sandbox(&mut work, &sandbox)
+            .await
+            .map_err(|error| error.context(format!("sandbox {name:?}")))?;
+        self.emit("sandbox_remove", None, Some(name), None);
+        Ok(())
+    }
+
+    /// Removes record, rules and devices. The announcement covers namespace and devices from the
+    /// moment the record is gone.
+    pub(super) async fn drop_sandbox(&self, work: &mut Work, sandbox: &Sandbox) -> Result<()> {
+        let counters = self.next_intent();
+        let intent = Intent::Sandbox {
+            name: sandbox.name.clone(),
+            namespace: Some(sandbox.namespace.clone()),
+            ifnames: sandbox.endpoints.iter().map(|e| e.ifname.clone()).collect(),
+        };
+        self.commit(
+            work,
+            vec![
+                Edit::Counters(counters),
+                Edit::PutIntent(counters.intent, intent.clone()),
+                Edit::RemoveSandbox(sandbox.name.clone()),
+            ],
+        )?;
+        for endpoint in &sandbox.endpoints {
+            self.let_go(work, &sandbox.name, endpoint);
+        }
+        for publish in &sandbox.publishes {
+            work.unreserve(publish.id).await;
+        }
+        let ports = {
+            let mut world = self.world_mut();
+            world.gone.remove(&sandbox.name);
+            take_ports(&mut world.attached, sandbox)
+        };
+        self.publish_ports(work).await?;
+        for port in ports {
+            self.detach(port);
+        }
+        clear_away(&self.host, &intent).await?;
+        self.commit(work, vec![Edit::RemoveIntent(counters.intent)])
+    }
+}
+
+/// Removes devices and namespace that an announcement names, as far as they are there and ours.
+pub(super) async fn clear_away(host: &Place, intent: &Intent) -> Result<()> {
+    match intent {
+        Intent::HostDevice { ifname } => host.remove(ifname).await,
+        Intent::Endpoints { name, namespace, ifnames } => match open_namespace(name, namespace)? {
+            Some(netns) => remove_devices(netns, ifnames).await,
+            None => Ok(()),
+        },
+        Intent::Sandbox { name, namespace: Some(namespace), ifnames } => {
+            let Some(netns) = open_namespace(name, namespace)? else { return Ok(()) };
+            remove_devices(netns, ifnames).await?;
+            match namespace {
+                Namespace::Made { .. } => delete_namespace(name),
+                Namespace::Adopted { .. } | Namespace::Host => Ok(()),
+            }
+        }
+        // Announced when no namespace had the name, so whatever has it now is ours.
+        Intent::Sandbox { name, namespace: None, ifnames } => {
+            match Netns::open(name.as_str()) {
+                Ok(netns) => remove_devices(netns, ifnames).await?,
+                Err(NetnsError::NotFound(_)) => return Ok(()),
+                // The file was made, the namespace was not bound to it yet.
+                Err(NetnsError::NotANetns(_)) => {}
+                Err(error) => return Err(error).failed("open the namespace"),
+            }
+            delete_namespace(name)
+        }
+    }
+}
+
+/// Takes the sandbox's ports out of the books.
+pub(super) fn take_ports(
+    attached: &mut Attached,
+    sandbox: &Sandbox,
+) -> Vec<dataplane::packet::types::PortId> {
+    sandbox
+        .endpoints
+        .iter()
+        .filter_map(|e| attached.endpoints.remove(&(sandbox.name.clone(), e.ifname.clone())))
+        .collect()
+}
+
+async fn remove_devices(netns: Netns, ifnames: &[String]) -> Result<()> {
+    if ifnames.is_empty() {
+        return Ok(());
+    }
+    let place = Place::open(netns)?;
+    for ifname in ifnames {
+        place.remove(ifname).await?;
+    }
+    Ok(())
+}
+
+fn delete_namespace(name: &Name) -> Result<()> {
+    match netns::delete(name.as_str()) {
+        Ok(()) | Err(NetnsError::NotFound(_)) => Ok(()),
+        Err(error) => Err(error).failed("remove the namespace"),
+    }
+}
+
+pub(super) fn make_namespace(name: &Name) -> Result<Netns> {
+    Netns::create(name.as_str()).map_err(|error| match error {
+        NetnsError::Exists(_) => name_taken(name),
+        other => Error::failed(other.to_string()),
+    })
+}
+
+fn netns_file_exists(name: &Name) -> bool {
+    netns::path_of(name.as_str()).is_ok_and(|path| path.symlink_metadata().is_ok())
+}
+
+fn name_taken(name: &Name) -> Error {
+    Error::conflict(format!(
+        "a network namespace of that name exists already; choose another name, or adopt it with \
+         --netns {}/{name}",
+        netns::NETNS_DIR
+    ))
+}
+
+fn open_adopted(reference: &NetnsRef, host: &Netns) -> Result<(Namespace, Place)> {
+    let path = reference.path();
+    let netns = Netns::open_path(&path).map_err(|error| match error {
+        NetnsError::NotFound(_) => Error::not_found(format!("netns {reference}: there is none")),
+        NetnsError::NotANetns(_) => {
+            Error::invalid(format!("netns {reference}: is not a network namespace"))
+        }
+        other => Error::failed(other.to_string()),
+    })?;
+    let inode = inode_of(&netns)?;
+    if inode == inode_of(host)? {
+        return Err(Error::invalid(format!(
+            "netns {reference}: is the host's own; use --network host"
+        )));
+    }
+    Ok((Namespace::Adopted { path, inode }, Place::open(netns)?))
+}
+
+fn bridge_name() -> Result<Name> {
+    Name::parse("network", BRIDGE_NETWORK)
+}
+
+pub(super) fn unknown(name: &Name) -> Error {
+    Error::not_found(format!("sandbox {name:?}: no such sandbox; see `vswitchctl sandbox ls`"))
+}

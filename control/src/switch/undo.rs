@@ -1,0 +1,83 @@
+//! Taking back what a change did before it failed.
+
+use std::net::Ipv4Addr;
+
+use dataplane::packet::types::PortId;
+
+use super::{Switch, Work};
+use crate::model::Edit;
+use crate::name::Name;
+use crate::netns::{self, Netns};
+use crate::place::Place;
+
+/// One thing done, as what takes it back.
+#[derive(Debug)]
+pub(super) enum Done {
+    /// An address was given out.
+    Address(Name, Ipv4Addr),
+    /// A device was made in the host's namespace.
+    HostDevice(String),
+    /// Work was announced.
+    Intent(u64),
+    /// A namespace was made.
+    Namespace(Name),
+    /// A device was made in a namespace.
+    Device(Netns, String),
+    /// A device was attached to the engine.
+    Port(PortId),
+    /// Host ports were reserved.
+    Reservation(u32),
+    /// An uplink was brought up.
+    Uplink(String),
+}
+
+/// What was done so far, first thing first.
+#[derive(Debug, Default)]
+pub(super) struct Undo {
+    done: Vec<Done>,
+}
+
+impl Undo {
+    /// Notes a thing done.
+    pub(super) fn push(&mut self, done: Done) {
+        self.done.push(done);
+    }
+}
+
+impl Switch {
+    /// Takes everything back, last thing first. What cannot be taken back is logged, and the
+    /// announcement stays so that the next start tries again.
+    pub(super) async fn roll_back(&self, work: &mut Work, undo: Undo) {
+        let mut clean = true;
+        for done in undo.done.into_iter().rev() {
+            let outcome = match done {
+                Done::Address(network, address) => {
+                    work.release(&network, address);
+                    Ok(())
+                }
+                Done::HostDevice(ifname) => self.host.remove(&ifname).await,
+                Done::Intent(id) if clean => self.commit(work, vec![Edit::RemoveIntent(id)]),
+                Done::Intent(_) => Ok(()),
+                Done::Namespace(name) => netns::delete(name.as_str())
+                    .map_err(|error| crate::error::Error::failed(error.to_string())),
+                Done::Device(netns, ifname) => match Place::open(netns) {
+                    Ok(place) => place.remove(&ifname).await,
+                    Err(error) => Err(error),
+                },
+                Done::Port(port) => {
+                    self.detach(port);
+                    Ok(())
+                }
+                Done::Reservation(publish) => {
+                    work.unreserve(publish).await;
+                    Ok(())
+                }
+                Done::Uplink(interface) => self.take_down_uplink(work, &interface).await,
+            };
+            if let Err(error) = outcome {
+                clean = false;
+                tracing::warn!("could not undo: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! Uplinks: add, remove, and follow what the host does with their interfaces.
+//!
+//! A dedicated uplink answers for its own addresses with a MAC of its own. A shared one uses the
+//! addresses the host has on the interface, and takes from the host only the frames of our own
+//! connections and published ports ([steering](dataplane::io::steer)). Invariant: while a shared
+//! uplink is attached, its steering covers exactly the ports that the published snapshot uses;
+//! when the daemon stops, no steering stays.
+
+use dataplane::io::packet_socket::{PacketOptions, PacketSocket};
+use dataplane::packet::types::{Mac, PortId};
+use ipnet::Ipv4Net;
+
+use super::undo::{Done, Undo};
+use super::{Switch, Work, next_number};
+use crate::api::types::{self, UplinkAdd, UplinkMode};
+use crate::check;
+use crate::compile::UplinkState;
+use crate::error::{Error, Result, ResultExt};
+use crate::host::HostFacts;
+use crate::ipam;
+use crate::model::{Counters, Edit, Origin, Uplink};
+use crate::netlink::sockets::HostPorts;
+use crate::publish::PortRange;
+
+pub(super) mod steering;
+
+pub(super) use steering::Live;
+
+/// What a dedicated uplink uses for SNAT: all but the well-known ports.
+const DEDICATED_PORTS: (u16, u16) = (1024, 65_535);
+
+/// A shared uplink leaves the ports below to services that the host may start later.
+const LOWEST_SHARED_PORT: u16 = 16_384;
+
+impl Switch {
+    /// Adds a way out.
+    ///
+    /// # Errors
+    /// When the interface is unknown, in use, or cannot be opened.
+    pub async fn add_uplink(&self, request: UplinkAdd) -> Result<types::Uplink> {
+        let mut work = self.work.lock().await;
+        let interface = request.interface.clone();
+        self.refresh_host().await?;
+        // Whoever names an uplink does not want the one we chose.
+        let automatic: Vec<Uplink> = {
+            let world = self.world();
+            let all = world.desired.uplinks.values();
+            all.filter(|uplink| uplink.origin == Origin::Automatic).cloned().collect()
+        };
+        let replaces = automatic.iter().find(|uplink| uplink.interface == interface);
+        if let Some(uplink) = replaces {
+            self.drop_uplink(&mut work, uplink).await?;
+        }
+        self.add_uplink_in(&mut work, &request, Origin::User).await?;
+        drop(work);
+        let found = self.uplinks().into_iter().find(|uplink| uplink.interface == interface);
+        found.ok_or_else(|| unknown(&interface))
+    }
+
+    pub(super) async fn add_uplink_in(
+        &self,
+        work: &mut Work,
+        request: &UplinkAdd,
+        origin: Origin,
+    ) -> Result<()> {
+        check::uplink(request)?;
+        let wrap = |error: Error| error.context(format!("uplink {:?}", request.interface));
+        let uplink = self.plan_uplink(request, origin).map_err(wrap)?;
+        let mut undo = Undo::default();
+        match self.build_uplink(work, uplink, &mut undo).await {
+            Ok(()) => {
+                self.emit("uplink_add", None, None, Some(request.interface.clone()));
+                Ok(())
+            }
+            Err(error) => {
+                self.roll_back(work, undo).await;
+                Err(wrap(error))
+            }
+        }
+    }
+
+    fn plan_uplink(&self, request: &UplinkAdd, origin: Origin) -> Result<Uplink> {
+        let world = self.world();
+        if world.desired.uplinks.contains_key(&request.interface) {
+            return Err(Error::conflict("is an uplink already; remove it first"));
+        }
+        let link = world
+            .host
+            .link(&request.interface)
+            .ok_or_else(|| Error::not_found("there is no such interface"))?;
+        let own_leg = world.desired.networks.values().any(|n| n.host_device() == link.name);
+        if link.loopback || !link.ethernet || own_leg {
+            return Err(Error::invalid("is not an Ethernet interface with a way out"));
+        }
+        let on_link = world.host.addresses_of(link.index);
+        match request.mode {
+            UplinkMode::Shared => {
+                let foreign = request.addresses.iter().find(|net| !on_link.contains(net));
+                if let Some(net) = foreign {
+                    return Err(Error::invalid(format!(
+                        "the interface does not have {net}; a shared uplink uses the host's \
+                         addresses, give --mode dedicated for one of its own"
+                    )));
+                }
+            }
+            UplinkMode::Dedicated => {
+                for net in &request.addresses {
+                    check_dedicated(&world, net)?;
+                }
+            }
+        }
+        let used = |id| world.desired.uplinks.values().any(|uplink| uplink.id == id);
+        Ok(Uplink {
+            id: next_number(world.desired.counters.uplink, used)?,
+            interface: request.interface.clone(),
+            mode: request.mode,
+            origin,
+            addresses: request.addresses.clone(),
+            gateway: request.gateway,
+            nat_ports: request.nat_ports.into_iter().collect(),
+            made_qdisc: false,
+        })
+    }
+
+    /// The record comes first: steering that a crash leaves behind is then known.
+    async fn build_uplink(
+        &self,
+        work: &mut Work,
+        mut uplink: Uplink,
+        undo: &mut Undo,
+    ) -> Result<()> {
+        if uplink.mode == UplinkMode::Shared {
+            let link = self.interface_index(&uplink.interface)?;
+            let present = self.host.netlink.has_clsact(link).await.failed("look for a qdisc")?;
+            uplink.made_qdisc = !present;
+        }
+        let counters = Counters { uplink: uplink.id, ..self.counters() };
+        self.commit(work, vec![Edit::Counters(counters), Edit::PutUplink(uplink.clone())])?;
+        undo.push(Done::Uplink(uplink.interface.clone()));
+        self.bring_up(work, &uplink).await
+    }
+
+    /// Opens, attaches, publishes, and steers.
+    pub(super) async fn bring_up(&self, work: &mut Work, uplink: &Uplink) -> Result<()> {
+        let live = Live::open(uplink)?;
+        let socket = self
+            .host
+            .netns
+            .run(|| {
+                let options = PacketOptions {
+                    promiscuous: uplink.mode == UplinkMode::Dedicated,
+                    filter: live.filter(),
+                    ..PacketOptions::default()
+                };
+                PacketSocket::open(&uplink.interface, &options)
+            })
+            .failed("enter the host's namespace")?
+            .map_err(|error| Error::failed(error.to_string()))?;
+        let port = self.attach(Box::new(socket))?;
+        let state = {
+            let installation = work.store.installation().id.clone();
+            let world = self.world();
+            uplink_state(&world.host, uplink, port, &installation, &self.host_ports())
+        };
+        let Some(state) = state else {
+            self.detach(port);
+            return Err(Error::not_found("there is no such interface"));
+        };
+        self.world_mut().attached.uplinks.insert(uplink.interface.clone(), state);
+        work.uplinks.insert(uplink.interface.clone(), live);
+        // First the engine knows what to do with the frames, then they come.
+        self.publish_ports(work).await?;
+        let index = self.interface_index(&uplink.interface)?;
+        match work.uplinks.get_mut(&uplink.interface) {
+            Some(live) => live.steer(&self.host, index).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a way out.
+    ///
+    /// # Errors
+    /// When there is none, or a static route needs it.
+    pub async fn remove_uplink(&self, interface: &str) -> Result<()> {
+        let mut work = self.work.lock().await;
+        let uplink = {
+            let world = self.world();
+            let uplink = world.desired.uplinks.get(interface).cloned();
+            let uplink = uplink.ok_or_else(|| unknown(interface))?;
+            let route =
+                world.desired.routes.values().find(|r| r.uplink.as_deref() == Some(interface));
+            if let Some(route) = route {
+                return Err(Error::conflict(format!(
+                    "uplink {interface:?}: is in use by route {}; remove that first",
+                    route.destination
+                )));
+            }
+            uplink
+        };
+        self.drop_uplink(&mut work, &uplink)
+            .await
+            .map_err(|error| error.context(format!("uplink {interface:?}")))?;
+        self.emit("uplink_remove", None, None, Some(interface.to_owned()));
+        Ok(())
+    }
+
+    pub(super) async fn drop_uplink(&self, work: &mut Work, uplink: &Uplink) -> Result<()> {
+        self.take_down_uplink(work, &uplink.interface).await
+    }
+
+    /// Steering off, port closed, record gone.
+    pub(super) async fn take_down_uplink(&self, work: &mut Work, interface: &str) -> Result<()> {
+        self.lay_down(work, interface).await?;
+        self.commit(work, vec![Edit::RemoveUplink(interface.to_owned())])?;
+        self.publish_ports(work).await
+    }
+
+    /// Steering off and port closed; the record stays.
+    pub(super) async fn lay_down(&self, work: &mut Work, interface: &str) -> Result<()> {
+        let record = self.world().desired.uplinks.get(interface).cloned();
+        if let Some(uplink) = record.filter(|uplink| uplink.mode == UplinkMode::Shared) {
+            steering::remove(&self.host, &uplink).await?;
+        }
+        work.uplinks.remove(interface);
+        let state = self.world_mut().attached.uplinks.remove(interface);
+        if let Some(state) = state {
+            self.publish()?;
+            self.detach(state.port);
+        }
+        Ok(())
+    }
+
+    /// Adds the interface of the host's default route if nobody named an uplink, and follows it
+    /// when the default route moves.
+    pub(super) async fn follow_default_route(&self, work: &mut Work) -> Result<()> {
+        let (present, wanted) = {
+            let world = self.world();
+            let uplinks = &world.desired.uplinks;
+            if uplinks.values().any(|uplink| uplink.origin != Origin::Automatic) {
+                return Ok(());
+            }
+            let wanted = world.host.default_interface().map(str::to_owned);
+            (uplinks.values().next().cloned(), wanted)
+        };
+        let Some(interface) = wanted else { return Ok(()) };
+        match present {
+            Some(uplink) if uplink.interface == interface => return Ok(()),
+            Some(uplink) => self.drop_uplink(work, &uplink).await?,
+            None => {}
+        }
+        let request = UplinkAdd {
+            interface,
+            mode: UplinkMode::Shared,
+            addresses: Vec::new(),
+            gateway: None,
+            nat_ports: None,
+        };
+        self.add_uplink_in(work, &request, Origin::Automatic).await
+    }
+
+    /// Reads the host anew and lets uplinks follow: addresses, gateways, ports in use, interfaces
+    /// that came or went.
+    ///
+    /// # Errors
+    /// When the host cannot be read; what fails for one uplink is logged.
+    pub async fn follow_host(&self) -> Result<()> {
+        let mut work = self.work.lock().await;
+        let facts = HostFacts::read(&self.host.netlink).await?;
+        let mut changed = {
+            let mut world = self.world_mut();
+            let changed = world.host != facts;
+            world.host = facts;
+            changed
+        };
+        let uplinks: Vec<Uplink> = self.world().desired.uplinks.values().cloned().collect();
+        let (ports, gone) = (self.host_ports(), self.engine.gone_ports());
+        for uplink in uplinks {
+            changed |= self.follow_interface(&mut work, &uplink, &ports, &gone).await;
+        }
+        if changed {
+            self.publish_ports(&mut work).await?;
+        }
+        if let Err(error) = self.follow_default_route(&mut work).await {
+            tracing::warn!("{error}");
+        }
+        Ok(())
+    }
+
+    /// Brings one uplink in line with its interface; true: something changed.
+    async fn follow_interface(
+        &self,
+        work: &mut Work,
+        uplink: &Uplink,
+        ports: &HostPorts,
+        gone: &[PortId],
+    ) -> bool {
+        let name = &uplink.interface;
+        let (before, after) = {
+            let world = self.world();
+            let before = world.attached.uplinks.get(name).cloned();
+            let port = before.as_ref().map_or(PortId(0), |state| state.port);
+            let id = &work.store.installation().id;
+            (before, uplink_state(&world.host, uplink, port, id, ports))
+        };
+        let outcome = match (before, after) {
+            (None, None) => return false,
+            (Some(before), Some(after)) if !gone.contains(&before.port) => {
+                let changed = before != after;
+                self.world_mut().attached.uplinks.insert(name.clone(), after);
+                return changed;
+            }
+            (None, Some(_)) => {
+                tracing::info!("uplink {name:?}: its interface is there");
+                self.bring_up(work, uplink).await
+            }
+            (Some(_), after) => {
+                tracing::warn!("uplink {name:?}: its interface went away");
+                match (self.lay_down(work, name).await, after) {
+                    (Ok(()), Some(_)) => self.bring_up(work, uplink).await,
+                    (outcome, _) => outcome,
+                }
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::warn!("uplink {name:?}: {error}");
+        }
+        true
+    }
+
+    /// Ports in use by the host's own stack, ours left out.
+    fn host_ports(&self) -> HostPorts {
+        HostPorts::read_in(&self.host.netns).unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            HostPorts::default()
+        })
+    }
+
+    pub(super) fn interface_index(&self, interface: &str) -> Result<u32> {
+        let world = self.world();
+        world
+            .host
+            .link(interface)
+            .map(|link| link.index)
+            .ok_or_else(|| Error::not_found("there is no such interface"))
+    }
+}
+
+fn check_dedicated(world: &super::World, net: &Ipv4Net) -> Result<()> {
+    if let Some(link) = world.host.link_with(net.addr()) {
+        return Err(Error::conflict(format!(
+            "address {} is the host's own on interface {:?}; give another, or --mode shared",
+            net.addr(),
+            link.name
+        )));
+    }
+    let network = world.desired.networks.values().find(|network| {
+        network.subnets.iter().any(|plan| ipam::overlaps(plan.subnet, net.trunc()))
+    });
+    match network {
+        Some(network) => {
+            Err(Error::conflict(format!("address {net} overlaps network {:?}", network.name)))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What the uplink looks like with the host as it is; `None`: its interface is not there.
+fn uplink_state(
+    host: &HostFacts,
+    uplink: &Uplink,
+    port: PortId,
+    installation: &str,
+    ports: &HostPorts,
+) -> Option<UplinkState> {
+    let link = host.link(&uplink.interface)?;
+    let range = |(first, last): (u16, u16)| PortRange::new(first, last);
+    let (mac, addresses, gateway, default_ports) = match uplink.mode {
+        UplinkMode::Dedicated => (
+            made_up_mac(installation, &uplink.interface),
+            uplink.addresses.clone(),
+            uplink.gateway,
+            range(DEDICATED_PORTS).into_iter().collect(),
+        ),
+        UplinkMode::Shared => {
+            let on_link = host.addresses_of(link.index);
+            let addresses = if uplink.addresses.is_empty() {
+                on_link
+            } else {
+                uplink.addresses.iter().filter(|net| on_link.contains(net)).copied().collect()
+            };
+            let gateway = uplink.gateway.or_else(|| host.gateway_of(link.index));
+            let free = ports
+                .nat_ports()
+                .into_iter()
+                .filter_map(|(first, last)| range((first.max(LOWEST_SHARED_PORT), last)));
+            (link.mac?, addresses, gateway, free.collect())
+        }
+    };
+    Some(UplinkState {
+        port,
+        mac,
+        addresses,
+        gateway,
+        nat_ports: if uplink.nat_ports.is_empty() {
+            default_ports
+        } else {
+            uplink.nat_ports.clone()
+        },
+        mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+        up: link.up && link.carrier,
+    })
+}
+
+/// A locally administered MAC (IEEE 802-2014 §8.4) that is the same after every start and another
+/// on every host.
+fn made_up_mac(installation: &str, interface: &str) -> Mac {
+    /// FNV-1a, 64 bits: a published constant function, unlike the standard library's hasher.
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let hash = installation
+        .bytes()
+        .chain([0])
+        .chain(interface.bytes())
+        .fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+    let [_, _, _, b, c, d, e, f] = hash.to_be_bytes();
+    // Not 02:42, which endpoints and gateways have.
+    Mac([0x06, b, c, d, e, f])
+}
+
+pub(super) fn unknown(interface: &str) -> Error {
+    Error::not_found(format!("uplink {interface:?}: no such uplink; see `vswitchctl uplink ls`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_macs_are_stable_local_and_distinct() {
+        let mac = made_up_mac("0123456789abcdef", "eth0");
+        assert_eq!(mac, made_up_mac("0123456789abcdef", "eth0"));
+        assert_ne!(mac, made_up_mac("0123456789abcdef", "eth1"));
+        assert_ne!(mac, made_up_mac("1123456789abcdef", "eth0"));
+        assert!(!mac.is_multicast());
+        assert_eq!(mac.0[0] & 2, 2);
+    }
+}

@@ -1,0 +1,155 @@
+//! Steering of shared uplinks: which frames are ours and which are the host's.
+//!
+//! Ours are, at each address of the uplink: the ports that SNAT may use, the published ports, and
+//! as ICMP identifiers the ports that SNAT may use.
+
+use std::net::Ipv4Addr;
+use std::os::fd::BorrowedFd;
+
+use dataplane::io::steer::{MAX_ADDRESSES, PortBitmap, SteerProto, Steering};
+
+use crate::api::types::UplinkMode;
+use crate::compile::UplinkState;
+use crate::error::{Result, ResultExt};
+use crate::model::{Publish, Uplink};
+use crate::netlink::tc::Qdisc;
+use crate::place::Place;
+use crate::publish::{PortRange, Proto};
+use crate::switch::{Switch, Work};
+
+/// What an attached uplink holds beside its port.
+#[derive(Debug)]
+pub(in crate::switch) struct Live {
+    /// `None`: dedicated, nothing to share.
+    steering: Option<Steering>,
+    /// The addresses it is set for.
+    addresses: Vec<Ipv4Addr>,
+}
+
+impl Live {
+    /// Loads what the mode needs. No frame is touched yet.
+    pub(super) fn open(uplink: &Uplink) -> Result<Self> {
+        let steering = match uplink.mode {
+            UplinkMode::Dedicated => None,
+            UplinkMode::Shared => Some(Steering::load().failed("load the steering programs")?),
+        };
+        Ok(Self { steering, addresses: Vec::new() })
+    }
+
+    /// The filter for the packet socket.
+    pub(super) fn filter(&self) -> Option<BorrowedFd<'_>> {
+        self.steering.as_ref().map(Steering::filter_fd)
+    }
+
+    /// Keeps our frames from the host's stack, in place of an earlier run's filter.
+    pub(super) async fn steer(&self, host: &Place, link: u32) -> Result<()> {
+        if let Some(steering) = &self.steering {
+            host.netlink
+                .set_steering(link, steering.classifier_fd())
+                .await
+                .failed("set the steering filter")?;
+        }
+        Ok(())
+    }
+
+    fn refresh(
+        &mut self,
+        state: &UplinkState,
+        free: &[PortRange],
+        published: &[Publish],
+    ) -> Result<()> {
+        let Some(steering) = &mut self.steering else { return Ok(()) };
+        let context = "set the steering filter";
+        let addresses: Vec<Ipv4Addr> =
+            state.addresses.iter().map(|net| net.addr()).take(MAX_ADDRESSES).collect();
+        if addresses != self.addresses {
+            // Addresses of a host change rarely; clearing all of them first needs no thought about
+            // which slot an address moves from.
+            for slot in 0..MAX_ADDRESSES {
+                steering.set_address(slot, None).failed(context)?;
+            }
+        }
+        for (slot, address) in addresses.iter().enumerate() {
+            let [tcp, udp, icmp] = bitmaps(*address, free, published);
+            // Ports before the address: a slot without one matches nothing.
+            steering.set_ports(slot, SteerProto::Tcp, &tcp).failed(context)?;
+            steering.set_ports(slot, SteerProto::Udp, &udp).failed(context)?;
+            steering.set_ports(slot, SteerProto::Icmp, &icmp).failed(context)?;
+            steering.set_address(slot, Some(*address)).failed(context)?;
+        }
+        self.addresses = addresses;
+        Ok(())
+    }
+}
+
+impl Switch {
+    /// Makes steering match the ports that the snapshot uses.
+    pub(in crate::switch) fn refresh_steering(&self, work: &mut Work) -> Result<()> {
+        let world = self.world();
+        let published: Vec<Publish> = world.desired.publishes().map(|(_, p)| *p).collect();
+        for (interface, live) in &mut work.uplinks {
+            if let Some(state) = world.attached.uplinks.get(interface) {
+                let free = world.nat_ports_left(&state.nat_ports);
+                live.refresh(state, &free, &published)
+                    .map_err(|error| error.context(format!("uplink {interface:?}")))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes steering off an interface, whoever set it: this run or an earlier one.
+pub(in crate::switch) async fn remove(host: &Place, uplink: &Uplink) -> Result<()> {
+    let link = match host.netlink.link_by_name(&uplink.interface).await {
+        Ok(link) => link,
+        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) => return Err(error).failed("look up the interface"),
+    };
+    let made = if uplink.made_qdisc { Qdisc::Made } else { Qdisc::Found };
+    host.netlink.remove_steering(link.index, made).await.failed("remove the steering filter")
+}
+
+/// TCP ports, UDP ports and ICMP identifiers that are ours at `address`.
+fn bitmaps(address: Ipv4Addr, free: &[PortRange], published: &[Publish]) -> [PortBitmap; 3] {
+    let mut nat = PortBitmap::new();
+    for range in free {
+        nat.insert_range(range.first(), range.last());
+    }
+    let with = |proto: Proto| {
+        let mut bitmap = nat.clone();
+        for publish in published {
+            if publish.proto == proto && publish.host_ip.is_none_or(|ip| ip == address) {
+                bitmap.insert_range(publish.host_ports.first(), publish.host_ports.last());
+            }
+        }
+        bitmap
+    };
+    [with(Proto::Tcp), with(Proto::Udp), nat.clone()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_ports_count_at_their_address_and_protocol() {
+        let range = |first, last| PortRange::new(first, last).unwrap();
+        let publish = |proto, host_ip, host_ports| Publish {
+            id: 1,
+            proto,
+            host_ip,
+            host_ports,
+            ports: host_ports,
+        };
+        let (here, there) = (Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(192, 0, 2, 3));
+        let published = [
+            publish(Proto::Tcp, None, range(8080, 8081)),
+            publish(Proto::Udp, Some(here), range(53, 53)),
+            publish(Proto::Tcp, Some(there), range(99, 99)),
+        ];
+        let [tcp, udp, icmp] = bitmaps(here, &[range(61_000, 65_535)], &published);
+        assert_eq!((tcp.count(), udp.count(), icmp.count()), (4536 + 2, 4536 + 1, 4536));
+        assert!(tcp.contains(8081) && udp.contains(53) && icmp.contains(61_000));
+        assert!(!tcp.contains(99) && !tcp.contains(53) && !udp.contains(8080));
+    }
+}

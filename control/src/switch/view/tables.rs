@@ -1,0 +1,483 @@
+//! What the API shows of the engine's tables and counters, with names in place of numbers.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use dataplane::engine::{FdbKind, FlowTuple, Link, NatRule};
+use dataplane::packet::types::{NetworkId, PortId, UplinkId, ip_proto};
+use dataplane::verdict::DropReason;
+
+use super::{port_name, unknown_network, unknown_sandbox};
+use crate::api::types::{
+    self, ConntrackFilter, ConntrackStats, ConntrackUse, DropCount, DropsQuery, FdbEntry, FdbQuery,
+    NatKind, Neighbor, PortStats, Status, Tuple, WorkerStatus,
+};
+use crate::check;
+use crate::error::{Error, Result};
+use crate::model::{Desired, Network};
+use crate::name::Name;
+use crate::options::NetworkOptions;
+use crate::switch::{Switch, World};
+
+/// Who is behind a port.
+#[derive(Debug, Clone)]
+struct Owner {
+    /// Name of the port.
+    port: String,
+    /// The sandbox.
+    sandbox: Option<Name>,
+    /// The network.
+    network: Option<Name>,
+}
+
+impl World {
+    fn owners(&self) -> HashMap<PortId, Owner> {
+        let mut owners = HashMap::new();
+        for sandbox in self.desired.sandboxes.values() {
+            for endpoint in &sandbox.endpoints {
+                let key = (sandbox.name.clone(), endpoint.ifname.clone());
+                if let Some(port) = self.attached.endpoints.get(&key) {
+                    owners.insert(
+                        *port,
+                        Owner {
+                            port: port_name(sandbox, endpoint),
+                            sandbox: Some(sandbox.name.clone()),
+                            network: Some(endpoint.network.clone()),
+                        },
+                    );
+                }
+            }
+        }
+        for (name, port) in &self.attached.hosts {
+            if let Some(network) = self.desired.networks.get(name) {
+                owners.insert(
+                    *port,
+                    Owner {
+                        port: network.host_device(),
+                        sandbox: None,
+                        network: Some(name.clone()),
+                    },
+                );
+            }
+        }
+        for (interface, state) in &self.attached.uplinks {
+            let owner = Owner { port: interface.clone(), sandbox: None, network: None };
+            owners.insert(state.port, owner);
+        }
+        owners
+    }
+}
+
+fn network_by_id(desired: &Desired, id: NetworkId) -> Option<&Network> {
+    desired.networks.values().find(|network| network.network_id() == id)
+}
+
+fn network_name(desired: &Desired, id: NetworkId) -> Option<Name> {
+    network_by_id(desired, id).map(|network| network.name.clone())
+}
+
+fn uplink_name(desired: &Desired, id: UplinkId) -> Option<String> {
+    desired.uplinks.values().find(|u| u.uplink_id() == id).map(|u| u.interface.clone())
+}
+
+impl Switch {
+    /// The daemon as a whole.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let conntrack = self.engine.conntrack_stats();
+        let workers = self
+            .engine
+            .worker_stats()
+            .into_iter()
+            .zip(0..)
+            .map(|(stats, id)| WorkerStatus {
+                id,
+                rx_frames: stats.rx_frames,
+                tx_frames: stats.tx_frames,
+                drops: stats.drops.iter().sum(),
+                replicated: stats.replicated,
+                generated: stats.generated,
+                consumed: stats.consumed,
+                queued: stats.queued,
+            })
+            .collect();
+        let world = self.world();
+        let endpoints = world.desired.sandboxes.values().map(|s| s.endpoints.len()).sum();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            workers,
+            // Beside those with records: host and none.
+            networks: count(world.desired.networks.len() + 2),
+            endpoints: count(endpoints),
+            conntrack: ConntrackUse {
+                entries: conntrack.entries.into(),
+                limit: conntrack.limit.into(),
+            },
+            warnings: world.warnings.clone(),
+        }
+    }
+
+    /// The FDB, by network and MAC.
+    ///
+    /// # Errors
+    /// When the network is unknown.
+    pub fn fdb(&self, query: &FdbQuery) -> Result<Vec<FdbEntry>> {
+        let entries = self.engine.fdb_entries();
+        let world = self.world();
+        if let Some(name) = &query.network
+            && !world.desired.networks.contains_key(name)
+        {
+            return Err(unknown_network(name));
+        }
+        let owners = world.owners();
+        let mut shown: Vec<FdbEntry> = entries
+            .iter()
+            .filter_map(|entry| {
+                let network = network_name(&world.desired, entry.network)?;
+                let owner = owners.get(&entry.port);
+                Some(FdbEntry {
+                    network,
+                    mac: entry.mac.into(),
+                    vlan: entry.vlan,
+                    port: owner.map_or_else(|| entry.port.0.to_string(), |o| o.port.clone()),
+                    sandbox: owner.and_then(|o| o.sandbox.clone()),
+                    kind: match entry.kind {
+                        FdbKind::Learned => types::FdbKind::Learned,
+                        FdbKind::Local => types::FdbKind::Local,
+                        FdbKind::Static => types::FdbKind::Static,
+                    },
+                    age_s: entry.age.as_secs(),
+                })
+            })
+            .filter(|entry| query.network.as_ref().is_none_or(|name| *name == entry.network))
+            .collect();
+        shown.sort_by(|a, b| (&a.network, a.mac, a.vlan).cmp(&(&b.network, b.mac, b.vlan)));
+        Ok(shown)
+    }
+
+    /// Adds a static FDB entry.
+    ///
+    /// # Errors
+    /// When network, sandbox or port are unknown, or the table is full.
+    pub fn fdb_add(&self, request: &types::FdbAdd) -> Result<FdbEntry> {
+        check::fdb_add(request)?;
+        let (id, port, owner) = {
+            let world = self.world();
+            let network = world.desired.networks.get(&request.network);
+            let network = network.ok_or_else(|| unknown_network(&request.network))?;
+            let found = world.owners().into_iter().find(|(_, owner)| {
+                owner.network.as_ref() == Some(&request.network)
+                    && match (&request.sandbox, &request.port) {
+                        (Some(name), _) => owner.sandbox.as_ref() == Some(name),
+                        (None, Some(port)) => owner.port == *port,
+                        (None, None) => false,
+                    }
+            });
+            let (port, owner) = found.ok_or_else(|| {
+                let what = match (&request.sandbox, &request.port) {
+                    (Some(name), _) => format!("sandbox {name:?}"),
+                    (None, port) => format!("port {:?}", port.as_deref().unwrap_or_default()),
+                };
+                Error::not_found(format!(
+                    "fdb {}: {what} is not in network {:?}",
+                    request.mac, request.network
+                ))
+            })?;
+            (network.network_id(), port, owner)
+        };
+        if !self.engine.fdb_add(id, request.vlan, request.mac.0, port) {
+            return Err(Error::conflict(format!(
+                "fdb {}: the table is full; raise limits.fdb",
+                request.mac
+            )));
+        }
+        Ok(FdbEntry {
+            network: request.network.clone(),
+            mac: request.mac,
+            vlan: request.vlan,
+            port: owner.port,
+            sandbox: owner.sandbox,
+            kind: types::FdbKind::Static,
+            age_s: 0,
+        })
+    }
+
+    /// Removes a learned or static FDB entry.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn fdb_remove(&self, request: &types::FdbRemove) -> Result<()> {
+        let id = self.network_record(&request.network)?.network_id();
+        if self.engine.fdb_remove(id, request.vlan, request.mac.0) {
+            Ok(())
+        } else {
+            Err(Error::not_found(format!(
+                "fdb {}: no learned or static entry in network {:?}, VLAN {}",
+                request.mac, request.network, request.vlan
+            )))
+        }
+    }
+
+    /// Forgets what was learned; returns how many entries.
+    ///
+    /// # Errors
+    /// When the network is unknown.
+    pub fn fdb_flush(&self, network: Option<&Name>) -> Result<usize> {
+        let id = match network {
+            Some(name) => Some(self.network_record(name)?.network_id()),
+            None => None,
+        };
+        Ok(self.engine.fdb_flush(id))
+    }
+
+    /// Neighbors found by ARP.
+    #[must_use]
+    pub fn neighbors(&self) -> Vec<Neighbor> {
+        let entries = self.engine.neighbors();
+        let world = self.world();
+        let mut shown: Vec<Neighbor> = entries
+            .iter()
+            .map(|entry| Neighbor {
+                address: IpAddr::V4(entry.address),
+                mac: entry.mac.map(Into::into),
+                network: match entry.link {
+                    Link::Network(id) => network_name(&world.desired, id),
+                    Link::Uplink(_) => None,
+                },
+                uplink: match entry.link {
+                    Link::Uplink(id) => uplink_name(&world.desired, id),
+                    Link::Network(_) => None,
+                },
+                age_s: entry.age.as_secs(),
+            })
+            .collect();
+        shown.sort_by_key(|neighbor| neighbor.address);
+        shown
+    }
+
+    /// Tracked connections that the filter asks for.
+    ///
+    /// # Errors
+    /// When the filter names an unknown network.
+    pub fn connections(&self, filter: &ConntrackFilter) -> Result<Vec<types::Connection>> {
+        let names = self.filter_names(filter)?;
+        Ok(self
+            .engine
+            .connections()
+            .iter()
+            .map(|connection| connection_view(connection, &names))
+            .filter(|connection| filter.matches(connection))
+            .collect())
+    }
+
+    /// Ends the connections that the filter asks for; returns how many.
+    ///
+    /// # Errors
+    /// When the filter names an unknown network.
+    pub fn flush_connections(&self, filter: &ConntrackFilter) -> Result<usize> {
+        let names = self.filter_names(filter)?;
+        Ok(self
+            .engine
+            .flush_connections(&|connection| filter.matches(&connection_view(connection, &names))))
+    }
+
+    fn filter_names(&self, filter: &ConntrackFilter) -> Result<HashMap<NetworkId, Name>> {
+        let world = self.world();
+        if let Some(name) = &filter.network
+            && !world.desired.networks.contains_key(name)
+        {
+            return Err(unknown_network(name));
+        }
+        let networks = world.desired.networks.values();
+        Ok(networks.map(|network| (network.network_id(), network.name.clone())).collect())
+    }
+
+    /// Totals of the connection table.
+    #[must_use]
+    pub fn conntrack_stats(&self) -> ConntrackStats {
+        let stats = self.engine.conntrack_stats();
+        ConntrackStats {
+            entries: stats.entries.into(),
+            limit: stats.limit.into(),
+            inserted: stats.inserted,
+            expired: stats.expired,
+            flushed: stats.flushed,
+            full: stats.full,
+            clashes: stats.clashes,
+            ports_exhausted: stats.ports_exhausted,
+        }
+    }
+
+    /// NAT rules with what they did: first those of published ports, then masquerading.
+    #[must_use]
+    pub fn nat_rules(&self) -> Vec<types::NatRule> {
+        let world = self.world();
+        let mut rules = Vec::new();
+        for (sandbox, publish) in world.desired.publishes() {
+            let endpoint = world.desired.gateway_endpoint(sandbox);
+            let (packets, bytes) = self.engine.rule_counters(NatRule::Dnat(publish.id));
+            let address = publish.host_ip.map_or_else(|| "*".to_owned(), |ip| ip.to_string());
+            rules.push(types::NatRule {
+                kind: "dnat".to_owned(),
+                network: endpoint.map(|endpoint| endpoint.network.clone()),
+                r#match: format!("{} {address}:{}", publish.proto, publish.host_ports),
+                to: endpoint.map_or_else(String::new, |e| format!("{}:{}", e.ipv4, publish.ports)),
+                packets,
+                bytes,
+            });
+        }
+        for network in world.desired.networks.values().filter(|network| !network.internal) {
+            let masquerade = NetworkOptions::parse(types::Driver::Bridge, &network.options)
+                .is_ok_and(|options| options.masquerade);
+            if !masquerade {
+                continue;
+            }
+            let (packets, bytes) =
+                self.engine.rule_counters(NatRule::Masquerade(network.network_id()));
+            let subnets: Vec<String> =
+                network.subnets.iter().map(|plan| plan.subnet.to_string()).collect();
+            let outside: Vec<String> = world
+                .attached
+                .uplinks
+                .iter()
+                .filter_map(|(interface, state)| {
+                    Some(format!("{} ({interface})", state.addresses.first()?.addr()))
+                })
+                .collect();
+            rules.push(types::NatRule {
+                kind: "masquerade".to_owned(),
+                network: Some(network.name.clone()),
+                r#match: subnets.join(", "),
+                to: outside.join(", "),
+                packets,
+                bytes,
+            });
+        }
+        rules
+    }
+
+    /// Frames dropped, by reason: of all workers, or of the ports that the query names.
+    ///
+    /// # Errors
+    /// When network or sandbox are unknown.
+    pub fn drops(&self, query: &DropsQuery) -> Result<Vec<DropCount>> {
+        let mut counts = vec![0u64; DropReason::COUNT];
+        let mut add = |drops: &[u64]| {
+            for (count, dropped) in counts.iter_mut().zip(drops) {
+                *count = count.saturating_add(*dropped);
+            }
+        };
+        if query.network.is_none() && query.sandbox.is_none() {
+            for worker in self.engine.worker_stats() {
+                add(&worker.drops);
+            }
+        } else {
+            for port in self.ports_of(query.network.as_ref(), query.sandbox.as_ref())? {
+                if let Some(stats) = self.engine.port_stats(port) {
+                    add(&stats.rx_drops);
+                    add(&stats.tx_drops);
+                }
+            }
+        }
+        let mut shown: Vec<DropCount> = DropReason::ALL
+            .iter()
+            .zip(counts)
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| DropCount {
+                reason: reason.name().to_owned(),
+                count,
+                description: reason.describe().trim().to_owned(),
+            })
+            .collect();
+        shown.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.reason.cmp(&b.reason)));
+        Ok(shown)
+    }
+
+    fn ports_of(&self, network: Option<&Name>, sandbox: Option<&Name>) -> Result<Vec<PortId>> {
+        let world = self.world();
+        if let Some(name) = network
+            && !world.desired.networks.contains_key(name)
+        {
+            return Err(unknown_network(name));
+        }
+        if let Some(name) = sandbox
+            && !world.desired.sandboxes.contains_key(name)
+        {
+            return Err(unknown_sandbox(name));
+        }
+        Ok(world
+            .owners()
+            .into_iter()
+            .filter(|(_, owner)| network.is_none() || owner.network.as_ref() == network)
+            .filter(|(_, owner)| sandbox.is_none() || owner.sandbox.as_ref() == sandbox)
+            .map(|(port, _)| port)
+            .collect())
+    }
+
+    /// Totals of every port, or of one sandbox's.
+    ///
+    /// # Errors
+    /// When the sandbox is unknown.
+    pub fn port_stats(&self, sandbox: Option<&Name>) -> Result<Vec<PortStats>> {
+        let wanted = self.ports_of(None, sandbox)?;
+        let owners = self.world().owners();
+        let mut shown: Vec<PortStats> = wanted
+            .into_iter()
+            .filter_map(|port| {
+                let owner = owners.get(&port)?;
+                let stats = self.engine.port_stats(port)?;
+                Some(PortStats {
+                    port: owner.port.clone(),
+                    sandbox: owner.sandbox.clone(),
+                    network: owner.network.clone(),
+                    rx_frames: stats.rx_frames,
+                    rx_bytes: stats.rx_bytes,
+                    tx_frames: stats.tx_frames,
+                    tx_bytes: stats.tx_bytes,
+                    rx_drops: stats.rx_drops.iter().sum(),
+                    tx_drops: stats.tx_drops.iter().sum(),
+                })
+            })
+            .collect();
+        shown.sort_by(|a, b| a.port.cmp(&b.port));
+        Ok(shown)
+    }
+}
+
+fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+fn connection_view(
+    connection: &dataplane::engine::Connection,
+    names: &HashMap<NetworkId, Name>,
+) -> types::Connection {
+    types::Connection {
+        proto: match connection.proto {
+            ip_proto::ICMP => "icmp".to_owned(),
+            ip_proto::TCP => "tcp".to_owned(),
+            ip_proto::UDP => "udp".to_owned(),
+            ip_proto::SCTP => "sctp".to_owned(),
+            other => other.to_string(),
+        },
+        state: connection.state.to_owned(),
+        orig: tuple_view(connection.original),
+        reply: tuple_view(connection.reply),
+        nat: NatKind::new(connection.snat, connection.dnat),
+        timeout_s: connection.timeout.as_secs(),
+        packets: connection.packets,
+        bytes: connection.bytes,
+        network: names.get(&connection.network).cloned(),
+    }
+}
+
+fn tuple_view(tuple: FlowTuple) -> Tuple {
+    Tuple {
+        src: IpAddr::V4(tuple.src),
+        dst: IpAddr::V4(tuple.dst),
+        sport: tuple.src_port,
+        dport: tuple.dst_port,
+    }
+}
