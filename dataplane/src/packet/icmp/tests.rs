@@ -70,8 +70,13 @@ fn what_is_no_sound_request_is_left_alone() {
     wrong_sum[42] ^= 1;
     let mut fragment = echo_request(b"x");
     fragment[20] = 0x20;
+    // Sound but for its type: 8 taken off the first word is added to the checksum.
     let mut reply = echo_request(b"x");
     reply[34] = 0;
+    let sum = super::super::checksum::Delta::of_u16(0x0800, 0)
+        .apply(u16::from_be_bytes([reply[36], reply[37]]));
+    reply[36..38].copy_from_slice(&sum.to_be_bytes());
+    assert_checksums(&reply);
     for bytes in [wrong_sum, fragment, reply, udp(b"x")] {
         let (mut frame, headers) = parsed(&bytes);
         assert_eq!(echo_reply(&mut frame, &headers), Err(DropReason::L4Malformed));

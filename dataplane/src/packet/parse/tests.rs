@@ -300,10 +300,19 @@ fn agrees_with_etherparse(bytes: &[u8]) -> Result<(), TestCaseError> {
             let header = slice.header();
             prop_assert_eq!(ip.src, header.source());
             prop_assert_eq!(ip.dst, header.destination());
+            // etherparse takes a payload length of zero for "whatever the frame has"; Linux cuts
+            // the packet there (ip6_rcv_core) unless a jumbogram option follows.
+            if header.payload_length() == 0 {
+                prop_assert_eq!(ip.total_len, 40);
+                return Ok(());
+            }
             prop_assert_eq!(ip.hop_limit, header.hop_limit());
             prop_assert_eq!(ip.fragment, slice.is_payload_fragmented());
             (ip.l4, ip.l4_offset, ip.end(headers.l3))
         }
+        // etherparse also steps over the tag that came before 802.1ad and over MACsec; Linux
+        // bridges take neither for a tag.
+        (Some(_), Net::Other) if matches!(headers.ethertype, 0x9100 | 0x88e5) => return Ok(()),
         (Some(NetSlice::Ipv4(_) | NetSlice::Ipv6(_)), other) => {
             return Err(TestCaseError::fail(format!("etherparse reads IP, we {other:?}")));
         }
