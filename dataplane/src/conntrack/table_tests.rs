@@ -87,6 +87,21 @@ fn full_is_said_and_room_comes_back() {
 }
 
 #[test]
+fn the_limit_can_be_reached() {
+    let limit = 65_536;
+    let table = table(limit);
+    for n in 0..limit {
+        let [_, src, high, low] = n.to_be_bytes();
+        let port = u16::from_be_bytes([high, low]);
+        // Another server for each source: the outside port is free there.
+        let mut new = connection(src, port, port, 100);
+        new.reply = new.reply.with_src(Ipv4Addr::new(192, 0, 3, src), 80);
+        assert!(matches!(table.insert(&new, 0), Insert::Inserted(_)), "{n}");
+    }
+    assert_eq!(table.len(), limit);
+}
+
+#[test]
 fn touch_counts_and_extends() {
     let table = table(4);
     let new = connection(1, 1, 1, 100);

@@ -63,6 +63,16 @@ fn at_the_limit_the_oldest_goes_and_local_entries_stay() {
 }
 
 #[test]
+fn almost_none_goes_before_the_limit() {
+    let fdb = table(65_536);
+    for n in 1..=65_536 {
+        assert_eq!(fdb.learn(NET, 0, mac(n), PortId(7), 0), Learned::New);
+    }
+    let (_, evictions) = fdb.moves_and_evictions();
+    assert!(evictions <= 8, "{evictions}");
+}
+
+#[test]
 fn ageing_frees_the_slots() {
     let fdb = table(1000);
     for n in 0..500 {
