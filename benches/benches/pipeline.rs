@@ -1,0 +1,66 @@
+//! The whole way of a frame, from a buffer to the sending half of a port, on one core.
+//!
+//! Names: `pipeline/<load>/<frame bytes>/<batch>/<flows>`. `l2`: between random MACs of two
+//! ports, source learned, destination looked up. `nat44_out`, `nat44_in`: established connections
+//! through masquerading, from the container and back to it. Every frame is of a random flow.
+#![allow(missing_docs, reason = "criterion_group! makes a public function")]
+#![allow(clippy::expect_used, reason = "a bench that cannot be set up must stop")]
+
+use std::cell::LazyCell;
+use std::time::Duration;
+
+use benches::SIZES;
+use benches::frames::{Load, MacPairs, NatFlows, Way};
+use benches::switch::Switch;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+/// Frame length without FCS, and batch.
+const SHAPES: [(usize, usize); 4] = [(64, 64), (64, 256), (64, 1), (1500, 64)];
+
+/// Made when the first bench that needs it runs: a filter then costs nothing.
+type Fixture<F> = LazyCell<Switch, F>;
+
+fn one<F: FnOnce() -> Switch>(
+    c: &mut Criterion,
+    what: &str,
+    flows: &str,
+    switch: &mut Fixture<F>,
+    load: impl Fn(usize) -> Box<dyn Load>,
+) {
+    let mut group = c.benchmark_group("pipeline");
+    group.throughput(Throughput::Elements(1));
+    for (len, batch) in SHAPES {
+        let mut load = load(len);
+        group.bench_function(BenchmarkId::new(format!("{what}/{len}/{batch}"), flows), |b| {
+            let switch = LazyCell::force_mut(switch);
+            b.iter_custom(|iters| switch.run(&mut load, batch, iters));
+        });
+    }
+    group.finish();
+}
+
+fn l2(c: &mut Criterion) {
+    for (count, name) in SIZES {
+        let mut switch = LazyCell::new(|| Switch::bridge(count).expect("memory"));
+        one(c, "l2", name, &mut switch, |len| Box::new(MacPairs::new(len, count)));
+    }
+}
+
+fn nat44(c: &mut Criterion) {
+    for (count, name) in SIZES {
+        let mut switch = LazyCell::new(|| Switch::nat(count).expect("memory"));
+        for (what, way) in [("nat44_out", Way::Out), ("nat44_in", Way::In)] {
+            one(c, what, name, &mut switch, |len| Box::new(NatFlows::random(len, count, way)));
+        }
+    }
+}
+
+criterion_group! {
+    name = pipeline;
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1));
+    targets = l2, nat44
+}
+criterion_main!(pipeline);

@@ -1,0 +1,299 @@
+//! A switch in memory: tables, configuration and one core, and the stopwatch around it.
+//!
+//! What is measured is [`Core::process`]: from frames in buffers to the sending halves of the ports,
+//! and the buffers back to the pool. What is not: writing the frames, taking buffers from the pool,
+//! devices. The frames lie in the cache when the stopwatch starts, as those of a device do that has
+//! just been read.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use dataplane::clock::Timestamp;
+use dataplane::config::{
+    NetworkConfig, PortConfig, PortRole, Snapshot, SnapshotSpec, Subnet, UplinkConfig, UplinkMode,
+};
+use dataplane::core::{Core, Transmit};
+use dataplane::engine::{EngineOptions, FdbKind, Link};
+use dataplane::frame::Frame;
+use dataplane::io::{Offloads, TxReport};
+use dataplane::l3::route::Prefix;
+use dataplane::packet::types::{NetworkId, PortId, UplinkId};
+use dataplane::plane::Plane;
+use dataplane::pool::Pool;
+
+use crate::frames::{
+    CONTAINER, CONTAINER_MAC, GATEWAY_MAC, Load, NatFlows, OUTSIDE, ROUTER, ROUTER_MAC, UPLINK_MAC,
+    mac,
+};
+
+/// Port of the container, and of the first side of a pair.
+pub const INSIDE: PortId = PortId(1);
+/// Port of the second side of a pair.
+pub const OTHER: PortId = PortId(2);
+/// Port of the uplink.
+pub const UPLINK: PortId = PortId(3);
+
+const NETWORK: NetworkId = NetworkId(1);
+/// Frames between two looks at the clock, so that looking costs nothing: more than one batch when
+/// batches are small.
+const ROUND: usize = 256;
+/// What a frame is said to take: the engine's clock runs with the frames, so that what is done
+/// once a second is done as often as it will be.
+const NANOS_A_FRAME: u64 = 25;
+
+/// Gives every frame back to the pool at once and counts it.
+#[derive(Debug, Default)]
+struct Sink {
+    sent: u64,
+}
+
+impl Transmit for Sink {
+    fn tx(&mut self, _port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
+        let mut report = TxReport::default();
+        for frame in frames.drain(..) {
+            report.sent += 1;
+            report.sent_bytes += frame.len() as u64;
+            pool.put(frame);
+        }
+        self.sent += u64::from(report.sent);
+        report
+    }
+
+    fn tx_copy(&mut self, _port: PortId, frame: &mut Frame, _pool: &mut Pool) -> TxReport {
+        self.sent += 1;
+        TxReport { sent: 1, sent_bytes: frame.len() as u64, ..TxReport::default() }
+    }
+}
+
+/// The switch.
+#[derive(Debug)]
+pub struct Switch {
+    /// Tables and configuration.
+    pub plane: Plane,
+    core: Core,
+    sink: Sink,
+    ready: Vec<Vec<Frame>>,
+    rounds: Vec<Duration>,
+    now: Timestamp,
+}
+
+impl Switch {
+    /// Two ports with `count` known MACs behind each, no guard, no gateway in between.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn bridge(count: u32) -> io::Result<Self> {
+        let options = EngineOptions {
+            buffers_per_worker: 2 * ROUND,
+            fdb_limit: count.saturating_mul(2).max(65_536),
+            ..EngineOptions::default()
+        };
+        let switch = Self::new(&options, two_ports())?;
+        let secs = switch.now.as_secs();
+        for number in 0..count {
+            for (side, port) in [(0, INSIDE), (1, OTHER)] {
+                let mac = mac(side, number);
+                switch.plane.tables().fdb.insert(NETWORK, 0, mac, port, FdbKind::Learned, secs);
+            }
+        }
+        let (_, evictions) = switch.plane.tables().fdb.moves_and_evictions();
+        // Frames to an evicted MAC are flooded: too few to count in a figure.
+        if evictions > u64::from(count / 1000) {
+            return Err(io::Error::other(format!("{evictions} of {count} MACs were evicted")));
+        }
+        Ok(switch)
+    }
+
+    /// A container behind masquerading, with `count` connections begun.
+    ///
+    /// # Errors
+    /// When memory cannot be had, or a connection did not begin.
+    pub fn nat(count: u32) -> io::Result<Self> {
+        Self::masquerading(count, count.max(262_144), true, (1024, 65_535))
+    }
+
+    /// As [`Switch::nat`], for `limit` connections of clients with any address from ports out of
+    /// `nat_ports`.
+    ///
+    /// # Errors
+    /// When memory cannot be had, or a connection did not begin.
+    pub fn clients(count: u32, limit: u32, nat_ports: (u16, u16)) -> io::Result<Self> {
+        Self::masquerading(count, limit, false, nat_ports)
+    }
+
+    fn masquerading(
+        count: u32,
+        limit: u32,
+        guard: bool,
+        nat_ports: (u16, u16),
+    ) -> io::Result<Self> {
+        let options = EngineOptions {
+            buffers_per_worker: 2 * ROUND,
+            conntrack_limit: limit,
+            ..EngineOptions::default()
+        };
+        let mut switch = Self::new(&options, container_and_uplink(guard, nat_ports))?;
+        if count > 0 {
+            let rounded = u64::from(count).next_multiple_of(ROUND as u64);
+            switch.run(&mut NatFlows::all(count), 64, rounded);
+        }
+        let begun = switch.plane.conntrack_stats().entries;
+        if begun == count {
+            Ok(switch)
+        } else {
+            Err(io::Error::other(format!("{begun} of {count} connections began")))
+        }
+    }
+
+    fn new(options: &EngineOptions, spec: SnapshotSpec) -> io::Result<Self> {
+        let plane = Plane::new(options)?;
+        let mut core = plane.core(0)?;
+        for port in &spec.ports {
+            plane.add_port(&mut core, port.id, Offloads::ALL);
+        }
+        plane.publish(Snapshot::build(spec).map_err(io::Error::other)?);
+        let now = Timestamp::now();
+        let mut switch =
+            Self { plane, core, sink: Sink::default(), ready: Vec::new(), rounds: Vec::new(), now };
+        switch.meet_router();
+        Ok(switch)
+    }
+
+    /// The router says who it is, so that nothing waits for it.
+    fn meet_router(&mut self) {
+        let neighbors = &self.plane.tables().neighbors;
+        neighbors.confirm(Link::Uplink(UplinkId(1)), ROUTER, ROUTER_MAC, true, self.now);
+    }
+
+    /// Sends at least `frames` frames of `load` through the core in batches of `batch`; returns what
+    /// the core took for one frame in the median round, times `frames`. The median, because a round
+    /// in which the thread lost its processor says nothing about the core.
+    ///
+    /// # Panics
+    /// When a frame does not arrive: figures of frames that were dropped say nothing.
+    pub fn run(&mut self, load: &mut impl Load, batch: usize, frames: u64) -> Duration {
+        if frames == 0 {
+            return Duration::ZERO;
+        }
+        self.meet_router();
+        let batches = (ROUND / batch).max(1);
+        let in_round = (batch * batches) as u64;
+        let rounds = frames.div_ceil(in_round);
+        self.ready.resize_with(batches, || Vec::with_capacity(batch));
+        let before = self.sink.sent;
+        self.rounds.clear();
+        for _ in 0..rounds {
+            for batch_of in &mut self.ready {
+                while batch_of.len() < batch
+                    && let Some(mut frame) = self.core.pool().take()
+                {
+                    load.fill(&mut frame);
+                    batch_of.push(frame);
+                }
+            }
+            let start = Instant::now();
+            for batch_of in &mut self.ready {
+                self.now = self.now + Duration::from_nanos(NANOS_A_FRAME * batch as u64);
+                self.core.process(batch_of, self.now, &mut self.sink);
+            }
+            self.rounds.push(start.elapsed());
+        }
+        let expected = rounds * in_round;
+        let arrived = self.sink.sent - before;
+        assert_eq!(arrived, expected, "frames were lost: {:?}", self.core.stats());
+        let middle = self.rounds.len() / 2;
+        let (_, median, _) = self.rounds.select_nth_unstable(middle);
+        median.mul_f64(frames as f64 / in_round as f64)
+    }
+
+    /// Prepares one batch without processing it: for measurements of another kind than time.
+    pub fn prepare(&mut self, load: &mut impl Load, batch: usize) -> Vec<Frame> {
+        let mut frames = Vec::with_capacity(batch);
+        while frames.len() < batch
+            && let Some(mut frame) = self.core.pool().take()
+        {
+            load.fill(&mut frame);
+            frames.push(frame);
+        }
+        frames
+    }
+
+    /// Processes a prepared batch; returns how many frames were sent.
+    pub fn process(&mut self, batch: &mut Vec<Frame>) -> u64 {
+        let before = self.sink.sent;
+        self.now = self.now + Duration::from_nanos(NANOS_A_FRAME * batch.len() as u64);
+        self.core.process(batch, self.now, &mut self.sink);
+        self.sink.sent - before
+    }
+
+    /// Ends the connections to the server of [`crate::frames::NewFlows`] that came from other
+    /// clients than the container.
+    pub fn end_new(&self) -> usize {
+        self.plane.flush_connections(&|connection| connection.original.src != CONTAINER)
+    }
+}
+
+fn network() -> NetworkConfig {
+    NetworkConfig {
+        id: NETWORK,
+        gateway_mac: GATEWAY_MAC,
+        subnets: vec![Subnet {
+            prefix: Prefix::new(CONTAINER, 8),
+            gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
+        }],
+        internal: false,
+        masquerade: true,
+        icc: true,
+        mtu: 1500,
+    }
+}
+
+fn two_ports() -> SnapshotSpec {
+    let port = |id, number| PortConfig {
+        id,
+        role: PortRole::Endpoint {
+            network: NETWORK,
+            mac: mac(3, number),
+            ipv4: Vec::new(),
+            guard: false,
+        },
+        mtu: 1500,
+    };
+    SnapshotSpec {
+        networks: vec![network()],
+        ports: vec![port(INSIDE, 1), port(OTHER, 2)],
+        ..SnapshotSpec::default()
+    }
+}
+
+fn container_and_uplink(guard: bool, nat_ports: (u16, u16)) -> SnapshotSpec {
+    let uplink = UplinkId(1);
+    SnapshotSpec {
+        networks: vec![network()],
+        ports: vec![
+            PortConfig {
+                id: INSIDE,
+                role: PortRole::Endpoint {
+                    network: NETWORK,
+                    mac: CONTAINER_MAC,
+                    ipv4: vec![CONTAINER],
+                    guard,
+                },
+                mtu: 1500,
+            },
+            PortConfig { id: UPLINK, role: PortRole::Uplink { uplink }, mtu: 1500 },
+        ],
+        uplinks: vec![UplinkConfig {
+            id: uplink,
+            port: UPLINK,
+            mode: UplinkMode::Dedicated,
+            mac: UPLINK_MAC,
+            addresses: vec![(OUTSIDE, Prefix::new(OUTSIDE, 24))],
+            gateway: Some(ROUTER),
+            nat_ports: vec![nat_ports],
+            mtu: 1500,
+        }],
+        ..SnapshotSpec::default()
+    }
+}
