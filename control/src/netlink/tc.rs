@@ -113,6 +113,7 @@ impl Handle {
             self.acked(action, request, 0).await.or_else(gone_is_fine)?;
         }
         if made == Qdisc::Made
+            && self.has_clsact(link).await.or_else(|error| gone_is_fine(error).map(|()| false))?
             && self.filters(link, TcHandle::MIN_INGRESS).await?.is_empty()
             && self.filters(link, TcHandle::MIN_EGRESS).await?.is_empty()
         {

@@ -6,8 +6,9 @@
 //!   get frames before the classifier, so the engine has its copy. It leaves every other frame to
 //!   the next filter (`TC_ACT_UNSPEC`) rather than accepting it (`TC_ACT_OK`): filters of others
 //!   behind it work on.
-//! - a **socket filter** for the engine's packet socket accepts the same frames, and ARP and later
-//!   fragments to our addresses, which both sides need to see. The host's bulk traffic is never
+//! - a **socket filter** for the engine's packet socket accepts the same frames, and those that
+//!   both sides need to see: ARP, later fragments to our addresses, and echo replies, since the
+//!   host's own `ping` takes any identifier, and says nothing about a reply it did not ask for. The host's bulk traffic is never
 //!   copied.
 //!
 //! A frame is the engine's when it is IPv4, untagged, not for another MAC, to an address with a
@@ -51,12 +52,13 @@ const REJECT: i32 = 0;
 
 const CLASSIFIER: Verdicts = Verdicts {
     ours: TC_ACT_SHOT,
+    echo: TC_ACT_UNSPEC,
     later_fragment: TC_ACT_UNSPEC,
     arp: TC_ACT_UNSPEC,
     other: TC_ACT_UNSPEC,
 };
 const FILTER: Verdicts =
-    Verdicts { ours: ACCEPT, later_fragment: ACCEPT, arp: ACCEPT, other: REJECT };
+    Verdicts { ours: ACCEPT, echo: ACCEPT, later_fragment: ACCEPT, arp: ACCEPT, other: REJECT };
 
 /// Which numbers a bitmap is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

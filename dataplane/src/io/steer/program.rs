@@ -12,8 +12,10 @@ use crate::io::sys::bpf::Instruction;
 /// What the program returns for each kind of frame.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Verdicts {
-    /// A port of ours, or an ICMP message about one.
+    /// A port of ours, or an ICMP error about one.
     pub(super) ours: i32,
+    /// An echo reply with an identifier of ours, or an ICMP error about the request.
+    pub(super) echo: i32,
     /// A fragment other than the first, to one of our addresses: whose it is cannot be told.
     pub(super) later_fragment: i32,
     /// ARP.
@@ -41,6 +43,9 @@ const ICMP_ECHO_REPLY: i32 = 0;
 const ICMP_ECHO_REQUEST: i32 = 8;
 /// Destination unreachable, source quench, redirect, time exceeded, parameter problem.
 const ICMP_ERRORS: [i32; 5] = [3, 4, 5, 11, 12];
+
+/// [`super::SteerProto::Icmp`] in [`PROTO`].
+const ECHO: i32 = 2;
 
 // Places on the stack, from R10.
 const SHORT: i16 = -8; // 2 bytes: ethertype or port
@@ -136,7 +141,7 @@ pub(super) fn assemble(
 
     // The identifier of an echo message is its fifth and sixth byte.
     asm.bind(echo);
-    asm.set(PROTO, 2);
+    asm.set(PROTO, ECHO);
     asm.load(Size::U16, Reg::R1, Reg::R10, ICMP + 4);
     asm.ntohs(Reg::R1);
     asm.jump(check);
@@ -151,12 +156,15 @@ pub(super) fn assemble(
 
     asm.bind(check);
     port_is_ours(&mut asm, ports, ours, other);
-    for (label, verdict) in [
-        (other, verdicts.other),
-        (ours, verdicts.ours),
-        (later_fragment, verdicts.later_fragment),
-        (arp, verdicts.arp),
-    ] {
+    asm.bind(other);
+    asm.exit(verdicts.other);
+    let ours_echo = asm.label();
+    asm.bind(ours);
+    asm.jump_if(PROTO, Cond::Equal, ECHO, ours_echo);
+    asm.exit(verdicts.ours);
+    for (label, verdict) in
+        [(ours_echo, verdicts.echo), (later_fragment, verdicts.later_fragment), (arp, verdicts.arp)]
+    {
         asm.bind(label);
         asm.exit(verdict);
     }

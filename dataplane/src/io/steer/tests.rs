@@ -140,7 +140,7 @@ fn ports_and_identifiers_decide() {
         (17, l4(1, 65_535), Seen::Ours),
         (17, l4(1, 40_000), Seen::Host),
         (17, l4(1, 65_534), Seen::Host),
-        (1, echo(0, 7), Seen::Ours),
+        (1, echo(0, 7), Seen::Both),
         (1, echo(0, 8), Seen::Host),
         (1, echo(8, 7), Seen::Host),
         (1, echo(13, 7), Seen::Host),
@@ -165,7 +165,7 @@ fn errors_follow_the_packet_within() {
             (inner(6, &l4(1, 40_000)), Seen::Host),
             (inner(17, &l4(65_535, 1)), Seen::Ours),
             (inner(17, &l4(40_000, 1)), Seen::Host),
-            (inner(1, &echo(8, 7)), Seen::Ours),
+            (inner(1, &echo(8, 7)), Seen::Both),
             (inner(1, &echo(8, 6)), Seen::Host),
             (inner(1, &echo(0, 7)), Seen::Host),
             (inner(132, &l4(40_000, 1)), Seen::Host),
@@ -202,8 +202,8 @@ fn malformed_and_foreign_frames_are_the_host_s() {
     let steering = steering();
     let sound = to_us(6, &l4(1, 80));
     let within = error(3, &ipv4(1, (OURS, PEER), 0, 0, &echo(8, 7)));
-    for whole in [&sound[..38], &within[..]] {
-        assert_eq!(run(&steering, whole), Seen::Ours);
+    for (whole, seen) in [(&sound[..38], Seen::Ours), (&within[..], Seen::Both)] {
+        assert_eq!(run(&steering, whole), seen);
         for len in 1..whole.len() {
             assert_eq!(filter(&steering, &whole[..len]), REJECT, "{len} bytes");
         }
@@ -250,7 +250,7 @@ fn slots_change_while_programs_run() {
     all.insert_range(0, u16::MAX);
     steering.set_ports(MAX_ADDRESSES - 1, SteerProto::Icmp, &all).unwrap();
     assert_eq!(run(&steering, &frame), Seen::Host);
-    assert_eq!(run(&steering, &to_us(1, &echo(0, u16::MAX))), Seen::Ours);
+    assert_eq!(run(&steering, &to_us(1, &echo(0, u16::MAX))), Seen::Both);
     steering.set_ports(MAX_ADDRESSES - 1, SteerProto::Icmp, &bitmap).unwrap();
     assert_eq!(run(&steering, &to_us(1, &echo(0, u16::MAX))), Seen::Host);
     // A slot without address has no ports when it gets one again.
