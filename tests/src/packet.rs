@@ -534,7 +534,7 @@ pub fn ethernet(from: Mac, to: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
 /// # Panics
 /// When they do not fit together: a hole, an overlap, unlike identifications.
 #[must_use]
-pub fn reassemble(fragments: &[Wire]) -> Vec<u8> {
+pub fn reassemble(fragments: &[Wire]) -> Wire {
     let mut whole = fragments[0].bytes.clone();
     let header = 14 + usize::from(whole[14] & 0x0f) * 4;
     whole.truncate(header);
@@ -553,5 +553,5 @@ pub fn reassemble(fragments: &[Wire]) -> Vec<u8> {
     whole[24..26].copy_from_slice(&[0, 0]);
     let sum = !sums::sum(&whole[14..header]);
     whole[24..26].copy_from_slice(&sum.to_be_bytes());
-    whole
+    whole.into()
 }

@@ -6,7 +6,7 @@ use crate::core::Cx;
 use crate::engine::Link;
 use crate::l3::arp;
 use crate::l3::neighbor::Resolution;
-use crate::l3::route::RouteTarget;
+use crate::l3::route::{Prefix, RouteTarget};
 use crate::packet::types::{Mac, NetworkId, PortId};
 use crate::verdict::DropReason;
 
@@ -56,14 +56,9 @@ pub(crate) fn reach(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
         if let Some((dst, port)) = network.endpoints.get(&hop.next_hop) {
             return Ok(Reach::Port { port: *port, dst: *dst, src });
         }
-        // Directed broadcast (RFC 2644) and the network's own number.
-        let edge = network.config.subnets.iter().any(|s| {
-            s.prefix.prefix_len() < 31
-                && (s.prefix.broadcast() == hop.next_hop || s.prefix.network() == hop.next_hop)
-        });
-        if edge {
-            return Err(DropReason::NotUnicast);
-        }
+    }
+    if is_edge(cx, hop) {
+        return Err(DropReason::NotUnicast);
     }
     let dst = match cx.tables.neighbors.resolve(hop.link, hop.next_hop, cx.now) {
         Resolution::Known(mac) => mac,
@@ -84,6 +79,11 @@ pub(crate) fn reach(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
         Resolution::Failed => return Err(DropReason::NeighborUnresolved),
         Resolution::Full => return Err(DropReason::NeighborQueueFull),
     };
+    if cx.waiting.holds(hop.link, hop.next_hop) {
+        // It was confirmed in this very batch: what came before leaves before.
+        let room = cx.waiting.has_room(hop.link, hop.next_hop);
+        return if room { Ok(Reach::Wait) } else { Err(DropReason::NeighborQueueFull) };
+    }
     match hop.link {
         Link::Network(network) => {
             let config = cx.config.network(network).ok_or(DropReason::NoRoute)?;
@@ -97,6 +97,25 @@ pub(crate) fn reach(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
             let config = cx.config.uplink(uplink).ok_or(DropReason::NoRoute)?;
             Ok(Reach::Port { port: config.port, dst, src: config.mac })
         }
+    }
+}
+
+/// Whether the next hop is the directed broadcast address (RFC 2644) or the number of an on-link
+/// prefix.
+fn is_edge(cx: &Cx<'_>, hop: &Hop) -> bool {
+    let edge = |prefix: &Prefix| {
+        prefix.prefix_len() < 31
+            && (prefix.broadcast() == hop.next_hop || prefix.network() == hop.next_hop)
+    };
+    match hop.link {
+        Link::Network(id) => cx
+            .config
+            .network(id)
+            .is_some_and(|network| network.config.subnets.iter().any(|s| edge(&s.prefix))),
+        Link::Uplink(id) => cx
+            .config
+            .uplink(id)
+            .is_some_and(|uplink| uplink.addresses.iter().any(|(_, prefix)| edge(prefix))),
     }
 }
 

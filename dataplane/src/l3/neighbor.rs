@@ -223,6 +223,12 @@ impl Waiting {
             && self.frames.iter().filter(same).count() < MAX_WAITING_FOR_ONE
     }
 
+    /// Whether frames wait for this neighbor.
+    #[inline]
+    pub(crate) fn holds(&self, link: Link, next_hop: Ipv4Addr) -> bool {
+        self.frames.iter().any(|held| held.link == link && held.next_hop == next_hop)
+    }
+
     pub(crate) fn push(&mut self, held: Held) {
         self.frames.push(held);
     }

@@ -38,6 +38,7 @@ pub(super) fn translate(
     let change = translation(tuple, &hit);
     let way = translate::way_out(cx, frame, lane, ip, hit.other.src())?;
     let Net::Ipv4(outer) = &mut lane.headers.net else { return Err(DropReason::Ipv4Malformed) };
+    frame.truncate(outer.end());
     rewrite::decrement_ttl(frame, outer)?;
     rewrite::apply_inner(frame, outer, &mut inner, &change.reversed());
     // Where the connection hides its source, no error may show it; where it does not, the router

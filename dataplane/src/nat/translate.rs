@@ -178,6 +178,8 @@ pub(super) fn finish(
     if ip.more_fragments && ip.frag_offset == 0 {
         cx.tables.fragments.follow(ip, tuple, cx.now);
     }
+    // What follows the packet is padding of the link it came by.
+    frame.truncate(ip.end());
     rewrite::decrement_ttl(frame, ip)?;
     let change = translation(tuple, hit);
     if !change.is_none() {

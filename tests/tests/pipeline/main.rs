@@ -7,4 +7,6 @@
     reason = "test code: a failure here is a failed test"
 )]
 
+mod arp;
+mod gateway;
 mod l2;

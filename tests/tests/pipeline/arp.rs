@@ -1,0 +1,245 @@
+//! ARP both ways, and frames that wait for a neighbor.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use dataplane::config::UplinkMode;
+use dataplane::packet::types::Mac;
+use tests::lab::{
+    A, B, C, D, GATEWAY1, GATEWAY2, Lab, NEIGHBOR, SERVER, UP, small, topology, without_guard,
+};
+use tests::packet::{Host, Packet, arp, arp_reply, arp_request, udp};
+
+fn answer(from: &Host, to: &Host) -> Vec<u8> {
+    arp_reply(from, to)
+}
+
+/// What the engine asks on the wire.
+fn question(target: Ipv4Addr) -> Vec<u8> {
+    arp(1, (UP.mac, Mac::BROADCAST), (UP.mac, UP.ip), (Mac::ZERO, target))
+}
+
+/// As it leaves by the uplink, straight to the neighbor.
+fn masqueraded(packet: &Packet) -> Packet {
+    packet.clone().src(UP.ip).routed(UP.mac, NEIGHBOR.mac)
+}
+
+#[test]
+fn the_gateway_answers_for_its_address() {
+    let mut lab = Lab::default();
+    lab.rx(A.port, arp_request(&A, GATEWAY1.ip)).tx(A.port, answer(&GATEWAY1, &A)).answered();
+    lab.rx(D.port, arp_request(&D, GATEWAY2.ip)).tx(D.port, answer(&GATEWAY2, &D)).answered();
+    // To the gateway's MAC, as a host asks that checks what it knows.
+    let unicast = arp(1, (A.mac, GATEWAY1.mac), (A.mac, A.ip), (Mac::ZERO, GATEWAY1.ip));
+    lab.rx(A.port, unicast).tx(A.port, answer(&GATEWAY1, &A)).answered();
+    // An address conflict probe.
+    let probe =
+        arp(1, (A.mac, Mac::BROADCAST), (A.mac, Ipv4Addr::UNSPECIFIED), (Mac::ZERO, GATEWAY1.ip));
+    let taken =
+        arp(2, (GATEWAY1.mac, A.mac), (GATEWAY1.mac, GATEWAY1.ip), (A.mac, Ipv4Addr::UNSPECIFIED));
+    lab.rx(A.port, probe).tx(A.port, taken).answered();
+}
+
+#[test]
+fn containers_answer_for_themselves() {
+    let mut lab = Lab::default();
+    let who = arp_request(&A, B.ip);
+    lab.rx(A.port, who.clone())
+        .tx(B.port, who.clone())
+        .tx(C.port, who.clone())
+        .tx(GATEWAY1.port, who)
+        .moved("replicated", 2);
+    lab.rx(B.port, arp_reply(&B, &A)).tx(A.port, arp_reply(&B, &A));
+    // Not the gateway of this network: nobody's business but the network's.
+    let other = arp_request(&A, GATEWAY2.ip);
+    lab.rx(A.port, other.clone())
+        .tx(B.port, other.clone())
+        .tx(C.port, other.clone())
+        .tx(GATEWAY1.port, other)
+        .moved("replicated", 2);
+}
+
+#[test]
+fn the_host_s_own_questions_are_answered_by_containers() {
+    let mut lab = Lab::default();
+    let who = arp_request(&GATEWAY1, A.ip);
+    lab.rx(GATEWAY1.port, who.clone())
+        .tx(A.port, who.clone())
+        .tx(B.port, who.clone())
+        .tx(C.port, who)
+        .moved("replicated", 2);
+    lab.rx(A.port, arp_reply(&A, &GATEWAY1)).tx(GATEWAY1.port, arp_reply(&A, &GATEWAY1));
+    // The host looks for somebody else with its own address: the engine is the same machine.
+    let own = arp_request(&GATEWAY1, GATEWAY1.ip);
+    lab.rx(GATEWAY1.port, own.clone())
+        .tx(A.port, own.clone())
+        .tx(B.port, own.clone())
+        .tx(C.port, own)
+        .moved("replicated", 2);
+}
+
+#[test]
+fn a_dedicated_uplink_answers_for_its_addresses_and_a_shared_one_never() {
+    let mut lab = Lab::default();
+    lab.rx(UP.port, arp_request(&NEIGHBOR, UP.ip)).tx(UP.port, answer(&UP, &NEIGHBOR)).answered();
+    lab.rx(UP.port, arp_request(&NEIGHBOR, [203, 0, 113, 77].into())).moved("consumed", 1);
+    lab.rx(UP.port, arp_request(&NEIGHBOR, GATEWAY1.ip)).moved("consumed", 1);
+    let mut malformed = arp_request(&NEIGHBOR, UP.ip);
+    malformed[15] = 9;
+    lab.rx(UP.port, malformed).moved("consumed", 1);
+    lab.reconfigure(|spec| spec.uplinks[0].mode = UplinkMode::Shared);
+    lab.rx(UP.port, arp_request(&NEIGHBOR, UP.ip)).moved("consumed", 1);
+}
+
+#[test]
+fn frames_wait_for_the_neighbor_and_leave_in_order() {
+    let mut lab = Lab::default();
+    let first = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
+    let second = first.clone().payload(b"second");
+    lab.rx(A.port, &first)
+        .tx(UP.port, question(NEIGHBOR.ip))
+        .moved("generated", 1)
+        .moved("queued", 1)
+        .moved("neighbors", 1)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", first.ip_len() as i64);
+    lab.rx(A.port, &second).moved("queued", 1);
+    lab.rx(UP.port, arp_reply(&NEIGHBOR, &UP)).moved("consumed", 1);
+    lab.after(Duration::ZERO)
+        .tx(UP.port, masqueraded(&first))
+        .tx(UP.port, masqueraded(&second))
+        .moved("queued", -2);
+    lab.rx(A.port, &first).tx(UP.port, masqueraded(&first));
+}
+
+#[test]
+fn a_frame_that_comes_with_the_answer_does_not_overtake_those_that_waited() {
+    let mut lab = Lab::default();
+    let first = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
+    let second = first.clone().payload(b"second");
+    lab.rx(A.port, &first)
+        .tx(UP.port, question(NEIGHBOR.ip))
+        .moved("generated", 1)
+        .moved("queued", 1)
+        .moved("neighbors", 1)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", first.ip_len() as i64);
+    let together =
+        vec![(UP.port, arp_reply(&NEIGHBOR, &UP).into()), (A.port, second.clone().into())];
+    let mut sent = lab.batch(together).moved("consumed", 1).moved("queued", 1).take(UP.port);
+    sent.extend(lab.after(Duration::ZERO).moved("queued", -2).take(UP.port));
+    assert_eq!(sent, [masqueraded(&first).into(), masqueraded(&second).into()]);
+}
+
+#[test]
+fn after_three_questions_the_frame_is_given_up() {
+    let mut lab = Lab::default();
+    let frame = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
+    lab.rx(A.port, &frame)
+        .tx(UP.port, question(NEIGHBOR.ip))
+        .moved("generated", 1)
+        .moved("queued", 1)
+        .moved("neighbors", 1)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", frame.ip_len() as i64);
+    lab.after(Duration::from_millis(900));
+    lab.after(Duration::from_millis(250)).tx(UP.port, question(NEIGHBOR.ip)).moved("generated", 1);
+    lab.after(Duration::from_secs(1)).tx(UP.port, question(NEIGHBOR.ip)).moved("generated", 1);
+    lab.after(Duration::from_secs(1)).moved("queued", -1).dropped("a", "neighbor_unresolved");
+    // The next frame begins anew.
+    lab.rx(A.port, &frame)
+        .tx(UP.port, question(NEIGHBOR.ip))
+        .moved("generated", 1)
+        .moved("queued", 1);
+}
+
+#[test]
+fn only_so_many_frames_wait_for_one_neighbor() {
+    let mut lab = Lab::unresolved(&small(), topology());
+    let frame = udp(&A, 4000, &SERVER, 2000).via(GATEWAY1.mac);
+    let router = tests::lab::ROUTER;
+    lab.rx(A.port, &frame)
+        .tx(UP.port, question(router.ip))
+        .moved("generated", 1)
+        .moved("queued", 1)
+        .moved("neighbors", 1)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", frame.ip_len() as i64);
+    let batch = (0..40).map(|_| (A.port, frame.clone().into())).collect();
+    lab.batch(batch)
+        .moved("queued", 31)
+        .moved("a.drop.neighbor_queue_full", 9)
+        .moved("drop.neighbor_queue_full", 9);
+    lab.rx(A.port, &frame).dropped("a", "neighbor_queue_full");
+    // Another neighbor has room of its own.
+    let other = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
+    lab.rx(A.port, &other)
+        .tx(UP.port, question(NEIGHBOR.ip))
+        .moved("generated", 1)
+        .moved("queued", 1)
+        .moved("neighbors", 1)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", other.ip_len() as i64);
+}
+
+#[test]
+fn an_unknown_address_of_a_network_is_asked_for_and_reached_where_it_answers() {
+    let mut spec = topology();
+    without_guard(&mut spec);
+    let mut lab = Lab::new(spec);
+    // A machine behind C's port that control knows nothing of.
+    let guest = Host { port: C.port, mac: Mac([2, 0, 0, 0, 0, 0x66]), ip: [10, 1, 0, 99].into() };
+    let frame = udp(&A, 4000, &guest, 2000).via(GATEWAY1.mac);
+    let who = arp_request(&GATEWAY1, guest.ip);
+    lab.rx(A.port, &frame)
+        .tx(A.port, who.clone())
+        .tx(B.port, who.clone())
+        .tx(C.port, who)
+        .moved("generated", 3)
+        .moved("queued", 1)
+        .moved("neighbors", 1)
+        .moved("conn.new", 1);
+    let reply = arp_reply(&guest, &GATEWAY1);
+    lab.rx(C.port, reply.clone()).tx(GATEWAY1.port, reply).moved("fdb.learned", 1);
+    lab.after(Duration::ZERO).tx(C.port, frame.routed(GATEWAY1.mac, guest.mac)).moved("queued", -1);
+}
+
+#[test]
+fn a_known_neighbor_is_confirmed_while_it_is_used() {
+    let mut lab = Lab::default();
+    let router = tests::lab::ROUTER;
+    let frame = udp(&A, 4000, &SERVER, 2000).via(GATEWAY1.mac);
+    let out = frame.clone().src(UP.ip).routed(UP.mac, router.mac);
+    lab.now = lab.now + Duration::from_secs(31);
+    lab.rx(A.port, &frame)
+        .tx(UP.port, question(router.ip))
+        .tx(UP.port, &out)
+        .moved("generated", 1)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", frame.ip_len() as i64);
+    lab.rx(UP.port, arp_reply(&router, &UP)).moved("consumed", 1);
+    lab.rx(A.port, &frame).tx(UP.port, &out);
+    // A router that moved is believed.
+    let moved = Host { mac: Mac([2, 0, 0, 0, 0, 0x12]), ..router };
+    let announcement =
+        arp(1, (moved.mac, Mac::BROADCAST), (moved.mac, moved.ip), (Mac::ZERO, moved.ip));
+    lab.rx(UP.port, announcement).moved("consumed", 1);
+    lab.rx(A.port, &frame).tx(UP.port, out.macs(UP.mac, moved.mac));
+}
+
+#[test]
+fn nobody_fills_the_neighbor_table_from_the_wire() {
+    let mut lab = Lab::default();
+    for n in 0..200u8 {
+        let stranger = Host { ip: [203, 0, 113, n].into(), ..NEIGHBOR };
+        if stranger.ip != tests::lab::ROUTER.ip {
+            lab.rx(UP.port, arp_request(&stranger, [203, 0, 113, 250].into())).moved("consumed", 1);
+        }
+    }
+}

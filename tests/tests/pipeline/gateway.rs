@@ -1,0 +1,384 @@
+//! The gateway: what it answers, what it routes, what it refuses and how it says so.
+
+use std::time::Duration;
+
+use dataplane::config::StaticRoute;
+use dataplane::l3::route::Prefix;
+use dataplane::packet::types::tcp_flags::SYN;
+use tests::lab::{
+    A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NEIGHBOR, ROUTER, SERVER, UP,
+    UPLINK, topology, without_guard,
+};
+use tests::packet::{
+    Host, Packet, Wire, arp_request, echo, echo_reply, ethernet, icmp, icmp_error, raw_ip,
+    reassemble, tcp, udp,
+};
+
+/// An ICMP error as the gateway sends it (RFC 1812 §4.3.2): whole packet up to 576 bytes quoted,
+/// precedence 6, identification zero.
+fn report(from: &Host, to: &Host, kind: u8, code: u8, about: &Packet) -> Packet {
+    icmp_error(from, to, kind, code, about, 548).tos(0xc0).ident(0)
+}
+
+/// The answer to an echo request, with its identification, and free to be fragmented.
+fn pong(from: &Host, to: &Host, id: u16) -> Packet {
+    echo_reply(from, to, id).may_fragment()
+}
+
+fn edited(packet: &Packet, edit: impl FnOnce(&mut Vec<u8>)) -> Wire {
+    let mut bytes = packet.bytes();
+    edit(&mut bytes);
+    bytes.into()
+}
+
+#[test]
+fn the_gateway_answers_echo() {
+    let mut lab = Lab::default();
+    lab.rx(A.port, echo(&A, &GATEWAY1, 7)).tx(A.port, pong(&GATEWAY1, &A, 7)).answered();
+    let other = echo(&A, &GATEWAY2, 8).via(GATEWAY1.mac);
+    lab.rx(A.port, &other).tx(A.port, pong(&GATEWAY2, &A, 8).macs(GATEWAY1.mac, A.mac)).answered();
+    // Type of service is kept, options are not; a TTL of one is enough to be heard.
+    let odd = echo(&A, &GATEWAY1, 9).tos(0x28).ip_options(&[1, 1, 1, 0]).ttl(1);
+    lab.rx(A.port, &odd).tx(A.port, pong(&GATEWAY1, &A, 9).tos(0x28)).answered();
+    let large = echo(&A, &GATEWAY1, 10).long(1472);
+    lab.rx(A.port, &large).tx(A.port, pong(&GATEWAY1, &A, 10).long(1472)).answered();
+    let wrong = edited(&echo(&A, &GATEWAY1, 11), |bytes| bytes[36] ^= 1);
+    lab.rx(A.port, wrong).dropped("a", "l4_malformed");
+}
+
+#[test]
+fn ethernet_padding_is_neither_echoed_nor_routed() {
+    let mut lab = Lab::default();
+    let ping = echo(&A, &GATEWAY1, 7).payload(b"");
+    let padded = edited(&ping, |bytes| bytes.resize(60, 0xee));
+    lab.rx(A.port, padded).tx(A.port, pong(&GATEWAY1, &A, 7).payload(b"")).answered();
+    let datagram = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).payload(b"x");
+    let padded = edited(&datagram, |bytes| bytes.resize(1600, 0xee));
+    lab.rx(A.port, padded)
+        .tx(UP.port, datagram.clone().src(UP.ip).routed(UP.mac, ROUTER.mac))
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", datagram.ip_len() as i64);
+}
+
+#[test]
+fn what_is_for_the_host_goes_to_its_leg() {
+    let mut lab = Lab::default();
+    for packet in [
+        udp(&A, 4000, &GATEWAY1, 53),
+        tcp(&A, 4000, &GATEWAY1, 22, SYN),
+        tcp(&A, 4000, &GATEWAY1, 22, SYN).dst(HOST_ADDRESS),
+        echo(&A, &GATEWAY1, 3).dst(HOST_ADDRESS),
+        udp(&A, 4000, &GATEWAY1, 53).dst(GATEWAY2.ip),
+    ] {
+        lab.rx(A.port, &packet).tx(GATEWAY1.port, &packet);
+    }
+    let answer = udp(&GATEWAY1, 53, &A, 1000);
+    lab.rx(GATEWAY1.port, &answer).tx(A.port, &answer);
+}
+
+#[test]
+fn without_a_leg_of_the_host_nobody_serves_there() {
+    let mut lab = Lab::default();
+    let packet = udp(&D, 4000, &GATEWAY2, 53);
+    lab.rx(D.port, &packet)
+        .tx(D.port, report(&GATEWAY2, &D, 3, 3, &packet))
+        .moved("generated", 1)
+        .dropped("d", "no_service");
+}
+
+#[test]
+fn a_ttl_that_runs_out_is_reported() {
+    let mut lab = Lab::default();
+    for ttl in [0, 1] {
+        let packet = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).ttl(ttl).long(1000);
+        lab.rx(A.port, &packet)
+            .tx(A.port, report(&GATEWAY1, &A, 11, 0, &packet))
+            .moved("generated", 1)
+            .dropped("a", "ttl_exceeded");
+    }
+}
+
+#[test]
+fn a_missing_route_is_reported() {
+    let mut lab = Lab::default();
+    let packet = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac);
+    lab.reconfigure(|spec| spec.uplinks[0].gateway = None);
+    lab.rx(A.port, &packet)
+        .tx(A.port, report(&GATEWAY1, &A, 3, 0, &packet))
+        .moved("generated", 1)
+        .dropped("a", "no_route");
+    lab.reconfigure(|spec| {
+        spec.uplinks.clear();
+        spec.ports.retain(|port| port.id != UP.port);
+    });
+    lab.rx(A.port, &packet)
+        .tx(A.port, report(&GATEWAY1, &A, 3, 0, &packet))
+        .moved("generated", 1)
+        .dropped("a", "uplink_missing");
+}
+
+#[test]
+fn a_static_route_is_taken() {
+    let mut lab = Lab::default();
+    lab.resolve(&NEIGHBOR);
+    lab.reconfigure(|spec| {
+        spec.routes.push(StaticRoute {
+            prefix: Prefix::new(SERVER.ip, 24),
+            via: NEIGHBOR.ip,
+            uplink: UPLINK,
+        });
+    });
+    let packet = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac);
+    lab.rx(A.port, &packet)
+        .tx(UP.port, packet.clone().src(UP.ip).routed(UP.mac, NEIGHBOR.mac))
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", packet.ip_len() as i64);
+}
+
+#[test]
+fn what_must_not_be_reported_is_not() {
+    let mut spec = topology();
+    without_guard(&mut spec);
+    let mut lab = Lab::new(spec);
+    let dead = |packet: Packet| packet.via(GATEWAY1.mac).ttl(1);
+    let quoted = udp(&SERVER, 53, &A, 1000);
+    let error = dead(icmp_error(&A, &SERVER, 3, 3, &quoted, 28));
+    // Of no connection, and no error about an error.
+    lab.rx(A.port, &error).dropped("a", "icmp_unrelated");
+    // A source that is not one host.
+    let nowhere = dead(udp(&A, 1, &SERVER, 2)).src([0, 0, 0, 0].into());
+    lab.rx(A.port, &nowhere).dropped("a", "martian");
+}
+
+#[test]
+fn errors_are_limited_in_rate() {
+    let mut lab = Lab::default();
+    let packet = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).ttl(1);
+    let batch = || (0..60).map(|_| (A.port, packet.clone().into())).collect();
+    let sent = lab
+        .batch(batch())
+        .moved("generated", 50)
+        .moved("a.drop.ttl_exceeded", 60)
+        .moved("drop.ttl_exceeded", 60)
+        .take(A.port);
+    assert!(sent.iter().all(|wire| *wire == report(&GATEWAY1, &A, 11, 0, &packet).into()));
+    lab.now = lab.now + Duration::from_millis(5);
+    lab.batch(batch())
+        .moved("generated", 5)
+        .moved("a.drop.ttl_exceeded", 60)
+        .moved("drop.ttl_exceeded", 60)
+        .take(A.port);
+}
+
+#[test]
+fn too_long_for_the_way_out() {
+    let mut lab = Lab::default();
+    lab.reconfigure(|spec| spec.uplinks[0].mtu = 1280);
+    let packet = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).long(1400);
+    lab.rx(A.port, &packet)
+        .tx(A.port, report(&GATEWAY1, &A, 3, 4, &packet).icmp_low(1280))
+        .moved("generated", 1)
+        .dropped("a", "mtu_exceeded");
+    let packet = packet.may_fragment().ident(0x4321);
+    let sent = lab
+        .rx(A.port, &packet)
+        .moved("replicated", 1)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", packet.ip_len() as i64)
+        .take(UP.port);
+    assert_eq!(sent.len(), 2);
+    assert!(sent.iter().all(|wire| wire.bytes.len() <= 14 + 1280));
+    let whole = packet.clone().src(UP.ip).routed(UP.mac, ROUTER.mac);
+    assert_eq!(reassemble(&sent), whole.into());
+    let fits = packet.long(1252);
+    lab.rx(A.port, &fits).tx(UP.port, fits.clone().src(UP.ip).routed(UP.mac, ROUTER.mac));
+}
+
+#[test]
+fn frames_that_waited_are_fragmented_too() {
+    let mut lab = Lab::default();
+    lab.reconfigure(|spec| spec.uplinks[0].mtu = 600);
+    let packet = udp(&A, 4000, &NEIGHBOR, 53).via(GATEWAY1.mac).long(1400).may_fragment();
+    lab.rx(A.port, &packet)
+        .moved("generated", 1)
+        .moved("queued", 1)
+        .moved("neighbors", 1)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", packet.ip_len() as i64)
+        .take(UP.port);
+    lab.rx(UP.port, tests::packet::arp_reply(&NEIGHBOR, &UP)).moved("consumed", 1);
+    let sent = lab.after(Duration::ZERO).moved("queued", -1).moved("replicated", 2).take(UP.port);
+    assert_eq!(sent.len(), 3);
+    assert_eq!(reassemble(&sent), packet.src(UP.ip).routed(UP.mac, NEIGHBOR.mac).into());
+}
+
+#[test]
+fn fragments_follow_the_first_one_through_nat() {
+    let mut lab = Lab::default();
+    let datagram = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).may_fragment().long(1200);
+    // The sender's own fragments: 8-byte units, no transport header in the second.
+    let whole = datagram.bytes();
+    let cut = 14 + 20 + 800;
+    let fragment = |from: usize, to: usize, word: u16| {
+        let mut bytes = [&whole[..34], &whole[from..to]].concat();
+        let len = (bytes.len() - 14) as u16;
+        bytes[16..18].copy_from_slice(&len.to_be_bytes());
+        bytes[20..22].copy_from_slice(&word.to_be_bytes());
+        bytes[24..26].copy_from_slice(&[0, 0]);
+        let sum = !tests::sums::sum(&bytes[14..34]);
+        bytes[24..26].copy_from_slice(&sum.to_be_bytes());
+        bytes
+    };
+    let first = fragment(34, cut, 0x2000);
+    let second = fragment(cut, whole.len(), 100);
+    lab.rx(A.port, second.clone()).dropped("a", "fragment_untracked");
+    let out = lab
+        .rx(A.port, first)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", 820)
+        .take_one(UP.port);
+    let rest = lab.rx(A.port, second).take_one(UP.port);
+    let expected = datagram.src(UP.ip).routed(UP.mac, ROUTER.mac);
+    assert_eq!(reassemble(&[out, rest]), expected.into());
+}
+
+#[test]
+fn networks_reach_each_other_by_published_ports_only() {
+    let mut lab = Lab::default();
+    lab.rx(A.port, udp(&A, 1, &D, 2).via(GATEWAY1.mac)).dropped("a", "inter_network");
+    lab.rx(D.port, echo(&D, &B, 2).via(GATEWAY2.mac)).dropped("d", "inter_network");
+}
+
+#[test]
+fn routed_within_a_network() {
+    let mut lab = Lab::default();
+    let packet = udp(&A, 4000, &B, 2000).via(GATEWAY1.mac);
+    lab.rx(A.port, &packet).tx(B.port, packet.routed(GATEWAY1.mac, B.mac)).moved("conn.new", 1);
+}
+
+#[test]
+fn an_internal_network_has_no_way_out() {
+    let mut lab = Lab::default();
+    lab.reconfigure(|spec| spec.networks[0].internal = true);
+    lab.rx(A.port, udp(&A, 1, &SERVER, 2).via(GATEWAY1.mac)).dropped("a", "internal_network");
+    lab.rx(A.port, udp(&A, 1, &D, 2).via(GATEWAY1.mac)).dropped("a", "internal_network");
+    let inside = udp(&A, 1, &B, 2);
+    lab.rx(A.port, &inside).tx(B.port, &inside);
+    lab.rx(A.port, echo(&A, &GATEWAY1, 7)).tx(A.port, pong(&GATEWAY1, &A, 7)).answered();
+    lab.rx(D.port, udp(&D, 1, &A, 2).via(GATEWAY2.mac)).dropped("d", "inter_network");
+    lab.rx(UP.port, udp(&CLIENT, 1, &A, 2).via(UP.mac)).dropped("up", "unsolicited");
+}
+
+#[test]
+fn addresses_that_cannot_be_on_the_wire() {
+    let mut spec = topology();
+    without_guard(&mut spec);
+    let mut lab = Lab::new(spec);
+    let sent = |src: [u8; 4], dst: [u8; 4]| {
+        udp(&A, 1, &SERVER, 2).via(GATEWAY1.mac).src(src.into()).dst(dst.into())
+    };
+    let (inside, outside) = (A.ip.octets(), SERVER.ip.octets());
+    for src in [[127, 0, 0, 1], [0, 0, 0, 0], [0, 1, 2, 3], [224, 0, 0, 1], [240, 0, 0, 1]] {
+        lab.rx(A.port, sent(src, outside)).dropped("a", "martian");
+    }
+    for src in [GATEWAY1.ip, GATEWAY2.ip, UP.ip] {
+        lab.rx(A.port, sent(src.octets(), outside)).dropped("a", "martian");
+    }
+    for dst in [[127, 0, 0, 1], [0, 0, 0, 0]] {
+        lab.rx(A.port, sent(inside, dst)).dropped("a", "martian");
+    }
+    for dst in [[224, 0, 0, 251], [239, 1, 2, 3], [255, 255, 255, 255]] {
+        lab.rx(A.port, sent(inside, dst)).dropped("a", "not_unicast");
+    }
+    for dst in [[10, 1, 0, 255], [10, 1, 0, 0], [203, 0, 113, 255], [203, 0, 113, 0]] {
+        lab.rx(A.port, sent(inside, dst)).dropped("a", "not_unicast");
+    }
+    // From outside: our own and inside addresses.
+    for src in [UP.ip, GATEWAY1.ip, HOST_ADDRESS] {
+        lab.rx(UP.port, udp(&CLIENT, 1, &UP, 2).src(src)).dropped("up", "martian");
+    }
+}
+
+#[test]
+fn packets_that_contradict_themselves() {
+    let mut lab = Lab::default();
+    let packet = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac);
+    let broken = |at: usize, xor: u8| edited(&packet, |bytes| bytes[at] ^= xor);
+    lab.rx(A.port, broken(24, 1)).dropped("a", "ipv4_checksum");
+    lab.rx(A.port, broken(14, 0x10)).dropped("a", "ipv4_malformed");
+    lab.rx(A.port, broken(14, 0x01)).dropped("a", "ipv4_malformed");
+    lab.rx(A.port, broken(16, 0x80)).dropped("a", "ipv4_malformed");
+    // UDP length beyond the packet.
+    lab.rx(A.port, broken(38, 0x80)).dropped("a", "l4_malformed");
+    let mut short = packet.clone().payload(b"").bytes();
+    short.truncate(30);
+    lab.rx(A.port, short).dropped("a", "ipv4_malformed");
+    let mut six = packet.bytes();
+    six[12..14].copy_from_slice(&[0x86, 0xdd]);
+    lab.rx(A.port, six).dropped("a", "ipv4_malformed");
+    lab.rx(A.port, ethernet(A.mac, GATEWAY1.mac, 0x88b5, &[0; 46])).dropped("a", "no_service");
+    // The same broken packets are switched like any others.
+    for wire in [broken(24, 1), broken(14, 0x10), broken(38, 0x80)] {
+        let mut bytes = wire.bytes;
+        bytes[..6].copy_from_slice(&B.mac.0);
+        lab.rx(A.port, bytes.clone()).tx(B.port, bytes).sums_may_be_wrong();
+    }
+}
+
+#[test]
+fn ipv6_is_switched_and_not_routed() {
+    let mut lab = Lab::default();
+    let mut payload = vec![0x60, 0, 0, 0, 0, 8, 17, 64];
+    payload.extend_from_slice(&[0xfe; 32]);
+    payload.extend_from_slice(&[0, 1, 0, 2, 0, 8, 0, 0]);
+    let switched = ethernet(A.mac, B.mac, 0x86dd, &payload);
+    lab.rx(A.port, switched.clone()).tx(B.port, switched);
+    let routed = ethernet(A.mac, GATEWAY1.mac, 0x86dd, &payload);
+    lab.rx(A.port, routed).dropped("a", "ipv6_not_routed");
+}
+
+#[test]
+fn protocols_without_ports_and_messages_without_a_query() {
+    let mut lab = Lab::default();
+    let gre = raw_ip(&A, &SERVER, 47).via(GATEWAY1.mac);
+    lab.rx(A.port, &gre)
+        .tx(UP.port, gre.clone().src(UP.ip).routed(UP.mac, ROUTER.mac))
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", gre.ip_len() as i64);
+    let back = raw_ip(&SERVER, &UP, 47);
+    lab.rx(UP.port, &back).tx(A.port, back.dst(A.ip).routed(GATEWAY1.mac, A.mac));
+    // The one tuple that there is to this server is taken.
+    let second = raw_ip(&B, &SERVER, 47).via(GATEWAY1.mac);
+    lab.rx(B.port, &second)
+        .tx(B.port, report(&GATEWAY1, &B, 3, 13, &second))
+        .moved("generated", 1)
+        .moved("conn.ports_exhausted", 1)
+        .dropped("b", "snat_ports_exhausted");
+    let timestamp = icmp(&A, &SERVER, 13, 0, [0; 4]).via(GATEWAY1.mac).payload(&[0; 12]);
+    lab.rx(A.port, &timestamp).dropped("a", "unsupported_protocol");
+    let unasked = echo_reply(&A, &SERVER, 5).via(GATEWAY1.mac);
+    lab.rx(A.port, &unasked).dropped("a", "conntrack_invalid");
+}
+
+#[test]
+fn a_whole_first_conversation() {
+    let mut lab = Lab::default();
+    lab.batch(vec![
+        (A.port, arp_request(&A, GATEWAY1.ip).into()),
+        (A.port, echo(&A, &GATEWAY1, 1).into()),
+        (C.port, udp(&C, 1, &A, 2).into()),
+        (A.port, udp(&A, 2, &C, 1).into()),
+    ])
+    .tx(A.port, tests::packet::arp_reply(&GATEWAY1, &A))
+    .tx(A.port, pong(&GATEWAY1, &A, 1))
+    .tx(A.port, udp(&C, 1, &A, 2))
+    .tx(C.port, udp(&A, 2, &C, 1))
+    .moved("consumed", 2)
+    .moved("generated", 2);
+}
