@@ -221,6 +221,7 @@ pub struct Lab {
     pub now: Timestamp,
     cores: Vec<Core>,
     outside: Outside,
+    router_is_known: bool,
     names: BTreeMap<PortId, &'static str>,
 }
 
@@ -241,6 +242,7 @@ impl Lab {
     #[must_use]
     pub fn with(options: &EngineOptions, spec: SnapshotSpec) -> Self {
         let mut lab = Self::unresolved(options, spec);
+        lab.router_is_known = true;
         lab.resolve(&ROUTER);
         lab
     }
@@ -267,7 +269,8 @@ impl Lab {
             (UP.port, "up"),
         ];
         let outside = Outside::default();
-        let mut lab = Self { spec, plane, now, cores, outside, names: names.into() };
+        let names = names.into();
+        let mut lab = Self { spec, plane, now, cores, outside, router_is_known: false, names };
         lab.publish();
         lab
     }
@@ -366,12 +369,16 @@ impl Lab {
         step
     }
 
-    /// Time passes; every worker does its housekeeping at the end of it.
+    /// Time passes; every worker does its housekeeping at the end of it. A router that was known
+    /// has said so again meanwhile.
     #[track_caller]
     pub fn after(&mut self, time: Duration) -> Step<'_> {
         let step = Step::begin(self);
         let lab = &mut *step.lab;
         lab.now = lab.now + time;
+        if lab.router_is_known {
+            lab.resolve(&ROUTER);
+        }
         for core in &mut lab.cores {
             core.housekeep(lab.now, &mut lab.outside);
         }
@@ -458,6 +465,20 @@ impl<'a> Step<'a> {
     #[must_use]
     pub fn fdb(&self) -> (i64, i64) {
         self.lab.fdb()
+    }
+
+    /// Frames that wait, after the step.
+    #[must_use]
+    pub fn queued(&self) -> i64 {
+        Ledger::read(&self.lab.plane, &self.lab.names).value("queued")
+    }
+
+    /// A counter that may move or not.
+    pub fn tolerate(mut self, name: &str) -> Self {
+        let now = Ledger::read(&self.lab.plane, &self.lab.names);
+        let by = now.value(name) - self.before.value(name) - self.expected.value(name);
+        self.expected.add(name, by);
+        self
     }
 
     /// Checks the step; the frames that left by `port` are not compared but returned.

@@ -10,7 +10,7 @@ use crate::conntrack::{Direction, Hit, Insert, NewConnection, Tuple, Zone, timeo
 use crate::core::Cx;
 use crate::engine::{Link, NatRule};
 use crate::frame::Frame;
-use crate::l3::hop::Hop;
+use crate::l3::hop::{self, Hop};
 use crate::l3::report::report;
 use crate::nat::dnat::DnatTarget;
 use crate::nat::local;
@@ -47,6 +47,9 @@ pub(super) fn begin(
         _ => None,
     };
     match (target, local, lane.from) {
+        (Some(_), _, From::Uplink(_)) if is_inside(cx, ip.src) => {
+            return not_ours(cx, lane.from, DropReason::Martian);
+        }
         (Some(_), ..) => {}
         (None, Some(local), _) => return local::deliver(cx, frame, lane, ip, local),
         (None, None, From::Uplink(_)) => {
@@ -57,7 +60,7 @@ pub(super) fn begin(
     let state = state.ok_or(DropReason::ConntrackInvalid)?;
     let to = target.map_or(tuple, |t| tuple.with_dst(t.address, t.port));
     // Forbidden ways are refused before anybody is asked for anything.
-    let link = crate::l3::hop::route(cx, to.dst()).ok().map(|hop| hop.link);
+    let link = hop::route(cx, to.dst()).ok().map(|hop| hop.link);
     permitted(cx, lane.from, link, target.as_ref())?;
     let way = way_out(cx, frame, lane, ip, to.dst())?;
     let source = outside_source(cx, lane.from, ip, &way.hop, target.as_ref());
@@ -97,6 +100,12 @@ fn first_state(ip: &Ipv4) -> Option<u8> {
         L4::Icmp { kind, .. } => (kind != 0).then_some(0),
         _ => Some(0),
     }
+}
+
+/// Whether an address is one of a network's, which nobody outside has: the answers would go to the
+/// one who does.
+fn is_inside(cx: &Cx<'_>, address: Ipv4Addr) -> bool {
+    matches!(hop::route(cx, address), Ok(Hop { link: Link::Network(_), .. }))
 }
 
 /// Which ways are open to a new connection.

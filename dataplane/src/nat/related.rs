@@ -44,7 +44,7 @@ pub(super) fn translate(
     // Where the connection hides its source, no error may show it; where it does not, the router
     // that speaks keeps its name.
     let envelope = Rewrite {
-        src: change.src,
+        src: change.src.filter(|(address, _)| *address != tuple.src()),
         dst: Some((hit.other.src(), 0)).filter(|(address, _)| *address != outer.dst),
     };
     rewrite::apply(frame, outer, &envelope);

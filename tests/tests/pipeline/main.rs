@@ -1,6 +1,7 @@
 //! Tables: frames in, bytes out on which ports, and every counter that moves. See
 //! [`tests::lab`] for the host that the frames meet.
 #![allow(
+    clippy::cast_possible_truncation,
     clippy::expect_used,
     clippy::panic,
     clippy::unwrap_used,
@@ -9,4 +10,11 @@
 
 mod arp;
 mod gateway;
+mod icmp;
 mod l2;
+mod lifecycle;
+mod limits;
+mod nat;
+mod offload;
+mod tcp;
+mod uplink;

@@ -1,0 +1,190 @@
+//! ICMP errors through NAT, both ways: the quoted packet is what its sender sent, and every
+//! checksum, the quoted ones too, is right.
+
+use dataplane::config::UplinkMode;
+use dataplane::packet::types::tcp_flags::SYN;
+use tests::lab::{A, B, CLIENT, GATEWAY1, Lab, ROUTER, SERVER, UP, publish_tcp, topology};
+use tests::packet::{Host, Packet, Wire, echo, icmp_error, tcp, udp};
+
+/// Bytes of the quoted packet that there are: the header and eight bytes, some, or all.
+const QUOTES: [usize; 4] = [28, 40, 68, 548];
+
+/// Begins a connection from inside; returns the packet as it left and as its sender sent it, both
+/// with the TTL it has behind the engine.
+fn begun(lab: &mut Lab, from: &Host, packet: &Packet) -> (Packet, Packet) {
+    let wire = lab
+        .rx(from.port, packet)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", packet.ip_len() as i64)
+        .take_one(UP.port);
+    let port = |at: usize| u16::from_be_bytes([wire.bytes[at], wire.bytes[at + 1]]);
+    let out = packet.clone().src(UP.ip).ttl(63);
+    let out = if wire.bytes[23] == 1 { out.sport(port(38)) } else { out.sport(port(34)) };
+    (out, packet.clone().ttl(63))
+}
+
+/// The same error as `error`, but without the last byte's worth of trust: one bit flipped.
+fn flipped(error: &Packet, at: usize) -> Wire {
+    let mut bytes = error.bytes();
+    bytes[at] ^= 1;
+    bytes.into()
+}
+
+#[test]
+fn errors_about_what_was_sent_out_reach_the_sender() {
+    let mut lab = Lab::default();
+    // A first connection takes the ports, so that those of the second are translated.
+    for taken in [
+        udp(&B, 40_000, &SERVER, 4242),
+        tcp(&B, 40_000, &SERVER, 80, SYN),
+        echo(&B, &SERVER, 40_000),
+    ] {
+        begun(&mut lab, &B, &taken.via(GATEWAY1.mac));
+    }
+    for packet in [
+        udp(&A, 40_000, &SERVER, 4242).long(700),
+        tcp(&A, 40_000, &SERVER, 80, SYN),
+        echo(&A, &SERVER, 40_000).long(100),
+    ] {
+        let (out, sent) = begun(&mut lab, &A, &packet.via(GATEWAY1.mac));
+        for (from, kind, code) in
+            [(&SERVER, 3, 3), (&ROUTER, 11, 0), (&ROUTER, 3, 1), (&SERVER, 12, 0)]
+        {
+            for limit in QUOTES {
+                let error = icmp_error(from, &UP, kind, code, &out, limit);
+                let told = icmp_error(from, &A, kind, code, &sent, limit);
+                lab.rx(UP.port, &error).tx(A.port, told.routed(GATEWAY1.mac, A.mac));
+            }
+        }
+        let error = icmp_error(&ROUTER, &UP, 3, 4, &out, 548).icmp_low(1280);
+        let told = icmp_error(&ROUTER, &A, 3, 4, &sent, 548).icmp_low(1280);
+        lab.rx(UP.port, &error).tx(A.port, told.routed(GATEWAY1.mac, A.mac));
+    }
+    for connection in lab.connections() {
+        assert_eq!(connection.packets, [1, 0], "errors are no packets of the connection");
+    }
+}
+
+#[test]
+fn a_quote_of_a_datagram_without_checksum_gets_none() {
+    let mut lab = Lab::default();
+    let packet = udp(&A, 40_000, &SERVER, 4242).via(GATEWAY1.mac);
+    let (out, sent) = begun(&mut lab, &A, &packet);
+    let bare = |about: &Packet, to: &Host| {
+        let mut quote = about.ip_bytes();
+        quote[26..28].copy_from_slice(&[0, 0]);
+        icmp_error(&SERVER, to, 3, 3, about, 0).payload(&quote)
+    };
+    let told = bare(&sent, &A).routed(GATEWAY1.mac, A.mac);
+    lab.rx(UP.port, bare(&out, &UP)).tx(A.port, told);
+}
+
+#[test]
+fn errors_about_what_came_in_show_the_published_address() {
+    let mut spec = topology();
+    spec.dnat.push(publish_tcp(7, 8080, &B, 80));
+    let mut lab = Lab::new(spec);
+    let syn = tcp(&CLIENT, 5000, &UP, 8080, SYN);
+    let received = syn.clone().dst(B.ip).dport(80).routed(GATEWAY1.mac, B.mac);
+    lab.rx(UP.port, &syn)
+        .tx(B.port, &received)
+        .moved("conn.new", 1)
+        .moved("dnat.7.packets", 1)
+        .moved("dnat.7.bytes", syn.ip_len() as i64);
+    for limit in QUOTES {
+        let error = icmp_error(&B, &CLIENT, 3, 3, &received, limit).via(GATEWAY1.mac);
+        let told = icmp_error(&UP, &CLIENT, 3, 3, &syn.clone().ttl(63), limit);
+        lab.rx(B.port, &error).tx(UP.port, told.routed(UP.mac, ROUTER.mac));
+    }
+    // And errors from outside about the server's answers.
+    let answer = tcp(&B, 80, &CLIENT, 5000, SYN | 0x10).via(GATEWAY1.mac);
+    let out = answer.clone().src(UP.ip).sport(8080).routed(UP.mac, ROUTER.mac);
+    lab.rx(B.port, &answer).tx(UP.port, &out);
+    for limit in QUOTES {
+        let error = icmp_error(&ROUTER, &UP, 11, 0, &out, limit);
+        let told = icmp_error(&ROUTER, &B, 11, 0, &answer.clone().ttl(63), limit);
+        lab.rx(UP.port, &error).tx(B.port, told.routed(GATEWAY1.mac, B.mac));
+    }
+}
+
+#[test]
+fn errors_of_a_hairpin_go_back_the_same_way() {
+    let mut spec = topology();
+    spec.dnat.push(publish_tcp(7, 8080, &B, 80));
+    let mut lab = Lab::new(spec);
+    let syn = tcp(&A, 40_000, &UP, 8080, SYN).via(GATEWAY1.mac);
+    let received = syn.clone().src(UP.ip).dst(B.ip).dport(80).routed(GATEWAY1.mac, B.mac);
+    lab.rx(A.port, &syn)
+        .tx(B.port, &received)
+        .moved("conn.new", 1)
+        .moved("dnat.7.packets", 1)
+        .moved("dnat.7.bytes", syn.ip_len() as i64);
+    let error = icmp_error(&B, &UP, 3, 3, &received, 548).via(GATEWAY1.mac);
+    let told = icmp_error(&UP, &A, 3, 3, &syn.clone().ttl(63), 548);
+    lab.rx(B.port, &error).tx(A.port, told.routed(GATEWAY1.mac, A.mac));
+}
+
+#[test]
+fn the_engine_s_own_errors_about_translated_packets_quote_what_the_sender_sent() {
+    let mut spec = topology();
+    spec.dnat.push(publish_tcp(7, 8080, &B, 80));
+    spec.networks[0].mtu = 1000;
+    let mut lab = Lab::new(spec);
+    // Too long for the inside: the client outside hears of it from the address it spoke to.
+    let syn = tcp(&CLIENT, 5000, &UP, 8080, SYN).long(1200);
+    let told = icmp_error(&UP, &CLIENT, 3, 4, &syn, 548)
+        .icmp_low(1000)
+        .tos(0xc0)
+        .ident(0)
+        .macs(UP.mac, ROUTER.mac);
+    lab.rx(UP.port, &syn).tx(UP.port, told).moved("generated", 1).dropped("up", "mtu_exceeded");
+}
+
+#[test]
+fn errors_about_nothing_we_know_or_that_are_damaged() {
+    let mut lab = Lab::default();
+    let packet = udp(&A, 40_000, &SERVER, 4242).via(GATEWAY1.mac);
+    let (out, _) = begun(&mut lab, &A, &packet);
+    let unknown = icmp_error(&SERVER, &UP, 3, 3, &out.clone().dport(1), 28);
+    let sound = icmp_error(&SERVER, &UP, 3, 3, &out, 28);
+    lab.rx(UP.port, &unknown).dropped("up", "icmp_unrelated");
+    // The error's own checksum, and that of the quoted header under a right outer one.
+    lab.rx(UP.port, flipped(&sound, 36)).dropped("up", "l4_malformed");
+    let mut quote = out.ip_bytes()[..28].to_vec();
+    quote[8] ^= 1;
+    let liar = icmp_error(&SERVER, &UP, 3, 3, &out, 0).payload(&quote);
+    lab.rx(UP.port, &liar).dropped("up", "ipv4_checksum");
+    let cut = icmp_error(&SERVER, &UP, 3, 3, &out, 12);
+    lab.rx(UP.port, &cut).dropped("up", "l4_malformed");
+    let portless = icmp_error(&SERVER, &UP, 3, 3, &out, 24);
+    lab.rx(UP.port, &portless).dropped("up", "icmp_unrelated");
+    // A shared uplink leaves all of them to the host.
+    lab.reconfigure(|spec| spec.uplinks[0].mode = UplinkMode::Shared);
+    for wire in [Wire::from(&unknown), flipped(&sound, 36), liar.into(), cut.into()] {
+        lab.rx(UP.port, wire).moved("consumed", 1);
+    }
+    // But what is ours still comes in.
+    lab.rx(UP.port, &sound).take_one(A.port);
+}
+
+#[test]
+fn an_error_neither_refreshes_nor_ends_a_connection() {
+    let mut lab = Lab::default();
+    let packet = udp(&A, 40_000, &SERVER, 4242).via(GATEWAY1.mac);
+    let (out, _) = begun(&mut lab, &A, &packet);
+    lab.now = lab.now + std::time::Duration::from_secs(100);
+    let before = lab.connection();
+    lab.rx(UP.port, icmp_error(&SERVER, &UP, 3, 3, &out, 28)).take_one(A.port);
+    assert_eq!(lab.connection(), before);
+}
+
+#[test]
+fn redirects_and_source_quenches_are_errors_too_and_never_reach_inside_unasked() {
+    let mut lab = Lab::default();
+    let about = udp(&UP, 1, &SERVER, 2);
+    for kind in [4, 5] {
+        lab.rx(UP.port, icmp_error(&ROUTER, &UP, kind, 0, &about, 28))
+            .dropped("up", "icmp_unrelated");
+    }
+}

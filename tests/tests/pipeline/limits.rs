@@ -1,0 +1,170 @@
+//! Full tables, and several workers with one flow.
+
+use std::collections::HashMap;
+use std::thread;
+
+use dataplane::EngineOptions;
+use dataplane::clock::Timestamp;
+use dataplane::config::Snapshot;
+use dataplane::core::Transmit;
+use dataplane::engine::Link;
+use dataplane::frame::Frame;
+use dataplane::io::{Offloads, TxReport};
+use dataplane::packet::types::PortId;
+use dataplane::packet::types::tcp_flags::{ACK, SYN};
+use dataplane::plane::Plane;
+use dataplane::pool::Pool;
+use tests::lab::{A, B, GATEWAY1, Lab, ROUTER, SERVER, UP, UPLINK, small, topology};
+use tests::packet::{tcp, udp};
+
+#[test]
+fn a_full_connection_table_refuses_new_ones_and_keeps_the_others() {
+    let mut lab = Lab::with(&EngineOptions { conntrack_limit: 4, ..small() }, topology());
+    let packet = |n: u16| udp(&A, 40_000 + n, &SERVER, 53).via(GATEWAY1.mac);
+    for n in 0..4 {
+        lab.rx(A.port, packet(n))
+            .tx(UP.port, packet(n).src(UP.ip).routed(UP.mac, ROUTER.mac))
+            .moved("conn.new", 1)
+            .moved("masquerade.1.packets", 1)
+            .moved("masquerade.1.bytes", packet(n).ip_len() as i64);
+    }
+    lab.rx(A.port, packet(4)).moved("conn.full", 1).dropped("a", "conntrack_full");
+    lab.rx(A.port, packet(0)).tx(UP.port, packet(0).src(UP.ip).routed(UP.mac, ROUTER.mac));
+    let back = udp(&SERVER, 53, &UP, 40_003);
+    lab.rx(UP.port, &back).tx(A.port, back.clone().dst(A.ip).routed(GATEWAY1.mac, A.mac));
+    // Switching needs no connection.
+    let bridged = udp(&A, 1, &B, 2);
+    lab.rx(A.port, &bridged).tx(B.port, &bridged);
+    // Thirty seconds later the place of an idle one is free, but not that of the one in use.
+    lab.after(std::time::Duration::from_secs(30))
+        .moved("conn.entries", -4)
+        .moved("conn.expired", 4);
+    lab.rx(A.port, packet(4))
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", packet(4).ip_len() as i64)
+        .take_one(UP.port);
+}
+
+#[test]
+fn a_flow_that_changes_workers_stays_one_connection() {
+    let mut lab = Lab::with(&EngineOptions { workers: 2, ..small() }, topology());
+    let syn = tcp(&A, 40_000, &SERVER, 80, SYN).via(GATEWAY1.mac);
+    let out = |packet: &tests::packet::Packet| packet.clone().src(UP.ip).routed(UP.mac, ROUTER.mac);
+    lab.batch_on(0, vec![(A.port, (&syn).into())])
+        .tx(UP.port, out(&syn))
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", 40);
+    let answer = tcp(&SERVER, 80, &UP, 40_000, SYN | ACK);
+    lab.batch_on(1, vec![(UP.port, (&answer).into())])
+        .tx(A.port, answer.dst(A.ip).routed(GATEWAY1.mac, A.mac));
+    let ack = syn.clone().flags(ACK).seq(1001);
+    lab.batch_on(1, vec![(A.port, (&ack).into())]).tx(UP.port, out(&ack));
+    assert_eq!((lab.connection().state, lab.connection().packets), ("ESTABLISHED", [2, 1]));
+}
+
+#[test]
+fn a_neighbor_that_one_worker_hears_of_frees_the_frames_of_the_other() {
+    let mut lab = Lab::with(&EngineOptions { workers: 2, ..small() }, topology());
+    let neighbor = tests::lab::NEIGHBOR;
+    let frame = udp(&A, 40_000, &neighbor, 53).via(GATEWAY1.mac);
+    lab.batch_on(0, vec![(A.port, (&frame).into())])
+        .moved("generated", 1)
+        .moved("queued", 1)
+        .moved("neighbors", 1)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", frame.ip_len() as i64)
+        .take_one(UP.port);
+    let answer = tests::packet::arp_reply(&neighbor, &UP);
+    lab.batch_on(1, vec![(UP.port, answer.into())]).moved("consumed", 1);
+    lab.after(std::time::Duration::ZERO)
+        .tx(UP.port, frame.src(UP.ip).routed(UP.mac, neighbor.mac))
+        .moved("queued", -1);
+}
+
+/// Source ports by inside port, as they left.
+#[derive(Default)]
+struct Seen(HashMap<u16, u16>);
+
+impl Seen {
+    fn look(&mut self, port: PortId, frame: &Frame) {
+        assert_eq!(port, UP.port);
+        let bytes = frame.bytes();
+        let outside = u16::from_be_bytes([bytes[34], bytes[35]]);
+        let inside = u16::from_be_bytes([bytes[42], bytes[43]]);
+        let before = self.0.insert(inside, outside);
+        assert!(before.is_none_or(|before| before == outside), "{inside} changed its port");
+    }
+}
+
+impl Transmit for Seen {
+    fn tx(&mut self, port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
+        let mut report = TxReport::default();
+        for frame in frames.drain(..) {
+            self.look(port, &frame);
+            report.sent += 1;
+            report.sent_bytes += frame.len() as u64;
+            pool.put(frame);
+        }
+        report
+    }
+
+    fn tx_copy(&mut self, port: PortId, frame: &mut Frame, _pool: &mut Pool) -> TxReport {
+        self.look(port, frame);
+        TxReport { sent: 1, sent_bytes: frame.len() as u64, ..TxReport::default() }
+    }
+}
+
+/// Two workers receive the first packets of the same flows at the same time, A's and B's with the
+/// same ports, so that they race for entries and for outside ports.
+#[test]
+fn two_workers_that_begin_one_flow_at_once_agree() {
+    const FLOWS: u16 = 2000;
+    let options = EngineOptions { workers: 2, buffers_per_worker: 64, ..small() };
+    let plane = Plane::new(&options).unwrap();
+    let now = Timestamp::now();
+    plane.publish(Snapshot::build(topology()).unwrap());
+    plane.tables().neighbors.confirm(Link::Uplink(UPLINK), ROUTER.ip, ROUTER.mac, true, now);
+    let seen: Vec<[Seen; 2]> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..2)
+            .map(|number| {
+                let plane = &plane;
+                scope.spawn(move || {
+                    let mut core = plane.core(number).unwrap();
+                    for port in [A.port, B.port, UP.port] {
+                        plane.add_port(&mut core, port, Offloads::ALL);
+                    }
+                    let mut seen = [Seen::default(), Seen::default()];
+                    for n in 0..FLOWS {
+                        for (host, seen) in [&A, &B].into_iter().zip(&mut seen) {
+                            let port = 10_000 + n;
+                            let packet = udp(host, port, &SERVER, 53)
+                                .via(GATEWAY1.mac)
+                                .payload(&port.to_be_bytes());
+                            let mut frame = core.pool().take().unwrap();
+                            frame.copy_from(&packet.bytes());
+                            frame.ingress = host.port;
+                            core.process(&mut vec![frame], now, seen);
+                        }
+                    }
+                    assert_eq!(core.pool().available(), 64);
+                    assert!(core.stats().is_balanced());
+                    seen
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    let [first, second] = &seen[..] else { panic!("two workers") };
+    for (one, other) in first.iter().zip(second) {
+        assert_eq!(one.0.len(), usize::from(FLOWS));
+        assert_eq!(one.0, other.0, "the workers disagree");
+    }
+    for (inside, outside) in &first[0].0 {
+        assert_ne!(Some(outside), first[1].0.get(inside), "two hosts share a port");
+    }
+    let stats = plane.conntrack_stats();
+    assert_eq!(stats.entries, u32::from(FLOWS) * 2, "{stats:?}");
+}

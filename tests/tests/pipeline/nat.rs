@@ -1,0 +1,395 @@
+//! SNAT out, un-NAT of the replies, published ports, hairpins.
+
+use std::net::Ipv4Addr;
+
+use dataplane::config::DnatRule;
+use dataplane::packet::types::ip_proto;
+use dataplane::packet::types::tcp_flags::{ACK, SYN};
+use tests::lab::{
+    A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NET1, ROUTER, SERVER, Step, UP,
+    publish, publish_tcp, topology,
+};
+use tests::packet::{Host, Packet, Wire, echo, echo_reply, icmp_error, tcp, udp};
+
+const RULE: u32 = 7;
+
+/// A lab in which port 8080 is B's port 80.
+fn published() -> Lab {
+    let mut spec = topology();
+    spec.dnat.push(publish_tcp(RULE, 8080, &B, 80));
+    Lab::new(spec)
+}
+
+/// As a packet from inside looks on the uplink.
+fn outside(packet: &Packet) -> Packet {
+    packet.clone().src(UP.ip).routed(UP.mac, ROUTER.mac)
+}
+
+/// As a packet from outside looks inside.
+fn inside(packet: &Packet, to: &Host) -> Packet {
+    packet.clone().dst(to.ip).routed(GATEWAY1.mac, to.mac)
+}
+
+trait Counts {
+    fn masqueraded(self, packet: &Packet) -> Self;
+    fn dnat(self, packet: &Packet) -> Self;
+}
+
+impl Counts for Step<'_> {
+    /// A new connection by the first network's masquerade.
+    fn masqueraded(self, packet: &Packet) -> Self {
+        self.moved("conn.new", 1)
+            .moved("masquerade.1.packets", 1)
+            .moved("masquerade.1.bytes", packet.ip_len() as i64)
+    }
+
+    /// A new connection by the rule.
+    fn dnat(self, packet: &Packet) -> Self {
+        self.moved("conn.new", 1)
+            .moved("dnat.7.packets", 1)
+            .moved("dnat.7.bytes", packet.ip_len() as i64)
+    }
+}
+
+fn ports(wire: &Wire) -> (u16, u16) {
+    let port = |at: usize| u16::from_be_bytes([wire.bytes[at], wire.bytes[at + 1]]);
+    (port(34), port(36))
+}
+
+#[test]
+fn tcp_udp_and_echo_go_out_under_the_outside_address_and_come_back() {
+    let mut lab = Lab::default();
+    let cases = [
+        (tcp(&A, 40_000, &SERVER, 80, SYN), tcp(&SERVER, 80, &UP, 40_000, SYN | ACK)),
+        (udp(&A, 40_000, &SERVER, 53), udp(&SERVER, 53, &UP, 40_000)),
+        (echo(&A, &SERVER, 40_000), echo_reply(&SERVER, &UP, 40_000)),
+    ];
+    for (there, back) in cases {
+        let there = there.via(GATEWAY1.mac);
+        lab.rx(A.port, &there).tx(UP.port, outside(&there)).masqueraded(&there);
+        lab.rx(UP.port, &back).tx(A.port, inside(&back, &A));
+    }
+    for connection in lab.connections() {
+        assert!(connection.snat && !connection.dnat, "{connection:?}");
+        assert_eq!((connection.original.src, connection.reply.dst), (A.ip, UP.ip));
+        assert_eq!((connection.packets, connection.network), ([1, 1], NET1));
+    }
+}
+
+#[test]
+fn a_zero_udp_checksum_stays_zero() {
+    let mut lab = Lab::default();
+    let without = |packet: &Packet| {
+        let mut bytes = packet.bytes();
+        bytes[40..42].copy_from_slice(&[0, 0]);
+        bytes
+    };
+    let there = udp(&A, 40_000, &SERVER, 53).via(GATEWAY1.mac);
+    lab.rx(A.port, without(&there)).tx(UP.port, without(&outside(&there))).masqueraded(&there);
+    let back = udp(&SERVER, 53, &UP, 40_000);
+    lab.rx(UP.port, without(&back)).tx(A.port, without(&inside(&back, &A)));
+}
+
+#[test]
+fn ip_options_and_tags_of_service_survive() {
+    let mut lab = Lab::default();
+    let there = udp(&A, 40_000, &SERVER, 53).via(GATEWAY1.mac).tos(0xb8).ip_options(&[1, 1, 1, 0]);
+    lab.rx(A.port, &there).tx(UP.port, outside(&there)).masqueraded(&there);
+}
+
+#[test]
+fn a_port_that_is_taken_is_replaced_and_each_reply_finds_its_way() {
+    for (first, second, answer) in [
+        (udp(&A, 40_000, &SERVER, 53), udp(&B, 40_000, &SERVER, 53), udp(&SERVER, 53, &UP, 0)),
+        (
+            tcp(&A, 40_000, &SERVER, 80, SYN),
+            tcp(&B, 40_000, &SERVER, 80, SYN),
+            tcp(&SERVER, 80, &UP, 0, SYN | ACK),
+        ),
+    ] {
+        let mut lab = Lab::default();
+        let (first, second) = (first.via(GATEWAY1.mac), second.via(GATEWAY1.mac));
+        lab.rx(A.port, &first).tx(UP.port, outside(&first)).masqueraded(&first);
+        let came = lab.rx(B.port, &second).masqueraded(&second).take_one(UP.port);
+        let (other, _) = ports(&came);
+        assert!(other != 40_000 && other >= 1024, "{other}");
+        assert_eq!(came, outside(&second).sport(other).into());
+        lab.rx(B.port, &second).tx(UP.port, outside(&second).sport(other));
+        let (to_first, to_second) = (answer.clone().dport(40_000), answer.dport(other));
+        lab.rx(UP.port, &to_second).tx(B.port, inside(&to_second, &B).dport(40_000));
+        lab.rx(UP.port, &to_first).tx(A.port, inside(&to_first, &A));
+    }
+}
+
+#[test]
+fn an_identifier_that_is_taken_is_replaced() {
+    let mut lab = Lab::default();
+    let (first, second) = (echo(&A, &SERVER, 2000), echo(&B, &SERVER, 2000));
+    let (first, second) = (first.via(GATEWAY1.mac), second.via(GATEWAY1.mac));
+    lab.rx(A.port, &first).tx(UP.port, outside(&first)).masqueraded(&first);
+    let came = lab.rx(B.port, &second).masqueraded(&second).take_one(UP.port);
+    let id = u16::from_be_bytes([came.bytes[38], came.bytes[39]]);
+    assert_ne!(id, 2000);
+    assert_eq!(came, outside(&second).sport(id).into());
+    let back = echo_reply(&SERVER, &UP, id);
+    lab.rx(UP.port, &back).tx(B.port, inside(&back, &B).sport(2000));
+}
+
+#[test]
+fn one_port_serves_many_destinations() {
+    let mut lab = Lab::default();
+    for n in 0..50 {
+        let server = Host { ip: Ipv4Addr::new(198, 51, 100, n), ..SERVER };
+        for (from, port) in [(&A, A.port), (&B, B.port)] {
+            let there = udp(from, 40_000, &server, 53).via(GATEWAY1.mac);
+            let came = lab.rx(port, &there).masqueraded(&there).take_one(UP.port);
+            // A comes first and keeps its port with every server.
+            assert_eq!(ports(&came).0 == 40_000, port == A.port);
+        }
+    }
+}
+
+#[test]
+fn ports_come_from_the_uplink_s_range_and_class() {
+    let mut spec = topology();
+    spec.uplinks[0].nat_ports = vec![(600, 699), (50_000, 50_099)];
+    let mut lab = Lab::new(spec);
+    for n in 0..50u16 {
+        for (inside, low, high) in [(40_000 + n, 50_000, 50_099), (n + 1, 600, 699)] {
+            let there = udp(&A, inside, &SERVER, 53).via(GATEWAY1.mac);
+            let came = lab.rx(A.port, &there).masqueraded(&there).take_one(UP.port);
+            let (port, _) = ports(&came);
+            assert!((low..=high).contains(&port), "{inside} became {port}");
+        }
+    }
+    let kept = udp(&B, 650, &CLIENT, 53).via(GATEWAY1.mac);
+    lab.rx(B.port, &kept).tx(UP.port, outside(&kept)).masqueraded(&kept);
+}
+
+#[test]
+fn a_published_port_is_no_outside_port() {
+    let mut spec = topology();
+    spec.dnat.push(publish(RULE, ip_proto::UDP, 40_000, &B, 53));
+    let mut lab = Lab::new(spec);
+    let there = udp(&A, 40_000, &SERVER, 53).via(GATEWAY1.mac);
+    let came = lab.rx(A.port, &there).masqueraded(&there).take_one(UP.port);
+    assert_ne!(ports(&came).0, 40_000);
+    // The same number of another protocol is free.
+    let there = tcp(&A, 40_000, &SERVER, 53, SYN).via(GATEWAY1.mac);
+    lab.rx(A.port, &there).tx(UP.port, outside(&there)).masqueraded(&there);
+}
+
+#[test]
+fn when_all_ports_are_taken_the_sender_is_told() {
+    let mut spec = topology();
+    spec.uplinks[0].nat_ports = vec![(50_000, 50_003)];
+    let mut lab = Lab::new(spec);
+    for n in 0..4 {
+        let there = udp(&A, 40_000 + n, &SERVER, 53).via(GATEWAY1.mac);
+        lab.rx(A.port, &there).masqueraded(&there).take_one(UP.port);
+    }
+    let there = udp(&A, 40_004, &SERVER, 53).via(GATEWAY1.mac);
+    let told = icmp_error(&GATEWAY1, &A, 3, 13, &there, 548).tos(0xc0).ident(0);
+    lab.rx(A.port, &there)
+        .tx(A.port, told)
+        .moved("generated", 1)
+        .moved("conn.ports_exhausted", 1)
+        .dropped("a", "snat_ports_exhausted");
+    let elsewhere = udp(&A, 40_004, &CLIENT, 53).via(GATEWAY1.mac);
+    lab.rx(A.port, &elsewhere).masqueraded(&elsewhere).take_one(UP.port);
+}
+
+#[test]
+fn without_masquerade_the_source_stays() {
+    let mut lab = Lab::default();
+    lab.reconfigure(|spec| spec.networks[0].masquerade = false);
+    let there = udp(&A, 40_000, &SERVER, 53).via(GATEWAY1.mac);
+    lab.rx(A.port, &there).tx(UP.port, there.routed(UP.mac, ROUTER.mac)).moved("conn.new", 1);
+    let back = udp(&SERVER, 53, &UP, 40_000).dst(A.ip);
+    lab.rx(UP.port, &back).tx(A.port, back.routed(GATEWAY1.mac, A.mac));
+    assert!(!lab.connection().snat);
+}
+
+#[test]
+fn a_published_port_leads_in_and_the_client_keeps_its_address() {
+    let mut lab = published();
+    let syn = tcp(&CLIENT, 5000, &UP, 8080, SYN);
+    lab.rx(UP.port, &syn).tx(B.port, inside(&syn, &B).dport(80)).dnat(&syn);
+    let answer = tcp(&B, 80, &CLIENT, 5000, SYN | ACK).via(GATEWAY1.mac);
+    lab.rx(B.port, &answer).tx(UP.port, outside(&answer).sport(8080));
+    let ack = tcp(&CLIENT, 5000, &UP, 8080, ACK).payload(b"GET /");
+    lab.rx(UP.port, &ack).tx(B.port, inside(&ack, &B).dport(80));
+    let connection = lab.connection();
+    assert!(connection.dnat && !connection.snat);
+    assert_eq!((connection.original.dst, connection.original.dst_port), (UP.ip, 8080));
+    assert_eq!((connection.reply.src, connection.reply.src_port), (B.ip, 80));
+    assert_eq!((connection.state, connection.packets), ("ESTABLISHED", [2, 1]));
+}
+
+#[test]
+fn only_what_is_published_leads_in() {
+    let mut lab = published();
+    for packet in [
+        tcp(&CLIENT, 5000, &UP, 8081, SYN),
+        tcp(&CLIENT, 5000, &UP, 8079, SYN),
+        udp(&CLIENT, 5000, &UP, 8080),
+        tcp(&CLIENT, 5000, &UP, 8080, ACK),
+        tcp(&CLIENT, 5000, &B, 80, SYN).via(UP.mac),
+        udp(&CLIENT, 5000, &SERVER, 80).via(UP.mac),
+    ] {
+        lab.rx(UP.port, &packet).dropped("up", "unsolicited");
+    }
+}
+
+#[test]
+fn nobody_outside_can_pretend_to_be_inside() {
+    let mut lab = published();
+    for from in [&A, &B, &D] {
+        let spoofed = tcp(&CLIENT, 5000, &UP, 8080, SYN).src(from.ip);
+        lab.rx(UP.port, &spoofed).dropped("up", "martian");
+    }
+}
+
+#[test]
+fn a_range_maps_port_by_port_and_the_narrower_rule_wins() {
+    let mut spec = topology();
+    spec.dnat.push(DnatRule {
+        host_ports: (9000, 9999),
+        to_port: 2000,
+        ..publish(RULE, ip_proto::UDP, 0, &A, 0)
+    });
+    spec.dnat.push(DnatRule { host_ip: Some(UP.ip), ..publish(8, ip_proto::UDP, 9500, &B, 53) });
+    let mut lab = Lab::new(spec);
+    for (port, inner) in [(9000, 2000), (9001, 2001), (9999, 2999)] {
+        let packet = udp(&CLIENT, 5000, &UP, port);
+        lab.rx(UP.port, &packet).tx(A.port, inside(&packet, &A).dport(inner)).dnat(&packet);
+    }
+    let packet = udp(&CLIENT, 5000, &UP, 9500);
+    lab.rx(UP.port, &packet)
+        .tx(B.port, inside(&packet, &B).dport(53))
+        .moved("conn.new", 1)
+        .moved("dnat.8.packets", 1)
+        .moved("dnat.8.bytes", packet.ip_len() as i64);
+    // By another of our addresses the wide rule holds.
+    let packet = udp(&C, 5000, &GATEWAY1, 9500).dst(HOST_ADDRESS);
+    let came = lab.rx(C.port, &packet).dnat(&packet).take_one(A.port);
+    assert_eq!(ports(&came).1, 2500);
+    for port in [8999, 10_000] {
+        lab.rx(UP.port, udp(&CLIENT, 5000, &UP, port)).dropped("up", "unsolicited");
+    }
+}
+
+/// `client` speaks to `address`:8080 and reaches B through the engine; both see `address`.
+#[track_caller]
+fn hairpin(client: &Host, gateway: &Host, address: Ipv4Addr) {
+    let mut lab = published();
+    let syn = tcp(client, 40_000, &UP, 8080, SYN).via(gateway.mac).dst(address);
+    let to_server = syn.clone().src(address).dst(B.ip).dport(80).routed(GATEWAY1.mac, B.mac);
+    let came = lab.rx(client.port, &syn).dnat(&syn).take_one(B.port);
+    let (port, _) = ports(&came);
+    assert_eq!(came, to_server.sport(port).into());
+    let answer = tcp(&B, 80, &UP, port, SYN | ACK).via(GATEWAY1.mac).dst(address);
+    let to_client = answer
+        .clone()
+        .src(address)
+        .sport(8080)
+        .dst(client.ip)
+        .dport(40_000)
+        .routed(gateway.mac, client.mac);
+    lab.rx(B.port, &answer).tx(client.port, to_client);
+    let connection = lab.connection();
+    assert!(connection.dnat && connection.snat);
+    assert_eq!((connection.state, connection.packets), ("SYN_RECV", [1, 1]));
+}
+
+#[test]
+fn containers_reach_a_published_port_by_any_address_of_the_host() {
+    for address in [UP.ip, GATEWAY1.ip, GATEWAY2.ip, HOST_ADDRESS] {
+        hairpin(&A, &GATEWAY1, address);
+        // Itself.
+        hairpin(&B, &GATEWAY1, address);
+        // From another network.
+        hairpin(&D, &GATEWAY2, address);
+    }
+}
+
+#[test]
+fn a_hairpin_needs_no_icc() {
+    let mut lab = published();
+    lab.reconfigure(|spec| spec.networks[0].icc = false);
+    let syn = tcp(&A, 40_000, &UP, 8080, SYN).via(GATEWAY1.mac);
+    lab.rx(A.port, &syn).dnat(&syn).take_one(B.port);
+}
+
+#[test]
+fn nothing_leads_into_an_internal_network() {
+    let mut lab = published();
+    lab.reconfigure(|spec| spec.networks[0].internal = true);
+    lab.rx(UP.port, tcp(&CLIENT, 1, &UP, 8080, SYN)).dropped("up", "internal_network");
+    let from_d = tcp(&D, 1, &UP, 8080, SYN).via(GATEWAY2.mac);
+    lab.rx(D.port, &from_d).dropped("d", "internal_network");
+}
+
+#[test]
+fn an_internal_network_reaches_no_published_port_of_another() {
+    let mut lab = published();
+    lab.reconfigure(|spec| spec.networks[1].internal = true);
+    let from_d = tcp(&D, 1, &UP, 8080, SYN).via(GATEWAY2.mac);
+    lab.rx(D.port, &from_d).dropped("d", "internal_network");
+}
+
+#[test]
+fn one_client_port_by_two_published_ports_to_one_server() {
+    let mut spec = topology();
+    spec.dnat.push(publish_tcp(RULE, 8080, &B, 80));
+    spec.dnat.push(publish_tcp(8, 8081, &B, 80));
+    let mut lab = Lab::new(spec);
+    let first = tcp(&CLIENT, 5000, &UP, 8080, SYN);
+    lab.rx(UP.port, &first).tx(B.port, inside(&first, &B).dport(80)).dnat(&first);
+    let second = tcp(&CLIENT, 5000, &UP, 8081, SYN);
+    let came = lab
+        .rx(UP.port, &second)
+        .moved("conn.new", 1)
+        .moved("dnat.8.packets", 1)
+        .moved("dnat.8.bytes", second.ip_len() as i64)
+        .take_one(B.port);
+    let (other, _) = ports(&came);
+    assert_ne!(other, 5000, "the server could not tell them apart");
+    assert_eq!(came, inside(&second, &B).dport(80).sport(other).into());
+    // Each answer leaves by the port that its client spoke to.
+    let answer = |to: u16| tcp(&B, 80, &CLIENT, to, SYN | ACK).via(GATEWAY1.mac);
+    lab.rx(B.port, answer(5000)).tx(UP.port, outside(&answer(5000)).sport(8080));
+    lab.rx(B.port, answer(other)).tx(UP.port, outside(&answer(other)).sport(8081).dport(5000));
+}
+
+#[test]
+fn a_flow_of_one_batch_is_one_connection() {
+    let mut lab = Lab::default();
+    let packets: Vec<Packet> =
+        (0..8u8).map(|n| udp(&A, 40_000, &SERVER, 53).via(GATEWAY1.mac).payload(&[n])).collect();
+    let mut step = lab.batch(packets.iter().map(|p| (A.port, p.into())).collect());
+    for packet in &packets {
+        step = step.tx(UP.port, outside(packet));
+    }
+    drop(step.masqueraded(&packets[0]));
+    assert_eq!(lab.connection().packets, [8, 0]);
+}
+
+#[test]
+fn two_networks_with_the_same_inside_ports_do_not_meet() {
+    let mut lab = Lab::default();
+    let from_a = udp(&A, 40_000, &SERVER, 53).via(GATEWAY1.mac);
+    lab.rx(A.port, &from_a).tx(UP.port, outside(&from_a)).masqueraded(&from_a);
+    let from_d = udp(&D, 40_000, &SERVER, 53).via(GATEWAY2.mac);
+    let came = lab
+        .rx(D.port, &from_d)
+        .moved("conn.new", 1)
+        .moved("masquerade.2.packets", 1)
+        .moved("masquerade.2.bytes", from_d.ip_len() as i64)
+        .take_one(UP.port);
+    assert_ne!(ports(&came).0, 40_000);
+    // A container cannot reach into another's connection by guessing its reply tuple.
+    let guess = udp(&C, 53, &UP, 40_000).via(GATEWAY1.mac);
+    let refused = icmp_error(&GATEWAY1, &C, 3, 3, &guess, 548).tos(0xc0).ident(0);
+    lab.rx(C.port, &guess).tx(C.port, refused).moved("generated", 1).dropped("c", "no_service");
+}

@@ -1,0 +1,239 @@
+//! The TCP state machine through the pipeline, and how long connections live.
+
+use std::time::Duration;
+
+use dataplane::packet::types::tcp_flags::{ACK, FIN, RST, SYN};
+use tests::lab::{A, GATEWAY1, Lab, ROUTER, SERVER, UP};
+use tests::packet::{Packet, echo, tcp, udp};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Client,
+    Server,
+}
+use Side::{Client, Server};
+
+fn segment(from: Side, flags: u8) -> Packet {
+    match from {
+        Client => tcp(&A, 40_000, &SERVER, 80, flags).via(GATEWAY1.mac),
+        Server => tcp(&SERVER, 80, &UP, 40_000, flags),
+    }
+}
+
+fn pass(lab: &mut Lab, from: Side, flags: u8) {
+    let packet = segment(from, flags);
+    let new = lab.connections().is_empty();
+    let step = match from {
+        Client => {
+            let out = packet.clone().src(UP.ip).routed(UP.mac, ROUTER.mac);
+            lab.rx(A.port, &packet).tx(UP.port, out)
+        }
+        Server => {
+            let out = packet.clone().dst(A.ip).routed(GATEWAY1.mac, A.mac);
+            lab.rx(UP.port, &packet).tx(A.port, out)
+        }
+    };
+    if new {
+        step.moved("conn.new", 1).moved("masquerade.1.packets", 1).moved("masquerade.1.bytes", 40);
+    }
+}
+
+fn refuse(lab: &mut Lab, from: Side, flags: u8) {
+    match from {
+        Client => lab.rx(A.port, segment(from, flags)).dropped("a", "conntrack_invalid"),
+        Server => lab.rx(UP.port, segment(from, flags)).dropped("up", "conntrack_invalid"),
+    };
+}
+
+/// Segments and the state each leaves.
+fn play(lab: &mut Lab, script: &[(Side, u8, &str)]) {
+    for (number, (from, flags, state)) in script.iter().enumerate() {
+        pass(lab, *from, *flags);
+        let connection = lab.connection();
+        assert_eq!(connection.state, *state, "after segment {number}");
+    }
+}
+
+const OPEN: [(Side, u8, &str); 3] =
+    [(Client, SYN, "SYN_SENT"), (Server, SYN | ACK, "SYN_RECV"), (Client, ACK, "ESTABLISHED")];
+
+#[test]
+fn from_syn_to_time_wait() {
+    let mut lab = Lab::default();
+    play(&mut lab, &OPEN);
+    play(
+        &mut lab,
+        &[
+            (Server, ACK, "ESTABLISHED"),
+            (Client, FIN | ACK, "FIN_WAIT"),
+            (Server, ACK, "CLOSE_WAIT"),
+            (Server, ACK, "CLOSE_WAIT"),
+            (Server, FIN | ACK, "LAST_ACK"),
+            (Client, ACK, "TIME_WAIT"),
+            // A retransmission of the last FIN, and a new connection by the same ports.
+            (Server, FIN | ACK, "TIME_WAIT"),
+            (Client, SYN, "SYN_SENT"),
+        ],
+    );
+}
+
+#[test]
+fn timeouts_follow_the_state() {
+    let mut lab = Lab::default();
+    let mut after = |from, flags, secs| {
+        pass(&mut lab, from, flags);
+        assert_eq!(lab.connection().timeout, Duration::from_secs(secs));
+    };
+    after(Client, SYN, 240);
+    after(Server, SYN | ACK, 240);
+    after(Client, ACK, 432_000);
+    after(Client, FIN | ACK, 240);
+    after(Server, FIN | ACK, 240);
+    after(Client, ACK, 120);
+    after(Client, SYN, 240);
+    after(Server, RST | ACK, 240);
+}
+
+#[test]
+fn an_idle_connection_expires_and_its_segments_are_invalid() {
+    let mut lab = Lab::default();
+    pass(&mut lab, Client, SYN);
+    lab.after(Duration::from_secs(239));
+    assert_eq!(lab.connections().len(), 1);
+    lab.after(Duration::from_secs(1)).moved("conn.entries", -1).moved("conn.expired", 1);
+    lab.rx(UP.port, segment(Server, SYN | ACK)).dropped("up", "unsolicited");
+}
+
+#[test]
+fn an_expired_connection_is_gone_before_it_is_swept() {
+    let mut lab = Lab::default();
+    pass(&mut lab, Client, SYN);
+    lab.now = lab.now + Duration::from_secs(240);
+    lab.resolve(&ROUTER);
+    lab.rx(UP.port, segment(Server, SYN | ACK)).dropped("up", "unsolicited");
+    // A new one takes its place.
+    let packet = segment(Client, SYN);
+    lab.rx(A.port, &packet)
+        .tx(UP.port, packet.clone().src(UP.ip).routed(UP.mac, ROUTER.mac))
+        .moved("conn.inserted", 1)
+        .moved("conn.expired", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", 40);
+}
+
+#[test]
+fn udp_and_echo_live_as_long_as_the_rfcs_ask() {
+    for (packet, secs, state) in [
+        (udp(&A, 40_000, &SERVER, 4242), 300, "UNREPLIED"),
+        (udp(&A, 40_000, &SERVER, 53), 30, "UNREPLIED"),
+        (echo(&A, &SERVER, 40_000), 60, "UNREPLIED"),
+    ] {
+        let mut lab = Lab::default();
+        let packet = packet.via(GATEWAY1.mac);
+        lab.rx(A.port, &packet)
+            .moved("conn.new", 1)
+            .moved("masquerade.1.packets", 1)
+            .moved("masquerade.1.bytes", packet.ip_len() as i64)
+            .take_one(UP.port);
+        let connection = lab.connection();
+        assert_eq!((connection.timeout, connection.state), (Duration::from_secs(secs), state));
+        lab.after(Duration::from_secs(secs - 1));
+        // Used again in time: it lives on.
+        lab.rx(A.port, &packet).take_one(UP.port);
+        lab.after(Duration::from_secs(secs - 1));
+        assert_eq!(lab.connections().len(), 1);
+        lab.after(Duration::from_secs(1)).moved("conn.entries", -1).moved("conn.expired", 1);
+    }
+}
+
+#[test]
+fn replies_keep_udp_alive_and_show_in_its_state() {
+    let mut lab = Lab::default();
+    let (there, back) = (udp(&A, 40_000, &SERVER, 4242), udp(&SERVER, 4242, &UP, 40_000));
+    let there = there.via(GATEWAY1.mac);
+    lab.rx(A.port, &there)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", there.ip_len() as i64)
+        .take_one(UP.port);
+    lab.after(Duration::from_secs(200));
+    lab.rx(UP.port, &back).take_one(A.port);
+    assert_eq!(lab.connection().state, "REPLIED");
+    lab.after(Duration::from_secs(299));
+    lab.rx(A.port, &there).take_one(UP.port);
+    let connection = lab.connection();
+    assert_eq!((connection.state, connection.timeout), ("ASSURED", Duration::from_secs(300)));
+    assert_eq!((connection.packets, connection.bytes), ([2, 1], [72, 36]));
+}
+
+#[test]
+fn a_reset_closes_in_every_state() {
+    for upto in 1..=OPEN.len() {
+        for from in [Client, Server] {
+            let mut lab = Lab::default();
+            play(&mut lab, &OPEN[..upto]);
+            pass(&mut lab, from, RST | ACK);
+            assert_eq!(lab.connection().state, "CLOSE");
+        }
+    }
+}
+
+#[test]
+fn segments_that_fit_no_connection() {
+    let mut lab = Lab::default();
+    for flags in [ACK, SYN | ACK, FIN | ACK, RST, SYN | FIN, 0] {
+        refuse(&mut lab, Client, flags);
+        lab.rx(UP.port, segment(Server, flags)).dropped("up", "unsolicited");
+    }
+    assert!(lab.connections().is_empty());
+}
+
+#[test]
+fn segments_that_contradict_the_connection() {
+    let mut lab = Lab::default();
+    play(&mut lab, &OPEN[..1]);
+    refuse(&mut lab, Client, SYN | ACK);
+    refuse(&mut lab, Server, FIN | ACK);
+    play(&mut lab, &OPEN[1..]);
+    for from in [Client, Server] {
+        for flags in [0, SYN | FIN, SYN | RST, FIN, SYN | FIN | ACK] {
+            refuse(&mut lab, from, flags);
+        }
+    }
+    let connection = lab.connection();
+    assert_eq!((connection.state, connection.packets), ("ESTABLISHED", [2, 1]));
+}
+
+#[test]
+fn simultaneous_open() {
+    let mut lab = Lab::default();
+    play(
+        &mut lab,
+        &[
+            (Client, SYN, "SYN_SENT"),
+            (Server, SYN, "SYN_SENT2"),
+            (Client, SYN | ACK, "SYN_RECV"),
+            (Server, SYN | ACK, "SYN_RECV"),
+            (Client, ACK, "ESTABLISHED"),
+        ],
+    );
+}
+
+#[test]
+fn an_open_of_one_batch() {
+    let mut lab = Lab::default();
+    let wires = [(Client, SYN), (Server, SYN | ACK), (Client, ACK)]
+        .map(|(from, flags)| {
+            let port = if from == Client { A.port } else { UP.port };
+            (port, segment(from, flags).into())
+        })
+        .to_vec();
+    lab.batch(wires)
+        .tx(UP.port, segment(Client, SYN).src(UP.ip).routed(UP.mac, ROUTER.mac))
+        .tx(UP.port, segment(Client, ACK).src(UP.ip).routed(UP.mac, ROUTER.mac))
+        .tx(A.port, segment(Server, SYN | ACK).dst(A.ip).routed(GATEWAY1.mac, A.mac))
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", 40);
+    assert_eq!(lab.connection().state, "ESTABLISHED");
+}
