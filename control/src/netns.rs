@@ -9,6 +9,7 @@
 //! network namespace. Limit: names live in the mount namespace of this process; see
 //! [`mount_namespace`].
 
+mod directory;
 mod exec;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ mod tests;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -24,11 +25,12 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs, statfs};
 
+pub use directory::{Directory, directory, restore_directory};
 pub use exec::{MountNamespace, enter_for_exec, mount_namespace, spawn};
 
 use crate::error::{Error, Kind};
@@ -118,7 +120,7 @@ impl Netns {
     /// When the name is bad or taken, or the kernel refuses; nothing is left behind then.
     pub fn create(name: &str) -> Result<Self, NetnsError> {
         let path = path_of(name)?;
-        prepare_directory()?;
+        directory::prepare()?;
         let created = OpenOptions::new()
             .read(true)
             .write(true)
@@ -405,35 +407,6 @@ pub fn delete(name: &str) -> Result<(), NetnsError> {
 
 fn is_mounted(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC)
-}
-
-/// Makes [`NETNS_DIR`] a shared mount of its own, as `ip netns add` does: names bound in it then
-/// spread to (and unmounts reach) every mount namespace that got a copy.
-fn prepare_directory() -> Result<(), NetnsError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(NETNS_DIR)
-        .map_err(system(format!("create {NETNS_DIR}")))?;
-    // Two programs at once would bind it twice; `ip netns` takes the same lock.
-    let directory = File::open(NETNS_DIR).map_err(system(format!("open {NETNS_DIR}")))?;
-    let lock = Flock::lock(directory, FlockArg::LockExclusive)
-        .map_err(|(_, code)| errno(format!("lock {NETNS_DIR}"))(code))?;
-    let share = || {
-        let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;
-        mount(None::<&str>, NETNS_DIR, Some("none"), flags, None::<&str>)
-    };
-    let shared = match share() {
-        // EINVAL: not a mount point yet.
-        Err(Errno::EINVAL) => {
-            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-            mount(Some(NETNS_DIR), NETNS_DIR, Some("none"), flags, None::<&str>)
-                .and_then(|()| share())
-        }
-        other => other,
-    };
-    drop(lock);
-    shared.map_err(errno(format!("make {NETNS_DIR} a shared mount")))
 }
 
 fn sysctl_path(key: &str) -> Result<PathBuf, NetnsError> {

@@ -268,7 +268,8 @@ impl Handle {
         self.acked(format!("delete interface {index}"), request, 0).await
     }
 
-    /// Makes a veth pair: `name` here, `peer` in `peer_netns`.
+    /// Makes a veth pair: `name` here, `peer` in `peer_netns`. The kernel refuses to set the peer up
+    /// in the same request; change it afterwards from its own namespace.
     ///
     /// # Errors
     /// When a name is taken.

@@ -1,13 +1,15 @@
 //! Needs root: each test works in namespaces without names, which end with the test.
 
 use std::net::Ipv4Addr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use dataplane::io::steer::Steering;
 use futures::StreamExt;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::tc::TcFilterBpfOption;
 
-use super::tc::Qdisc;
+use super::tc::{Qdisc, STEER_NAME};
 use super::*;
 
 fn net(text: &str) -> IpNet {
@@ -217,4 +219,34 @@ async fn steering_leaves_another_programs_filter_alone() {
     handle.delete_link(link).await.unwrap();
     handle.remove_steering(link, Qdisc::Made).await.unwrap();
     assert!(!handle.has_steering(link).await.unwrap());
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn steering_is_replaced_in_place_and_leaves_nothing() {
+    let netns = Netns::anonymous().unwrap();
+    let handle = Handle::open_in(&netns).unwrap();
+    handle.add_bridge("br0", &LinkChange::new().up()).await.unwrap();
+    let link = handle.link_by_name("br0").await.unwrap().index;
+    let (first, second) = (Steering::load().unwrap(), Steering::load().unwrap());
+    assert_eq!(handle.set_steering(link, first.classifier_fd()).await.unwrap(), Qdisc::Made);
+    assert!(handle.has_steering(link).await.unwrap());
+    // A restart: the new program takes the old one's place.
+    assert_eq!(handle.set_steering(link, second.classifier_fd()).await.unwrap(), Qdisc::Found);
+    let list = || {
+        let arguments = ["filter", "show", "dev", "br0", "ingress"];
+        let output = netns.run(|| Command::new("tc").args(arguments).output()).unwrap().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let shown = list();
+    assert_eq!(shown.matches(STEER_NAME).count(), 1, "{shown}");
+    assert!(shown.contains("direct-action"), "{shown}");
+
+    handle.remove_steering(link, Qdisc::Found).await.unwrap();
+    assert!(!handle.has_steering(link).await.unwrap());
+    // The qdisc that was found stayed; that which is made goes.
+    assert_eq!(handle.set_steering(link, first.classifier_fd()).await.unwrap(), Qdisc::Found);
+    handle.remove_steering(link, Qdisc::Made).await.unwrap();
+    assert_eq!(list(), "");
+    assert_eq!(handle.set_steering(link, first.classifier_fd()).await.unwrap(), Qdisc::Made);
 }

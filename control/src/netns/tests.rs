@@ -89,7 +89,7 @@ fn a_namespace_is_made_found_entered_and_removed() {
 #[ignore = "needs root"]
 fn a_file_left_by_a_crash_is_no_namespace_and_can_be_deleted() {
     let name = Named::new("crash");
-    prepare_directory().unwrap();
+    directory::prepare().unwrap();
     fs::write(path_of(&name.0).unwrap(), "").unwrap();
     assert!(!exists(&name.0).unwrap());
     assert!(matches!(Netns::open(&name.0), Err(NetnsError::NotANetns(_))));
@@ -134,4 +134,35 @@ fn settings_are_those_of_the_namespace() {
     assert_eq!(outside.trim(), "0", "the caller's own lo keeps IPv6");
     let error = netns.disable_ipv6("eth9", true).unwrap_err().to_string();
     assert!(error.contains("eth9"), "{error}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn it_does_not_matter_whether_the_directory_is_there() {
+    on_own_thread(|| {
+        // An empty /run for this thread and those it starts.
+        unshare(CloneFlags::CLONE_NEWNS).map_err(errno("unshare"))?;
+        let flags = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+        mount(None::<&str>, "/", Some("none"), flags, None::<&str>).map_err(errno("private"))?;
+        mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            .map_err(errno("tmpfs"))?;
+        for (prepare, found) in [(None, Directory::Missing), (Some(()), Directory::Plain)] {
+            if prepare.is_some() {
+                fs::create_dir(NETNS_DIR).map_err(system("mkdir"))?;
+            }
+            assert_eq!(directory(), found);
+            Netns::create("a")?;
+            Netns::create("b")?;
+            assert_eq!(list()?, ["a", "b"]);
+            assert_eq!(directory(), Directory::Mounted);
+            delete("a")?;
+            restore_directory(found)?;
+            assert_eq!(list()?, ["b"], "kept for the name that is left");
+            delete("b")?;
+            restore_directory(found)?;
+            assert_eq!(directory(), found);
+        }
+        Ok(())
+    })
+    .unwrap();
 }
