@@ -15,7 +15,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use dataplane::{Engine, EngineOptions};
 use futures::StreamExt;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,6 +31,7 @@ use crate::place::Place;
 use crate::state::{Lock, Store, missing_ancestors};
 use crate::switch::purge::{conntrack_file, purge_offline};
 use crate::switch::{Settings, Switch};
+use crate::usage;
 
 /// Threads for API and netlink. The workers are threads of their own.
 const CONTROL_THREADS: usize = 2;
@@ -48,7 +48,10 @@ const TUN_DEVICE: &str = "/dev/net/tun";
 /// `vswitchd`.
 #[must_use]
 pub fn main() -> ExitCode {
-    let args = DaemonArgs::parse();
+    let args = match usage::parse::<DaemonArgs>(std::env::args_os()) {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
     match run(&args) {
         Ok(code) => code,
         Err(error) => {

@@ -223,3 +223,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn every_key_is_documented() {
+    let docs = include_str!("../../../docs/configuration.md");
+    let mut count = 0;
+    for section in ["[daemon]", "[defaults]", "[timeouts]", "[limits]", "[[uplink]]", "[[network]]"]
+    {
+        // The error that a wrong key causes lists the right ones.
+        let message = parse(&format!("{section}\nno_such_key = 1")).unwrap_err().message;
+        let (_, keys) = message.split_once("known keys are ").unwrap();
+        let documented = docs.split(&format!("## `{section}`")).nth(1).unwrap();
+        let documented = documented.split("\n## ").next().unwrap();
+        for key in keys.split(", ") {
+            assert!(documented.contains(&format!("| `{key}`")), "{section} {key}");
+            count += 1;
+        }
+    }
+    assert!(count > 40, "{count}");
+}

@@ -34,7 +34,8 @@ pub struct Event {
     pub time_ms: u64,
     /// What happened: `network_create`, `network_remove`, `network_connect`,
     /// `network_disconnect`, `sandbox_create`, `sandbox_remove`, `port_publish`,
-    /// `port_unpublish`, `uplink_add`, `uplink_remove`, `purge`.
+    /// `port_unpublish`, `uplink_add`, `uplink_remove`, `purge`; or `missed` when the reader was
+    /// too slow for some, so that it lists everything anew.
     pub event: String,
     /// The network it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
