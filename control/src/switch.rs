@@ -1,13 +1,13 @@
 //! The running switch: what should exist, what is attached, and the operations that change both.
 //!
-//! Every change runs alone, under one async lock ([`Work`]): it checks everything, announces what
+//! Every change runs alone, under one async lock (`Work`): it checks everything, announces what
 //! it is about to make, makes it with an undo list at hand, commits the records in one durable
 //! transaction and publishes a new snapshot. A change that fails half-way takes back what it did.
 //! Readers never wait for that: they look at [`World`] under a lock that is held for moments only.
 //!
 //! A change must run to its end: callers whose client may go away run it in a task of its own.
 //!
-//! Lock order: [`Work`], then [`World`]. The world's lock is never held across an await.
+//! Lock order: `Work`, then [`World`]. The world's lock is never held across an await.
 
 mod adopt;
 mod endpoint;

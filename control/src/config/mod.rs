@@ -1,6 +1,6 @@
 //! The daemon's configuration: defaults, overridden by the file, overridden by the flags.
 //!
-//! [`file`] is the file as it is written, [`validate`] makes a [`Config`] of it, [`args`] is the
+//! [`mod@file`] is the file as it is written, [`validate`] makes a [`Config`] of it, [`args`] is the
 //! command line. A [`Config`] is sound by itself; whether it fits the host is found out at start.
 
 pub mod args;
