@@ -101,7 +101,7 @@ impl Core {
             waiting: Waiting::with_capacity(),
             errors: Limiter::default(),
             rng: PortRng::new(key),
-            lanes: Vec::with_capacity(BATCH),
+            lanes: Vec::with_capacity(2 * BATCH),
             sweep: Sweep::default(),
             fdb_cursor: 0,
             swept: Timestamp::ZERO,

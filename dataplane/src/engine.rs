@@ -75,7 +75,7 @@ pub struct WorkerStats {
     pub consumed: u64,
     /// Frames waiting for a neighbor now.
     pub queued: u64,
-    /// Drops, indexed by [`DropReason::index`].
+    /// Drops, indexed by [`crate::verdict::DropReason::index`].
     pub drops: Vec<u64>,
 }
 
@@ -90,9 +90,9 @@ pub struct PortStats {
     pub tx_frames: u64,
     /// Bytes of them.
     pub tx_bytes: u64,
-    /// Frames received here and dropped, by [`DropReason::index`].
+    /// Frames received here and dropped, by [`crate::verdict::DropReason::index`].
     pub rx_drops: Vec<u64>,
-    /// Frames meant for here that the device did not take, by [`DropReason::index`].
+    /// Frames meant for here that the device did not take, by [`crate::verdict::DropReason::index`].
     pub tx_drops: Vec<u64>,
 }
 
@@ -301,7 +301,12 @@ impl Engine {
     /// Replaces the configuration. Workers use it from their next batch on. Connections end whose
     /// DNAT rule, network, endpoint or outside address is gone.
     pub fn publish(&self, snapshot: Snapshot) {
-        self.plane.publish(snapshot);
+        self.plane.publish_then(snapshot, || {
+            for worker in &self.workers {
+                // A worker that has stopped processes no batch either.
+                let _ = worker.tell(|done| Command::Sync { done });
+            }
+        });
     }
 
     /// Ports whose device turned out to be gone.

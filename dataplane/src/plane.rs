@@ -97,6 +97,12 @@ impl Plane {
 
     /// See [`crate::Engine::publish`].
     pub fn publish(&self, next: Snapshot) {
+        self.publish_then(next, || {});
+    }
+
+    /// Publishes, waits by `settle` until no batch works with the old configuration any more, and
+    /// only then ends what the new one no longer allows: a batch under way could still begin it.
+    pub(crate) fn publish_then(&self, next: Snapshot, settle: impl FnOnce()) {
         let old = self.config.current();
         let secs = now_secs();
         for network in next.networks() {
@@ -118,13 +124,13 @@ impl Plane {
                 self.tables.fdb.remove(network.config.id, 0, *mac);
             }
         }
-        self.forget(&gone);
+        if !gone.is_empty() {
+            settle();
+            self.forget(&gone);
+        }
     }
 
     fn forget(&self, gone: &Gone) {
-        if gone.is_empty() {
-            return;
-        }
         for link in &gone.links {
             self.tables.neighbors.forget_link(*link);
             if let Link::Network(id) = link {

@@ -130,7 +130,7 @@ impl DropReason {
     }
 }
 
-/// How a frame goes on. Decided by one stage, carried out by [`crate::egress`].
+/// How a frame goes on. Decided by one stage, carried out by `egress`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The frame was turned into the answer to itself: back to where it came from.

@@ -52,6 +52,10 @@ pub(crate) enum Command {
         done: Sender<()>,
     },
     Stop,
+    /// Nothing: the answer says that the batch that was under way is through.
+    Sync {
+        done: Sender<()>,
+    },
 }
 
 /// The engine's end of a worker. Dropping it stops the worker and waits for it.
@@ -244,6 +248,9 @@ impl Worker {
                     let _ = done.send(());
                 }
                 Command::Stop => return false,
+                Command::Sync { done } => {
+                    let _ = done.send(());
+                }
             }
         }
         true

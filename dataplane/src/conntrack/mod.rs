@@ -1,6 +1,6 @@
 //! Connection tracking: one entry a connection, found by either direction's tuple.
 //!
-//! - [`tuple`]: what identifies a direction.
+//! - [`mod@tuple`]: what identifies a direction.
 //! - [`table`]: the entries and their two-way index.
 //! - [`tcp`]: the TCP state machine.
 //! - [`timeout`]: how long an idle connection lives.

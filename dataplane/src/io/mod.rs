@@ -112,8 +112,8 @@ pub trait PortRx: Send + fmt::Debug {
     fn rx(&mut self, budget: usize, pool: &mut Pool, batch: &mut Vec<Frame>)
     -> Result<usize, Gone>;
 
-    /// Readable when [`PortRx::rx`] may have frames. `None`: poll without waiting (memory ports
-    /// wake the worker themselves).
+    /// Readable when [`PortRx::rx`] may have frames. `None`: there is nothing to
+    /// wait for, ask without waiting. All ports of this module have one.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 }
 

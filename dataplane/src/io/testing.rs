@@ -65,3 +65,11 @@ pub(super) fn eventually(what: &str, condition: impl Fn() -> bool) {
         thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// Waits until the interface of the calling thread's namespace sends. The kernel lets a queue whose
+/// carrier came back go only after a moment, and drops until then.
+pub(super) fn wait_until_up(interface: &str) {
+    eventually("the interface is up", || {
+        command(&format!("ip -br link show dev {interface}")).contains(" UP ")
+    });
+}

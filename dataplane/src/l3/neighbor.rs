@@ -2,7 +2,7 @@
 //!
 //! Endpoints' own addresses are configuration and never asked for; everything else is found by ARP.
 //! The table is shared; frames that wait for an answer wait with the worker that received them
-//! ([`Waiting`]). States follow RFC 4861 as Linux applies them to ARP, reduced to what matters here:
+//! (`Waiting`). States follow RFC 4861 as Linux applies them to ARP, reduced to what matters here:
 //! incomplete, reachable, and stale with a probe on the way.
 //!
 //! Limits: [`MAX_NEIGHBORS`] entries, [`MAX_WAITING`] frames a worker and [`MAX_WAITING_FOR_ONE`]

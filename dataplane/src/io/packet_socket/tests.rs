@@ -5,7 +5,7 @@ use nix::sys::socket::setsockopt;
 
 use super::*;
 use crate::io::poll::Poller;
-use crate::io::testing::{Netns, command, ip};
+use crate::io::testing::{Netns, command, ip, wait_until_up};
 use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_UDP_L4};
 
 const WAIT: Option<Duration> = Some(Duration::from_secs(10));
@@ -31,6 +31,7 @@ impl Cable {
             ip("link set theirs address 02:00:00:00:00:01 up");
             ip("address add 192.0.2.1/24 dev theirs");
             ip("neighbor add 192.0.2.2 lladdr 02:00:00:00:00:02 dev theirs");
+            wait_until_up("theirs");
         });
         Self { near, far }
     }
@@ -296,6 +297,7 @@ fn a_downed_interface_waits_and_a_removed_one_is_gone() {
     }
     cable.near.run(|| ip("link set ours up"));
     assert_eq!(tx.tx_copy(&mut frame, &mut pool).sent, 1);
+    cable.far.run(|| wait_until_up("theirs"));
     let sender = cable.far.run(|| UdpSocket::bind("192.0.2.1:5000").unwrap());
     sender.send_to(b"again", "192.0.2.2:6000").unwrap();
     let received = receive(&mut *rx, &mut pool, is_udp);
