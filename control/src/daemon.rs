@@ -62,6 +62,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: &DaemonArgs) -> Result<ExitCode> {
+    if args.command.is_some() {
+        return Err(Error::failed("demo: not built yet"));
+    }
     let config = args.flags.load()?;
     if args.flags.check_config {
         for warning in &config.warnings {

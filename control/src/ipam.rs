@@ -275,6 +275,15 @@ impl AddressPool {
         if self.used.insert(u32::from(address)) { Ok(()) } else { Err(IpamError::InUse(address)) }
     }
 
+    /// Takes the last allocation back as if it had never been: nobody has seen the address.
+    pub fn retract(&mut self, address: Ipv4Addr) {
+        let address = u32::from(address);
+        let next = if address >= self.last { self.first } else { address + 1 };
+        if self.used.remove(&address) && self.cursor == next {
+            self.cursor = address.clamp(self.first, self.last.max(self.first));
+        }
+    }
+
     /// Gives an address back. False: it was not taken.
     pub fn release(&mut self, address: Ipv4Addr) -> bool {
         self.used.remove(&u32::from(address))

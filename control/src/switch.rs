@@ -16,6 +16,8 @@ mod port;
 pub mod purge;
 mod route;
 mod sandbox;
+#[cfg(test)]
+pub(crate) mod tests;
 mod undo;
 mod uplink;
 pub mod view;
@@ -261,25 +263,4 @@ fn next_number(last: u16, used: impl Fn(u16) -> bool) -> Result<u16> {
         .map(|step| last.wrapping_add(step))
         .find(|candidate| *candidate != 0 && !used(*candidate))
         .ok_or_else(|| Error::conflict("all 65535 numbers are in use; remove something first"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_go_round_and_skip_what_is_used() {
-        assert_eq!(next_number(0, |_| false), Ok(1));
-        assert_eq!(next_number(u16::MAX, |n| n == 1), Ok(2));
-        assert_eq!(next_number(7, |n| n != 7), Ok(7));
-        assert_eq!(next_number(7, |_| true).unwrap_err().exit_code(), 4);
-    }
-
-    #[test]
-    fn random_digits_differ() {
-        let (a, b) = (random_hex(64).unwrap(), random_hex(64).unwrap());
-        assert_eq!(a.len(), 64);
-        assert!(a.chars().all(|c| c.is_ascii_hexdigit()));
-        assert_ne!(a, b);
-    }
 }

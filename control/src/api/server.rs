@@ -7,6 +7,8 @@
 mod input;
 mod routes;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::io;

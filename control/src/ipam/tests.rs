@@ -85,6 +85,24 @@ fn a_released_address_is_not_the_next_one_given() {
 }
 
 #[test]
+fn an_allocation_that_came_to_nothing_leaves_no_gap() {
+    let mut pool = AddressPool::new(plan("10.1.0.0/30"), 0);
+    let only = pool.allocate().unwrap();
+    pool.retract(only);
+    assert_eq!(pool.allocate(), Ok(only));
+    let mut pool = AddressPool::new(plan("10.1.0.0/24"), 0);
+    let (first, second) = (pool.allocate().unwrap(), pool.allocate().unwrap());
+    // Undone last thing first.
+    pool.retract(second);
+    pool.retract(first);
+    assert_eq!(pool.allocate(), Ok(first));
+    // One that was asked for by name moves nothing.
+    pool.allocate_this(Ipv4Addr::new(10, 1, 0, 9)).unwrap();
+    pool.retract(Ipv4Addr::new(10, 1, 0, 9));
+    assert_eq!(pool.allocate(), Ok(second));
+}
+
+#[test]
 fn the_cursor_survives() {
     let mut pool = AddressPool::new(plan("10.1.0.0/24"), 0);
     let first = pool.allocate().unwrap();

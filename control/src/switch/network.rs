@@ -303,6 +303,13 @@ impl Work {
         }
     }
 
+    /// Takes an allocation back that came to nothing.
+    pub(super) fn retract(&mut self, network: &Name, address: Ipv4Addr) {
+        for pool in self.pools.get_mut(network).into_iter().flatten() {
+            pool.retract(address);
+        }
+    }
+
     /// The network's record with the cursors as they are now.
     pub(super) fn with_cursors(&self, network: &Network) -> Network {
         let mut network = network.clone();

@@ -233,11 +233,14 @@ pub(super) async fn clear_away(host: &Place, intent: &Intent) -> Result<()> {
             None => Ok(()),
         },
         Intent::Sandbox { name, namespace: Some(namespace), ifnames } => {
-            let Some(netns) = open_namespace(name, namespace)? else { return Ok(()) };
-            remove_devices(netns, ifnames).await?;
+            let netns = open_namespace(name, namespace)?;
+            let ours = netns.is_some() || is_empty_file(name);
+            if let Some(netns) = netns {
+                remove_devices(netns, ifnames).await?;
+            }
             match namespace {
-                Namespace::Made { .. } => delete_namespace(name),
-                Namespace::Adopted { .. } | Namespace::Host => Ok(()),
+                Namespace::Made { .. } if ours => delete_namespace(name),
+                Namespace::Made { .. } | Namespace::Adopted { .. } | Namespace::Host => Ok(()),
             }
         }
         // Announced when no namespace had the name, so whatever has it now is ours.
@@ -288,6 +291,15 @@ pub(super) fn make_namespace(name: &Name) -> Result<Netns> {
     Netns::create(name.as_str()).map_err(|error| match error {
         NetnsError::Exists(_) => name_taken(name),
         other => Error::failed(other.to_string()),
+    })
+}
+
+/// What is left of a name between the two steps of its removal: a file with nothing bound to it.
+fn is_empty_file(name: &Name) -> bool {
+    let path = netns::path_of(name.as_str());
+    path.is_ok_and(|path| {
+        matches!(Netns::open_path(&path), Err(NetnsError::NotANetns(_)))
+            && path.symlink_metadata().is_ok_and(|meta| meta.is_file() && meta.len() == 0)
     })
 }
 

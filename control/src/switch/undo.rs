@@ -52,7 +52,7 @@ impl Switch {
         for done in undo.done.into_iter().rev() {
             let outcome = match done {
                 Done::Address(network, address) => {
-                    work.release(&network, address);
+                    work.retract(&network, address);
                     Ok(())
                 }
                 Done::HostDevice(ifname) => self.host.remove(&ifname).await,

@@ -1,0 +1,151 @@
+//! The server on a socket, with a real switch behind it.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use super::*;
+use crate::api::types::ErrorBody;
+use crate::error::Kind;
+use crate::switch::tests::{Host, on_a_host};
+
+/// Runs `client` against a server; it may block.
+async fn with_server(host: Host, client: impl FnOnce(&Path) + Send + 'static) {
+    let switch = host.start().await;
+    let path = host.daemon().socket;
+    let listener = bind(&path).unwrap();
+    let (stop, stopping) = watch::channel(false);
+    let server = tokio::spawn(serve(listener, switch, stopping));
+    let socket = path.clone();
+    let outcome = tokio::task::spawn_blocking(move || client(&socket)).await;
+    stop.send(true).unwrap();
+    server.await.unwrap().unwrap();
+    if let Err(error) = outcome {
+        std::panic::resume_unwind(error.into_panic());
+    }
+}
+
+/// Sends a request; the status and, unless it is a stream's, the body.
+fn ask(socket: &Path, request: &str, body: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let head = format!(
+        "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    // The server may refuse before it has read all.
+    let _ = stream.write_all(body.as_bytes());
+    let mut answer = Vec::new();
+    let mut piece = [0; 65_536];
+    loop {
+        let len = stream.read(&mut piece).unwrap();
+        answer.extend_from_slice(&piece[..len]);
+        let text = String::from_utf8_lossy(&answer);
+        let streams = text.contains("application/x-");
+        if len == 0 || streams && text.contains("\r\n\r\n") {
+            let status = text.split(' ').nth(1).unwrap().parse().unwrap();
+            let body = text.split_once("\r\n\r\n").unwrap().1.to_owned();
+            return (status, body);
+        }
+    }
+}
+
+fn refusal(body: &str) -> Error {
+    serde_json::from_str::<ErrorBody>(body).unwrap_or_else(|e| panic!("{e}: {body}")).into()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn every_described_operation_is_served() {
+    on_a_host(|host| {
+        with_server(host, |socket| {
+            let document = serde_json::to_value(crate::api::openapi::document()).unwrap();
+            let mut count = 0;
+            for (path, item) in document["paths"].as_object().unwrap() {
+                for method in item.as_object().unwrap().keys() {
+                    let path = path.replace("{name}", "nobody").replace("{interface}", "nobody0");
+                    let request = format!("{} {path}", method.to_uppercase());
+                    let (status, body) = ask(socket, &request, "");
+                    assert_ne!(status, 500, "{request}: {body}");
+                    assert!(!body.contains("see /v1/openapi.json"), "{request}: {body}");
+                    if status >= 400 {
+                        assert_eq!(refusal(&body).http_status(), status);
+                    }
+                    count += 1;
+                }
+            }
+            assert!(count > 30, "{count}");
+        })
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_is_not_served_is_refused_in_one_line() {
+    on_a_host(|host| {
+        with_server(host, |socket| {
+            let long = format!("{{\"name\":\"{}\"}}", "x".repeat(2 << 20));
+            for (request, body, kind, part) in [
+                ("GET /v2/status", "", Kind::NotFound, "/v2/status: no such path"),
+                ("PUT /v1/networks", "", Kind::Invalid, "PUT /v1/networks: not with this method"),
+                ("POST /v1/networks", "{", Kind::Invalid, "body: "),
+                ("POST /v1/networks", "{\"name\":\"a/b\"}", Kind::Invalid, "contains '/'"),
+                ("POST /v1/networks", "{\"name\":\"a\",\"x\":1}", Kind::Invalid, "unknown field"),
+                ("POST /v1/networks", &long, Kind::Invalid, "body is longer than"),
+                ("GET /v1/networks/a%2Fb", "", Kind::Invalid, "network name \"a/b\""),
+                ("GET /v1/networks/nope", "", Kind::NotFound, "network \"nope\": no such network"),
+                ("GET /v1/fdb?colour=red", "", Kind::Invalid, "query: "),
+                ("GET /v1/capture", "", Kind::Invalid, "name one of sandbox, uplink and network"),
+            ] {
+                let (status, answer) = ask(socket, request, body);
+                let error = refusal(&answer);
+                assert_eq!((error.kind, error.http_status()), (kind, status), "{request}");
+                assert!(error.message.contains(part), "{request}: {}", error.message);
+                assert!(!error.message.contains('\n'));
+            }
+        })
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn events_are_lines_and_end_with_the_daemon() {
+    on_a_host(|host| {
+        with_server(host, |socket| {
+            let mut events = UnixStream::connect(socket).unwrap();
+            events.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            events.write_all(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            let mut head = [0; 15];
+            events.read_exact(&mut head).unwrap();
+            assert_eq!(&head, b"HTTP/1.1 200 OK");
+            let made = ask(socket, "POST /v1/networks", "{\"name\":\"app\"}");
+            assert_eq!(made.0, 201, "{}", made.1);
+            let mut text = String::new();
+            while !text.contains("network_create") {
+                let mut piece = [0; 4096];
+                let len = events.read(&mut piece).unwrap();
+                assert_ne!(len, 0, "{text}");
+                text.push_str(&String::from_utf8_lossy(&piece[..len]));
+            }
+            assert!(text.contains("\"network\":\"app\"}\n"), "{text}");
+        })
+    });
+}
+
+#[tokio::test]
+async fn a_socket_that_is_served_is_not_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let first = bind(&path).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o660);
+    assert_eq!(bind(&path).unwrap_err().kind, Kind::Conflict);
+    // Its owner was killed: the file is nobody's.
+    drop(first);
+    drop(bind(&path).unwrap());
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "text").unwrap();
+    assert_eq!(bind(&path).unwrap_err().kind, Kind::Conflict);
+    assert_eq!(std::fs::read(&path).unwrap(), b"text");
+}
