@@ -13,26 +13,39 @@ use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
 pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
-    for (frame, lane) in frames.iter_mut().zip(lanes) {
-        cx.ports.count_rx(frame.ingress, frame.len());
-        let Some(port) = cx.config.port(frame.ingress) else {
-            lane.verdict = Some(Verdict::Drop(DropReason::PortUnconfigured));
-            continue;
-        };
-        lane.from = match &port.config.role {
-            PortRole::Endpoint { network, .. } => From::Endpoint(*network),
-            PortRole::Host { network } => From::Host(*network),
-            PortRole::Uplink { uplink } => From::Uplink(*uplink),
-        };
-        if lane.is_open()
-            && let Err(reason) = admit(cx.config, port, frame, &lane.headers)
-        {
-            lane.verdict = Some(Verdict::Drop(reason));
+    cx.counters.rx_frames.add(frames.len() as u64);
+    // Frames come in trains of one port: it is looked up and counted once a train.
+    let same_port = |a: &Frame, b: &Frame| a.ingress == b.ingress;
+    let mut lanes = lanes.iter_mut();
+    for train in frames.chunk_by_mut(same_port) {
+        let Some(ingress) = train.first().map(|frame| frame.ingress) else { continue };
+        let bytes = train.iter().map(|frame| frame.len() as u64).sum();
+        cx.ports.count_rx(ingress, train.len() as u64, bytes);
+        let port = cx.config.port(ingress);
+        for (frame, lane) in train.iter_mut().zip(&mut lanes) {
+            match port {
+                Some(port) => one(cx.config, port, frame, lane),
+                None => lane.verdict = Some(Verdict::Drop(DropReason::PortUnconfigured)),
+            }
         }
     }
-    cx.counters.rx_frames.add(frames.len() as u64);
 }
 
+#[inline]
+fn one(config: &Snapshot, port: &PortEntry, frame: &mut Frame, lane: &mut Lane) {
+    lane.from = match &port.config.role {
+        PortRole::Endpoint { network, .. } => From::Endpoint(*network),
+        PortRole::Host { network } => From::Host(*network),
+        PortRole::Uplink { uplink } => From::Uplink(*uplink),
+    };
+    if lane.is_open()
+        && let Err(reason) = admit(config, port, frame, &lane.headers)
+    {
+        lane.verdict = Some(Verdict::Drop(reason));
+    }
+}
+
+#[inline]
 fn admit(
     config: &Snapshot,
     port: &PortEntry,

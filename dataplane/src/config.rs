@@ -2,10 +2,15 @@
 //!
 //! Control fills a [`SnapshotSpec`] from names and files; [`Snapshot::build`] checks it and adds
 //! the indexes. No name and no string gets in here.
+//!
+//! The indexes are asked for every frame, and what they hold comes from control alone: nobody
+//! outside can aim at a bucket, so they need no keyed hash.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
+
+use rustc_hash::FxHashMap;
 
 use crate::l3::route::{Prefix, RouteTable, RouteTarget};
 use crate::nat::dnat::DnatTable;
@@ -230,7 +235,7 @@ pub struct Snapshot {
     /// Published ports.
     pub dnat: DnatTable,
     /// Addresses at which published ports answer and which belong to the host or to us.
-    local: HashMap<Ipv4Addr, LocalAddress>,
+    local: FxHashMap<Ipv4Addr, LocalAddress>,
     /// See [`SnapshotSpec::timeouts`].
     pub timeouts: Timeouts,
     /// See [`SnapshotSpec::fdb_ageing`].
@@ -267,9 +272,9 @@ pub struct Network {
     /// The host's leg.
     pub host_port: Option<PortId>,
     /// Endpoint addresses: neighbors that need no ARP.
-    pub endpoints: HashMap<Ipv4Addr, (Mac, PortId)>,
+    pub endpoints: FxHashMap<Ipv4Addr, (Mac, PortId)>,
     /// Endpoint MACs: FDB entries that need no learning.
-    pub macs: HashMap<Mac, PortId>,
+    pub macs: FxHashMap<Mac, PortId>,
 }
 
 impl Network {
@@ -352,8 +357,8 @@ impl Snapshot {
             config,
             ports: Vec::new(),
             host_port: None,
-            endpoints: HashMap::new(),
-            macs: HashMap::new(),
+            endpoints: FxHashMap::default(),
+            macs: FxHashMap::default(),
         };
         put(&mut self.networks, id, network)
     }

@@ -14,7 +14,7 @@ use crate::engine::WorkerStats;
 use crate::frame::Frame;
 use crate::hash::HashKey;
 use crate::io::{Offloads, TxReport};
-use crate::l3::neighbor::Waiting;
+use crate::l3::neighbor::{Remembered, Waiting};
 use crate::limiter::Limiter;
 use crate::nat::port_alloc::PortRng;
 use crate::packet::types::PortId;
@@ -43,6 +43,7 @@ pub(crate) struct Cx<'a> {
     pub(crate) pool: &'a mut Pool,
     pub(crate) ports: &'a mut PortTable,
     pub(crate) waiting: &'a mut Waiting,
+    pub(crate) remembered: &'a mut Remembered,
     pub(crate) errors: &'a mut Limiter,
     pub(crate) rng: &'a mut PortRng,
     pub(crate) now: Timestamp,
@@ -61,6 +62,7 @@ pub struct Core {
     pool: Pool,
     ports: PortTable,
     waiting: Waiting,
+    remembered: Remembered,
     errors: Limiter,
     rng: PortRng,
     lanes: Vec<Lane>,
@@ -99,6 +101,7 @@ impl Core {
             pool: Pool::new(buffers),
             ports: PortTable::default(),
             waiting: Waiting::with_capacity(),
+            remembered: Remembered::default(),
             errors: Limiter::default(),
             rng: PortRng::new(key),
             lanes: Vec::with_capacity(2 * BATCH),
@@ -150,6 +153,7 @@ impl Core {
             pool: &mut self.pool,
             ports: &mut self.ports,
             waiting: &mut self.waiting,
+            remembered: &mut self.remembered,
             errors: &mut self.errors,
             rng: &mut self.rng,
             now,

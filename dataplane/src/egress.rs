@@ -74,11 +74,10 @@ impl PortTable {
         self.slots.get(port.index())?.as_ref()
     }
 
-    #[inline]
-    pub(crate) fn count_rx(&self, port: PortId, bytes: usize) {
+    pub(crate) fn count_rx(&self, port: PortId, frames: u64, bytes: u64) {
         if let Some(cell) = self.slot(port).and_then(|slot| slot.counters.cell(self.worker)) {
-            cell.rx_frames.add(1);
-            cell.rx_bytes.add(bytes as u64);
+            cell.rx_frames.add(frames);
+            cell.rx_bytes.add(bytes);
         }
     }
 
@@ -107,7 +106,29 @@ impl PortTable {
     }
 
     /// Queues a frame, in pieces if the port cannot take it whole.
+    #[inline]
     pub(crate) fn push(
+        &mut self,
+        counters: &WorkerCounters,
+        pool: &mut Pool,
+        port: PortId,
+        frame: Frame,
+    ) {
+        // Nearly all frames: nobody captures, and the port takes them as they are.
+        if self.sinks.is_empty()
+            && let Some(Some(slot)) = self.slots.get_mut(port.index())
+            && matches!(help_needed(&frame, slot.offloads), Help::None)
+        {
+            if slot.queue.is_empty() {
+                self.dirty.push(port);
+            }
+            slot.queue.push(frame);
+        } else {
+            self.push_with_help(counters, pool, port, frame);
+        }
+    }
+
+    fn push_with_help(
         &mut self,
         counters: &WorkerCounters,
         pool: &mut Pool,
@@ -242,6 +263,7 @@ enum Help {
     Segments,
 }
 
+#[inline]
 fn help_needed(frame: &Frame, offloads: Offloads) -> Help {
     let vnet = &frame.vnet;
     let whole = match vnet.gso_type & !GSO_ECN {

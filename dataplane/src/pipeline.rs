@@ -21,6 +21,10 @@ use crate::verdict::{DropReason, Verdict};
 pub(crate) struct Lane {
     pub(crate) headers: Headers,
     pub(crate) from: From,
+    /// Of the source MAC in the FDB, for frames from a network.
+    pub(crate) src_hash: u64,
+    /// Of the destination MAC.
+    pub(crate) dst_hash: u64,
     /// `None`: still open.
     pub(crate) verdict: Option<Verdict>,
     /// For frames that are routed.
@@ -69,7 +73,15 @@ impl Lane {
             Ok(headers) => (headers, None),
             Err(_) => (NO_HEADERS, Some(Verdict::Drop(DropReason::Runt))),
         };
-        Self { headers, from: From::Nowhere, verdict, track: None, fragment: None }
+        Self {
+            headers,
+            from: From::Nowhere,
+            src_hash: 0,
+            dst_hash: 0,
+            verdict,
+            track: None,
+            fragment: None,
+        }
     }
 }
 
@@ -95,6 +107,7 @@ pub(crate) fn process(
     lanes.clear();
     lanes.extend(frames.iter().map(Lane::new));
     admit::stage(cx, frames, lanes);
+    l2::learn::hash_stage(cx, lanes);
     l2::learn::stage(cx, frames, lanes);
     l2::forward::stage(cx, frames, lanes);
     l3::input::stage(cx, frames, lanes);

@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::tuple::{Direction, Tuple};
 use crate::hash::HashKey;
+use crate::io::prefetch::prefetch;
 use crate::io::region::Region;
 use crate::packet::types::NetworkId;
 use crate::sync::Mutex;
@@ -228,6 +229,29 @@ impl ConnTable {
         self.entries.words().get(base + index as usize * COLD_WORDS..)?.first_chunk()
     }
 
+    /// Asks for the part of the index that a lookup will look at.
+    #[inline]
+    pub(crate) fn prefetch_index(&self, hash: u64) {
+        if let Some(slot) = self.bucket(hash).first() {
+            prefetch(slot);
+        }
+    }
+
+    /// Asks for the entry that a lookup will probably find. The index should be there by now.
+    #[inline]
+    pub(crate) fn prefetch_entry(&self, hash: u64) {
+        let tag = slot_tag(hash);
+        let slots = self.bucket(hash).iter().map(|slot| slot.load(Ordering::Relaxed));
+        for slot in slots.filter(|slot| slot >> 33 == tag && slot_index(*slot) != 0) {
+            let index = slot_index(slot) - 1;
+            if let (Some(hot), Some(cold)) = (self.hot(index), self.cold(index)) {
+                prefetch(hot);
+                prefetch(cold);
+            }
+        }
+    }
+
+    #[inline]
     fn buckets(&self, hash: u64) -> [&[AtomicU64]; 2] {
         [self.bucket(hash), self.bucket(hash >> 32)]
     }

@@ -8,6 +8,7 @@ pub mod memory;
 pub mod packet_socket;
 pub mod pcap;
 pub mod poll;
+pub(crate) mod prefetch;
 pub mod region;
 pub mod steer;
 mod sys;

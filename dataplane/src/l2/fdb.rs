@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use crate::engine::{FdbEntry, FdbKind};
 use crate::hash::HashKey;
+use crate::io::prefetch::prefetch;
 use crate::io::region::Region;
 use crate::packet::types::{Mac, NetworkId, PortId};
 use crate::sync::Mutex;
@@ -139,6 +140,15 @@ impl Fdb {
         self.region.words().get(at..at + WORDS).unwrap_or_default()
     }
 
+    /// Asks for the memory that a lookup will look at.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64) {
+        if let Some(first) = self.bucket(hash).first() {
+            prefetch(first);
+        }
+    }
+
+    #[inline]
     fn buckets(&self, hash: u64) -> [&[AtomicU64]; 2] {
         [self.bucket(hash), self.bucket(hash >> 32)]
     }
@@ -203,7 +213,20 @@ impl Fdb {
         port: PortId,
         now: u32,
     ) -> Learned {
-        let hash = self.hash(network, vlan, mac);
+        self.learn_hashed(self.hash(network, vlan, mac), network, vlan, mac, port, now)
+    }
+
+    /// [`Fdb::learn`] with the hash computed before.
+    #[inline]
+    pub fn learn_hashed(
+        &self,
+        hash: u64,
+        network: NetworkId,
+        vlan: u16,
+        mac: Mac,
+        port: PortId,
+        now: u32,
+    ) -> Learned {
         let Some((_, cell, value)) = self.find(hash, key_word(network, mac), vlan) else {
             return self.insert(network, vlan, mac, port, FdbKind::Learned, now);
         };

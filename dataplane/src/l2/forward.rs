@@ -48,7 +48,8 @@ fn in_network(
     }
     let id = network.config.id;
     let ageing = cx.config.fdb_ageing;
-    match cx.tables.fdb.lookup(id, headers.vlan, headers.dst, cx.secs, ageing) {
+    let fdb = &cx.tables.fdb;
+    match fdb.lookup_hashed(lane.dst_hash, id, headers.vlan, headers.dst, cx.secs, ageing) {
         Some(port) => Some(bridge(cx, network, frame, lane, port)),
         None => Some(Verdict::Flood(id)),
     }

@@ -60,7 +60,7 @@ pub(crate) fn reach(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
     if is_edge(cx, hop) {
         return Err(DropReason::NotUnicast);
     }
-    let dst = match cx.tables.neighbors.resolve(hop.link, hop.next_hop, cx.now) {
+    let dst = match cx.remembered.resolve(&cx.tables.neighbors, hop.link, hop.next_hop, cx.now) {
         Resolution::Known(mac) => mac,
         Resolution::KnownAsk(mac) => {
             arp::ask(cx, hop.link, hop.next_hop);

@@ -72,13 +72,17 @@ pub struct Neighbors {
 impl Neighbors {
     /// What is known about `address`; notes the question as asked when it says so.
     pub fn resolve(&self, link: Link, address: Ipv4Addr, now: Timestamp) -> Resolution {
-        if let Some(neighbor) = self.table.get(&(link, address))
-            && let Some(mac) = neighbor.mac
-            && now.since(neighbor.confirmed) < REACHABLE
-        {
-            return Resolution::Known(mac);
+        match self.reachable(link, address, now) {
+            Some((mac, _)) => Resolution::Known(mac),
+            None => self.resolve_slow(link, address, now),
         }
-        self.resolve_slow(link, address, now)
+    }
+
+    /// The MAC of a neighbor that has confirmed itself lately, and until when to believe it.
+    fn reachable(&self, link: Link, address: Ipv4Addr, now: Timestamp) -> Option<(Mac, Timestamp)> {
+        let neighbor = self.table.get(&(link, address))?;
+        let until = neighbor.confirmed + REACHABLE;
+        neighbor.mac.filter(|_| now < until).map(|mac| (mac, until))
     }
 
     fn resolve_slow(&self, link: Link, address: Ipv4Addr, now: Timestamp) -> Resolution {
@@ -147,7 +151,8 @@ impl Neighbors {
         self.changes.fetch_add(1, Ordering::Release);
     }
 
-    /// Rises with every confirmation: a worker with waiting frames looks at them when it moved.
+    /// Rises with every confirmation and when a link is forgotten: a worker with waiting frames
+    /// looks at them when it moved, and what it remembers is no longer believed.
     #[must_use]
     #[inline]
     pub fn changes(&self) -> u64 {
@@ -168,6 +173,7 @@ impl Neighbors {
     /// Forgets all of a link.
     pub fn forget_link(&self, link: Link) {
         self.table.retain(|(have, _), _| *have != link);
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// All entries.
@@ -182,6 +188,65 @@ impl Neighbors {
         let mut entries: Vec<_> = self.table.iter().map(|e| view(e.pair())).collect();
         entries.sort_by_key(|e| (e.link, e.address));
         entries
+    }
+}
+
+/// What one worker resolved lately, so that a frame takes no lock of the shared table: the next hops
+/// of a host are few.
+#[derive(Debug)]
+pub(crate) struct Remembered {
+    slots: [Option<Reachable>; REMEMBERED],
+    changes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Reachable {
+    link: Link,
+    address: Ipv4Addr,
+    mac: Mac,
+    until: Timestamp,
+}
+
+/// Neighbors that a worker remembers, by the last octet of their address.
+const REMEMBERED: usize = 64;
+
+impl Default for Remembered {
+    fn default() -> Self {
+        Self { slots: [None; REMEMBERED], changes: 0 }
+    }
+}
+
+impl Remembered {
+    /// As [`Neighbors::resolve`].
+    #[inline]
+    pub(crate) fn resolve(
+        &mut self,
+        neighbors: &Neighbors,
+        link: Link,
+        address: Ipv4Addr,
+        now: Timestamp,
+    ) -> Resolution {
+        let changes = neighbors.changes();
+        if changes != self.changes {
+            self.slots.fill(None);
+            self.changes = changes;
+        }
+        let [.., last] = address.octets();
+        let slot = self.slots.get_mut(usize::from(last) % REMEMBERED);
+        if let Some(Some(known)) = &slot
+            && known.address == address
+            && known.link == link
+            && now < known.until
+        {
+            return Resolution::Known(known.mac);
+        }
+        let Some((mac, until)) = neighbors.reachable(link, address, now) else {
+            return neighbors.resolve_slow(link, address, now);
+        };
+        if let Some(slot) = slot {
+            *slot = Some(Reachable { link, address, mac, until });
+        }
+        Resolution::Known(mac)
     }
 }
 
@@ -303,6 +368,27 @@ mod tests {
         assert_eq!(table.resolve(LINK, A, at(41_100)), Resolution::KnownAsk(MAC));
         table.confirm(LINK, A, MAC, false, at(41_200));
         assert_eq!(table.resolve(LINK, A, at(41_300)), Resolution::Known(MAC));
+    }
+
+    #[test]
+    fn what_a_worker_remembers_follows_the_table() {
+        let table = Neighbors::default();
+        let mut worker = Remembered::default();
+        let other = Mac([2, 0, 0, 0, 0, 2]);
+        table.confirm(LINK, A, MAC, true, at(0));
+        let mut resolve = |millis| worker.resolve(&table, LINK, A, at(millis));
+        assert_eq!(resolve(1), Resolution::Known(MAC));
+        assert_eq!(resolve(29_999), Resolution::Known(MAC));
+        assert_eq!(resolve(30_000), Resolution::KnownAsk(MAC));
+        table.confirm(LINK, A, other, false, at(30_100));
+        assert_eq!(resolve(30_200), Resolution::Known(other));
+        table.forget_link(LINK);
+        assert_eq!(resolve(30_300), Resolution::Unknown { ask: true });
+        let elsewhere = Link::Network(NetworkId(2));
+        table.confirm(LINK, A, MAC, true, at(30_400));
+        assert_eq!(resolve(30_500), Resolution::Known(MAC));
+        let there = worker.resolve(&table, elsewhere, A, at(30_500));
+        assert_eq!(there, Resolution::Unknown { ask: true });
     }
 
     #[test]

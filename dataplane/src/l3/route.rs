@@ -1,8 +1,9 @@
 //! Longest-prefix match.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::Ipv4Addr;
+
+use rustc_hash::FxHashMap;
 
 use crate::packet::types::{NetworkId, UplinkId};
 
@@ -76,7 +77,7 @@ pub enum RouteTarget {
 /// Routes by prefix length, longest first: one hash lookup for each length in use.
 #[derive(Debug, Default, Clone)]
 pub struct RouteTable {
-    by_len: Vec<(u8, HashMap<u32, RouteTarget>)>,
+    by_len: Vec<(u8, FxHashMap<u32, RouteTarget>)>,
 }
 
 impl RouteTable {
@@ -90,10 +91,10 @@ impl RouteTable {
         self.level(prefix.len).entry(prefix.base).or_insert(target);
     }
 
-    fn level(&mut self, len: u8) -> &mut HashMap<u32, RouteTarget> {
+    fn level(&mut self, len: u8) -> &mut FxHashMap<u32, RouteTarget> {
         let at = self.by_len.partition_point(|(have, _)| *have > len);
         if self.by_len.get(at).is_none_or(|(have, _)| *have != len) {
-            self.by_len.insert(at, (len, HashMap::new()));
+            self.by_len.insert(at, (len, FxHashMap::default()));
         }
         &mut self.by_len[at].1
     }

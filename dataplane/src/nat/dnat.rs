@@ -1,7 +1,8 @@
 //! Published ports: which inside address and port a new connection to one of our addresses gets.
 
-use std::collections::HashMap;
 use std::net::Ipv4Addr;
+
+use rustc_hash::FxHashMap;
 
 use crate::config::{ConfigError, DnatRule};
 use crate::packet::types::NetworkId;
@@ -23,7 +24,7 @@ pub struct DnatTarget {
 /// mapping of 65,535 ports costs as much as one of a single port.
 #[derive(Debug, Default, Clone)]
 pub struct DnatTable {
-    groups: HashMap<(u8, Option<Ipv4Addr>), Vec<DnatRule>>,
+    groups: FxHashMap<(u8, Option<Ipv4Addr>), Vec<DnatRule>>,
 }
 
 impl DnatTable {
@@ -32,7 +33,7 @@ impl DnatTable {
     /// # Errors
     /// When a range is empty or its inside range would run past 65535.
     pub fn build(rules: &[DnatRule]) -> Result<Self, ConfigError> {
-        let mut groups: HashMap<_, Vec<DnatRule>> = HashMap::new();
+        let mut groups: FxHashMap<_, Vec<DnatRule>> = FxHashMap::default();
         for rule in rules {
             let (first, last) = rule.host_ports;
             let length = last.checked_sub(first).ok_or(ConfigError::PortRange)?;

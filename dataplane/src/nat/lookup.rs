@@ -1,5 +1,6 @@
-//! Which connection does a routed packet belong to? All packets of the batch are hashed first, then
-//! all are looked up, so that the lookups' cache misses overlap.
+//! Which connection does a routed packet belong to? All packets of the batch are hashed first and
+//! ask for their part of the index, then all ask for their entries, then all are looked up: the
+//! cache trains of the batch overlap.
 
 use crate::conntrack::{Tuple, Zone};
 use crate::core::Cx;
@@ -7,17 +8,34 @@ use crate::packet::headers::Net;
 use crate::pipeline::{From, Lane, Track};
 
 pub(crate) fn stage(cx: &mut Cx<'_>, lanes: &mut [Lane]) {
+    let connections = &cx.tables.connections;
+    let mut trains = 0;
+    // The tuple before: packets come in trains, and a train is hashed once.
+    let mut last: Option<(Tuple, u64)> = None;
     for lane in lanes.iter_mut().filter(|lane| lane.is_open()) {
         let Net::Ipv4(ip) = &lane.headers.net else { continue };
-        lane.track = Tuple::of(ip, zone(lane.from)).map(|tuple| Track {
-            tuple,
-            hash: cx.tables.connections.hash(tuple),
-            hit: None,
-        });
+        let Some(tuple) = Tuple::of(ip, zone(lane.from)) else { continue };
+        let hash = match last {
+            Some((same, hash)) if same == tuple => hash,
+            _ => {
+                let hash = connections.hash(tuple);
+                connections.prefetch_index(hash);
+                trains += 1;
+                hash
+            }
+        };
+        last = Some((tuple, hash));
+        lane.track = Some(Track { tuple, hash, hit: None });
+    }
+    // A single connection's entry is asked for by its lookup as soon.
+    if trains > 1 {
+        for track in lanes.iter().filter(|lane| lane.is_open()).filter_map(|lane| lane.track) {
+            connections.prefetch_entry(track.hash);
+        }
     }
     for lane in lanes.iter_mut().filter(|lane| lane.is_open()) {
         if let Some(track) = &mut lane.track {
-            track.hit = cx.tables.connections.lookup_hashed(track.hash, track.tuple, cx.secs);
+            track.hit = connections.lookup_hashed(track.hash, track.tuple, cx.secs);
         }
     }
 }

@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 /// Mapped memory; unmapped on drop.
 #[derive(Debug)]
@@ -37,6 +37,11 @@ impl Mapping {
         // JUSTIFICATION: memory that is zero without being touched.
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let ptr = unsafe { mmap_anonymous(None, len, prot, flags) }?;
+        // A lookup in a large table misses the TLB as surely as the cache: huge pages make that
+        // rare. A kernel without them says EINVAL, and all is well without.
+        // JUSTIFICATION: as above; nix has no safe madvise.
+        // SAFETY: our own whole mapping, and this advice changes nothing that a program can see.
+        let _ = unsafe { madvise(ptr, len.get(), MmapAdvise::MADV_HUGEPAGE) };
         Ok(Self { ptr, len: len.get() })
     }
 
