@@ -30,7 +30,7 @@ use crate::netns::{MountNamespace, Netns, mount_namespace};
 use crate::place::Place;
 use crate::state::{Lock, Store, missing_ancestors};
 use crate::switch::purge::{conntrack_file, purge_offline};
-use crate::switch::{Settings, Switch};
+use crate::switch::{Look, Settings, Switch};
 use crate::usage;
 
 /// Threads for API and netlink. The workers are threads of their own.
@@ -243,18 +243,19 @@ async fn reload(flags: &DaemonFlags, switch: &Switch) {
 async fn follow(switch: Arc<Switch>, mut monitor: Monitor, mut stopping: watch::Receiver<bool>) {
     let mut watching = true;
     loop {
-        tokio::select! {
+        let look = tokio::select! {
             () = told(&mut stopping) => return,
             event = monitor.next(), if watching => {
                 watching = event.is_some();
                 tokio::time::sleep(HOST_SETTLES).await;
                 // What came meanwhile is seen by the one look below.
                 while let Some(Some(_)) = futures::FutureExt::now_or_never(monitor.next()) {}
+                Look::All
             }
-            () = tokio::time::sleep(HOST_POLL) => {}
-        }
+            () = tokio::time::sleep(HOST_POLL) => Look::Ports,
+        };
         switch.follow_gone();
-        if let Err(error) = switch.follow_host().await {
+        if let Err(error) = switch.follow_host(look).await {
             tracing::warn!("{error}");
         }
     }

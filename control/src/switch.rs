@@ -44,8 +44,13 @@ use crate::name::Name;
 use crate::place::Place;
 use crate::state::Store;
 
+pub use uplink::Look;
+
 /// Events that a slow reader may be behind before it misses some.
 const EVENT_BACKLOG: usize = 1024;
+
+/// Warnings that `status` shows; older ones are in the log.
+const WARNINGS_KEPT: usize = 32;
 
 /// What the configuration says about networks and uplinks.
 #[derive(Debug, Clone)]
@@ -225,6 +230,9 @@ impl Switch {
         tracing::warn!("{warning}");
         let mut world = self.world_mut();
         if !world.warnings.contains(&warning) {
+            if world.warnings.len() >= WARNINGS_KEPT {
+                world.warnings.remove(0);
+            }
             world.warnings.push(warning);
         }
     }

@@ -98,7 +98,7 @@ impl Switch {
         })
     }
 
-    async fn build_network(
+    pub(super) async fn build_network(
         &self,
         work: &mut Work,
         network: &Network,

@@ -12,7 +12,7 @@ use crate::model::{Counters, Edit, Publish, Sandbox};
 use crate::name::Name;
 use crate::options::NetworkOptions;
 use crate::proxy::{self, ProxyError, Publication};
-use crate::publish::{PortRange, PublishSpec};
+use crate::publish::{PortRange, Proto, PublishSpec};
 
 pub(super) use crate::proxy::Reservation;
 
@@ -117,6 +117,11 @@ impl Switch {
         let target = self.target_of(sandbox)?;
         let mut planned: Vec<Publish> = Vec::with_capacity(specs.len());
         for spec in specs {
+            if spec.proto == Proto::Sctp {
+                return Err(Error::invalid(format!(
+                    "publish {spec}: SCTP is not built yet; publish tcp or udp"
+                )));
+            }
             counters.publish = counters.publish.wrapping_add(1);
             let host_ip = spec.host_ip.or(target.binding);
             let wanted = Publish {
@@ -349,7 +354,7 @@ mod tests {
     fn unpublishing_names_mappings_as_publishing_does() {
         let publish = Publish {
             id: 1,
-            proto: crate::publish::Proto::Tcp,
+            proto: Proto::Tcp,
             host_ip: Some(Ipv4Addr::LOCALHOST),
             host_ports: range(8080, 8080),
             ports: range(80, 80),

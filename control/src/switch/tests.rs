@@ -123,7 +123,7 @@ async fn host_links() -> BTreeSet<String> {
     links(Netns::current().unwrap()).await
 }
 
-fn network(name: &str, subnet: &str, mtu: Option<u32>) -> NetworkCreate {
+fn network(name: &str, subnet: &str) -> NetworkCreate {
     NetworkCreate {
         name: name.parse().unwrap(),
         driver: Default::default(),
@@ -135,7 +135,7 @@ fn network(name: &str, subnet: &str, mtu: Option<u32>) -> NetworkCreate {
         }],
         internal: false,
         ipv6: false,
-        options: mtu.map(|mtu| ("mtu".to_owned(), mtu.to_string())).into_iter().collect(),
+        options: Default::default(),
         labels: Default::default(),
     }
 }
@@ -175,7 +175,7 @@ fn what_is_made_goes_again() {
     on_a_host(|host| async move {
         let before = host_links().await;
         let switch = host.start().await;
-        switch.create_network(network("app", "10.9.0.0/24", None)).await.unwrap();
+        switch.create_network(network("app", "10.9.0.0/24")).await.unwrap();
         let web = host.name("web");
         let mut request = sandbox(&web, &["app"]);
         request.publish = vec!["8080:80".parse().unwrap()];
@@ -206,10 +206,15 @@ fn a_network_that_fails_half_way_leaves_nothing() {
     on_a_host(|host| async move {
         let switch = host.start().await;
         let before = host_links().await;
-        // A TAP takes at most 65521: ETH_MAX_MTU less the Ethernet header.
-        let error = switch.create_network(network("big", "10.9.0.0/24", Some(65_535))).await;
-        let error = error.unwrap_err();
-        assert!(error.message.starts_with("network \"big\": "), "{error}");
+        let mut work = switch.work.lock().await;
+        let mut network = switch.network_record(&"bridge".parse().unwrap()).unwrap();
+        network.name = "big".parse().unwrap();
+        network.uid = "f".repeat(64);
+        // More than a TAP takes.
+        network.mtu = 65_535;
+        let mut undo = undo::Undo::default();
+        switch.build_network(&mut work, &network, &mut undo).await.unwrap_err();
+        switch.roll_back(&mut work, undo).await;
         assert_eq!(host_links().await, before);
         let world = switch.world();
         assert!(world.desired.intents.is_empty());
@@ -223,8 +228,8 @@ fn a_network_that_fails_half_way_leaves_nothing() {
 fn a_sandbox_that_fails_half_way_leaves_nothing() {
     on_a_host(|host| async move {
         let switch = host.start().await;
-        switch.create_network(network("good", "10.8.0.0/24", None)).await.unwrap();
-        switch.create_network(network("bad", "10.9.0.0/24", None)).await.unwrap();
+        switch.create_network(network("good", "10.8.0.0/24")).await.unwrap();
+        switch.create_network(network("bad", "10.9.0.0/24")).await.unwrap();
         // The device in the first network is made, the one in the second refuses.
         switch.world_mut().desired.networks.get_mut("bad").unwrap().mtu = 65_535;
         let web = host.name("web");
@@ -369,7 +374,7 @@ fn a_shared_uplink_follows_its_interface_and_leaves_no_trace() {
         let free = uplink.nat_ports[0].first();
         let listener = std::net::TcpListener::bind(("0.0.0.0", free)).unwrap();
         place.netlink.add_address(wan, address("192.0.2.3/24"), fail).await.unwrap();
-        switch.follow_host().await.unwrap();
+        switch.follow_host(Look::All).await.unwrap();
         let [uplink] = switch.uplinks().try_into().unwrap();
         assert_eq!(uplink.addresses.len(), 2);
         assert!(

@@ -32,6 +32,15 @@ const DEDICATED_PORTS: (u16, u16) = (1024, 65_535);
 /// A shared uplink leaves the ports below to services that the host may start later.
 const LOWEST_SHARED_PORT: u16 = 16_384;
 
+/// How much of the host to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Interfaces, addresses, routes and ports: something changed.
+    All,
+    /// Only what no message tells.
+    Ports,
+}
+
 impl Switch {
     /// Adds a way out.
     ///
@@ -258,20 +267,20 @@ impl Switch {
         self.add_uplink_in(work, &request, Origin::Automatic).await
     }
 
-    /// Reads the host anew and lets uplinks follow: addresses, gateways, ports in use, interfaces
-    /// that came or went.
+    /// Lets uplinks follow the host: ports in use, and with [`Look::All`] addresses, gateways, and
+    /// interfaces that came or went.
     ///
     /// # Errors
     /// When the host cannot be read; what fails for one uplink is logged.
-    pub async fn follow_host(&self) -> Result<()> {
+    pub async fn follow_host(&self, look: Look) -> Result<()> {
         let mut work = self.work.lock().await;
-        let facts = HostFacts::read(&self.host.netlink).await?;
-        let mut changed = {
+        let mut changed = false;
+        if look == Look::All {
+            let facts = HostFacts::read(&self.host.netlink).await?;
             let mut world = self.world_mut();
-            let changed = world.host != facts;
+            changed = world.host != facts;
             world.host = facts;
-            changed
-        };
+        }
         let uplinks: Vec<Uplink> = self.world().desired.uplinks.values().cloned().collect();
         let (ports, gone) = (self.host_ports(), self.engine.gone_ports());
         for uplink in uplinks {
@@ -329,6 +338,11 @@ impl Switch {
 
     /// Ports in use by the host's own stack, ours left out.
     fn host_ports(&self) -> HostPorts {
+        let shared = |uplink: &Uplink| uplink.mode == UplinkMode::Shared;
+        if !self.world().desired.uplinks.values().any(shared) {
+            // The host's own ports are nobody else's concern.
+            return HostPorts::default();
+        }
         HostPorts::read_in(&self.host.netns).unwrap_or_else(|error| {
             tracing::warn!("{error}");
             HostPorts::default()
