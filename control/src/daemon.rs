@@ -23,7 +23,8 @@ use tokio::sync::watch;
 use crate::api::server;
 use crate::compile::Tuning;
 use crate::config::Config;
-use crate::config::args::{DaemonArgs, DaemonFlags};
+use crate::config::args::{DaemonArgs, DaemonCommand, DaemonFlags};
+use crate::demo;
 use crate::error::{Error, Kind, Result, ResultExt};
 use crate::netlink::Monitor;
 use crate::netns::{MountNamespace, Netns, mount_namespace};
@@ -62,8 +63,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: &DaemonArgs) -> Result<ExitCode> {
-    if args.command.is_some() {
-        return Err(Error::failed("demo: not built yet"));
+    if let Some(DaemonCommand::Demo { format }) = args.command {
+        return Ok(demo::run(format));
     }
     let config = args.flags.load()?;
     if args.flags.check_config {
