@@ -419,24 +419,28 @@ impl Snapshot {
 
     /// A configured port.
     #[must_use]
+    #[inline]
     pub fn port(&self, id: PortId) -> Option<&PortEntry> {
         self.ports.get(id.index()).and_then(Option::as_ref)
     }
 
     /// A network.
     #[must_use]
+    #[inline]
     pub fn network(&self, id: NetworkId) -> Option<&Network> {
         self.networks.get(id.index()).and_then(Option::as_ref)
     }
 
     /// An uplink.
     #[must_use]
+    #[inline]
     pub fn uplink(&self, id: UplinkId) -> Option<&UplinkConfig> {
         self.uplinks.get(id.index()).and_then(Option::as_ref)
     }
 
     /// Whose address this is, if it is one of the host or of the engine.
     #[must_use]
+    #[inline]
     pub fn local(&self, address: Ipv4Addr) -> Option<LocalAddress> {
         self.local.get(&address).copied()
     }

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use crate::io::prefetch::prefetch;
 use crate::io::vnet_hdr::VnetHdr;
 use crate::packet::types::PortId;
 
@@ -46,6 +47,7 @@ impl Frame {
 
     /// Makes the frame empty again. The old bytes stay in the buffer behind `len` and are never
     /// sent: every writer sets the length to what it wrote.
+    #[inline]
     pub fn reset(&mut self) {
         self.start = HEADROOM;
         self.len = 0;
@@ -54,11 +56,21 @@ impl Frame {
 
     /// The frame from the Ethernet header on.
     #[must_use]
+    #[inline]
     pub fn bytes(&self) -> &[u8] {
         self.buffer.get(self.start..self.start + self.len).unwrap_or_default()
     }
 
+    /// Asks for the headers ahead of their use.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        if let Some(first) = self.buffer.get(self.start) {
+            prefetch(first);
+        }
+    }
+
     /// The frame from the Ethernet header on.
+    #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         self.buffer.get_mut(self.start..self.start + self.len).unwrap_or_default()
     }

@@ -18,11 +18,13 @@ impl Pool {
     }
 
     /// An empty frame, or `None` when every buffer is in use.
+    #[inline]
     pub fn take(&mut self) -> Option<Frame> {
         self.free.pop()
     }
 
     /// Gives a frame back.
+    #[inline]
     pub fn put(&mut self, mut frame: Frame) {
         frame.reset();
         self.free.push(frame);

@@ -31,6 +31,7 @@ pub(crate) enum Reach {
 }
 
 /// The route to `dst`.
+#[inline(always)]
 pub(crate) fn route(cx: &Cx<'_>, dst: Ipv4Addr) -> Result<Hop, DropReason> {
     match cx.config.routes.lookup(dst) {
         Some(RouteTarget::Network(id)) => {
@@ -48,6 +49,7 @@ pub(crate) fn route(cx: &Cx<'_>, dst: Ipv4Addr) -> Result<Hop, DropReason> {
 }
 
 /// The way to the neighbor of a hop; asks for it when needed.
+#[inline(always)]
 pub(crate) fn reach(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
     if let Link::Network(id) = hop.link
         && let Some(network) = cx.config.network(id)

@@ -218,7 +218,7 @@ impl Default for Remembered {
 
 impl Remembered {
     /// As [`Neighbors::resolve`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn resolve(
         &mut self,
         neighbors: &Neighbors,

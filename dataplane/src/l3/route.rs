@@ -56,6 +56,7 @@ impl fmt::Display for Prefix {
     }
 }
 
+#[inline]
 fn mask(len: u8) -> u32 {
     u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0)
 }
@@ -101,6 +102,7 @@ impl RouteTable {
 
     /// The target of the longest prefix that contains `address`.
     #[must_use]
+    #[inline]
     pub fn lookup(&self, address: Ipv4Addr) -> Option<RouteTarget> {
         let address = u32::from(address);
         self.by_len.iter().find_map(|(len, routes)| routes.get(&(address & mask(*len))).copied())

@@ -31,6 +31,7 @@ const HAIRPIN_PORTS: &[(u16, u16)] = &[(1024, 32_767), (61_000, 65_535)];
 const ANY_PORT: &[(u16, u16)] = &[(1024, 65_535)];
 
 /// The first packet of what may become a connection.
+#[inline(never)]
 pub(super) fn begin(
     cx: &mut Cx<'_>,
     frame: &mut Frame,

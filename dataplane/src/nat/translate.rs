@@ -25,6 +25,7 @@ pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
     }
 }
 
+#[inline(always)]
 fn one(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) -> Result<Verdict, DropReason> {
     let Net::Ipv4(ip) = lane.headers.net else { return Err(DropReason::NoService) };
     if let L4::Icmp { kind, .. } = ip.l4
@@ -59,6 +60,7 @@ fn trackless(
 }
 
 /// A packet of a connection we know.
+#[inline(always)]
 pub(super) fn established(
     cx: &mut Cx<'_>,
     frame: &mut Frame,
@@ -78,6 +80,7 @@ pub(super) fn established(
 }
 
 /// Counts the packet and moves the connection's state and deadline.
+#[inline]
 pub(super) fn note(cx: &Cx<'_>, ip: &Ipv4, hit: &Hit, state: u8, service: u16) {
     let flags = match hit.direction {
         Direction::Reply => SEEN_REPLY,
@@ -95,6 +98,7 @@ pub(super) fn note(cx: &Cx<'_>, ip: &Ipv4, hit: &Hit, state: u8, service: u16) {
     cx.tables.connections.touch(hit, u64::from(ip.total_len), state, flags, deadline);
 }
 
+#[inline]
 fn next_state(ip: &Ipv4, hit: &Hit) -> Result<u8, DropReason> {
     let L4::Tcp { flags, .. } = ip.l4 else { return Ok(hit.state) };
     let state = TcpState::from_u8(hit.state).ok_or(DropReason::ConntrackInvalid)?;
@@ -113,6 +117,7 @@ pub(super) struct WayOut {
 
 /// The way to `dst`, or the reason why there is none, told to the sender where the RFCs ask for it.
 /// The frame is still as it was received.
+#[inline(always)]
 pub(super) fn way_out(
     cx: &mut Cx<'_>,
     frame: &Frame,
@@ -120,18 +125,25 @@ pub(super) fn way_out(
     ip: &Ipv4,
     dst: std::net::Ipv4Addr,
 ) -> Result<WayOut, DropReason> {
-    let result = find_way(cx, frame, lane, ip, dst);
-    let error = match result {
-        Err((DropReason::TtlExceeded, _)) => IcmpError::TimeExceeded,
-        Err((DropReason::MtuExceeded, mtu)) => IcmpError::FragmentationNeeded { mtu },
-        Err((DropReason::NoRoute | DropReason::UplinkMissing, _)) => IcmpError::NetUnreachable,
-        Err((DropReason::NeighborUnresolved, _)) => IcmpError::HostUnreachable,
-        other => return other.map_err(|(reason, _)| reason),
-    };
-    report(cx, frame, &lane.headers, lane.from, error);
-    result.map_err(|(reason, _)| reason)
+    find_way(cx, frame, lane, ip, dst).map_err(|(reason, mtu)| {
+        report_no_way(cx, frame, lane, reason, mtu);
+        reason
+    })
 }
 
+#[cold]
+fn report_no_way(cx: &mut Cx<'_>, frame: &Frame, lane: &Lane, reason: DropReason, mtu: u16) {
+    let error = match reason {
+        DropReason::TtlExceeded => IcmpError::TimeExceeded,
+        DropReason::MtuExceeded => IcmpError::FragmentationNeeded { mtu },
+        DropReason::NoRoute | DropReason::UplinkMissing => IcmpError::NetUnreachable,
+        DropReason::NeighborUnresolved => IcmpError::HostUnreachable,
+        _ => return,
+    };
+    report(cx, frame, &lane.headers, lane.from, error);
+}
+
+#[inline(always)]
 fn find_way(
     cx: &mut Cx<'_>,
     frame: &Frame,
@@ -153,6 +165,7 @@ fn find_way(
 }
 
 /// Length of the IP packets that the frame stands for on the wire.
+#[inline]
 fn wire_len(frame: &Frame, lane: &Lane, ip: &Ipv4) -> usize {
     if !frame.vnet.is_gso() {
         return usize::try_from(ip.total_len).unwrap_or(usize::MAX);
@@ -166,6 +179,7 @@ fn wire_len(frame: &Frame, lane: &Lane, ip: &Ipv4) -> usize {
 }
 
 /// Rewrites the packet and says where it goes. Nothing can fail from here on.
+#[inline(always)]
 pub(super) fn finish(
     cx: &mut Cx<'_>,
     frame: &mut Frame,
@@ -190,6 +204,7 @@ pub(super) fn finish(
 }
 
 /// What a packet of this direction becomes: the other direction's tuple, reversed.
+#[inline(always)]
 pub(super) fn translation(tuple: Tuple, hit: &Hit) -> Rewrite {
     let to_src = (hit.other.dst(), hit.other.dst_port());
     let to_dst = (hit.other.src(), hit.other.src_port());
@@ -200,6 +215,7 @@ pub(super) fn translation(tuple: Tuple, hit: &Hit) -> Rewrite {
 }
 
 /// Addresses the frame to its next hop.
+#[inline(always)]
 pub(super) fn leave(_cx: &Cx<'_>, frame: &mut Frame, way: &WayOut) -> Verdict {
     match way.reach {
         Reach::Port { port, dst, src } => {

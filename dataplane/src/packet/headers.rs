@@ -24,6 +24,19 @@ pub struct Headers {
     pub net: Net,
 }
 
+impl Headers {
+    /// Of no frame.
+    pub const EMPTY: Self = Self {
+        dst: Mac::ZERO,
+        src: Mac::ZERO,
+        vlan: 0,
+        tagged: false,
+        ethertype: 0,
+        l3: 0,
+        net: Net::Other,
+    };
+}
+
 /// The network layer of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Net {
