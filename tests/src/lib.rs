@@ -5,6 +5,7 @@
 //! - [`sums`]: checksums verified the slow and obvious way.
 //! - [`lab`]: a host with networks, containers and an uplink; every step states all frames that
 //!   come out and all counters that move, and nothing else may have happened.
+//! - [`sim`]: machines with smoltcp's stack, on cables that lose, repeat and reorder.
 //!
 //! Nothing here shares code with what it checks beyond the engine's public types.
 #![allow(
@@ -18,4 +19,5 @@
 pub mod lab;
 pub mod ledger;
 pub mod packet;
+pub mod sim;
 pub mod sums;

@@ -498,28 +498,38 @@ impl ConnTable {
     #[must_use]
     #[inline]
     pub fn refresh(&self, hit: &Hit) -> Option<Hit> {
-        let meta = Meta(self.hot(hit.id.index)?[4].load(Ordering::Acquire));
+        let hot = self.hot(hit.id.index)?;
+        let meta = Meta(hot[4].load(Ordering::Acquire));
+        let deadline = u32::try_from(hot[5].load(Ordering::Relaxed)).unwrap_or(0);
         (meta.version() == hit.id.version).then_some(Hit {
             state: meta.state(),
             flags: meta.flags(),
+            deadline,
             ..*hit
         })
     }
 
-    /// Notes packets of a direction and, when it changed, state, flags and deadline.
+    /// Notes packets of a direction and, when it changed, state, flags and deadline. False, and
+    /// nothing is noted: another worker has changed the state since `hit` was read, so that `state`
+    /// may not be what follows.
     #[inline]
-    pub fn touch(&self, hit: &Hit, bytes: u64, state: u8, flags: u8, deadline: u32) {
+    pub fn touch(&self, hit: &Hit, bytes: u64, state: u8, flags: u8, deadline: u32) -> bool {
         let (Some(hot), Some(cold)) = (self.hot(hit.id.index), self.cold(hit.id.index)) else {
-            return;
+            return true;
         };
         let meta = Meta(hot[4].load(Ordering::Relaxed));
         if meta.version() != hit.id.version {
-            return;
+            return true;
+        }
+        if meta.state() != hit.state {
+            return false;
         }
         if meta.state() != state || meta.flags() | flags != meta.flags() {
             let next = Meta::new(meta.version(), state, meta.flags() | flags, meta.network());
-            // When another worker changed it in between, that worker saw a later segment.
-            let _ = hot[4].compare_exchange(meta.0, next.0, Ordering::AcqRel, Ordering::Relaxed);
+            let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+            if hot[4].compare_exchange(meta.0, next.0, success, failure).is_err() {
+                return false;
+            }
         }
         if hit.deadline != deadline {
             hot[5].store(u64::from(deadline), Ordering::Relaxed);
@@ -532,6 +542,7 @@ impl ConnTable {
         };
         packet_cell.store(packet_cell.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         byte_cell.store(byte_cell.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
+        true
     }
 
     /// Counts a new connection that found no outside port.

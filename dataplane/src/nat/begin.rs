@@ -89,6 +89,7 @@ pub(super) fn begin(
         Err(Refusal::Drop(reason)) => return Err(reason),
     };
     count_rules(cx, &hit, target.as_ref(), u64::from(ip.total_len));
+    // Should the answer have come by another worker already, its state is the later one.
     note(cx, ip, &hit, state, service);
     finish(cx, frame, lane, tuple, &hit, &way)
 }

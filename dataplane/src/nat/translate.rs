@@ -34,9 +34,10 @@ fn one(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) -> Result<Verdict, D
         return related::translate(cx, frame, lane, &ip);
     }
     let Some(track) = lane.track else { return trackless(cx, frame, lane, &ip) };
-    // An earlier frame of this very batch may have begun the connection.
-    let hit =
-        track.hit.or_else(|| cx.tables.connections.lookup_hashed(track.hash, track.tuple, cx.secs));
+    // An earlier frame of this very batch may have begun the connection, or moved its state.
+    let connections = &cx.tables.connections;
+    let hit = track.hit.and_then(|hit| connections.refresh(&hit));
+    let hit = hit.or_else(|| connections.lookup_hashed(track.hash, track.tuple, cx.secs));
     match hit {
         Some(hit) => established(cx, frame, lane, &ip, track.tuple, hit),
         None => begin::begin(cx, frame, lane, &ip, track.tuple),
@@ -67,21 +68,27 @@ pub(super) fn established(
     lane: &mut Lane,
     ip: &Ipv4,
     tuple: Tuple,
-    hit: Hit,
+    mut hit: Hit,
 ) -> Result<Verdict, DropReason> {
-    let state = next_state(ip, &hit)?;
+    let mut state = next_state(ip, &hit)?;
     let way = way_out(cx, frame, lane, ip, hit.other.src())?;
     let original = match hit.direction {
         Direction::Original => tuple,
         Direction::Reply => hit.other,
     };
-    note(cx, ip, &hit, state, original.dst_port());
+    while !note(cx, ip, &hit, state, original.dst_port()) {
+        // The worker of the other direction was faster: judge by the state that it left.
+        let Some(now) = cx.tables.connections.refresh(&hit) else { break };
+        hit = now;
+        state = next_state(ip, &hit)?;
+    }
     finish(cx, frame, lane, tuple, &hit, &way)
 }
 
-/// Counts the packet and moves the connection's state and deadline.
+/// Counts the packet and moves the connection's state and deadline; false: see
+/// [`crate::conntrack::ConnTable::touch`].
 #[inline]
-pub(super) fn note(cx: &Cx<'_>, ip: &Ipv4, hit: &Hit, state: u8, service: u16) {
+pub(super) fn note(cx: &Cx<'_>, ip: &Ipv4, hit: &Hit, state: u8, service: u16) -> bool {
     let flags = match hit.direction {
         Direction::Reply => SEEN_REPLY,
         Direction::Original => 0,
@@ -95,7 +102,7 @@ pub(super) fn note(cx: &Cx<'_>, ip: &Ipv4, hit: &Hit, state: u8, service: u16) {
     let flags = flags | if assured { ASSURED } else { 0 };
     let idle = timeout::idle(&cx.config.timeouts, ip.proto, service, state);
     let deadline = cx.secs.saturating_add(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX));
-    cx.tables.connections.touch(hit, u64::from(ip.total_len), state, flags, deadline);
+    cx.tables.connections.touch(hit, u64::from(ip.total_len), state, flags, deadline)
 }
 
 #[inline]

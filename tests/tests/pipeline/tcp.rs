@@ -220,6 +220,23 @@ fn simultaneous_open() {
 }
 
 #[test]
+fn both_sides_close_in_one_batch() {
+    for order in [[Client, Server], [Server, Client]] {
+        let mut lab = Lab::default();
+        play(&mut lab, &OPEN);
+        let wires = order.map(|from| {
+            let port = if from == Client { A.port } else { UP.port };
+            (port, segment(from, FIN | ACK).into())
+        });
+        lab.batch(wires.to_vec())
+            .tx(UP.port, segment(Client, FIN | ACK).src(UP.ip).routed(UP.mac, ROUTER.mac))
+            .tx(A.port, segment(Server, FIN | ACK).dst(A.ip).routed(GATEWAY1.mac, A.mac));
+        assert_eq!(lab.connection().state, "LAST_ACK");
+        assert_eq!(lab.connection().timeout, Duration::from_secs(240));
+    }
+}
+
+#[test]
 fn an_open_of_one_batch() {
     let mut lab = Lab::default();
     let wires = [(Client, SYN), (Server, SYN | ACK), (Client, ACK)]
