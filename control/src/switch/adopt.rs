@@ -14,7 +14,7 @@ use super::{Switch, Work, World};
 use crate::api::types::{NetworkCreate, Subnet, UplinkAdd};
 use crate::error::{Error, Kind, Result};
 use crate::ipam;
-use crate::model::{BRIDGE_NETWORK, Edit, Namespace, Network, Origin, Sandbox};
+use crate::model::{BRIDGE_NETWORK, Edit, Namespace, Network, Origin, Sandbox, Uplink};
 use crate::name::Name;
 use crate::netns::{self, NETNS_DIR};
 use crate::place::{Found, Place};
@@ -294,12 +294,15 @@ impl Switch {
     }
 
     /// Clean stop: the host gets its uplinks back, everything else stays for the next start.
+    ///
+    /// Nothing is published: a snapshot without uplinks would end the connections through them,
+    /// which are to go on. The ports close with the engine.
     pub async fn stop(&self) {
         let mut work = self.work.lock().await;
-        let interfaces: Vec<String> = work.uplinks.keys().cloned().collect();
-        for interface in interfaces {
-            if let Err(error) = self.lay_down(&mut work, &interface).await {
-                tracing::warn!("uplink {interface:?}: {error}");
+        let uplinks: Vec<Uplink> = self.world().desired.uplinks.values().cloned().collect();
+        for uplink in uplinks.iter().filter(|uplink| work.uplinks.contains_key(&uplink.interface)) {
+            if let Err(error) = self.give_back(uplink).await {
+                tracing::warn!("uplink {:?}: {error}", uplink.interface);
             }
         }
         let held: Vec<u32> = work.reservations.keys().copied().collect();
@@ -309,7 +312,7 @@ impl Switch {
     }
 }
 
-fn same_uplink(request: &UplinkAdd, uplink: &crate::model::Uplink) -> bool {
+fn same_uplink(request: &UplinkAdd, uplink: &Uplink) -> bool {
     request.mode == uplink.mode
         && request.addresses == uplink.addresses
         && request.gateway == uplink.gateway

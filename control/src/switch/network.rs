@@ -231,8 +231,8 @@ impl World {
                 )));
             }
         }
-        // A subnet inside a wider route of the host is the user's choice; one that swallows an
-        // address of the host would cut the host off.
+        // A subnet inside a wider route of the host is the user's choice; one that swallows a
+        // route or an address of the host would cut the host off.
         let swallowed = self
             .host
             .addresses
@@ -248,6 +248,15 @@ impl World {
         if let Some((interface, net)) = swallowed {
             return Err(Error::conflict(format!(
                 "subnet {subnet} overlaps {net} of the host's interface {interface:?}"
+            )));
+        }
+        let routed = self.host.routes.iter().find_map(|route| match route.destination {
+            IpNet::V4(net) if net.prefix_len() > 0 && subnet.contains(&net) => Some(net),
+            _ => None,
+        });
+        if let Some(net) = routed {
+            return Err(Error::conflict(format!(
+                "subnet {subnet} overlaps the host's route to {net}; choose another"
             )));
         }
         let ip_range = match &wanted.ip_range {

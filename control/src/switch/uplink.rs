@@ -227,8 +227,8 @@ impl Switch {
     /// Steering off and port closed; the record stays.
     pub(super) async fn lay_down(&self, work: &mut Work, interface: &str) -> Result<()> {
         let record = self.world().desired.uplinks.get(interface).cloned();
-        if let Some(uplink) = record.filter(|uplink| uplink.mode == UplinkMode::Shared) {
-            steering::remove(&self.host, &uplink).await?;
+        if let Some(uplink) = record {
+            self.give_back(&uplink).await?;
         }
         work.uplinks.remove(interface);
         let state = self.world_mut().attached.uplinks.remove(interface);
@@ -237,6 +237,14 @@ impl Switch {
             self.detach(state.port);
         }
         Ok(())
+    }
+
+    /// Leaves the frames of a shared uplink to the host.
+    pub(super) async fn give_back(&self, uplink: &Uplink) -> Result<()> {
+        match uplink.mode {
+            UplinkMode::Dedicated => Ok(()),
+            UplinkMode::Shared => steering::remove(&self.host, uplink).await,
+        }
     }
 
     /// Adds the interface of the host's default route if nobody named an uplink, and follows it
