@@ -3,6 +3,7 @@
 //!
 //! - [`packet`]: packets, built by etherparse with full checksums.
 //! - [`sums`]: checksums verified the slow and obvious way.
+//! - [`host`]: a host in a network namespace with the built daemon on it; needs root.
 //! - [`lab`]: a host with networks, containers and an uplink; every step states all frames that
 //!   come out and all counters that move, and nothing else may have happened.
 //! - [`sim`]: machines with smoltcp's stack, on cables that lose, repeat and reorder.
@@ -16,6 +17,7 @@
     reason = "test code: a failure here is a failed test"
 )]
 
+pub mod host;
 pub mod lab;
 pub mod ledger;
 pub mod packet;

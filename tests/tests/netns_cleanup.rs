@@ -1,0 +1,185 @@
+//! Removing: what the daemon made goes without a trace, what others made stays.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::fs;
+use std::net::Ipv4Addr;
+
+use nix::sys::signal::Signal;
+use tests::host::inventory::Inventory;
+use tests::host::namespace::{Namespace, Owned};
+use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
+use tests::host::{GATEWAY, HOST_IP, Host, Uplink, rows};
+
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+
+/// What others have on the host: a namespace, links, a rule set, files beside the daemon's.
+struct Foreign {
+    namespace: Owned,
+}
+
+impl Foreign {
+    fn make(host: &Host) -> Self {
+        for directory in ["lib", "run/vswitchd", "run/other"] {
+            fs::create_dir_all(host.path(directory)).unwrap();
+        }
+        for file in ["lib/notes", "run/vswitchd/notes", "run/other/notes"] {
+            fs::write(host.path(file), "not the daemon's").unwrap();
+        }
+        host.ns.ip("link add br-other type bridge");
+        host.ns.ip("tuntap add dev vsw-other mode tap");
+        host.ns.ip("address add 10.92.0.1/24 dev br-other");
+        host.ns.ip("link set br-other up");
+        host.ns.ok("nft add table inet other");
+        let namespace = Namespace::create(&host.name("foreign"));
+        namespace.handle().ip("link add own0 type bridge");
+        Self { namespace }
+    }
+
+    /// A namespace of others, which the daemon is lent.
+    fn ns(&self) -> Namespace {
+        self.namespace.handle()
+    }
+}
+
+/// Makes something of every kind, and uses it.
+fn make_everything(host: &Host, foreign: &Foreign) -> Vec<String> {
+    host.network("app", "--subnet 10.91.1.0/24");
+    host.network("back", "--subnet 10.91.2.0/24 --internal");
+    let a = host.sandbox("a", "--network app --network back -p 8080:80 -p 9000-9100:9000-9100");
+    let b = host.sandbox("b", "-p 8081:81/udp");
+    let adopted = format!("--network app --netns {}", foreign.ns().path().display());
+    let c = host.sandbox("c", &adopted);
+    host.ok(["network", "connect", "back", &b.name]);
+    host.ok(["route", "add", "198.51.100.0/24", "via", &GATEWAY.to_string()]);
+    host.ok(["fdb", "add", "02:00:00:00:00:99", "--network", "app", "--sandbox", &a.name]);
+    let _server = TcpServer::start(&a.ns, (ANY, 80));
+    TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("in");
+    TcpClient::connect(&host.ns, (Ipv4Addr::LOCALHOST, 8080)).echo("from the host");
+    assert_ping(&c.ns, a.ip, 64);
+    assert_ping(&b.ns, GATEWAY, 63);
+    [a, b, c].map(|sandbox| sandbox.name).to_vec()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_was_removed_leaves_no_trace() {
+    let mut host = Host::prepare(Uplink::Shared);
+    let foreign = Foreign::make(&host);
+    host.launch();
+    let before = Inventory::of(&host);
+    let before_foreign = Inventory::of_namespace(&foreign.ns());
+    for _ in 0..2 {
+        let sandboxes = make_everything(&host, &foreign);
+        host.ok(["sandbox", "rm"].into_iter().chain(sandboxes.iter().map(String::as_str)));
+        host.ok(["network", "rm", "app", "back"]);
+        host.ok(["route", "rm", "198.51.100.0/24"]);
+        Inventory::of(&host).assert_same(&before, "sandboxes and networks");
+        Inventory::of_namespace(&foreign.ns()).assert_same(&before_foreign, "an adopted sandbox");
+    }
+    assert_eq!(rows(&host.json(["port", "ls"])).len(), 0);
+    assert_eq!(rows(&host.json(["conntrack", "list", "--network", "bridge"])).len(), 0);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn purge_removes_all_of_ours_and_the_daemon_goes_on() {
+    let mut host = Host::prepare(Uplink::Shared);
+    let foreign = Foreign::make(&host);
+    let before = Inventory::of(&host);
+    let before_foreign = Inventory::of_namespace(&foreign.ns());
+    host.launch();
+    make_everything(&host, &foreign);
+    host.refused(2, &["--yes"], ["purge"]);
+    host.ok(["purge", "--yes"]);
+    // Longer than from one look at the host to the next: nothing may come back by itself.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let after = Inventory::of(&host);
+    for part in [
+        "links",
+        "addresses",
+        "routes",
+        "rules",
+        "nft",
+        "qdiscs",
+        "filters",
+        "namespaces",
+        "listening",
+    ] {
+        assert_eq!(before.part(part), after.part(part), "{part}");
+    }
+    Inventory::of_namespace(&foreign.ns()).assert_same(&before_foreign, "purge");
+    assert_eq!(rows(&host.json(["sandbox", "ls"])).len(), 0);
+    // It can be used again as if it were new.
+    let names = make_everything(&host, &foreign);
+    assert_eq!(names.len(), 3);
+    host.stop(Signal::SIGTERM);
+    host.purge_offline();
+    Inventory::of(&host).assert_same(&before, "purge and purge again");
+}
+
+fn offline_purge(signal: Signal) {
+    let mut host = Host::prepare(Uplink::Shared);
+    let foreign = Foreign::make(&host);
+    let before = Inventory::of(&host);
+    let before_foreign = Inventory::of_namespace(&foreign.ns());
+    host.launch();
+    make_everything(&host, &foreign);
+    host.run_daemon(["--purge"]).is_refusal("vswitchd", 4, &["vswitchctl purge"]);
+    host.stop(signal);
+    host.purge_offline();
+    Inventory::of(&host).assert_same(&before, "vswitchd --purge");
+    Inventory::of_namespace(&foreign.ns()).assert_same(&before_foreign, "vswitchd --purge");
+    // Nothing is left to purge, which is no error.
+    host.purge_offline();
+}
+
+#[test]
+#[ignore = "needs root"]
+fn offline_purge_after_a_clean_stop_leaves_no_trace() {
+    offline_purge(Signal::SIGTERM);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn offline_purge_after_a_kill_leaves_no_trace() {
+    offline_purge(Signal::SIGKILL);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_sandbox_whose_namespace_went_away_can_be_removed() {
+    let host = Host::start(Uplink::None);
+    let a = host.sandbox("a", "");
+    let b = host.sandbox("b", "");
+    let deleted =
+        tests::host::ran(std::process::Command::new("ip").args(["netns", "del", &a.name]));
+    assert_eq!(deleted.code, 0, "{deleted}");
+    assert_ping(&b.ns, Ipv4Addr::new(172, 30, 0, 1), 64);
+    host.ok(["sandbox", "rm", &a.name]);
+    let again = host.sandbox("a", "");
+    assert_ping(&again.ns, b.ip, 64);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_namespace_of_the_same_name_made_by_others_is_not_touched() {
+    let mut host = Host::start(Uplink::None);
+    let a = host.sandbox("a", "");
+    host.stop(Signal::SIGTERM);
+    let replace = |args: [&str; 3]| {
+        let ran = tests::host::ran(std::process::Command::new("ip").args(args));
+        assert_eq!(ran.code, 0, "{ran}");
+    };
+    replace(["netns", "del", &a.name]);
+    replace(["netns", "add", &a.name]);
+    a.ns.ip("link add own0 type bridge");
+    host.launch();
+    host.ok(["sandbox", "rm", &a.name]);
+    assert!(a.ns.exists(), "a namespace of others was removed");
+    assert!(a.ns.ip("link show").contains("own0"));
+}

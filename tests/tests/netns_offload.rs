@@ -1,0 +1,163 @@
+//! Offloads: large segments go through whole, and nothing depends on which a side has.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::host::namespace::{Namespace, Process};
+use tests::host::{GATEWAY, Host, Sandbox, Uplink, WIRE, eventually, rows};
+
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+const MTU: u64 = 1500;
+
+/// How much goes over a connection with everything on.
+const LARGE: usize = 200_000_000;
+
+/// How much goes over a connection where segments are cut early: a frame each, on some paths.
+const SMALL: usize = 40_000_000;
+
+/// Bytes that do not repeat within a segment, from the position alone.
+fn pattern(position: usize, buffer: &mut [u8]) {
+    for (at, word) in buffer.chunks_mut(8).enumerate() {
+        let mixed = ((position / 8 + at) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        word.copy_from_slice(&mixed.to_le_bytes()[..word.len()]);
+    }
+}
+
+/// Sends so many bytes and compares every one of them at the other end.
+fn transfer(amount: usize, from: &Namespace, to: &Namespace, at: (Ipv4Addr, u16)) -> Duration {
+    const CHUNK: usize = 1 << 16;
+    let listener = to.enter(|| TcpListener::bind((ANY, at.1))).unwrap();
+    let began = Instant::now();
+    let receiver = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let (mut got, mut expected) = (vec![0; CHUNK], vec![0; CHUNK]);
+        let mut position = 0;
+        while position < amount {
+            let length = CHUNK.min(amount - position);
+            stream.read_exact(&mut got[..length]).unwrap();
+            pattern(position, &mut expected[..length]);
+            assert!(got[..length] == expected[..length], "wrong bytes after {position}");
+            position += length;
+        }
+        assert_eq!(stream.read(&mut got).unwrap(), 0, "more than was sent");
+    });
+    let mut stream =
+        from.enter(|| TcpStream::connect_timeout(&at.into(), Duration::from_secs(5))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut buffer = vec![0; CHUNK];
+    let mut position = 0;
+    while position < amount {
+        let length = CHUNK.min(amount - position);
+        pattern(position, &mut buffer[..length]);
+        stream.write_all(&buffer[..length]).unwrap();
+        position += length;
+    }
+    drop(stream);
+    receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    began.elapsed()
+}
+
+fn ethtool(ns: &Namespace, device: &str, features: &str) {
+    ns.ok(&format!("ethtool -K {device} {features}"));
+}
+
+const OFF: [&str; 6] =
+    ["tx off", "tso off", "gso off", "gro off", "tso off gso off gro off", "tx off rx off gro off"];
+
+/// What turns everything on again.
+const ON: &str = "tx on rx on tso on gso on gro on";
+
+#[test]
+#[ignore = "needs root"]
+fn every_offload_delivers_the_same_bytes_within_a_network() {
+    let host = Host::start(Uplink::None);
+    let a = host.sandbox("a", "");
+    let b = host.sandbox("b", "");
+    println!("all on: {:?}", transfer(LARGE, &a.ns, &b.ns, (b.ip, 7000)));
+    for (port, features) in (7001..).zip(OFF) {
+        for (side, sandbox) in [("sender", &a), ("receiver", &b)] {
+            ethtool(&sandbox.ns, "eth0", features);
+            println!("{features} at the {side}: {:?}", transfer(SMALL, &a.ns, &b.ns, (b.ip, port)));
+            ethtool(&sandbox.ns, "eth0", ON);
+        }
+    }
+}
+
+fn every_offload_through_nat(uplink: Uplink) {
+    let host = Host::start(uplink);
+    let a = host.sandbox("a", "-p 7000-7020:7000-7020");
+    let out = transfer(LARGE, &a.ns, &host.outside, (GATEWAY, 7000));
+    let published = transfer(LARGE, &host.outside, &a.ns, (tests::host::HOST_IP, 7000));
+    println!("all on: out {out:?}, in {published:?}");
+    for (port, features) in (7001..).zip(OFF) {
+        for (ns, device) in [(&a.ns, "eth0"), (&host.outside, WIRE)] {
+            ethtool(ns, device, features);
+            let out = transfer(SMALL, &a.ns, &host.outside, (GATEWAY, port));
+            let published = transfer(SMALL, &host.outside, &a.ns, (tests::host::HOST_IP, port));
+            println!("{features} on {device}: out {out:?}, in {published:?}");
+            ethtool(ns, device, ON);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn every_offload_delivers_the_same_bytes_through_a_dedicated_uplink() {
+    every_offload_through_nat(Uplink::Dedicated);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn every_offload_delivers_the_same_bytes_through_a_shared_uplink() {
+    every_offload_through_nat(Uplink::Shared);
+}
+
+/// Frames and bytes that came from the sandbox.
+fn received_from(host: &Host, sandbox: &Sandbox) -> (u64, u64) {
+    let stats = rows(&host.json(["stats", "--sandbox", &sandbox.name]));
+    let sum = |field: &str| stats.iter().map(|port| port[field].as_u64().unwrap()).sum();
+    (sum("rx_frames"), sum("rx_bytes"))
+}
+
+/// Gigabits a second of one TCP stream, as iperf3 counts them.
+fn iperf3(client: &Namespace, server: &Namespace, to: Ipv4Addr) -> f64 {
+    let mut command = server.command("iperf3");
+    let _server = Process::start(command.args(["-s", "-1"]).stdout(Stdio::null()));
+    eventually(Duration::from_secs(5), "iperf3 listens", || {
+        server.ok("ss -H -l -n -t").contains(":5201")
+    });
+    let shown = client.ok(&format!("iperf3 -c {to} -t 3 -J"));
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    shown["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e9
+}
+
+#[test]
+#[ignore = "needs root"]
+fn large_segments_go_through_whole() {
+    let host = Host::start(Uplink::Shared);
+    let a = host.sandbox("a", "");
+    let b = host.sandbox("b", "");
+    for (what, server, to) in
+        [("within a network", &b.ns, b.ip), ("through NAT", &host.outside, GATEWAY)]
+    {
+        let (frames, bytes) = received_from(&host, &a);
+        let speed = iperf3(&a.ns, server, to);
+        let (frames_after, bytes_after) = received_from(&host, &a);
+        let average = (bytes_after - bytes) / (frames_after - frames).max(1);
+        println!("{what}: {speed:.2} Gbit/s, {average} bytes a frame");
+        assert!(average > 4 * MTU, "{what}: {average} bytes a frame");
+        // Far below what any machine does, far above what retransmissions leave.
+        assert!(speed > 0.2, "{what}: {speed} Gbit/s");
+    }
+}

@@ -1,0 +1,173 @@
+//! A shared uplink: the daemon takes its own frames and leaves the host exactly as it was.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::net::Ipv4Addr;
+
+use nix::sys::signal::Signal;
+use tests::host::inventory::{Inventory, filters};
+use tests::host::traffic::{TcpClient, TcpServer, UdpServer, assert_ping, udp_ask};
+use tests::host::{GATEWAY, HOST_IP, Host, Uplink, WIRE, rows};
+
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+
+/// A rule set that a careless switch would touch: policy, NAT and a rule at netdev.
+const RULES: &str = "
+table inet firewall {
+    chain input { type filter hook input priority 0; policy drop;
+        iif lo accept; ct state established,related accept; icmp type echo-request accept;
+        tcp dport 7100 accept; udp dport 7101 accept;
+    }
+    chain forward { type filter hook forward priority 0; policy drop; }
+}
+table ip nat {
+    chain post { type nat hook postrouting priority 100; }
+}
+";
+
+/// Counts the resets that reach the outside machine.
+const COUNT_RESETS: &str = "table inet count {
+    chain in {
+        type filter hook prerouting priority -300;
+        tcp flags & rst == rst counter
+    }
+}";
+
+fn load_rules(ns: &tests::host::namespace::Namespace, rules: &str) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, rules.as_bytes()).unwrap();
+    ns.ok(&format!("nft -f {}", file.path().display()));
+}
+
+fn resets_seen(host: &Host) -> u64 {
+    let shown = host.outside.ok("nft list table inet count");
+    let packets = shown.split("counter packets ").nth(1).unwrap();
+    packets.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_host_keeps_its_services_rules_and_connections() {
+    let mut host = Host::prepare(Uplink::Shared);
+    load_rules(&host.ns, RULES);
+    load_rules(&host.outside, COUNT_RESETS);
+    let before = Inventory::of_namespace(&host.ns);
+    let _host_tcp = TcpServer::start(&host.ns, (ANY, 7100));
+    let _host_udp = UdpServer::start(&host.ns, (ANY, 7101));
+    let _outside_tcp = TcpServer::start(&host.outside, (ANY, 7000));
+    // They began before the daemon came, and outlive it.
+    let mut incoming = TcpClient::connect(&host.outside, (HOST_IP, 7100));
+    let mut outgoing = TcpClient::connect(&host.ns, (GATEWAY, 7000));
+
+    host.launch();
+    host.network("app", "--subnet 10.91.1.0/24");
+    let web = host.sandbox("web", "--network app -p 8080:80");
+    let _web_tcp = TcpServer::start(&web.ns, (ANY, 80));
+    for round in 0..5 {
+        TcpClient::connect(&web.ns, (GATEWAY, 7000)).echo("out");
+        TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("in");
+        let mut service = TcpClient::connect(&host.outside, (HOST_IP, 7100));
+        service.echo("the host's own");
+        assert_eq!(*service.seen_as.ip(), GATEWAY);
+        TcpClient::connect(&host.ns, (GATEWAY, 7000)).echo("the host's own");
+        assert!(udp_ask(&host.outside, (HOST_IP, 7101)).is_some(), "round {round}");
+        assert_ping(&host.outside, HOST_IP, 64);
+        assert_ping(&host.ns, GATEWAY, 64);
+        assert_ping(&web.ns, GATEWAY, 63);
+        incoming.echo("still");
+        outgoing.echo("still");
+    }
+    // Closing is part of it: the host's stack must not answer the last segments either.
+    assert_eq!(resets_seen(&host), 0, "the host answered with resets");
+    assert_eq!(Inventory::of_namespace(&host.ns).part("nft"), before.part("nft"));
+
+    host.stop(Signal::SIGTERM);
+    incoming.echo("after");
+    outgoing.echo("after");
+    host.purge_offline();
+    drop((incoming, outgoing, _host_tcp, _host_udp));
+    Inventory::of_namespace(&host.ns).assert_same(&before, "a daemon on a shared uplink");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_hosts_firewall_does_not_see_containers() {
+    // Published ports go past the host's INPUT chain, as they do past Docker's.
+    let mut host = Host::prepare(Uplink::Shared);
+    load_rules(&host.ns, RULES);
+    host.launch();
+    let web = host.sandbox("web", "-p 8080:80");
+    let _web_tcp = TcpServer::start(&web.ns, (ANY, 80));
+    TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("in");
+    // What is not published stays the firewall's.
+    assert!(TcpClient::try_connect(&host.outside, (HOST_IP, 8081)).is_err());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn steering_goes_with_a_clean_stop() {
+    let mut host = Host::start(Uplink::Shared);
+    assert!(!filters(&host.ns).is_empty(), "no steering on a shared uplink");
+    host.stop(Signal::SIGTERM);
+    assert_eq!(filters(&host.ns), "");
+    let qdiscs = host.ns.ok(&format!("tc qdisc show dev {WIRE}"));
+    assert!(!qdiscs.contains("clsact"), "{qdiscs}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn steering_is_replaced_after_a_kill() {
+    let mut host = Host::start(Uplink::Shared);
+    let count = |host: &Host| filters(&host.ns).matches("bpf").count();
+    let before = count(&host);
+    host.stop(Signal::SIGKILL);
+    assert_eq!(count(&host), before, "a killed daemon cannot take its steering away");
+    host.launch();
+    assert_eq!(count(&host), before, "{}", filters(&host.ns));
+    let web = host.sandbox("web", "-p 8080:80");
+    let _web_tcp = TcpServer::start(&web.ns, (ANY, 80));
+    TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("in");
+    host.stop(Signal::SIGTERM);
+    assert_eq!(filters(&host.ns), "");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_clsact_and_filters_of_others_stay() {
+    let mut host = Host::prepare(Uplink::Shared);
+    host.ns.ok(&format!("tc qdisc add dev {WIRE} clsact"));
+    let foreign = format!(
+        "tc filter add dev {WIRE} ingress prio 77 protocol all u32 match u32 0 0 flowid 1:1"
+    );
+    host.ns.ok(&foreign);
+    let wire = host.ns.clone();
+    let seen = || (filters(&wire), wire.ok(&format!("tc qdisc show dev {WIRE}")));
+    let before = seen();
+    host.launch();
+    assert_ne!(seen().0, before.0);
+    let web = host.sandbox("web", "");
+    assert_ping(&web.ns, GATEWAY, 63);
+    host.stop(Signal::SIGTERM);
+    assert_eq!(seen(), before);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_uplink_comes_and_goes() {
+    let host = Host::start(Uplink::Shared);
+    let uplinks = rows(&host.json(["uplink", "ls"]));
+    assert_eq!(uplinks.len(), 1, "the default route's interface: {uplinks:?}");
+    assert_eq!((&uplinks[0]["interface"], &uplinks[0]["mode"]), (&WIRE.into(), &"shared".into()));
+    let a = host.sandbox("a", "");
+    assert_ping(&a.ns, GATEWAY, 63);
+    host.ok(["uplink", "add", WIRE, "--mode", "shared"]);
+    assert_ping(&a.ns, GATEWAY, 63);
+    host.refused(4, &[WIRE], ["uplink", "add", WIRE]);
+    host.ok(["uplink", "rm", WIRE]);
+    assert_eq!(filters(&host.ns), "");
+    assert_ping(&host.ns, GATEWAY, 64);
+}
