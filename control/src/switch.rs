@@ -104,6 +104,8 @@ pub struct World {
     pub gone: BTreeSet<Name>,
     /// What a person should know: each one line.
     pub warnings: Vec<String>,
+    /// Everything was purged, and nothing has been asked for since: nothing comes back by itself.
+    pub purged: bool,
 }
 
 impl Switch {

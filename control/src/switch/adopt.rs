@@ -268,9 +268,12 @@ impl Switch {
     /// device, and the automatic uplink.
     pub(super) async fn revive(&self, work: &mut Work) -> Result<()> {
         let dormant = {
-            let world = self.world();
+            let mut world = self.world_mut();
+            let purged = std::mem::take(&mut world.purged);
             let hosts = &world.attached.hosts;
-            world.desired.networks.len() > hosts.len() || world.desired.networks.is_empty()
+            purged
+                || world.desired.networks.len() > hosts.len()
+                || world.desired.networks.is_empty()
         };
         if !dormant {
             return Ok(());

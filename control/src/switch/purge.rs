@@ -28,6 +28,7 @@ impl Switch {
         let mut work = self.work.lock().await;
         let mut purged = Purged::default();
         let mut failures = Vec::new();
+        self.world_mut().purged = true;
         self.purge_sandboxes(&mut work, &mut purged, &mut failures).await;
         self.purge_routes_and_uplinks(&mut work, &mut purged, &mut failures).await;
         self.purge_networks(&mut work, &mut purged, &mut failures).await;

@@ -297,6 +297,10 @@ impl Switch {
         if changed {
             self.publish_ports(&mut work).await?;
         }
+        let purged = self.world().purged;
+        if purged {
+            return Ok(());
+        }
         if let Err(error) = self.follow_default_route(&mut work).await {
             tracing::warn!("{error}");
         }
