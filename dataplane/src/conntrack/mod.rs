@@ -12,6 +12,7 @@ pub mod tcp;
 pub mod timeout;
 pub mod tuple;
 mod view;
+mod words;
 
 pub use table::{ConnId, ConnTable, Hit, Insert, NewConnection};
 pub use tuple::{Direction, Tuple, Zone};

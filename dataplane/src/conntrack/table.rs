@@ -29,6 +29,7 @@ use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::tuple::{Direction, Tuple};
+use super::words::{LIVE, Meta, slot_direction, slot_index, slot_tag, slot_word};
 use crate::hash::HashKey;
 use crate::io::prefetch::prefetch;
 use crate::io::region::Region;
@@ -42,7 +43,6 @@ const BUCKET_SLOTS: usize = 8;
 /// find a place (filling the first one up loses one in 4,000) and one lookup in 20 needs the second.
 const FIRST_CHOICE: usize = 6;
 const SHARDS: usize = 256;
-const LIVE: u32 = 1;
 
 /// The reply side has sent.
 pub const SEEN_REPLY: u8 = 1;
@@ -60,23 +60,54 @@ pub struct ConnId {
     pub(super) version: u32,
 }
 
-/// What a lookup found, copied out.
+/// What a lookup found, copied out. Whole words: a copy made soon after of what was written in
+/// bytes would have to wait for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hit {
     /// The connection.
     pub id: ConnId,
-    /// Which of its directions the tuple is.
-    pub direction: Direction,
     /// The tuple of the other direction.
     pub other: Tuple,
-    /// State of the protocol.
-    pub state: u8,
-    /// [`SEEN_REPLY`], [`ASSURED`], [`SNAT`], [`DNAT`].
-    pub flags: u8,
-    /// The inside network.
-    pub network: NetworkId,
+    meta: Meta,
     /// Until when it lives, in seconds.
     pub deadline: u32,
+    /// Which of its directions the tuple is.
+    pub direction: Direction,
+}
+
+impl Hit {
+    /// The original direction of a connection that was just inserted.
+    #[must_use]
+    pub fn begun(id: ConnId, new: &NewConnection) -> Self {
+        Self {
+            id,
+            other: new.reply,
+            meta: Meta::new(id.version, new.state, new.flags, new.network),
+            deadline: new.deadline,
+            direction: Direction::Original,
+        }
+    }
+
+    /// State of the protocol.
+    #[must_use]
+    #[inline]
+    pub const fn state(&self) -> u8 {
+        self.meta.state()
+    }
+
+    /// [`SEEN_REPLY`], [`ASSURED`], [`SNAT`], [`DNAT`].
+    #[must_use]
+    #[inline]
+    pub const fn flags(&self) -> u8 {
+        self.meta.flags()
+    }
+
+    /// The inside network.
+    #[must_use]
+    #[inline]
+    pub const fn network(&self) -> NetworkId {
+        self.meta.network()
+    }
 }
 
 /// A connection to be.
@@ -321,9 +352,7 @@ impl ConnTable {
             id: ConnId { index, version: meta.version() },
             direction,
             other,
-            state: meta.state(),
-            flags: meta.flags(),
-            network: meta.network(),
+            meta,
             deadline: u32::try_from(deadline).unwrap_or(0),
         })
     }
@@ -501,12 +530,7 @@ impl ConnTable {
         let hot = self.hot(hit.id.index)?;
         let meta = Meta(hot[4].load(Ordering::Acquire));
         let deadline = u32::try_from(hot[5].load(Ordering::Relaxed)).unwrap_or(0);
-        (meta.version() == hit.id.version).then_some(Hit {
-            state: meta.state(),
-            flags: meta.flags(),
-            deadline,
-            ..*hit
-        })
+        (meta.version() == hit.id.version).then_some(Hit { meta, deadline, ..*hit })
     }
 
     /// Notes packets of a direction and, when it changed, state, flags and deadline. False, and
@@ -521,7 +545,7 @@ impl ConnTable {
         if meta.version() != hit.id.version {
             return true;
         }
-        if meta.state() != hit.state {
+        if meta.state() != hit.state() {
             return false;
         }
         if meta.state() != state || meta.flags() | flags != meta.flags() {
@@ -549,66 +573,6 @@ impl ConnTable {
     pub fn note_ports_exhausted(&self) {
         self.totals.ports_exhausted.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// The fourth word of an entry.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Meta(pub(super) u64);
-
-impl Meta {
-    pub(super) fn new(version: u32, state: u8, flags: u8, network: NetworkId) -> Self {
-        Self(
-            u64::from(version) << 32
-                | u64::from(state) << 24
-                | u64::from(flags) << 16
-                | u64::from(network.0),
-        )
-    }
-
-    pub(super) const fn version(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-
-    pub(super) const fn is_live(self) -> bool {
-        self.version() & LIVE != 0
-    }
-
-    #[allow(clippy::cast_possible_truncation, reason = "the field is 8 bits wide")]
-    pub(super) const fn state(self) -> u8 {
-        (self.0 >> 24) as u8
-    }
-
-    #[allow(clippy::cast_possible_truncation, reason = "the field is 8 bits wide")]
-    pub(super) const fn flags(self) -> u8 {
-        (self.0 >> 16) as u8
-    }
-
-    #[allow(clippy::cast_possible_truncation, reason = "the field is 16 bits wide")]
-    pub(super) const fn network(self) -> NetworkId {
-        NetworkId(self.0 as u16)
-    }
-}
-
-/// Bits that are independent of both bucket numbers.
-#[inline]
-const fn slot_tag(hash: u64) -> u64 {
-    hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33
-}
-
-#[inline]
-fn slot_word(hash: u64, index: u32, direction: Direction) -> u64 {
-    slot_tag(hash) << 33 | (direction.index() as u64) << 32 | u64::from(index + 1)
-}
-
-#[inline]
-#[allow(clippy::cast_possible_truncation, reason = "the low half is wanted")]
-const fn slot_index(slot: u64) -> u32 {
-    slot as u32
-}
-
-#[inline]
-const fn slot_direction(slot: u64) -> Direction {
-    if slot >> 32 & 1 == 0 { Direction::Original } else { Direction::Reply }
 }
 
 #[cfg(test)]

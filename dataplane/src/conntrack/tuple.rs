@@ -24,6 +24,7 @@ impl Zone {
 
 /// Original: as the first packet went. Reply: the other way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
 pub enum Direction {
     /// From the side that began.
     Original,

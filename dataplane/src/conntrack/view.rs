@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::table::{
-    ASSURED, COLD_WORDS, ConnId, ConnTable, DNAT, HOT_WORDS, Insert, Meta, NewConnection,
-    SEEN_REPLY, SNAT,
+    ASSURED, COLD_WORDS, ConnId, ConnTable, DNAT, HOT_WORDS, Insert, NewConnection, SEEN_REPLY,
+    SNAT,
 };
 use super::tcp::TcpState;
 use super::tuple::Tuple;
+use super::words::Meta;
 use crate::engine::{Connection, ConntrackStats};
 use crate::hash::HashKey;
 use crate::io::region::Region;

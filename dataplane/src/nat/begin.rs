@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use crate::config::{LocalAddress, Network, UplinkConfig};
 use crate::conntrack::table::{DNAT, SNAT};
 use crate::conntrack::tcp::TcpState;
-use crate::conntrack::{Direction, Hit, Insert, NewConnection, Tuple, Zone, timeout};
+use crate::conntrack::{Hit, Insert, NewConnection, Tuple, Zone, timeout};
 use crate::core::Cx;
 use crate::engine::{Link, NatRule};
 use crate::frame::Frame;
@@ -219,15 +219,7 @@ fn commit(
 
 fn insert(cx: &Cx<'_>, new: &NewConnection) -> Result<Hit, Refusal> {
     match cx.tables.connections.insert(new, cx.secs) {
-        Insert::Inserted(id) => Ok(Hit {
-            id,
-            direction: Direction::Original,
-            other: new.reply,
-            state: new.state,
-            flags: new.flags,
-            network: new.network,
-            deadline: new.deadline,
-        }),
+        Insert::Inserted(id) => Ok(Hit::begun(id, new)),
         Insert::Exists(hit) => Err(Refusal::Exists(hit)),
         Insert::Full => Err(Refusal::Drop(DropReason::ConntrackFull)),
         Insert::ReplyTaken => Err(Refusal::Drop(DropReason::SnatPortsExhausted)),
@@ -257,7 +249,7 @@ fn inside_network(from: From, target: Option<&DnatTarget>) -> NetworkId {
 fn count_rules(cx: &Cx<'_>, hit: &Hit, target: Option<&DnatTarget>, bytes: u64) {
     if let Some(target) = target {
         cx.tables.count_rule(NatRule::Dnat(target.rule), bytes);
-    } else if hit.flags & SNAT != 0 {
-        cx.tables.count_rule(NatRule::Masquerade(hit.network), bytes);
+    } else if hit.flags() & SNAT != 0 {
+        cx.tables.count_rule(NatRule::Masquerade(hit.network()), bytes);
     }
 }

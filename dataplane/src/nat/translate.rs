@@ -97,7 +97,7 @@ pub(super) fn note(cx: &Cx<'_>, ip: &Ipv4, hit: &Hit, state: u8, service: u16) -
         state == TcpState::Established as u8
     } else {
         // Both have spoken, and the first again.
-        hit.flags & SEEN_REPLY != 0 && matches!(hit.direction, Direction::Original)
+        hit.flags() & SEEN_REPLY != 0 && matches!(hit.direction, Direction::Original)
     };
     let flags = flags | if assured { ASSURED } else { 0 };
     let idle = timeout::idle(&cx.config.timeouts, ip.proto, service, state);
@@ -107,8 +107,8 @@ pub(super) fn note(cx: &Cx<'_>, ip: &Ipv4, hit: &Hit, state: u8, service: u16) -
 
 #[inline]
 fn next_state(ip: &Ipv4, hit: &Hit) -> Result<u8, DropReason> {
-    let L4::Tcp { flags, .. } = ip.l4 else { return Ok(hit.state) };
-    let state = TcpState::from_u8(hit.state).ok_or(DropReason::ConntrackInvalid)?;
+    let L4::Tcp { flags, .. } = ip.l4 else { return Ok(hit.state()) };
+    let state = TcpState::from_u8(hit.state()).ok_or(DropReason::ConntrackInvalid)?;
     let next = state.next(flags, hit.direction).map_err(|_| DropReason::ConntrackInvalid)?;
     Ok(next as u8)
 }
