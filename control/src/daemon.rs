@@ -98,7 +98,17 @@ fn run(args: &DaemonArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     check_tun()?;
-    let outcome = runtime.block_on(serve(&args.flags, config));
+    let daemon = config.daemon.clone();
+    let outcome = runtime.block_on(async {
+        let end = serve(&args.flags, config).await?;
+        // Whoever purged and asked for nothing since wants no file to stay either.
+        if matches!(end, End::Purged)
+            && let Err(error) = purge_offline(&daemon).await
+        {
+            tracing::warn!("{error}");
+        }
+        Ok(())
+    });
     // What still waits for a client or a disk must not hold the exit up.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome.map(|()| ExitCode::SUCCESS)
@@ -128,7 +138,15 @@ fn check_tun() -> Result<()> {
     })
 }
 
-async fn serve(flags: &DaemonFlags, config: Config) -> Result<()> {
+/// What a clean stop left.
+enum End {
+    /// Nothing but the daemon's own files.
+    Purged,
+    /// What is to come back at the next start.
+    Stopped,
+}
+
+async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     let mut warnings = config.warnings.clone();
     warnings.extend(mount_warning());
     for warning in &warnings {
@@ -175,7 +193,8 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<()> {
     let _ = follower.await;
     switch.stop().await;
     drop(socket);
-    outcome
+    let purged = switch.world().purged;
+    outcome.map(|()| if purged { End::Purged } else { End::Stopped })
 }
 
 fn start_engine(config: &Config, store: &Store) -> Result<Engine> {
