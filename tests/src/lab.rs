@@ -173,8 +173,8 @@ pub fn small() -> EngineOptions {
 
 /// What came out of the ports, and how the devices behind them are.
 #[derive(Debug, Default)]
-struct Outside {
-    sent: Vec<(PortId, Wire)>,
+pub(crate) struct Outside {
+    pub(crate) sent: Vec<(PortId, Wire)>,
     down: BTreeSet<PortId>,
     full: BTreeSet<PortId>,
 }

@@ -25,6 +25,7 @@ use tests::lab::{
     A, B, C, D, GATEWAY1, GATEWAY2, ROUTER, UP, publish, publish_tcp, small, topology,
 };
 use tests::packet::{Host, arp_reply, udp as datagram};
+use tests::rig::assert_balances;
 use tests::sim::{Faults, Machine, Rng, Talk, Weather, World};
 
 /// On the uplink's wire.
@@ -264,9 +265,7 @@ impl Attached {
     }
 
     fn finish(self) {
-        for stats in self.engine.worker_stats() {
-            assert!(stats.is_balanced(), "{stats:?}");
-        }
+        assert_balances(&self.engine);
         self.engine.stop();
     }
 }

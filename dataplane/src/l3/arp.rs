@@ -67,7 +67,11 @@ pub(crate) fn on_uplink(
         let ours = uplink.addresses.iter().any(|(address, _)| *address == arp.target_ip);
         let link = Link::Uplink(id);
         if arp.sender_mac != uplink.mac {
-            cx.tables.neighbors.confirm(link, arp.sender_ip, arp.sender_mac, false, cx.now);
+            // Who asks for us will hear from us (RFC 826): a neighbor on our prefix is entered, any
+            // other one only updated.
+            let on_link = uplink.addresses.iter().any(|(_, p)| p.contains(arp.sender_ip));
+            let entered = ours && on_link && arp.op == ArpOp::Request;
+            cx.tables.neighbors.confirm(link, arp.sender_ip, arp.sender_mac, entered, cx.now);
         }
         if ours && arp.op == ArpOp::Request && uplink.mode == UplinkMode::Dedicated {
             arp.reply(uplink.mac).write(frame, arp.sender_mac, uplink.mac);

@@ -81,7 +81,17 @@ fn the_host_s_own_questions_are_answered_by_containers() {
 #[test]
 fn a_dedicated_uplink_answers_for_its_addresses_and_a_shared_one_never() {
     let mut lab = Lab::default();
-    lab.rx(UP.port, arp_request(&NEIGHBOR, UP.ip)).tx(UP.port, answer(&UP, &NEIGHBOR)).answered();
+    lab.rx(UP.port, arp_request(&NEIGHBOR, UP.ip))
+        .tx(UP.port, answer(&UP, &NEIGHBOR))
+        .answered()
+        .moved("neighbors", 1);
+    // It need not be asked for its own address any more.
+    let to_neighbor = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
+    lab.rx(A.port, &to_neighbor)
+        .tx(UP.port, masqueraded(&to_neighbor))
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", to_neighbor.ip_len() as i64);
     lab.rx(UP.port, arp_request(&NEIGHBOR, [203, 0, 113, 77].into())).moved("consumed", 1);
     lab.rx(UP.port, arp_request(&NEIGHBOR, GATEWAY1.ip)).moved("consumed", 1);
     let mut malformed = arp_request(&NEIGHBOR, UP.ip);
@@ -241,5 +251,8 @@ fn nobody_fills_the_neighbor_table_from_the_wire() {
         if stranger.ip != tests::lab::ROUTER.ip {
             lab.rx(UP.port, arp_request(&stranger, [203, 0, 113, 250].into())).moved("consumed", 1);
         }
+        // From outside the prefix, to us.
+        let liar = Host { ip: [198, 18, 0, n].into(), ..NEIGHBOR };
+        lab.rx(UP.port, arp_request(&liar, UP.ip)).tx(UP.port, answer(&UP, &liar)).answered();
     }
 }
