@@ -3,7 +3,7 @@
 //! One host with the real daemon (this very executable, started again), two sandboxes on a bridge
 //! network, and an outside machine behind the uplink, each a network namespace of its own. The
 //! traffic is made and taken by the kernel's own stacks. No link of the caller's namespace is
-//! touched, no program but our own is run, and nothing is left behind (see [`lab`]).
+//! touched, no program but our own is run, and nothing is left behind (see `lab`).
 
 mod daemon;
 mod http;
