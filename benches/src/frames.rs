@@ -207,6 +207,9 @@ fn patch(frame: &mut Frame, at: usize, value: &[u8]) {
     }
 }
 
+/// The server of [`NewFlows`], to which no other load speaks: all its outside ports are free.
+const NEW_SERVER: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 1);
+
 /// Frames of connections that do not exist yet, all to one server: `next` gives the source address
 /// and port.
 #[derive(Debug)]
@@ -219,7 +222,8 @@ impl<F: FnMut() -> (Ipv4Addr, u16)> NewFlows<F> {
     /// Frames of 64 bytes.
     #[must_use]
     pub fn new(next: F) -> Self {
-        Self { template: NatFlows::template(64, Way::Out), next }
+        let macs = (CONTAINER_MAC, GATEWAY_MAC);
+        Self { template: udp(64, macs, (CONTAINER, 0), (NEW_SERVER, SERVER_PORT)), next }
     }
 }
 
