@@ -21,7 +21,7 @@
 //! Looking up takes no lock: slot, entry, version again. Inserting and removing lock the shards of
 //! both tuples, the lower one first, so that two workers inserting one flow meet; slots are claimed
 //! by compare-and-swap because one bucket serves tuples of many shards. Memory: 96 bytes an entry
-//! and 16 to 32 bytes of index.
+//! and 32 to 64 bytes of index (a power of two).
 
 use std::io;
 use std::path::Path;

@@ -13,6 +13,9 @@ pub const ATTEMPTS: u32 = 256;
 /// Ports below are a class of their own (RFC 4787 REQ-3a).
 const CLASS_BOUNDARY: u16 = 1024;
 
+/// The golden ratio's fractional part, times 2^32.
+const GOLDEN: u64 = 0x9e37_79b9;
+
 /// A source of unpredictable numbers: a keyed hash of a counter. Ports that can be guessed invite
 /// off-path attacks (RFC 6056).
 #[derive(Debug)]
@@ -64,10 +67,12 @@ impl<'a> Candidates<'a> {
             .unwrap_or((0, u16::MAX));
         let size = count(ranges, low, high);
         let random = rng.next();
+        // Steps of the golden ratio leave no large gap (Knuth, TAOCP 3, 6.4): ports are often taken in
+        // one block, which steps of an unlucky random length would walk through or come back to.
         #[allow(clippy::cast_possible_truncation, reason = "reduced modulo the size")]
         let (at, mut step) = match u64::from(size) {
             0 => (0, 1),
-            n => ((random % n) as u32, ((random >> 32) % n) as u32 | 1),
+            n => ((random % n) as u32, ((n * GOLDEN) >> 32) as u32 | 1),
         };
         // A step that shares no factor with the size visits every port once.
         while size > 1 && gcd(step, size) != 1 {
@@ -148,6 +153,16 @@ mod tests {
         assert!(Candidates::new(&ranges, 5, &mut rng()).all(|p| p < 1024));
         assert!(Candidates::new(&ranges, 5000, &mut rng()).all(|p| p >= 1024));
         assert!(Candidates::new(&[(2000, 3000)], 5, &mut rng()).next().is_some());
+    }
+
+    #[test]
+    fn a_block_of_free_ports_is_found() {
+        let ranges = [(20_000, 39_999)];
+        let mut rng = rng();
+        for first in (20_000..39_800).step_by(20) {
+            let free = first..first + 200;
+            assert!(Candidates::new(&ranges, 1, &mut rng).any(|port| free.contains(&port)));
+        }
     }
 
     #[test]
