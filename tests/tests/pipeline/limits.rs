@@ -1,17 +1,18 @@
 //! Full tables, and several workers with one flow.
 
 use std::collections::HashMap;
+use std::sync::Barrier;
 use std::thread;
 
 use dataplane::EngineOptions;
 use dataplane::clock::Timestamp;
 use dataplane::config::Snapshot;
-use dataplane::core::Transmit;
+use dataplane::core::{Core, Transmit};
 use dataplane::engine::Link;
 use dataplane::frame::Frame;
 use dataplane::io::{Offloads, TxReport};
 use dataplane::packet::types::PortId;
-use dataplane::packet::types::tcp_flags::{ACK, SYN};
+use dataplane::packet::types::tcp_flags::{ACK, FIN, SYN};
 use dataplane::plane::Plane;
 use dataplane::pool::Pool;
 use tests::lab::{A, B, GATEWAY1, Lab, ROUTER, SERVER, UP, UPLINK, small, topology};
@@ -167,4 +168,77 @@ fn two_workers_that_begin_one_flow_at_once_agree() {
     }
     let stats = plane.conntrack_stats();
     assert_eq!(stats.entries, u32::from(FLOWS) * 2, "{stats:?}");
+}
+
+/// Takes whatever comes.
+struct Sink;
+
+impl Transmit for Sink {
+    fn tx(&mut self, _port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
+        let mut report = TxReport::default();
+        for frame in frames.drain(..) {
+            report.sent += 1;
+            report.sent_bytes += frame.len() as u64;
+            pool.put(frame);
+        }
+        report
+    }
+
+    fn tx_copy(&mut self, _port: PortId, frame: &mut Frame, _pool: &mut Pool) -> TxReport {
+        TxReport { sent: 1, sent_bytes: frame.len() as u64, ..TxReport::default() }
+    }
+}
+
+/// One worker has the container, another the wire, as in life; both sides close at the same time.
+#[test]
+fn two_workers_that_see_both_sides_close_at_once_miss_neither() {
+    const FLOWS: u16 = 2000;
+    let options = EngineOptions { workers: 2, buffers_per_worker: 16, ..small() };
+    let plane = Plane::new(&options).unwrap();
+    let now = Timestamp::now();
+    plane.publish(Snapshot::build(topology()).unwrap());
+    plane.tables().neighbors.confirm(Link::Uplink(UPLINK), ROUTER.ip, ROUTER.mac, true, now);
+    let mut cores = [plane.core(0).unwrap(), plane.core(1).unwrap()];
+    for core in &mut cores {
+        for port in [A.port, UP.port] {
+            plane.add_port(core, port, Offloads::ALL);
+        }
+    }
+    let send = |core: &mut Core, from_client: bool, port: u16, flags: u8| {
+        let (packet, ingress) = if from_client {
+            (tcp(&A, port, &SERVER, 80, flags).via(GATEWAY1.mac), A.port)
+        } else {
+            (tcp(&SERVER, 80, &UP, port, flags), UP.port)
+        };
+        let mut frame = core.pool().take().unwrap();
+        frame.copy_from(&packet.bytes());
+        frame.ingress = ingress;
+        core.process(&mut vec![frame], now, &mut Sink);
+    };
+    let ports = 10_000..10_000 + FLOWS;
+    for port in ports.clone() {
+        send(&mut cores[0], true, port, SYN);
+        send(&mut cores[1], false, port, SYN | ACK);
+        send(&mut cores[0], true, port, ACK);
+    }
+    let barrier = Barrier::new(2);
+    thread::scope(|scope| {
+        for (core, from_client) in cores.iter_mut().zip([true, false]) {
+            let (barrier, ports) = (&barrier, ports.clone());
+            scope.spawn(move || {
+                for port in ports {
+                    barrier.wait();
+                    send(core, from_client, port, FIN | ACK);
+                }
+            });
+        }
+    });
+    let connections = plane.connections();
+    assert_eq!(connections.len(), usize::from(FLOWS));
+    for connection in connections {
+        assert_eq!((connection.state, connection.packets), ("LAST_ACK", [3, 2]));
+    }
+    for mut core in cores {
+        assert_eq!((core.stats().dropped(), core.pool().available()), (0, 16));
+    }
 }

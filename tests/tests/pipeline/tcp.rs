@@ -237,6 +237,18 @@ fn both_sides_close_in_one_batch() {
 }
 
 #[test]
+fn a_segment_is_judged_by_what_came_before_it_in_its_batch() {
+    let mut lab = Lab::default();
+    pass(&mut lab, Client, SYN);
+    let answer = (UP.port, segment(Server, SYN | ACK).into());
+    let ack = (A.port, segment(Client, ACK).into());
+    lab.batch(vec![answer, ack])
+        .tx(A.port, segment(Server, SYN | ACK).dst(A.ip).routed(GATEWAY1.mac, A.mac))
+        .tx(UP.port, segment(Client, ACK).src(UP.ip).routed(UP.mac, ROUTER.mac));
+    assert_eq!(lab.connection().state, "ESTABLISHED");
+}
+
+#[test]
 fn an_open_of_one_batch() {
     let mut lab = Lab::default();
     let wires = [(Client, SYN), (Server, SYN | ACK), (Client, ACK)]
