@@ -1,7 +1,7 @@
 //! Full tables, and several workers with one flow.
 
 use std::collections::HashMap;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use dataplane::EngineOptions;
@@ -221,13 +221,22 @@ fn two_workers_that_see_both_sides_close_at_once_miss_neither() {
         send(&mut cores[1], false, port, SYN | ACK);
         send(&mut cores[0], true, port, ACK);
     }
-    let barrier = Barrier::new(2);
+    // Both spin until both are there: waking up would take longer than a frame does.
+    let arrived = AtomicU32::new(0);
     thread::scope(|scope| {
         for (core, from_client) in cores.iter_mut().zip([true, false]) {
-            let (barrier, ports) = (&barrier, ports.clone());
+            let (arrived, ports) = (&arrived, ports.clone());
             scope.spawn(move || {
-                for port in ports {
-                    barrier.wait();
+                for (round, port) in (1..).zip(ports) {
+                    arrived.fetch_add(1, Ordering::AcqRel);
+                    let mut spins = 0u32;
+                    while arrived.load(Ordering::Acquire) < 2 * round {
+                        spins += 1;
+                        if spins.is_multiple_of(10_000) {
+                            thread::yield_now();
+                        }
+                        std::hint::spin_loop();
+                    }
                     send(core, from_client, port, FIN | ACK);
                 }
             });
