@@ -9,7 +9,9 @@ mod journal;
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -154,6 +156,7 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     }
     server::probe(&config.daemon.socket)?;
     let lock = Lock::take(&config.daemon.state_dir)?;
+    let _host = claim_host()?;
     let (mut store, desired) = Store::open(lock)?;
     make_directories(&mut store, &config)?;
     let listener = server::bind(&config.daemon.socket)?;
@@ -195,6 +198,19 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     drop(socket);
     let purged = switch.world().purged;
     outcome.map(|()| if purged { End::Purged } else { End::Stopped })
+}
+
+/// One daemon a network namespace: two would take each other's steering and ports. Abstract socket
+/// names belong to the namespace and go with the process, so nothing stale can stay behind.
+fn claim_host() -> Result<UnixListener> {
+    let name = SocketAddr::from_abstract_name("vswitchd").failed("claim the host")?;
+    UnixListener::bind_addr(&name).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => Error::conflict(
+            "another vswitchd runs in this network namespace, with other directories; stop it \
+             first, or start this one in a namespace of its own",
+        ),
+        _ => Error::failed(format!("claim the host: {error}")),
+    })
 }
 
 fn start_engine(config: &Config, store: &Store) -> Result<Engine> {

@@ -114,6 +114,14 @@ impl AsFd for Netns {
 }
 
 impl Netns {
+    /// Sets `lo` up, as in the namespaces made here.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or netlink refuses.
+    pub fn raise_loopback(&self) -> Result<(), NetnsError> {
+        self.run(loopback_up)?.map_err(system("set lo up"))
+    }
+
     /// Makes a namespace of that name, as `ip netns add` does, with `lo` up.
     ///
     /// # Errors

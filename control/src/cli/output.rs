@@ -203,7 +203,8 @@ pub fn print(bytes: &[u8]) -> Result<bool> {
 /// Writes an error's line to stderr.
 pub fn complain(error: &Error) {
     // Nobody reads stderr: then nobody misses the line.
-    let _ = writeln!(io::stderr(), "vswitchctl: {error}");
+    // One write, so that the lines of clients side by side do not mix.
+    let _ = io::stderr().write_all(format!("vswitchctl: {error}\n").as_bytes());
 }
 
 #[cfg(test)]

@@ -330,6 +330,7 @@ fn open_adopted(reference: &NetnsRef, host: &Netns) -> Result<(Namespace, Place)
             "netns {reference}: is the host's own; use --network host"
         )));
     }
+    netns.raise_loopback().map_err(|error| Error::failed(error.to_string()))?;
     Ok((Namespace::Adopted { path, inode }, Place::open(netns)?))
 }
 

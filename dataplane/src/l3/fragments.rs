@@ -4,8 +4,11 @@
 //! the same addresses, protocol and identification use it. A later fragment that overtakes the
 //! first is dropped as `fragment_untracked`: nothing is held.
 //!
-//! Limits: [`MAX_DATAGRAMS`] at once, each for [`LIFETIME`]; when the table is full the datagram's
-//! later fragments are dropped, whole packets are not affected.
+//! A datagram is forgotten when its last fragment has passed, so only unfinished ones take room.
+//!
+//! Limits: [`MAX_DATAGRAMS`] at once, each for [`LIFETIME`]; when the table is full a new datagram
+//! takes the place of another unfinished one, so that whoever leaves datagrams unfinished cannot
+//! keep others out: fragments of a sound sender follow each other at once.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -47,9 +50,17 @@ impl Fragments {
     /// Notes the tuple of a first fragment.
     pub fn follow(&self, ip: &Ipv4, tuple: Tuple, now: Timestamp) {
         if self.table.len() >= MAX_DATAGRAMS {
-            return;
+            let victim = self.table.iter().next().map(|entry| *entry.key());
+            if let Some(victim) = victim {
+                self.table.remove(&victim);
+            }
         }
         self.table.insert(Datagram::of(ip, tuple.zone()), (tuple, now + LIFETIME));
+    }
+
+    /// Forgets the datagram of a last fragment that has passed.
+    pub fn finish(&self, ip: &Ipv4, zone: Zone) {
+        self.table.remove(&Datagram::of(ip, zone));
     }
 
     /// The tuple of the first fragment of the datagram that this later one belongs to.
@@ -125,6 +136,18 @@ mod tests {
         for id in 0..10_000 {
             table.follow(&fragment(id), tuple(), Timestamp::from_secs(1));
         }
-        assert_eq!(table.len(), MAX_DATAGRAMS);
+        assert!(table.len() <= MAX_DATAGRAMS);
+        let newest = table.tuple(&fragment(9_999), Zone(1), Timestamp::from_secs(1));
+        assert_eq!(newest, Some(tuple()), "the flood keeps nobody out");
+    }
+
+    #[test]
+    fn finished_datagrams_take_no_room() {
+        let table = Fragments::default();
+        for id in 0..10_000 {
+            table.follow(&fragment(id), tuple(), Timestamp::from_secs(1));
+            table.finish(&fragment(id), Zone(1));
+        }
+        assert!(table.is_empty());
     }
 }

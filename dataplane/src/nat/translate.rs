@@ -55,7 +55,11 @@ fn trackless(
         && let Some(tuple) = cx.tables.fragments.tuple(ip, zone(lane.from), cx.now)
         && let Some(hit) = cx.tables.connections.lookup(tuple, cx.secs)
     {
-        return established(cx, frame, lane, ip, tuple, hit);
+        let verdict = established(cx, frame, lane, ip, tuple, hit);
+        if !ip.more_fragments {
+            cx.tables.fragments.finish(ip, tuple.zone());
+        }
+        return verdict;
     }
     local::untracked(cx, frame, lane, ip)
 }
