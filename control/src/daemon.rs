@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use dataplane::{Engine, EngineOptions};
 use futures::StreamExt;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::api::server;
@@ -159,6 +159,7 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     let _host = claim_host()?;
     let (mut store, desired) = Store::open(lock)?;
     make_directories(&mut store, &config)?;
+    let mut signals = Signals::listen()?;
     let listener = server::bind(&config.daemon.socket)?;
     let socket = SocketFile(config.daemon.socket.clone());
 
@@ -180,8 +181,8 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     tracing::info!("ready at {}", config.daemon.socket.display());
     let outcome = tokio::select! {
         outcome = &mut api => outcome.failed("serve the API").and_then(|served| served),
-        signal = until_told(flags, &switch) => {
-            tracing::info!("{} received, stopping", signal?);
+        signal = signals.stop(flags, &switch) => {
+            tracing::info!("{signal} received, stopping");
             Ok(())
         }
     };
@@ -248,17 +249,32 @@ fn mount_warning() -> Option<String> {
     })
 }
 
-/// Waits for a signal to stop; its name. SIGHUP reads the configuration again.
-async fn until_told(flags: &DaemonFlags, switch: &Switch) -> Result<&'static str> {
-    let listen = |kind| signal(kind).failed("listen for signals");
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut hangup = listen(SignalKind::hangup())?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return Ok("SIGTERM"),
-            _ = interrupt.recv() => return Ok("SIGINT"),
-            _ = hangup.recv() => reload(flags, switch).await,
+/// The signals the daemon obeys. Listened to before anybody can know that it runs: what comes
+/// earlier than that ends it at once, when there is nothing to be stopped in order yet.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        let listen = |kind| signal(kind).failed("listen for signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for one to stop; its name. SIGHUP reads the configuration again.
+    async fn stop(&mut self, flags: &DaemonFlags, switch: &Switch) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => reload(flags, switch).await,
+            }
         }
     }
 }
