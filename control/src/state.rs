@@ -140,22 +140,40 @@ impl Store {
         let path = lock.directory.join(FILE_NAME);
         let context = || format!("state file {}", path.display());
         let fresh = match fs::metadata(&path) {
-            Ok(meta) => meta.len() == 0,
+            // Not a first start: something emptied it, and what it knew still exists.
+            Ok(meta) if meta.len() == 0 => {
+                return Err(Error::failed(format!(
+                    "{}: is empty; put a copy in its place, or move it away to start afresh",
+                    context()
+                )));
+            }
+            Ok(_) => false,
             Err(error) if error.kind() == io::ErrorKind::NotFound => true,
             Err(error) => return Err(error).failed(context()),
         };
         if !fresh {
             check::sound(&path).map_err(|error| error.context(context()))?;
         }
-        let db = Database::create(&path).failed(context())?;
-        if fresh {
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).failed(context())?;
+        let db = if fresh {
+            // Made under another name, so that a crash on the way leaves no half a file.
+            let unfinished = path.with_extension("new");
+            if let Err(error) = fs::remove_file(&unfinished)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(error).failed(context());
+            }
+            let db = Database::create(&unfinished).failed(context())?;
+            fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o600)).failed(context())?;
             let installation = Installation {
                 id: random_id().failed(context())?,
                 created_directories: lock.created,
             };
             initialise(&db, &installation).failed(context())?;
-        }
+            fs::rename(&unfinished, &path).failed(context())?;
+            db
+        } else {
+            Database::create(&path).failed(context())?
+        };
         let txn = db.begin_read().failed(context())?;
         let (installation, desired) = load(&txn).map_err(|error| error.context(context()))?;
         drop(txn);

@@ -166,7 +166,7 @@ fn a_truncated_file_is_refused_and_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     filled(directory.path());
     let whole = fs::read(directory.path().join(FILE_NAME)).unwrap();
-    for len in [1, 63, 64, 319, 320, 4095, 4096, whole.len() / 2, whole.len() - 1] {
+    for len in [0, 1, 63, 64, 319, 320, 4095, 4096, whole.len() / 2, whole.len() - 1] {
         refused(directory.path(), &whole[..len]);
     }
 }
