@@ -1,4 +1,5 @@
-//! Time. The only caller of a clock in the engine; everything else gets `now` as an argument.
+//! Time. The frame's way gets `now` as an argument; only a running capture reads a clock of its own,
+//! the wall's, to stamp its copies.
 
 use std::fmt;
 use std::ops::{Add, Sub};
