@@ -98,8 +98,9 @@ impl Host {
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        std::fs::read_dir(netns::NETNS_DIR)
-            .unwrap()
+        // Nobody has named a namespace on this machine yet: there is no folder either.
+        let Ok(entries) = std::fs::read_dir(netns::NETNS_DIR) else { return Vec::new() };
+        entries
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.to_string_lossy().contains(&self.prefix))
             .collect()
