@@ -15,6 +15,7 @@ use crate::api::types::{
     Subnet, UplinkAdd, UplinkMode,
 };
 use crate::error::{Error, Result};
+use crate::ipam;
 use crate::options::NetworkOptions;
 use crate::publish::PublishSpec;
 
@@ -94,14 +95,7 @@ fn subnet(wanted: &Subnet) -> Result<()> {
     if net.prefix_len() > MAX_SUBNET_LEN || net.prefix_len() == 0 {
         return fault(format!("prefix length must be from 1 to {MAX_SUBNET_LEN}"));
     }
-    let first = net.network();
-    if first.is_loopback()
-        || first.is_multicast()
-        || first.octets()[0] == 0
-        || first.octets()[0] >= 240
-    {
-        return fault("is not a range of unicast addresses that hosts may have".to_owned());
-    }
+    ipam::for_containers(net).map_err(|error| Error::invalid(error.to_string()))?;
     if let Some(gateway) = wanted.gateway {
         host_address(net, gateway, "gateway")?;
     }

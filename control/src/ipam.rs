@@ -32,9 +32,18 @@ pub enum IpamError {
     /// Too small.
     #[error("subnet {0} has no room for a gateway and an endpoint; use /31 or shorter")]
     TooSmall(Ipv4Net),
-    /// Not addresses that a host may have.
-    #[error("subnet {0} overlaps {1}, which is not for unicast use")]
-    NotUnicast(Ipv4Net, Ipv4Net),
+    /// Not addresses that a container may have.
+    #[error(
+        "subnet {net} overlaps {block}, which is {purpose}; choose another, such as 10.20.1.0/24"
+    )]
+    NotForContainers {
+        /// As given.
+        net: Ipv4Net,
+        /// The block of addresses for something else.
+        block: Ipv4Net,
+        /// What the block is for.
+        purpose: &'static str,
+    },
     /// A gateway, range or auxiliary address elsewhere.
     #[error("{what} {value} is not in subnet {subnet}")]
     Outside {
@@ -125,13 +134,27 @@ pub struct SubnetPlan {
     pub aux_addresses: BTreeMap<String, Ipv4Addr>,
 }
 
-/// Blocks that no container can have an address in (RFC 6890: "this host", loopback; RFC 5771 and
-/// RFC 1112 §4: multicast and reserved).
-const NOT_UNICAST: [Ipv4Net; 3] = [
-    Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8),
-    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
-    Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3),
+/// Blocks that no container can have an address in, with what they are for (RFC 6890: "this host",
+/// loopback; RFC 3927 §2.7: link-local addresses are never forwarded; RFC 5771 and RFC 1112 §4:
+/// multicast and reserved).
+const NO_CONTAINERS: [(Ipv4Net, &str); 5] = [
+    (Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8), "for \"this host\""),
+    (Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8), "loopback"),
+    (Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16), "link-local and never routed"),
+    (Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4), "multicast"),
+    (Ipv4Net::new_assert(Ipv4Addr::new(240, 0, 0, 0), 4), "reserved"),
 ];
+
+/// Whether hosts behind a gateway may have the addresses of `net`.
+///
+/// # Errors
+/// [`IpamError::NotForContainers`] when any of them is for something else.
+pub fn for_containers(net: Ipv4Net) -> Result<(), IpamError> {
+    match NO_CONTAINERS.into_iter().find(|(block, _)| overlaps(*block, net)) {
+        Some((block, purpose)) => Err(IpamError::NotForContainers { net, block, purpose }),
+        None => Ok(()),
+    }
+}
 
 impl SubnetPlan {
     /// Checks a subnet; without a gateway the first address becomes it.
@@ -150,9 +173,7 @@ impl SubnetPlan {
         if subnet.prefix_len() > 31 {
             return Err(IpamError::TooSmall(subnet));
         }
-        if let Some(block) = NOT_UNICAST.into_iter().find(|block| overlaps(*block, subnet)) {
-            return Err(IpamError::NotUnicast(subnet, block));
-        }
+        for_containers(subnet)?;
         if let Some(range) = ip_range
             && !(subnet.contains(&range.network()) && subnet.contains(&range.broadcast()))
         {

@@ -69,6 +69,11 @@ fn malformed_values_are_refused() {
             (USAGE, &["10.91.2.0/31"], "network create n --subnet 10.91.2.0/31"),
             (USAGE, &["224.0.0.0/24"], "network create n --subnet 224.0.0.0/24"),
             (USAGE, &["127.0.0.0/24"], "network create n --subnet 127.0.0.0/24"),
+            (USAGE, &["169.254.0.0/16", "link-local"], "network create n --subnet 169.254.0.0/16"),
+            (USAGE, &["126.0.0.0/7", "loopback"], "network create n --subnet 126.0.0.0/7"),
+            (USAGE, &["0.0.0.0/8"], "network create n --subnet 0.0.0.0/8"),
+            (USAGE, &["240.0.0.0/4", "reserved"], "network create n --subnet 240.0.0.0/4"),
+            (USAGE, &["10.91.2.0/32"], "network create n --subnet 10.91.2.0/32"),
             (USAGE, &["10.91.3.1"], "network create n --subnet 10.91.2.0/24 --gateway 10.91.3.1"),
             (USAGE, &["10.91.2.0"], "network create n --subnet 10.91.2.0/24 --gateway 10.91.2.0"),
             (
@@ -336,7 +341,7 @@ fn without_dev_net_tun_the_daemon_says_so() {
 #[ignore = "needs root"]
 fn a_broken_config_is_refused_by_line() {
     let host = Host::prepare(Uplink::Shared);
-    let table: [(&str, &[&str]); 8] = [
+    let table: [(&str, &[&str]); 9] = [
         ("[daemon]\nworkers = 1\ncolour = 3\n", &["vswitchd.toml:3", "colour"]),
         ("[daemon]\n[dream]\n", &["vswitchd.toml:2", "dream"]),
         ("[daemon\n", &["vswitchd.toml:1"]),
@@ -347,6 +352,10 @@ fn a_broken_config_is_refused_by_line() {
             "[[network]]\nname = \"n\"\nsubnet = \"10.1.1.1/24\"\n",
             &["vswitchd.toml:", "10.1.1.1/24"],
         ),
+        (
+            "[[network]]\nname = \"n\"\nsubnet = \"169.254.0.0/16\"\n",
+            &["vswitchd.toml:1", "\"n\"", "169.254.0.0/16", "link-local"],
+        ),
         ("[[uplink]]\ninterface = \"up0\"\nmode = \"dedicated\"\n", &["vswitchd.toml:", "up0"]),
     ];
     for (text, words) in table {
@@ -355,6 +364,12 @@ fn a_broken_config_is_refused_by_line() {
         host.run_daemon([]).is_refusal("vswitchd", USAGE, words);
         host.run_daemon(["--check-config"]).is_refusal("vswitchd", USAGE, words);
         before.assert_same(&Inventory::of(&host), "a daemon with a broken config");
+    }
+    let folder = host.path("");
+    let folder = folder.to_str().unwrap();
+    for flags in [["--config", folder].as_slice(), &["--config", folder, "--check-config"]] {
+        let mut daemon = host.ns.command(programs().join("vswitchd"));
+        ran(daemon.args(flags)).is_refusal("vswitchd", USAGE, &[folder, "is a directory"]);
     }
     for (flags, words) in [
         (["--workers", "0"], "workers"),

@@ -86,7 +86,7 @@ impl DaemonFlags {
         let path = self.config_path();
         let missing = self.config.is_some() && !path.exists();
         if missing && self.check_config {
-            return Err(Error::not_found(format!("{}: no such file", path.display())));
+            return Err(Error::invalid(format!("{}: no such file", path.display())));
         }
         let mut config = Config::load(&path)?;
         if missing {
@@ -169,7 +169,7 @@ mod tests {
         let error = flags.load().unwrap_err();
         assert_eq!(
             (error.exit_code(), error.message.as_str()),
-            (3, "/nonexistent/x.toml: no such file")
+            (2, "/nonexistent/x.toml: no such file")
         );
     }
 

@@ -7,6 +7,7 @@ pub mod args;
 pub mod file;
 pub mod validate;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -161,12 +162,33 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self> {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text, path),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                Err(Error::invalid(format!("{}: not UTF-8 text", path.display())))
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => {
+                let fault = match error.kind() {
+                    ErrorKind::InvalidData => "not UTF-8 text".to_owned(),
+                    ErrorKind::IsADirectory => "is a directory; name the file in it".to_owned(),
+                    _ => error.to_string(),
+                };
+                // Whatever the reason: what the user named is no configuration.
+                Err(Error::invalid(format!("{}: {fault}", path.display())))
             }
-            Err(error) => Err(Error::failed(format!("{}: {error}", path.display()))),
         }
+    }
+
+    /// The sections that differ and are read at the start only.
+    #[must_use]
+    pub fn sections_unlike(&self, other: &Self) -> Vec<&'static str> {
+        let timers = |config: &Self| (config.timeouts, config.fdb_ageing);
+        [
+            ("daemon", self.daemon != other.daemon),
+            ("defaults", self.defaults != other.defaults),
+            ("timeouts", timers(self) != timers(other)),
+            ("limits", self.limits != other.limits),
+            ("uplink", self.uplinks != other.uplinks),
+        ]
+        .into_iter()
+        .filter_map(|(section, differs)| differs.then_some(section))
+        .collect()
     }
 
     /// Reads the text of a file; `path` is for messages.

@@ -167,6 +167,14 @@ fn faults_name_line_and_key() {
         ),
         ("[defaults]\nmtu = 100", "v.toml:2: defaults.mtu: 100 is not a number from 576 to 65521"),
         ("[defaults]\nlink = \"veth\"", "v.toml:2: defaults.link: \"veth\" is not built yet"),
+        (
+            "[defaults]\npools = [{ base = \"169.254.0.0/16\", size = 24 }]",
+            "v.toml:2: defaults.pools: pool 169.254.0.0/16: subnet 169.254.0.0/16 overlaps",
+        ),
+        (
+            "[[network]]\nname = \"a\"\nsubnet = \"169.254.7.0/24\"",
+            "v.toml:1: network \"a\": subnet 169.254.7.0/24 overlaps 169.254.0.0/16, which is link-local",
+        ),
         ("[defaults]\npools = []", "v.toml:2: defaults.pools: is empty"),
         (
             "[defaults]\npools = [{ base = \"10.0.0.0/16\", size = 8 }]",
@@ -205,14 +213,37 @@ fn keys_of_parts_not_built_yet_are_noted() {
 }
 
 #[test]
+fn sections_that_wait_for_a_restart_are_named() {
+    let running = parse("[daemon]\nworkers = 2\n[limits]\nfdb = 2048\n").unwrap();
+    let unlike = |text: &str| parse(text).unwrap().sections_unlike(&running);
+    assert_eq!(unlike("[daemon]\nworkers = 2\n[limits]\nfdb = 2048\n"), Vec::<&str>::new());
+    let networks = "[daemon]\nworkers = 2\n[limits]\nfdb = 2048\n[[network]]\nname = \"a\"\n";
+    assert_eq!(unlike(networks), Vec::<&str>::new());
+    assert_eq!(
+        unlike("[limits]\nfdb = 2048\n[timeouts]\nfdb_ageing = 9\n"),
+        ["daemon", "timeouts"]
+    );
+    assert_eq!(
+        unlike("[daemon]\nworkers = 2\n[defaults]\nmtu = 1400\n[[uplink]]\ninterface = \"e\"\n"),
+        ["defaults", "limits", "uplink"]
+    );
+}
+
+#[test]
 fn unreadable_files_are_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let error = Config::load(dir.path()).unwrap_err();
-    assert_eq!(error.exit_code(), 1, "{}", error.message);
+    assert_eq!(error.exit_code(), 2, "{}", error.message);
+    assert!(error.message.ends_with(": is a directory; name the file in it"), "{}", error.message);
+    let error = Config::load(&dir.path().join("b.toml/c.toml"));
+    assert_eq!(error.unwrap().warnings, Vec::<String>::new(), "nothing there: the defaults");
     let binary = dir.path().join("b.toml");
     std::fs::write(&binary, [0xff, 0xfe]).unwrap();
     let error = Config::load(&binary).unwrap_err();
     assert!(error.message.ends_with("b.toml: not UTF-8 text"), "{}", error.message);
+    let error = Config::load(&binary.join("c.toml")).unwrap_err();
+    assert_eq!(error.exit_code(), 2, "{}", error.message);
+    assert!(error.message.contains("b.toml/c.toml: Not a directory"), "{}", error.message);
 }
 
 proptest! {

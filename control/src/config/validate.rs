@@ -14,6 +14,7 @@ use super::{Config, Pool};
 use crate::api::types::{NetworkCreate, UplinkAdd};
 use crate::check;
 use crate::error::{Error, Result};
+use crate::ipam;
 
 /// Workers at most. More would only wait for each other: the largest hosts have fewer cores to
 /// spare for their switch.
@@ -136,8 +137,7 @@ fn defaults(section: DefaultsSection, config: &mut Config, source: &Source<'_>) 
                     pool.base.prefix_len()
                 )));
             }
-            check::unicast(pool.base.hosts().next().unwrap_or(pool.base.addr()))
-                .map_err(|error| fault(error.message))?;
+            ipam::for_containers(pool.base).map_err(|error| fault(error.to_string()))?;
             if let Some(other) = checked
                 .iter()
                 .find(|other| other.base.contains(&pool.base) || pool.base.contains(&other.base))

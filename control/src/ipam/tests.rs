@@ -56,8 +56,8 @@ fn a_plan_is_checked() {
     assert_eq!(plan("10.1.0.0/31").gateway, Ipv4Addr::new(10, 1, 0, 0));
     assert!(matches!(new("10.1.0.5/24", None, None), Err(IpamError::HostBits { .. })));
     assert!(matches!(new("10.1.0.5/32", None, None), Err(IpamError::TooSmall(_))));
-    assert!(matches!(new("0.0.0.0/0", None, None), Err(IpamError::NotUnicast(..))));
-    assert!(matches!(new("239.1.0.0/16", None, None), Err(IpamError::NotUnicast(..))));
+    assert!(matches!(new("0.0.0.0/0", None, None), Err(IpamError::NotForContainers { .. })));
+    assert!(matches!(new("239.1.0.0/16", None, None), Err(IpamError::NotForContainers { .. })));
     assert!(matches!(
         new("10.1.0.0/24", Some("10.2.0.1"), None),
         Err(IpamError::Outside { what: "gateway", .. })
