@@ -181,7 +181,7 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     tracing::info!("ready at {}", config.daemon.socket.display());
     let outcome = tokio::select! {
         outcome = &mut api => outcome.failed("serve the API").and_then(|served| served),
-        signal = signals.stop(flags, &switch) => {
+        signal = signals.stop(flags, &config, &switch) => {
             tracing::info!("{signal} received, stopping");
             Ok(())
         }
@@ -267,28 +267,43 @@ impl Signals {
         })
     }
 
-    /// Waits for one to stop; its name. SIGHUP reads the configuration again.
-    async fn stop(&mut self, flags: &DaemonFlags, switch: &Switch) -> &'static str {
+    /// Waits for one to stop; its name. SIGHUP reads the configuration again, which was `running`
+    /// at the start.
+    async fn stop(
+        &mut self,
+        flags: &DaemonFlags,
+        running: &Config,
+        switch: &Switch,
+    ) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hangup.recv() => reload(flags, switch).await,
+                _ = self.hangup.recv() => reload(flags, running, switch).await,
             }
         }
     }
 }
 
-/// Makes networks that were added to the file. Everything else of it takes effect at a restart.
-async fn reload(flags: &DaemonFlags, switch: &Switch) {
-    let outcome = match flags.load() {
-        Ok(config) => switch.declare(&config.networks).await,
-        Err(error) => Err(error),
-    };
-    match outcome {
+/// Brings the networks in line with the file. Everything else of it takes effect at a restart.
+async fn reload(flags: &DaemonFlags, running: &Config, switch: &Switch) {
+    match declare(flags, running, switch).await {
         Ok(()) => tracing::info!("configuration read again"),
         Err(error) => tracing::error!("configuration not taken: {error}"),
     }
+}
+
+async fn declare(flags: &DaemonFlags, running: &Config, switch: &Switch) -> Result<()> {
+    let path = flags.config_path();
+    if !path.exists() {
+        // Perhaps it is being replaced just now: no reason to take all networks down.
+        return Err(Error::invalid(format!("{}: no such file", path.display())));
+    }
+    let config = flags.load()?;
+    for section in config.sections_unlike(running) {
+        tracing::warn!("{}: [{section}] has changed, restart to use it", path.display());
+    }
+    switch.declare(&config.networks).await
 }
 
 /// Keeps uplinks and sandboxes in line with what others do to the host.
@@ -306,7 +321,8 @@ async fn follow(switch: Arc<Switch>, mut monitor: Monitor, mut stopping: watch::
             }
             () = tokio::time::sleep(HOST_POLL) => Look::Ports,
         };
-        switch.follow_gone();
+        switch.follow_namespaces();
+        switch.follow_gone().await;
         if let Err(error) = switch.follow_host(look).await {
             tracing::warn!("{error}");
         }

@@ -81,6 +81,9 @@ pub struct Network {
     pub mtu: u16,
     /// Seconds since the epoch.
     pub created: u64,
+    /// Who wanted it. Records of before this was kept do not say.
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 impl Network {
@@ -209,15 +212,16 @@ impl Publish {
     }
 }
 
-/// Who wanted the uplink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Who wanted a network or an uplink.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// Nobody named one: the interface of the host's default route.
+    /// Nobody named one: the network `bridge`, the interface of the host's default route.
     Automatic,
     /// The config file.
     Config,
     /// The API.
+    #[default]
     User,
 }
 

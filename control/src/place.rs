@@ -10,7 +10,7 @@ use dataplane::packet::types::Mac;
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::error::{Error, Result, ResultExt};
-use crate::netlink::{Handle, IfExists, LinkChange, RouteSpec};
+use crate::netlink::{Handle, IfExists, Link, LinkChange, RouteSpec};
 use crate::netns::Netns;
 
 /// A namespace that devices are made in.
@@ -115,6 +115,25 @@ impl Place {
         self.netlink.add_route(&route, if_exists).await.failed(context())
     }
 
+    /// Takes the default route to `gateway` by this device away, if that is the one there is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_default_route(&self, ifname: &str, gateway: Ipv4Addr) -> Result<()> {
+        let context = || format!("interface {ifname:?}: default route via {gateway}");
+        let link = match self.netlink.link_by_name(ifname).await {
+            Ok(link) => link,
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error).failed(context()),
+        };
+        let route = RouteSpec::default_via(gateway, link.index);
+        match self.netlink.delete_route(&route).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error).failed(context()),
+        }
+    }
+
     /// Whether an interface of that name is there.
     ///
     /// # Errors
@@ -125,6 +144,14 @@ impl Place {
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error).failed(format!("interface {ifname:?}")),
         }
+    }
+
+    /// Every interface.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn links(&self) -> Result<Vec<Link>> {
+        self.netlink.links().await.failed("list interfaces")
     }
 
     fn open_tap(&self, ifname: &str) -> Result<Tap> {

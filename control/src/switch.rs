@@ -10,7 +10,9 @@
 //! Lock order: `Work`, then [`World`]. The world's lock is never held across an await.
 
 mod adopt;
+mod declare;
 mod endpoint;
+mod follow;
 mod network;
 mod port;
 pub mod purge;
@@ -89,6 +91,9 @@ struct Work {
     next_free_port: u16,
     /// Uplinks that are attached, by interface.
     uplinks: HashMap<String, uplink::Live>,
+    /// When devices were made anew that somebody had deleted, by sandbox (`None`: the host) and
+    /// what names the device.
+    remade: HashMap<(Option<Name>, String), Instant>,
 }
 
 /// What readers see.
@@ -126,6 +131,7 @@ impl Switch {
             reservations: HashMap::new(),
             next_free_port: 0,
             uplinks: HashMap::new(),
+            remade: HashMap::new(),
         };
         let world = World { desired, warnings, ..World::default() };
         Arc::new(Self {

@@ -31,6 +31,7 @@ fn network(name: &str, id: u16, internal: bool, options: &[(&str, &str)]) -> Net
         labels: BTreeMap::new(),
         mtu: 1400,
         created: 0,
+        origin: Origin::User,
     }
 }
 

@@ -25,6 +25,7 @@ fn network(name: &str, id: u16) -> Network {
         labels: BTreeMap::new(),
         mtu: 1400,
         created: 1,
+        origin: Origin::Config,
     }
 }
 
@@ -108,6 +109,23 @@ fn committed_records_come_back() {
     let mut left = Desired { counters: expected.counters, ..Desired::default() };
     left.apply(Edit::PutNetwork(network("app", 1)));
     assert_eq!(desired, left);
+}
+
+#[test]
+fn records_of_before_a_field_was_kept_are_read() {
+    let written = serde_json::to_value(network("app", 1)).unwrap();
+    let mut older = written.clone();
+    assert_eq!(older.as_object_mut().unwrap().remove("origin").unwrap(), "config");
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = open(directory.path()).unwrap();
+    let txn = store.db.begin_write().unwrap();
+    let bytes = serde_json::to_vec(&older).unwrap();
+    txn.open_table(NETWORKS).unwrap().insert("app", bytes.as_slice()).unwrap();
+    txn.commit().unwrap();
+    drop(store);
+    let (_store, desired) = open(directory.path()).unwrap();
+    let expected = Network { origin: Origin::User, ..network("app", 1) };
+    assert_eq!(desired.networks["app"], expected);
 }
 
 #[test]

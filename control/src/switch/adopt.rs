@@ -5,22 +5,16 @@
 //! one over touches nothing but its descriptor. A sandbox that cannot be taken over does not keep
 //! the others from it: it is marked as gone, and said in the log and in `status`.
 
-use std::net::Ipv4Addr;
-
 use super::endpoint::{endpoint_device, inode_of, open_namespace};
 use super::network::{address_pools, host_device};
 use super::sandbox::{clear_away, make_namespace};
-use super::{Switch, Work, World};
-use crate::api::types::{NetworkCreate, Subnet, UplinkAdd};
-use crate::error::{Error, Kind, Result};
-use crate::ipam;
-use crate::model::{BRIDGE_NETWORK, Edit, Namespace, Network, Origin, Sandbox, Uplink};
-use crate::name::Name;
+use super::{Switch, Work};
+use crate::api::types::{NetworkCreate, UplinkAdd};
+use crate::error::{Error, Result};
+use crate::ipam::AddressPool;
+use crate::model::{Desired, Edit, Namespace, Network, Origin, Sandbox, Uplink};
 use crate::netns::{self, NETNS_DIR};
 use crate::place::{Found, Place};
-
-/// The predefined network's subnet unless taken or configured.
-const BRIDGE_SUBNET: ipnet::Ipv4Net = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(172, 30, 0, 0), 16);
 
 impl Switch {
     /// Brings everything that should exist to life.
@@ -73,15 +67,7 @@ impl Switch {
     fn fill_pools(&self, work: &mut Work) {
         let world = self.world();
         for network in world.desired.networks.values() {
-            let mut pools = address_pools(network);
-            for (sandbox, endpoint) in world.desired.endpoints_of(network.name.as_str()) {
-                let pool = pools.iter_mut().find(|p| p.plan().subnet.contains(&endpoint.ipv4));
-                let taken = pool.map(|pool| pool.allocate_this(endpoint.ipv4));
-                if let Some(Err(error)) = taken {
-                    tracing::warn!("sandbox {:?}: {error}", sandbox.name);
-                }
-            }
-            work.pools.insert(network.name.clone(), pools);
+            work.pools.insert(network.name.clone(), filled_pools(&world.desired, network));
         }
     }
 
@@ -124,6 +110,7 @@ impl Switch {
                 Place::open(netns)?
             }
         };
+        record = self.follow_names(work, &place, &record).await?;
         let mut made = false;
         for endpoint in &record.endpoints {
             let network = self.network_record(&endpoint.network)?;
@@ -172,96 +159,6 @@ impl Switch {
             self.warn(error.to_string());
         }
         Ok(())
-    }
-
-    /// Makes the networks of a configuration that are missing.
-    ///
-    /// # Errors
-    /// When the predefined network is missing and cannot be made; others are warned of.
-    pub async fn declare(&self, networks: &[NetworkCreate]) -> Result<()> {
-        let mut work = self.work.lock().await;
-        self.declare_networks(&mut work, networks).await
-    }
-
-    /// Marks sandboxes whose devices are gone: somebody deleted the namespace, or its last process
-    /// ended.
-    pub fn follow_gone(&self) {
-        let gone = self.engine.gone_ports();
-        if gone.is_empty() {
-            return;
-        }
-        let mut lost = Vec::new();
-        {
-            let mut world = self.world_mut();
-            let World { attached, gone: names, .. } = &mut *world;
-            attached.endpoints.retain(|(sandbox, ifname), port| {
-                let keep = !gone.contains(port);
-                if !keep {
-                    names.insert(sandbox.clone());
-                    lost.push((sandbox.clone(), ifname.clone(), *port));
-                }
-                keep
-            });
-        }
-        for (sandbox, ifname, port) in lost {
-            self.detach(port);
-            self.warn(format!("sandbox {sandbox:?}: interface {ifname:?} is gone"));
-        }
-    }
-
-    /// Makes declared networks that are missing, and `bridge`.
-    async fn declare_networks(&self, work: &mut Work, declared: &[NetworkCreate]) -> Result<()> {
-        for request in declared {
-            let existing = self.world().desired.networks.get(&request.name).cloned();
-            match existing {
-                None => {
-                    if let Err(error) = self.create_network_in(work, request).await {
-                        self.warn(error.to_string());
-                    }
-                }
-                Some(network) if !same_network(request, &network) => self.warn(format!(
-                    "network {:?}: differs from the config file; remove it to have it made anew",
-                    request.name
-                )),
-                Some(_) => {}
-            }
-        }
-        self.ensure_bridge(work).await
-    }
-
-    /// Makes the predefined network if it is not there.
-    async fn ensure_bridge(&self, work: &mut Work) -> Result<()> {
-        let name: Name = Name::parse("network", BRIDGE_NETWORK)?;
-        if self.world().desired.networks.contains_key(&name) {
-            return Ok(());
-        }
-        let mut request = NetworkCreate {
-            name,
-            driver: Default::default(),
-            subnets: vec![Subnet {
-                subnet: BRIDGE_SUBNET.into(),
-                gateway: None,
-                ip_range: None,
-                aux_addresses: Default::default(),
-            }],
-            internal: false,
-            ipv6: false,
-            options: Default::default(),
-            labels: Default::default(),
-        };
-        let taken =
-            self.world().taken_prefixes().iter().any(|net| ipam::overlaps(*net, BRIDGE_SUBNET));
-        if taken {
-            request.subnets.clear();
-        }
-        match self.create_network_in(work, &request).await {
-            // Every pool is full: the others still work.
-            Err(error) if error.kind == Kind::Conflict => {
-                self.warn(error.to_string());
-                Ok(())
-            }
-            other => other,
-        }
     }
 
     /// Brings back what a purge of the running daemon took down: the predefined network with its
@@ -322,19 +219,15 @@ fn same_uplink(request: &UplinkAdd, uplink: &Uplink) -> bool {
         && request.nat_ports.iter().eq(uplink.nat_ports.iter())
 }
 
-fn same_network(request: &NetworkCreate, network: &Network) -> bool {
-    let options = crate::options::canonical(request.driver, &request.options);
-    let subnets = request.subnets.is_empty()
-        || request.subnets.len() == network.subnets.len()
-            && request.subnets.iter().zip(&network.subnets).all(|(wanted, plan)| {
-                let shown = super::network::subnet_view(plan);
-                wanted.subnet == shown.subnet
-                    && (wanted.gateway.is_none() || wanted.gateway == shown.gateway)
-                    && wanted.ip_range == shown.ip_range
-                    && wanted.aux_addresses == shown.aux_addresses
-            });
-    subnets
-        && request.internal == network.internal
-        && options.is_ok_and(|options| options == network.options)
-        && request.labels == network.labels
+/// The pools of a network with the addresses of its endpoints taken.
+pub(super) fn filled_pools(desired: &Desired, network: &Network) -> Vec<AddressPool> {
+    let mut pools = address_pools(network);
+    for (sandbox, endpoint) in desired.endpoints_of(network.name.as_str()) {
+        let pool = pools.iter_mut().find(|p| p.plan().subnet.contains(&endpoint.ipv4));
+        let taken = pool.map(|pool| pool.allocate_this(endpoint.ipv4));
+        if let Some(Err(error)) = taken {
+            tracing::warn!("sandbox {:?}: {error}", sandbox.name);
+        }
+    }
+    pools
 }

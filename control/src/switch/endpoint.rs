@@ -80,6 +80,7 @@ impl Switch {
             return Err(Error::conflict(format!("is connected to network {network:?} already")));
         }
         let place = self.enter(sandbox)?;
+        let sandbox = &self.follow_names(work, &place, sandbox).await?;
         let mut names = interface_names(&place).await?;
         let endpoint = self.plan_endpoint(work, &record, wanted, &mut names, undo)?;
         let intent = self.announce(
@@ -129,6 +130,14 @@ impl Switch {
         sandbox: &Sandbox,
         network: &Name,
     ) -> Result<()> {
+        let place = match open_namespace(&sandbox.name, &sandbox.namespace)? {
+            Some(netns) => Some(Place::open(netns)?),
+            None => None,
+        };
+        let sandbox = &match &place {
+            Some(place) => self.follow_names(work, place, sandbox).await?,
+            None => sandbox.clone(),
+        };
         let mut after = sandbox.clone();
         let at = after.endpoints.iter().position(|endpoint| endpoint.network == *network);
         let at =
@@ -166,8 +175,7 @@ impl Switch {
         if let Some(port) = port {
             self.detach(port);
         }
-        if let Some(netns) = open_namespace(&sandbox.name, &sandbox.namespace)? {
-            let place = Place::open(netns)?;
+        if let Some(place) = place {
             place.remove(&endpoint.ifname).await?;
             self.route_by_gateway(&place, &after).await?;
         }
@@ -304,8 +312,7 @@ pub(super) fn endpoint_device(network: &Network, endpoint: &Endpoint) -> DeviceS
 
 /// Names that are taken in a namespace.
 pub(super) async fn interface_names(place: &Place) -> Result<HashSet<String>> {
-    let links = place.netlink.links().await.failed("list interfaces")?;
-    Ok(links.into_iter().map(|link| link.name).collect())
+    Ok(place.links().await?.into_iter().map(|link| link.name).collect())
 }
 
 /// The namespace, if it is still there and still the one we know.

@@ -11,7 +11,7 @@ use crate::api::types::{self, Driver, NetworkCreate, Pruned};
 use crate::check;
 use crate::error::{Error, Result};
 use crate::ipam::{self, AddressPool, IpamError, SubnetPlan};
-use crate::model::{BRIDGE_NETWORK, Edit, HOST_NETWORK, Intent, NONE_NETWORK, Network};
+use crate::model::{BRIDGE_NETWORK, Edit, HOST_NETWORK, Intent, NONE_NETWORK, Network, Origin};
 use crate::name::Name;
 use crate::options;
 use crate::place::DeviceSpec;
@@ -37,7 +37,7 @@ impl Switch {
     pub async fn create_network(&self, request: NetworkCreate) -> Result<types::Network> {
         let mut work = self.work.lock().await;
         self.revive(&mut work).await?;
-        self.create_network_in(&mut work, &request).await?;
+        self.create_network_in(&mut work, &request, Origin::User).await?;
         drop(work);
         self.network(&request.name)
     }
@@ -46,6 +46,7 @@ impl Switch {
         &self,
         work: &mut Work,
         request: &NetworkCreate,
+        origin: Origin,
     ) -> Result<()> {
         let wrap = |error: Error| error.context(format!("network {:?}", request.name));
         let predefined = [HOST_NETWORK, NONE_NETWORK].contains(&request.name.as_str());
@@ -56,7 +57,8 @@ impl Switch {
         }
         let asked = check::network(request)?;
         self.refresh_host().await?;
-        let network = self.plan_network(request, asked.mtu).map_err(wrap)?;
+        let mut network = self.plan_network(request, asked.mtu).map_err(wrap)?;
+        network.origin = origin;
         let mut undo = Undo::default();
         match self.build_network(work, &network, &mut undo).await {
             Ok(()) => {
@@ -95,6 +97,7 @@ impl Switch {
             labels: request.labels.clone(),
             mtu: mtu.unwrap_or(self.settings.mtu),
             created: since_epoch().as_secs(),
+            origin: Origin::User,
         })
     }
 
@@ -259,17 +262,20 @@ impl World {
                 "subnet {subnet} overlaps the host's route to {net}; choose another"
             )));
         }
-        let ip_range = match &wanted.ip_range {
-            Some(range) => Some(check::ipv4_net(range)?),
-            None => None,
-        };
-        let mut aux = BTreeMap::new();
-        for (name, address) in &wanted.aux_addresses {
-            aux.insert(name.clone(), ipv4(*address)?);
-        }
-        let gateway = wanted.gateway.map(ipv4).transpose()?;
-        Ok(SubnetPlan::new(subnet, gateway, ip_range, aux)?)
+        plan_of(wanted)
     }
+}
+
+/// A subnet as asked for, with the gateway filled in.
+pub(super) fn plan_of(wanted: &types::Subnet) -> Result<SubnetPlan> {
+    let subnet = check::ipv4_net(&wanted.subnet)?;
+    let ip_range = wanted.ip_range.as_ref().map(check::ipv4_net).transpose()?;
+    let mut aux = BTreeMap::new();
+    for (name, address) in &wanted.aux_addresses {
+        aux.insert(name.clone(), ipv4(*address)?);
+    }
+    let gateway = wanted.gateway.map(ipv4).transpose()?;
+    Ok(SubnetPlan::new(subnet, gateway, ip_range, aux)?)
 }
 
 impl Work {
@@ -367,7 +373,7 @@ fn ipv4(address: IpAddr) -> Result<Ipv4Addr> {
 }
 
 /// The first few of a list, for a message.
-fn shortened(names: &[String]) -> String {
+pub(super) fn shortened(names: &[String]) -> String {
     /// More would hide what the message says.
     const SHOWN: usize = 3;
     let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::follow::interfaces_now;
 use super::sandbox::clear_away;
 use super::uplink::steering;
 use super::{Switch, Work};
@@ -138,7 +139,7 @@ async fn purge_records(
         let intent = Intent::Sandbox {
             name: sandbox.name.clone(),
             namespace: Some(sandbox.namespace.clone()),
-            ifnames: sandbox.endpoints.iter().map(|e| e.ifname.clone()).collect(),
+            ifnames: interfaces_now(sandbox).await,
         };
         match clear_away(host, &intent).await {
             Ok(()) => purged.sandboxes.push(sandbox.name.clone()),

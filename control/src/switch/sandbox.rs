@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::endpoint::{Wanted, inode_of, interface_names, open_namespace};
+use super::follow::interfaces_now;
 use super::network::unknown as unknown_network;
 use super::undo::{Done, Undo};
 use super::{Switch, Work, since_epoch};
@@ -194,7 +195,7 @@ impl Switch {
         let intent = Intent::Sandbox {
             name: sandbox.name.clone(),
             namespace: Some(sandbox.namespace.clone()),
-            ifnames: sandbox.endpoints.iter().map(|e| e.ifname.clone()).collect(),
+            ifnames: interfaces_now(sandbox).await,
         };
         self.commit(
             work,

@@ -32,8 +32,8 @@ pub struct CaptureQuery {
 pub struct Event {
     /// Milliseconds since the epoch.
     pub time_ms: u64,
-    /// What happened: `network_create`, `network_remove`, `network_connect`,
-    /// `network_disconnect`, `sandbox_create`, `sandbox_remove`, `port_publish`,
+    /// What happened: `network_create`, `network_change`, `network_remove`,
+    /// `network_connect`, `network_disconnect`, `sandbox_create`, `sandbox_remove`, `port_publish`,
     /// `port_unpublish`, `uplink_add`, `uplink_remove`, `purge`; or `missed` when the reader was
     /// too slow for some, so that it lists everything anew.
     pub event: String,

@@ -1,0 +1,389 @@
+//! Networks of the config file: kept equal to their declarations at start and on reload.
+//!
+//! What can change under connected sandboxes does, for all networks in one durable commit and one
+//! snapshot. What cannot (prefix, gateway) takes a network made anew, which needs it to be unused;
+//! else a warning says what differs and what to do. One that has left the file goes, if it is
+//! unused. A network made by hand is nobody else's: it becomes the file's when it is as declared
+//! there, and is never removed or changed because of it. `bridge` exists always, so whoever
+//! declares it has it.
+//!
+//! Each network is one line in the log; no fault of one keeps the others from being carried out.
+
+mod compare;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use self::compare::{Comparison, compare};
+use super::adopt::filled_pools;
+use super::network::shortened;
+use super::undo::Undo;
+use super::{Switch, Work, next_number};
+use crate::api::types::{NetworkCreate, Subnet};
+use crate::error::{Kind, Result, ResultExt};
+use crate::ipam;
+use crate::model::{BRIDGE_NETWORK, Desired, Edit, Endpoint, Network, Origin, Sandbox};
+use crate::name::Name;
+use crate::netlink::LinkChange;
+use crate::place::Place;
+
+/// The predefined network's subnet unless taken or configured.
+const BRIDGE_SUBNET: ipnet::Ipv4Net = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(172, 30, 0, 0), 16);
+
+/// A network that changes in place.
+struct Change {
+    before: Network,
+    after: Network,
+    what: Vec<String>,
+}
+
+/// What is to be done, in this order.
+#[derive(Default)]
+struct Plan {
+    /// Not declared any more, and unused.
+    remove: Vec<Network>,
+    /// To be changed in place.
+    change: Vec<Change>,
+    /// To be made anew, with what differs.
+    replace: Vec<(Network, String)>,
+}
+
+impl Switch {
+    /// Brings networks in line with a configuration.
+    ///
+    /// # Errors
+    /// When the state cannot be written, or the predefined network is missing and cannot be made.
+    /// What cannot be done for one network is warned of.
+    pub async fn declare(&self, networks: &[NetworkCreate]) -> Result<()> {
+        let mut work = self.work.lock().await;
+        if !networks.is_empty() {
+            self.revive(&mut work).await?;
+        }
+        self.declare_networks(&mut work, networks).await
+    }
+
+    pub(super) async fn declare_networks(
+        &self,
+        work: &mut Work,
+        declared: &[NetworkCreate],
+    ) -> Result<()> {
+        let plan = self.plan_declared(declared);
+        for network in &plan.remove {
+            match self.drop_network(work, network).await {
+                Ok(()) => {
+                    tracing::info!("network {:?}: removed, as from the config file", network.name);
+                    self.emit("network_remove", Some(&network.name), None, None);
+                }
+                Err(error) => self.warn(format!("network {:?}: {error}", network.name)),
+            }
+        }
+        self.change_networks(work, &plan.change).await?;
+        // All go before any is made: they may have each other's prefixes.
+        let mut replaced = BTreeMap::new();
+        for (network, difference) in plan.replace {
+            match self.drop_network(work, &network).await {
+                Ok(()) => {
+                    replaced.insert(network.name.clone(), (network, difference));
+                }
+                Err(error) => self.warn(format!("network {:?}: {error}", network.name)),
+            }
+        }
+        let missing =
+            |request: &&NetworkCreate| !self.world().desired.networks.contains_key(&request.name);
+        for request in declared.iter().filter(missing) {
+            let made = self.create_network_in(work, request, Origin::Config).await;
+            match (made, replaced.remove(&request.name)) {
+                (Ok(()), None) => tracing::info!("network {:?}: made as declared", request.name),
+                (Ok(()), Some((_, difference))) => {
+                    tracing::info!("network {:?}: made anew for {difference}", request.name);
+                }
+                (Err(error), None) => self.warn(error.to_string()),
+                (Err(error), Some((before, _))) => {
+                    self.warn(error.to_string());
+                    self.restore(work, before).await;
+                }
+            }
+        }
+        self.ensure_bridge(work).await
+    }
+
+    /// Looks at every network; what cannot be done is warned of here.
+    fn plan_declared(&self, declared: &[NetworkCreate]) -> Plan {
+        let mut plan = Plan::default();
+        let desired = self.world().desired.clone();
+        for network in desired.networks.values() {
+            let users = users_of(&desired, &network.name);
+            let request = declared.iter().find(|request| request.name == network.name);
+            match request.map(|request| compare(request, network, self.settings.mtu)) {
+                None if network.origin != Origin::Config => {}
+                // It exists always.
+                None if network.name.as_str() == BRIDGE_NETWORK => {
+                    let after = Network { origin: Origin::Automatic, ..network.clone() };
+                    plan.change.push(Change { before: network.clone(), after, what: Vec::new() });
+                }
+                None if users.is_empty() => plan.remove.push(network.clone()),
+                None => self.warn(format!(
+                    "network {:?}: is not in the config file any more, but in use by {}; \
+                     disconnect and reload, or put it back",
+                    network.name,
+                    shortened(&users)
+                )),
+                Some(Ok(comparison)) => {
+                    self.plan_one(&mut plan, &desired, network, comparison, &users);
+                }
+                Some(Err(error)) => self.warn(format!("network {:?}: {error}", network.name)),
+            }
+        }
+        plan
+    }
+
+    fn plan_one(
+        &self,
+        plan: &mut Plan,
+        desired: &Desired,
+        network: &Network,
+        mut comparison: Comparison,
+        users: &[String],
+    ) {
+        let name = &network.name;
+        let by_hand = network.origin != Origin::Config && name.as_str() != BRIDGE_NETWORK;
+        if by_hand && !comparison.is_equal() {
+            return self.warn(format!(
+                "network {name:?}: was not made from the config file and differs from it in {}; \
+                 remove it to have it made as declared, or declare another name",
+                comparison.differences()
+            ));
+        }
+        obstacles(desired, network, &mut comparison);
+        if !comparison.fixed.is_empty() && users.is_empty() {
+            return plan.replace.push((network.clone(), comparison.differences()));
+        }
+        if !comparison.fixed.is_empty() {
+            self.warn(format!(
+                "network {name:?}: differs from the config file in {}, which cannot change while \
+                 it is used by {}; disconnect and reload, or declare it as it is",
+                comparison.fixed.join(", "),
+                shortened(users)
+            ));
+        }
+        let after = Network { origin: Origin::Config, ..comparison.after };
+        if after != *network {
+            let what = comparison.live;
+            plan.change.push(Change { before: network.clone(), after, what });
+        }
+    }
+
+    /// Records, snapshot, then what the kernel has to know.
+    async fn change_networks(&self, work: &mut Work, changes: &[Change]) -> Result<()> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let before = self.ways_out();
+        self.commit(work, changes.iter().map(|c| Edit::PutNetwork(c.after.clone())).collect())?;
+        for Change { after, .. } in changes {
+            let pools = filled_pools(&self.world().desired, after);
+            work.pools.insert(after.name.clone(), pools);
+        }
+        self.publish_ports(work).await?;
+        for change in changes {
+            if change.after.internal && !change.before.internal {
+                // Nothing that was begun before may go on through the gateway.
+                let id = change.after.network_id();
+                self.engine.flush_connections(&|connection| connection.network == id);
+            }
+            if change.after.mtu != change.before.mtu {
+                self.change_mtu(work, change).await;
+            }
+        }
+        for (name, was) in before {
+            if let Err(error) = self.move_way_out(work, &name, was).await {
+                self.warn(format!("sandbox {name:?}: {error}"));
+            }
+        }
+        for change in changes {
+            if change.before.origin == Origin::User {
+                tracing::info!("network {:?}: is the config file's from now on", change.after.name);
+            }
+            if change.what.is_empty() {
+                continue;
+            }
+            let (name, what) = (&change.after.name, change.what.join(", "));
+            tracing::info!("network {name:?}: changed as declared: {what}");
+            self.emit("network_change", Some(name), None, Some(what));
+        }
+        Ok(())
+    }
+
+    /// By which endpoint and gateway each sandbox with endpoints gets out.
+    fn ways_out(&self) -> Vec<(Name, Option<(Endpoint, Ipv4Addr)>)> {
+        let world = self.world();
+        let sandboxes = world.desired.sandboxes.values().filter(|s| !s.endpoints.is_empty());
+        sandboxes.map(|s| (s.name.clone(), way_out(&world.desired, s))).collect()
+    }
+
+    /// Moves default route and published ports of a sandbox if they lead by another network now.
+    async fn move_way_out(
+        &self,
+        work: &mut Work,
+        name: &Name,
+        was: Option<(Endpoint, Ipv4Addr)>,
+    ) -> Result<()> {
+        let sandbox = self.sandbox_record(name)?;
+        if way_out(&self.world().desired, &sandbox) == was {
+            return Ok(());
+        }
+        let place = self.enter(&sandbox)?;
+        let sandbox = self.follow_names(work, &place, &sandbox).await?;
+        let left = was.and_then(|(endpoint, gateway)| {
+            let now = sandbox.endpoints.iter().find(|now| now.network == endpoint.network)?;
+            Some((now.ifname.clone(), gateway))
+        });
+        if let Some((ifname, gateway)) = left {
+            place.remove_default_route(&ifname, gateway).await?;
+        }
+        self.route_by_gateway(&place, &sandbox).await?;
+        self.hold_publishes(work, &sandbox).await
+    }
+
+    /// Sets the MTU of all devices of a network that still had the one before.
+    async fn change_mtu(&self, work: &Work, change: &Change) {
+        let name = &change.after.name;
+        let leg = change.after.host_device();
+        if let Err(error) = set_mtu(&self.host, &leg, change).await {
+            self.warn(format!("network {name:?}: {error}"));
+        }
+        let sandboxes: Vec<Sandbox> = {
+            let world = self.world();
+            world.desired.endpoints_of(name.as_str()).map(|(sandbox, _)| sandbox.clone()).collect()
+        };
+        for sandbox in sandboxes {
+            if let Err(error) = self.change_mtu_inside(work, &sandbox, change).await {
+                self.warn(format!("sandbox {:?}: {error}", sandbox.name));
+            }
+        }
+    }
+
+    async fn change_mtu_inside(
+        &self,
+        work: &Work,
+        sandbox: &Sandbox,
+        change: &Change,
+    ) -> Result<()> {
+        let place = self.enter(sandbox)?;
+        let sandbox = self.follow_names(work, &place, sandbox).await?;
+        for endpoint in sandbox.endpoints.iter().filter(|e| e.network == change.after.name) {
+            set_mtu(&place, &endpoint.ifname, change).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a network again as it was, when what should have replaced it cannot be made.
+    async fn restore(&self, work: &mut Work, before: Network) {
+        let id = {
+            let world = self.world();
+            let used = |id| world.desired.networks.values().any(|network| network.id == id);
+            next_number(world.desired.counters.network, used)
+        };
+        let mut undo = Undo::default();
+        let outcome = match id {
+            Ok(id) => {
+                let network = Network { id, ..before.clone() };
+                self.build_network(work, &network, &mut undo).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            self.roll_back(work, undo).await;
+            self.warn(format!(
+                "network {:?}: is gone, and not made as it was: {error}",
+                before.name
+            ));
+        }
+    }
+
+    /// Makes the predefined network if it is not there.
+    pub(super) async fn ensure_bridge(&self, work: &mut Work) -> Result<()> {
+        let name: Name = Name::parse("network", BRIDGE_NETWORK)?;
+        if self.world().desired.networks.contains_key(&name) {
+            return Ok(());
+        }
+        let mut request = NetworkCreate {
+            name,
+            driver: Default::default(),
+            subnets: vec![Subnet {
+                subnet: BRIDGE_SUBNET.into(),
+                gateway: None,
+                ip_range: None,
+                aux_addresses: Default::default(),
+            }],
+            internal: false,
+            ipv6: false,
+            options: Default::default(),
+            labels: Default::default(),
+        };
+        let taken =
+            self.world().taken_prefixes().iter().any(|net| ipam::overlaps(*net, BRIDGE_SUBNET));
+        if taken {
+            request.subnets.clear();
+        }
+        match self.create_network_in(work, &request, Origin::Automatic).await {
+            // Every pool is full: the others still work.
+            Err(error) if error.kind == Kind::Conflict => {
+                self.warn(error.to_string());
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}
+
+/// Takes out of a comparison what those who are connected stand against.
+fn obstacles(desired: &Desired, network: &Network, comparison: &mut Comparison) {
+    let taken = desired.endpoints_of(network.name.as_str()).find_map(|(sandbox, endpoint)| {
+        let mut aux = comparison.after.subnets.iter().flat_map(|plan| &plan.aux_addresses);
+        let (name, address) = aux.find(|(_, address)| **address == endpoint.ipv4)?;
+        Some(format!("aux_address {name}={address} (sandbox {:?} has it)", sandbox.name))
+    });
+    if let Some(reason) = taken {
+        comparison.after.subnets.clone_from(&network.subnets);
+        comparison.cannot(&["aux_address", "ip_range"], reason);
+    }
+    if comparison.after.internal && !network.internal {
+        let mut then = desired.clone();
+        then.apply(Edit::PutNetwork(comparison.after.clone()));
+        let led_here = |sandbox: &&Sandbox| {
+            !sandbox.publishes.is_empty()
+                && desired.gateway_endpoint(sandbox).is_some()
+                && then.gateway_endpoint(sandbox).is_none()
+        };
+        if let Some(sandbox) = desired.sandboxes.values().find(led_here) {
+            comparison.after.internal = false;
+            let name = &sandbox.name;
+            comparison
+                .cannot(&["internal"], format!("internal (sandbox {name:?} has ports there)"));
+        }
+    }
+}
+
+fn users_of(desired: &Desired, network: &Name) -> Vec<String> {
+    desired.endpoints_of(network.as_str()).map(|(sandbox, _)| sandbox.name.to_string()).collect()
+}
+
+fn way_out(desired: &Desired, sandbox: &Sandbox) -> Option<(Endpoint, Ipv4Addr)> {
+    let endpoint = desired.gateway_endpoint(sandbox)?;
+    let network = desired.networks.get(&endpoint.network)?;
+    Some((endpoint.clone(), network.subnet_of(endpoint.ipv4)?.gateway))
+}
+
+/// A device with another MTU was set by somebody, and one that is gone is made with the new one.
+async fn set_mtu(place: &Place, ifname: &str, change: &Change) -> Result<()> {
+    let context = || format!("interface {ifname:?}");
+    let link = match place.netlink.link_by_name(ifname).await {
+        Ok(link) if link.mtu == u32::from(change.before.mtu) => link,
+        Ok(_) => return Ok(()),
+        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) => return Err(error).failed(context()),
+    };
+    let mtu = LinkChange::new().mtu(u32::from(change.after.mtu));
+    place.netlink.change_link(link.index, &mtu).await.failed(context())
+}

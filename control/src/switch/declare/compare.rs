@@ -1,0 +1,260 @@
+//! What a declaration asks of a network that exists. Pure.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+
+use crate::api::types::{Driver, NetworkCreate, Subnet};
+use crate::error::Result;
+use crate::ipam::SubnetPlan;
+use crate::model::Network;
+use crate::options::{NetworkOptions, canonical};
+use crate::switch::network::{plan_of, subnet_view};
+
+/// How a declaration and a record differ. Differences are named as in the config file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Comparison {
+    /// The record with everything that can change in place.
+    pub(super) after: Network,
+    /// What changes in place.
+    pub(super) live: Vec<String>,
+    /// What cannot change while somebody is connected, with both values.
+    pub(super) fixed: Vec<String>,
+}
+
+impl Comparison {
+    /// Whether the record is as declared.
+    pub(super) fn is_equal(&self) -> bool {
+        self.live.is_empty() && self.fixed.is_empty()
+    }
+
+    /// All that differs, for a message.
+    pub(super) fn differences(&self) -> String {
+        self.fixed.iter().chain(&self.live).cloned().collect::<Vec<_>>().join(", ")
+    }
+
+    /// Leaves one thing as it is in `network`, for a reason.
+    pub(super) fn cannot(&mut self, what: &[&str], reason: String) {
+        self.live.retain(|name| !what.contains(&name.as_str()));
+        self.fixed.push(reason);
+    }
+}
+
+/// Compares. A declaration without a subnet is content with the one the network has.
+///
+/// # Errors
+/// When the declaration is wrong by itself, which a checked one is not.
+pub(super) fn compare(
+    request: &NetworkCreate,
+    network: &Network,
+    default_mtu: u16,
+) -> Result<Comparison> {
+    let mut after = network.clone();
+    let mut live = Vec::new();
+    if request.labels != network.labels {
+        after.labels.clone_from(&request.labels);
+        live.push("labels".to_owned());
+    }
+    if request.internal != network.internal {
+        after.internal = request.internal;
+        live.push("internal".to_owned());
+    }
+    let options = canonical(request.driver, &request.options)?;
+    let keys: BTreeSet<&String> = options.keys().chain(network.options.keys()).collect();
+    let changed = keys.into_iter().filter(|key| options.get(*key) != network.options.get(*key));
+    live.extend(changed.cloned());
+    if live.iter().any(|key| key == "mtu") {
+        after.mtu = NetworkOptions::parse(Driver::Bridge, &options)?.mtu.unwrap_or(default_mtu);
+    }
+    after.options = options;
+    let mut comparison = Comparison { after, live, fixed: Vec::new() };
+    compare_subnets(request, network, &mut comparison)?;
+    Ok(comparison)
+}
+
+fn compare_subnets(
+    request: &NetworkCreate,
+    network: &Network,
+    comparison: &mut Comparison,
+) -> Result<()> {
+    let any: Vec<Subnet>;
+    let wanted = if request.subnets.is_empty() {
+        let plain = |plan| Subnet {
+            gateway: None,
+            ip_range: None,
+            aux_addresses: Default::default(),
+            ..subnet_view(plan)
+        };
+        any = network.subnets.first().map(plain).into_iter().collect();
+        &any
+    } else {
+        &request.subnets
+    };
+    let wanted: Vec<SubnetPlan> = wanted.iter().map(plan_of).collect::<Result<_>>()?;
+    let prefixes = |plans: &[SubnetPlan]| listed(plans.iter().map(|plan| plan.subnet));
+    let gateways = |plans: &[SubnetPlan]| listed(plans.iter().map(|plan| plan.gateway));
+    for (key, is, declared) in [
+        ("subnet", prefixes(&network.subnets), prefixes(&wanted)),
+        ("gateway", gateways(&network.subnets), gateways(&wanted)),
+    ] {
+        if is != declared {
+            comparison.fixed.push(format!("{key} {is} (declared: {declared})"));
+            // The gateways differ because the subnets do.
+            return Ok(());
+        }
+    }
+    let pairs = || network.subnets.iter().zip(&wanted);
+    if pairs().any(|(is, declared)| is.ip_range != declared.ip_range) {
+        comparison.live.push("ip_range".to_owned());
+    }
+    if pairs().any(|(is, declared)| is.aux_addresses != declared.aux_addresses) {
+        comparison.live.push("aux_address".to_owned());
+    }
+    comparison.after.subnets = wanted;
+    Ok(())
+}
+
+fn listed(items: impl Iterator<Item = impl Display>) -> String {
+    items.map(|item| item.to_string()).collect::<Vec<_>>().join(" and ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::model::Origin;
+
+    fn record() -> Network {
+        let plan = SubnetPlan::new(
+            "10.1.0.0/24".parse().unwrap(),
+            None,
+            Some("10.1.0.128/25".parse().unwrap()),
+            BTreeMap::from([("printer".to_owned(), [10, 1, 0, 9].into())]),
+        );
+        Network {
+            id: 1,
+            uid: "1".repeat(64),
+            name: "app".parse().unwrap(),
+            subnets: vec![plan.unwrap()],
+            cursors: vec![0],
+            internal: false,
+            options: BTreeMap::from([("mtu".to_owned(), "1400".to_owned())]),
+            labels: BTreeMap::from([("team".to_owned(), "a".to_owned())]),
+            mtu: 1400,
+            created: 0,
+            origin: Origin::Config,
+        }
+    }
+
+    fn declared() -> NetworkCreate {
+        NetworkCreate {
+            name: "app".parse().unwrap(),
+            driver: Driver::Bridge,
+            subnets: record().subnets.iter().map(subnet_view).collect(),
+            internal: false,
+            ipv6: false,
+            options: BTreeMap::from([(
+                "com.docker.network.driver.mtu".to_owned(),
+                "1400".to_owned(),
+            )]),
+            labels: record().labels,
+        }
+    }
+
+    /// An edit of the file.
+    type Edit = fn(&mut NetworkCreate);
+
+    fn compared(change: impl FnOnce(&mut NetworkCreate)) -> Comparison {
+        let mut request = declared();
+        change(&mut request);
+        compare(&request, &record(), 1500).unwrap()
+    }
+
+    #[test]
+    fn what_is_declared_alike_is_equal() {
+        for comparison in [
+            compared(|_| {}),
+            // The default gateway, written out or not.
+            compared(|request| request.subnets[0].gateway = None),
+        ] {
+            assert!(comparison.is_equal(), "{comparison:?}");
+            assert_eq!(comparison.after, record());
+        }
+    }
+
+    #[test]
+    fn what_can_change_in_place_does() {
+        let table: [(Edit, &[&str]); 8] = [
+            (|r| r.labels.clear(), &["labels"]),
+            (|r| r.internal = true, &["internal"]),
+            (|r| r.options = BTreeMap::from([("icc".to_owned(), "0".to_owned())]), &["icc", "mtu"]),
+            (|r| r.options.clear(), &["mtu"]),
+            (|r| r.subnets[0].ip_range = None, &["ip_range"]),
+            (|r| r.subnets[0].aux_addresses.clear(), &["aux_address"]),
+            // The subnet is as the daemon chose it, with nothing more said about it.
+            (|r| r.subnets.clear(), &["ip_range", "aux_address"]),
+            (
+                |r| {
+                    r.subnets[0].aux_addresses =
+                        BTreeMap::from([("x".to_owned(), [10, 1, 0, 8].into())]);
+                },
+                &["aux_address"],
+            ),
+        ];
+        for (change, live) in table {
+            let comparison = compared(change);
+            assert_eq!(comparison.live, live);
+            assert_eq!(comparison.fixed, Vec::<String>::new());
+            // Changed once, it is equal.
+            let mut request = declared();
+            change(&mut request);
+            let again = compare(&request, &comparison.after, 1500).unwrap();
+            assert!(again.is_equal(), "{again:?}");
+        }
+        assert_eq!(compared(|r| r.options.clear()).after.mtu, 1500);
+    }
+
+    #[test]
+    fn what_cannot_change_is_named_and_left() {
+        let table: [(Edit, &str); 3] = [
+            (
+                |r| r.subnets[0].gateway = Some([10, 1, 0, 254].into()),
+                "gateway 10.1.0.1 (declared: 10.1.0.254)",
+            ),
+            (
+                |r| {
+                    r.subnets = vec![Subnet {
+                        subnet: "10.2.0.0/24".parse().unwrap(),
+                        gateway: None,
+                        ip_range: None,
+                        aux_addresses: BTreeMap::new(),
+                    }];
+                },
+                "subnet 10.1.0.0/24 (declared: 10.2.0.0/24)",
+            ),
+            (
+                |r| {
+                    let mut more = r.subnets[0].clone();
+                    more.subnet = "10.2.0.0/24".parse().unwrap();
+                    (more.gateway, more.ip_range) = (None, None);
+                    more.aux_addresses.clear();
+                    r.subnets.push(more);
+                },
+                "subnet 10.1.0.0/24 (declared: 10.1.0.0/24 and 10.2.0.0/24)",
+            ),
+        ];
+        for (change, fixed) in table {
+            let comparison = compared(change);
+            assert_eq!(comparison.fixed, [fixed]);
+            assert_eq!(comparison.after, record());
+        }
+        // The rest changes all the same.
+        let both = compared(|r| {
+            r.subnets[0].gateway = Some([10, 1, 0, 254].into());
+            r.labels.clear();
+        });
+        assert_eq!(both.live, ["labels"]);
+        assert_eq!(both.after.subnets, record().subnets);
+        assert_eq!(both.differences(), "gateway 10.1.0.1 (declared: 10.1.0.254), labels");
+    }
+}

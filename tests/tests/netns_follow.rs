@@ -1,0 +1,211 @@
+//! What others do to the daemon's devices while it runs: deleted ones come back, renamed ones are
+//! known by their MAC, and nothing keeps the daemon busy.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tests::host::inventory::Inventory;
+use tests::host::namespace::Namespace;
+use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
+use tests::host::{GATEWAY, HOST_IP, Host, Uplink, eventually, one};
+
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+
+/// How long the daemon may take to see and mend something.
+const MENDED: Duration = Duration::from_secs(8);
+
+/// The host's leg of a network.
+fn leg(host: &Host, network: &str) -> String {
+    let shown = one(&host.json(["network", "inspect", network]));
+    format!("vsw-{}", &shown["id"].as_str().unwrap()[..8])
+}
+
+/// What makes an interface usable: MAC, MTU, address.
+fn settings(ns: &Namespace, ifname: &str) -> Option<String> {
+    let shown = ns.run(&format!("ip -o link show {ifname}"));
+    if shown.code != 0 {
+        return None;
+    }
+    let words: Vec<_> = shown.stdout.split_whitespace().collect();
+    let after = |key: &str| words.iter().skip_while(|word| **word != key).nth(1).copied();
+    let up = shown.stdout.contains("UP");
+    let addresses = ns.ip(&format!("-o -4 address show dev {ifname}"));
+    let address = addresses.split_whitespace().nth(3).unwrap_or("none").to_owned();
+    Some(format!("{:?} {:?} {up} {address}", after("link/ether"), after("mtu")))
+}
+
+/// Processor time of the daemon, in ticks of 10 ms.
+fn ticks(host: &Host) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", host.pid())).unwrap();
+    let fields: Vec<_> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// The daemon does next to nothing for two seconds.
+fn assert_idle(host: &Host) {
+    let before = ticks(host);
+    std::thread::sleep(Duration::from_secs(2));
+    let used = ticks(host) - before;
+    assert!(used < 40, "{used} ticks of 10 ms in 2 s\n{}", host.log_tail());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_deleted_leg_of_the_host_comes_back() {
+    let host = Host::start(Uplink::None);
+    host.network("app", "--subnet 10.91.1.0/24 -o mtu=1400");
+    let a = host.sandbox("a", "--network app");
+    let _server = TcpServer::start(&a.ns, (ANY, 7000));
+    let leg = leg(&host, "app");
+    let before = settings(&host.ns, &leg).unwrap();
+    assert!(before.contains("10.91.1.1/24") && before.contains("1400"), "{before}");
+    assert_ping(&host.ns, a.ip, 64);
+
+    host.ns.ip(&format!("link delete {leg}"));
+    eventually(MENDED, "the leg is there again", || {
+        settings(&host.ns, &leg).is_some_and(|now| now == before)
+    });
+    eventually(MENDED, "the host reaches the sandbox", || {
+        host.ns.run(&format!("ping -c 1 -W 1 {}", a.ip)).code == 0
+    });
+    TcpClient::connect(&host.ns, (a.ip, 7000)).echo("from the host");
+    assert_eq!(host.log_tail().matches(&format!("made {leg} anew")).count(), 1);
+    assert_idle(&host);
+    // It is the network's own: it goes with it.
+    host.ok(["sandbox", "rm", &a.name]);
+    host.ok(["network", "rm", "app"]);
+    assert_eq!(settings(&host.ns, &leg), None);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_device_deleted_in_a_sandbox_comes_back_with_its_connections() {
+    let host = Host::start(Uplink::Dedicated);
+    let a = host.sandbox("a", "-p 8080:80");
+    let b = host.sandbox("b", "");
+    let _servers =
+        [TcpServer::start(&a.ns, (ANY, 80)), TcpServer::start(&host.outside, (ANY, 7000))];
+    let mut out = TcpClient::connect(&a.ns, (GATEWAY, 7000));
+    out.echo("before");
+    let before = settings(&a.ns, "eth0").unwrap();
+    let routes = a.ns.ip("route show table all");
+
+    a.ns.ip("link delete eth0");
+    eventually(MENDED, "the interface is there again", || {
+        settings(&a.ns, "eth0").is_some_and(|now| now == before)
+    });
+    eventually(MENDED, "the routes are there again", || a.ns.ip("route show table all") == routes);
+    assert_ping(&a.ns, b.ip, 64);
+    assert_ping(&a.ns, GATEWAY, 63);
+    TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("published");
+    out.try_echo("after", Duration::from_secs(10)).unwrap();
+    assert_idle(&host);
+    host.ok(["sandbox", "rm", &a.name, &b.name]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_sandbox_whose_namespace_is_deleted_is_said_to_be_gone() {
+    let host = Host::start(Uplink::None);
+    let a = host.sandbox("a", "");
+    let deleted = std::process::Command::new("ip").args(["netns", "delete", &a.name]).status();
+    assert!(deleted.unwrap().success() && !a.ns.exists());
+    eventually(MENDED, "status says so", || {
+        let status = one(&host.json(["status"])).to_string();
+        status.contains(&a.name) && status.contains("is gone; remove the sandbox")
+    });
+    assert_idle(&host);
+    host.ok(["sandbox", "rm", &a.name]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_leg_that_is_down_or_without_address_is_left_so_and_costs_nothing() {
+    let host = Host::start(Uplink::None);
+    host.network("app", "--subnet 10.91.1.0/24");
+    let a = host.sandbox("a", "--network app");
+    let leg = leg(&host, "app");
+    host.ns.ip(&format!("link set {leg} down"));
+    assert_idle(&host);
+    // The network itself goes on, and the host when it is up again.
+    assert_ping(&a.ns, Ipv4Addr::new(10, 91, 1, 1), 64);
+    host.ns.ip(&format!("link set {leg} up"));
+    assert_ping(&host.ns, a.ip, 64);
+    host.ns.ip(&format!("address flush dev {leg}"));
+    assert_idle(&host);
+    assert_eq!(host.ns.ip(&format!("-o -4 address show dev {leg}")), "");
+    // The mend of the manual.
+    host.ns.ip(&format!("link delete {leg}"));
+    eventually(MENDED, "the address is back", || {
+        settings(&host.ns, &leg).is_some_and(|now| now.contains("10.91.1.1/24"))
+    });
+}
+
+fn rename(ns: &Namespace, from: &str, to: &str) {
+    ns.ip(&format!("link set {from} down"));
+    ns.ip(&format!("link set {from} name {to}"));
+    ns.ip(&format!("link set {to} up"));
+}
+
+fn names(ns: &Namespace) -> Vec<String> {
+    let links = ns.ip("-o link show");
+    let name = |line: &str| line.split(": ").nth(1).unwrap().to_owned();
+    let mut names: Vec<String> = links.lines().map(name).collect();
+    names.sort();
+    names
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_renamed_interface_is_taken_over_by_its_mac() {
+    let mut host = Host::start(Uplink::None);
+    let lent = Namespace::create(&host.name("lent"));
+    let untouched = Inventory::of_namespace(&lent.handle());
+    host.network("app", "--subnet 10.91.1.0/24");
+    host.network("back", "--subnet 10.91.2.0/24");
+    let a = host.sandbox("a", "--network app");
+    let netns = lent.handle().path().display().to_string();
+    let b = host.sandbox("b", &format!("--network app --network back --netns {netns}"));
+    assert_ping(&a.ns, b.ip, 64);
+    rename(&a.ns, "eth0", "lan0");
+    // Swapped, by way of a third name.
+    rename(&b.ns, "eth0", "swap");
+    rename(&b.ns, "eth1", "eth0");
+    rename(&b.ns, "swap", "eth1");
+    // A restart takes them over as they are.
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        host.stop(signal);
+        host.launch();
+        assert_eq!(names(&a.ns), ["lan0", "lo"]);
+        assert_eq!(names(&b.ns), ["eth0", "eth1", "lo"]);
+        let shown = one(&host.json(["sandbox", "inspect", &a.name]));
+        assert_eq!(shown["endpoints"][0]["ifname"], "lan0");
+        let shown = one(&host.json(["sandbox", "inspect", &b.name]));
+        assert_eq!(shown["endpoints"][0]["ifname"], "eth1");
+        assert_ping(&a.ns, b.ip, 64);
+    }
+    // Renamed while it runs: what is made next takes no name twice, and what is removed goes.
+    rename(&b.ns, "eth0", "wan0");
+    host.ok(["network", "connect", "bridge", &b.name]);
+    assert_eq!(names(&b.ns), ["eth0", "eth1", "lo", "wan0"]);
+    rename(&b.ns, "wan0", "wan1");
+    host.ok(["network", "disconnect", "back", &b.name]);
+    assert_eq!(names(&b.ns), ["eth0", "eth1", "lo"]);
+    rename(&b.ns, "eth1", "odd");
+    host.ok(["sandbox", "rm", &b.name]);
+    untouched.assert_same(&Inventory::of_namespace(&lent.handle()), "a sandbox with odd names");
+    // With no daemon too.
+    let b = host.sandbox("b", &format!("--network app --netns {netns}"));
+    rename(&b.ns, "eth0", "odd");
+    host.stop(Signal::SIGKILL);
+    host.purge_offline();
+    untouched.assert_same(&Inventory::of_namespace(&lent.handle()), "a purge");
+}

@@ -1,0 +1,243 @@
+//! Networks of the config file are kept equal to it: at start and on SIGHUP.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tests::host::inventory::Inventory;
+use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
+use tests::host::{GATEWAY, HOST_IP, Host, Uplink, eventually, one};
+
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+
+fn declare(host: &Host, config: &str) {
+    fs::write(host.path("vswitchd.toml"), config).unwrap();
+}
+
+/// SIGHUP; returns what the daemon logged on account of it.
+fn reload(host: &Host, config: &str) -> String {
+    declare(host, config);
+    let count = |text: &str| text.matches("configuration ").count();
+    let before = host.log_tail();
+    kill(Pid::from_raw(i32::try_from(host.pid()).unwrap()), Signal::SIGHUP).unwrap();
+    eventually(Duration::from_secs(8), "the file is read again", || {
+        count(&host.log_tail()) > count(&before)
+    });
+    let after = host.log_tail();
+    let last = before.lines().last().unwrap();
+    after.rsplit_once(last).map_or(after.clone(), |(_, new)| new.trim().to_owned())
+}
+
+fn inspect(host: &Host, network: &str) -> Value {
+    one(&host.json(["network", "inspect", network]))
+}
+
+fn exists(host: &Host, network: &str) -> bool {
+    host.ctl(["network", "inspect", network]).code == 0
+}
+
+fn app(rest: &str) -> String {
+    format!("[[network]]\nname = \"app\"\nsubnet = \"10.91.1.0/24\"\n{rest}")
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_can_change_changes_under_connected_sandboxes() {
+    let mut host = Host::prepare(Uplink::Shared);
+    declare(&host, &app(""));
+    host.launch();
+    let a = host.sandbox("a", "--network app");
+    let b = host.sandbox("b", "--network app");
+    let _server = TcpServer::start(&b.ns, (ANY, 80));
+    let mut within = TcpClient::connect(&a.ns, (b.ip, 80));
+    within.echo("before");
+    let before = inspect(&host, "app");
+    let log = reload(
+        &host,
+        &app("ip_range = \"10.91.1.128/25\"\naux_address = { printer = \"10.91.1.129\" }\n\
+              labels = { team = \"b\" }\noptions = { mtu = 1400, host_binding = \"192.0.2.2\" }\n"),
+    );
+    let line =
+        "network \"app\": changed as declared: labels, host_binding, mtu, ip_range, aux_address";
+    assert_eq!(log.matches("network \"app\"").count(), 1, "{log}");
+    assert!(log.contains(line), "{log}");
+    let after = inspect(&host, "app");
+    assert_eq!(after["id"], before["id"]);
+    assert_eq!(after["endpoints"], before["endpoints"]);
+    assert_eq!(after["labels"], json!({"team": "b"}));
+    assert_eq!(after["subnets"][0]["ip_range"], "10.91.1.128/25");
+    within.echo("after");
+    // The MTU is that of every device; what is new comes from the range, past what is set aside.
+    assert!(a.ns.ip("link show eth0").contains("mtu 1400"));
+    let leg = format!("vsw-{}", &after["id"].as_str().unwrap()[..8]);
+    assert!(host.ns.ip(&format!("link show {leg}")).contains("mtu 1400"));
+    let c = host.sandbox("c", "--network app -p 8080:80");
+    assert_eq!(c.ip, Ipv4Addr::new(10, 91, 1, 128));
+    assert_eq!(host.json(["port", "ls"])[0]["host_ip"], "192.0.2.2");
+    let d = host.sandbox("d", "--network app");
+    assert_eq!(d.ip, Ipv4Addr::new(10, 91, 1, 130));
+    // Read again, it is as declared; started again, too.
+    let same = fs::read_to_string(host.path("vswitchd.toml")).unwrap();
+    assert!(!reload(&host, &same).contains("network"));
+    host.stop(Signal::SIGTERM);
+    host.launch();
+    assert_eq!(inspect(&host, "app")["subnets"], after["subnets"]);
+    assert_ping(&a.ns, b.ip, 64);
+    // Neighbors who may not talk.
+    reload(&host, &app("options = { icc = false }\n"));
+    let ping = a.ns.run(&format!("ping -c 1 -W 1 {}", b.ip));
+    assert_ne!(ping.code, 0, "{ping}");
+    // At a start as on a reload.
+    host.stop(Signal::SIGTERM);
+    declare(&host, &app(""));
+    host.launch();
+    assert_ping(&a.ns, b.ip, 64);
+    assert!(a.ns.ip("link show eth0").contains("mtu 1500"));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_network_becomes_internal_and_open_again() {
+    let mut host = Host::prepare(Uplink::Shared);
+    let other = "[[network]]\nname = \"other\"\nsubnet = \"10.91.2.0/24\"\n";
+    let open = format!("{}{other}", app(""));
+    let closed = format!("{}{other}", app("internal = true\n"));
+    declare(&host, &open);
+    host.launch();
+    let a = host.sandbox("a", "--network app");
+    let b = host.sandbox("b", "--network app --network other -p 8080:80");
+    let _servers =
+        [TcpServer::start(&host.outside, (ANY, 7000)), TcpServer::start(&b.ns, (ANY, 80))];
+    let mut out = TcpClient::connect(&a.ns, (GATEWAY, 7000));
+    out.echo("before");
+    TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("by app");
+
+    reload(&host, &closed);
+    assert_eq!(inspect(&host, "app")["internal"], true);
+    assert_eq!(a.ns.ip("route show default"), "");
+    assert!(out.try_echo("after", Duration::from_secs(2)).is_err(), "it goes on");
+    // The one that has another way takes it, its published port too.
+    assert!(b.ns.ip("route show default").contains("via 10.91.2.1"));
+    assert_ping(&b.ns, GATEWAY, 63);
+    TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("by other");
+    TcpClient::connect(&host.ns, (Ipv4Addr::LOCALHOST, 8080)).echo("from the host");
+
+    reload(&host, &open);
+    assert!(a.ns.ip("route show default").contains("via 10.91.1.1"));
+    assert!(b.ns.ip("route show default").contains("via 10.91.1.1"));
+    assert_ping(&a.ns, GATEWAY, 63);
+    TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("by app");
+    // Ports that would lead nowhere stand against it.
+    let c = host.sandbox("c", "--network app -p 8081:80");
+    let log = reload(&host, &closed);
+    for word in ["\"app\"", "internal", &c.name, "disconnect and reload"] {
+        assert!(log.contains(word), "{word}: {log}");
+    }
+    assert_eq!(inspect(&host, "app")["internal"], false);
+    assert_ping(&a.ns, GATEWAY, 63);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_cannot_change_is_made_anew_or_warned_of() {
+    let mut host = Host::prepare(Uplink::None);
+    let pair = |one: u8, two: u8, rest: &str| {
+        format!(
+            "[[network]]\nname = \"one\"\nsubnet = \"10.91.{one}.0/24\"\n{rest}\
+             [[network]]\nname = \"two\"\nsubnet = \"10.91.{two}.0/24\"\n"
+        )
+    };
+    declare(&host, &pair(1, 2, ""));
+    host.launch();
+    let subnet = |name: &str| inspect(&host, name)["subnets"][0]["subnet"].clone();
+    // They take each other's prefix.
+    let log = reload(&host, &pair(2, 1, ""));
+    assert_eq!((subnet("one"), subnet("two")), (json!("10.91.2.0/24"), json!("10.91.1.0/24")));
+    assert!(log.contains("\"one\": made anew for subnet 10.91.1.0/24 (declared: 10.91.2.0/24)"));
+    let made = host.sandbox("a", "--network one");
+    assert_ping(&made.ns, Ipv4Addr::new(10, 91, 2, 1), 64);
+
+    // In use: said, the rest is done all the same.
+    let log = reload(&host, &pair(3, 4, "labels = { team = \"b\" }\n"));
+    assert_eq!((subnet("one"), subnet("two")), (json!("10.91.2.0/24"), json!("10.91.4.0/24")));
+    assert_eq!(inspect(&host, "one")["labels"]["team"], "b");
+    for word in ["10.91.2.0/24 (declared: 10.91.3.0/24)", &made.name, "disconnect and reload"] {
+        assert!(log.contains(word), "{word}: {log}");
+    }
+    assert!(one(&host.json(["status"])).to_string().contains("declared: 10.91.3.0/24"));
+    host.ok(["sandbox", "rm", &made.name]);
+    reload(&host, &pair(3, 4, ""));
+    assert_eq!(subnet("one"), "10.91.3.0/24");
+
+    // What cannot be made leaves what was there.
+    host.ns.ip("link add taken type bridge");
+    host.ns.ip("address add 10.91.9.1/24 dev taken");
+    let log = reload(&host, &pair(9, 4, ""));
+    assert!(log.contains("10.91.9.0/24 overlaps"), "{log}");
+    assert_eq!(subnet("one"), "10.91.3.0/24");
+    // A wrong file changes nothing, nor does one that is not there.
+    let before = Inventory::of(&host);
+    let log = reload(&host, &format!("{}[[network]]\nname = \"x/y\"\n", pair(5, 6, "")));
+    assert!(log.contains("configuration not taken") && log.contains("vswitchd.toml:"), "{log}");
+    let text = fs::read(host.path("vswitchd.toml")).unwrap();
+    fs::remove_file(host.path("vswitchd.toml")).unwrap();
+    kill(Pid::from_raw(i32::try_from(host.pid()).unwrap()), Signal::SIGHUP).unwrap();
+    eventually(Duration::from_secs(8), "it says so", || host.log_tail().contains("no such file"));
+    fs::write(host.path("vswitchd.toml"), text).unwrap();
+    before.assert_same(&Inventory::of(&host), "a wrong file");
+    // A section that waits for a restart is named.
+    let log = reload(&host, &format!("[limits]\nfdb = 2048\n{}", pair(3, 4, "")));
+    assert!(log.contains("[limits] has changed, restart to use it"), "{log}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_left_the_file_goes_and_what_others_made_stays() {
+    let mut host = Host::prepare(Uplink::None);
+    let second = "[[network]]\nname = \"second\"\nsubnet = \"10.91.2.0/24\"\n";
+    declare(&host, &format!("{}{second}", app("")));
+    host.launch();
+    host.network("mine", "--subnet 10.91.3.0/24");
+    let a = host.sandbox("a", "--network app");
+    let log = reload(&host, "");
+    assert!(log.contains("\"second\": removed, as from the config file"), "{log}");
+    assert!(log.contains("\"app\": is not in the config file any more, but in use by"), "{log}");
+    assert!(exists(&host, "app") && !exists(&host, "second") && exists(&host, "mine"));
+    host.ok(["sandbox", "rm", &a.name]);
+    // At a start too.
+    host.stop(Signal::SIGKILL);
+    host.launch();
+    assert!(!exists(&host, "app") && exists(&host, "mine") && exists(&host, "bridge"));
+
+    // Made by hand: the file's if it is as declared there, else left alone.
+    let mine = |subnet: &str| format!("[[network]]\nname = \"mine\"\nsubnet = \"{subnet}\"\n");
+    let log = reload(&host, &mine("10.91.4.0/24"));
+    assert!(log.contains("was not made from the config file"), "{log}");
+    assert_eq!(inspect(&host, "mine")["subnets"][0]["subnet"], "10.91.3.0/24");
+    reload(&host, "");
+    assert!(exists(&host, "mine"));
+    let id = inspect(&host, "mine")["id"].clone();
+    let log = reload(&host, &mine("10.91.3.0/24"));
+    assert!(log.contains("\"mine\": is the config file's from now on"), "{log}");
+    assert_eq!(inspect(&host, "mine")["id"], id);
+    reload(&host, "");
+    assert!(!exists(&host, "mine"));
+
+    // `bridge` exists always, as declared or not.
+    reload(&host, "[[network]]\nname = \"bridge\"\nsubnet = \"10.91.7.0/24\"\n");
+    assert_eq!(inspect(&host, "bridge")["subnets"][0]["subnet"], "10.91.7.0/24");
+    let b = host.sandbox("b", "");
+    assert_eq!(b.ip, Ipv4Addr::new(10, 91, 7, 2));
+    host.ok(["sandbox", "rm", &b.name]);
+    reload(&host, "");
+    assert!(exists(&host, "bridge"));
+}
