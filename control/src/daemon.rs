@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::io::IoBackend;
 use dataplane::{Engine, EngineOptions};
 use futures::StreamExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -221,8 +222,21 @@ fn start_engine(config: &Config, store: &Store) -> Result<Engine> {
         conntrack_limit: config.limits.conntrack,
         conntrack_file: Some(conntrack_file(&config.daemon.run_dir, store.installation())),
         fdb_limit: config.limits.fdb,
+        io: config.daemon.io_choice(),
     };
-    Engine::start(&options).failed("start the engine")
+    let engine = Engine::start(&options).failed("start the engine")?;
+    match engine.backend() {
+        IoBackend::Uring => tracing::info!("devices are read and written by io_uring"),
+        IoBackend::Epoll { refused: None } => {
+            tracing::info!("devices are read and written by epoll");
+        }
+        IoBackend::Epoll { refused: Some(why) } => {
+            tracing::warn!(
+                "devices are read and written by epoll; io_uring is not to be had: {why}"
+            );
+        }
+    }
+    Ok(engine)
 }
 
 /// Makes the directories that hold the socket and the connection table, and remembers which.

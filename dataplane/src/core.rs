@@ -33,6 +33,8 @@ pub trait Transmit {
     fn tx(&mut self, port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport;
     /// See [`crate::io::PortTx::tx_copy`].
     fn tx_copy(&mut self, port: PortId, frame: &mut Frame, pool: &mut Pool) -> TxReport;
+    /// Ends a batch: everything is sent, and what [`Transmit::tx`] did not report is reported.
+    fn finish(&mut self, _pool: &mut Pool, _report: &mut dyn FnMut(PortId, TxReport)) {}
 }
 
 /// What a stage may use.

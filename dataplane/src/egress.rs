@@ -243,6 +243,7 @@ impl PortTable {
             self.flush_port(counters, pool, port, out);
         }
         self.dirty = dirty;
+        out.finish(pool, &mut |port, report| self.account(counters, port, report));
     }
 
     fn account(&self, counters: &WorkerCounters, port: PortId, report: TxReport) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 pub use crate::capture::Capture;
 use crate::config::Snapshot;
-use crate::io::Port;
+use crate::io::{IoBackend, IoChoice, Port};
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
 use crate::plane::Plane;
 use crate::sync::Mutex;
@@ -29,6 +29,8 @@ pub struct EngineOptions {
     pub conntrack_file: Option<PathBuf>,
     /// MAC addresses learned at most, over all networks.
     pub fdb_limit: u32,
+    /// How devices are read and written.
+    pub io: IoChoice,
 }
 
 impl Default for EngineOptions {
@@ -39,6 +41,7 @@ impl Default for EngineOptions {
             conntrack_limit: 262_144,
             conntrack_file: None,
             fdb_limit: 65_536,
+            io: IoChoice::Auto,
         }
     }
 }
@@ -252,7 +255,7 @@ impl Engine {
         for number in 0..options.workers.max(1) {
             let handle = plane
                 .core(number)
-                .and_then(|core| WorkerHandle::spawn(number, core, Arc::clone(&gone)))
+                .and_then(|core| WorkerHandle::spawn(number, core, Arc::clone(&gone), options.io))
                 .map_err(|error| EngineError::Io("cannot start a worker", error))?;
             workers.push(handle);
         }
@@ -307,6 +310,13 @@ impl Engine {
                 let _ = worker.tell(|done| Command::Sync { done });
             }
         });
+    }
+
+    /// How the workers read and write devices; the same for all.
+    #[must_use]
+    pub fn backend(&self) -> IoBackend {
+        let first = self.workers.first().map(WorkerHandle::backend);
+        first.cloned().unwrap_or(IoBackend::Epoll { refused: None })
     }
 
     /// Ports whose device turned out to be gone.

@@ -145,6 +145,12 @@ impl Frame {
         self.len = len.min(self.buffer.len() - self.start);
     }
 
+    /// The bytes before the frame that a device filled: a virtio-net header.
+    #[must_use]
+    pub fn received_prefix<const N: usize>(&self) -> Option<[u8; N]> {
+        self.buffer.get(self.start.checked_sub(N)?..self.start)?.first_chunk().copied()
+    }
+
     /// The frame with `prefix` bytes of headroom before it, for a device that wants both in one
     /// piece. The caller fills the prefix.
     pub fn transmit_buffer(&mut self, prefix: usize) -> &mut [u8] {

@@ -17,7 +17,8 @@ use crate::core::{BATCH, Core, Transmit};
 use crate::engine::EngineError;
 use crate::frame::Frame;
 use crate::io::poll::{Event, MAX_EVENTS, Poller, Waker};
-use crate::io::{Offloads, PortRx, PortTx, TxReport};
+use crate::io::ring::Ring;
+use crate::io::{IoBackend, IoChoice, Offloads, PortRx, PortTx, TxReport};
 use crate::packet::types::PortId;
 use crate::pool::Pool;
 use crate::stats::PortCounters;
@@ -64,25 +65,59 @@ pub(crate) struct WorkerHandle {
     commands: Sender<Command>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
+    backend: IoBackend,
 }
 
 impl WorkerHandle {
-    pub(crate) fn spawn(number: usize, core: Core, gone: GonePorts) -> io::Result<Self> {
+    pub(crate) fn spawn(
+        number: usize,
+        core: Core,
+        gone: GonePorts,
+        choice: IoChoice,
+    ) -> io::Result<Self> {
         let poller = Poller::new()?;
         let waker = poller.waker();
         let (commands, inbox) = unbounded();
-        let worker = Worker {
-            core,
-            poller,
-            inbox,
-            devices: Devices::default(),
-            polled: Vec::new(),
-            batch: Vec::with_capacity(BATCH + PORT_BUDGET),
-            gone,
+        let (tell, told) = bounded(1);
+        let start = move || {
+            // A ring belongs to the thread that makes it.
+            let (ring, backend) = match choice {
+                IoChoice::Epoll => (Ok(None), IoBackend::Epoll { refused: None }),
+                IoChoice::Auto | IoChoice::Uring => match Ring::new() {
+                    Ok(ring) => (Ok(Some(ring)), IoBackend::Uring),
+                    Err(error) if choice == IoChoice::Uring => {
+                        (Err(error), IoBackend::Epoll { refused: None })
+                    }
+                    Err(error) => (Ok(None), IoBackend::Epoll { refused: Some(error.to_string()) }),
+                },
+            };
+            let ring = match ring {
+                Ok(ring) => ring,
+                Err(error) => {
+                    let _ = tell.send(Err(error));
+                    return;
+                }
+            };
+            let _ = tell.send(Ok(backend));
+            let worker = Worker {
+                core,
+                poller,
+                inbox,
+                devices: Devices { ring, ..Devices::default() },
+                polled: Vec::new(),
+                batch: Vec::with_capacity(BATCH + PORT_BUDGET),
+                gone,
+            };
+            worker.run();
         };
-        let thread =
-            thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker.run())?;
-        Ok(Self { commands, waker, thread: Some(thread) })
+        let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(start)?;
+        let backend = told.recv().map_err(|_| io::ErrorKind::BrokenPipe)??;
+        Ok(Self { commands, waker, thread: Some(thread), backend })
+    }
+
+    /// How it reads and writes.
+    pub(crate) const fn backend(&self) -> &IoBackend {
+        &self.backend
     }
 
     /// Sends a command and waits until it was carried out.
@@ -112,11 +147,17 @@ impl Drop for WorkerHandle {
 struct Devices {
     rx: Vec<Option<Box<dyn PortRx>>>,
     tx: Vec<Option<Box<dyn PortTx>>>,
+    /// `None`: every device is asked by its own calls.
+    ring: Option<Ring>,
 }
 
 impl Transmit for Devices {
     fn tx(&mut self, port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
         if let Some(Some(device)) = self.tx.get_mut(port.index()) {
+            if let (Some(ring), Some(fd)) = (&mut self.ring, device.stream()) {
+                ring.write(port, fd, frames, pool);
+                return TxReport::default();
+            }
             return device.tx(frames, pool);
         }
         let down = u32::try_from(frames.len()).unwrap_or(u32::MAX);
@@ -127,9 +168,20 @@ impl Transmit for Devices {
     }
 
     fn tx_copy(&mut self, port: PortId, frame: &mut Frame, pool: &mut Pool) -> TxReport {
+        // What is queued goes first.
+        if let Some(ring) = &mut self.ring {
+            ring.flush(pool);
+        }
         match self.tx.get_mut(port.index()) {
             Some(Some(device)) => device.tx_copy(frame, pool),
             _ => TxReport { down: 1, ..TxReport::default() },
+        }
+    }
+
+    fn finish(&mut self, pool: &mut Pool, report: &mut dyn FnMut(PortId, TxReport)) {
+        if let Some(ring) = &mut self.ring {
+            ring.flush(pool);
+            ring.reports(report);
         }
     }
 }
@@ -169,11 +221,12 @@ impl Worker {
                 (true, true) => WAITING,
                 (false, true) => IDLE,
             };
-            let woken = self.poller.wait(Some(timeout), &mut events).unwrap_or(true);
+            let woken = self.wait(timeout, &mut events);
             if woken && !self.obey() {
                 return;
             }
             let now = Timestamp::now();
+            self.receive_from_ring(now);
             for event in &events {
                 if let Ok(index) = u16::try_from(event.token) {
                     self.receive(PortId(index), now);
@@ -186,6 +239,37 @@ impl Worker {
             }
             self.process(now);
             self.core.housekeep(now, &mut self.devices);
+        }
+    }
+
+    /// Sleeps until there is something to do. True: the engine has said something.
+    fn wait(&mut self, timeout: Duration, events: &mut Vec<Event>) -> bool {
+        let Devices { rx, ring, .. } = &mut self.devices;
+        let timeout = match ring {
+            None => timeout,
+            Some(ring) => {
+                let fd_of = |port: PortId| rx.get(port.index())?.as_ref()?.stream();
+                if !ring.wait(timeout, self.core.pool(), self.poller.fd(), fd_of) {
+                    events.clear();
+                    return false;
+                }
+                Duration::ZERO
+            }
+        };
+        self.poller.wait(Some(timeout), events).unwrap_or(true)
+    }
+
+    /// Takes the frames that the ring has read.
+    fn receive_from_ring(&mut self, now: Timestamp) {
+        while let Some(ring) = &mut self.devices.ring {
+            ring.take(&mut self.batch, BATCH, BATCH_BYTES);
+            if self.batch.is_empty() {
+                break;
+            }
+            self.process(now);
+        }
+        while let Some(port) = self.devices.ring.as_mut().and_then(Ring::take_gone) {
+            self.lose(port);
         }
     }
 
@@ -219,6 +303,9 @@ impl Worker {
     }
 
     fn forget_rx(&mut self, port: PortId) {
+        if let Some(ring) = &mut self.devices.ring {
+            ring.remove(port, self.core.pool());
+        }
         if let Some(Some(rx)) = self.devices.rx.get(port.index())
             && let Some(fd) = rx.fd()
         {
@@ -258,6 +345,11 @@ impl Worker {
 
     fn watch(&mut self, port: PortId, rx: Option<&dyn PortRx>) {
         let Some(rx) = rx else { return };
+        if let Some(ring) = &mut self.devices.ring
+            && rx.stream().is_some()
+        {
+            return ring.add(port);
+        }
         let watched = rx.fd().is_some_and(|fd| self.poller.add(fd, u64::from(port.0)).is_ok());
         if !watched {
             self.polled.push(port);

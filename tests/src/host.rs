@@ -26,6 +26,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use dataplane::io::IoChoice;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -164,6 +165,11 @@ impl Host {
             .arg("--run-dir")
             .arg(self.path("run/vswitchd"))
             .args(&self.flags);
+        match crate::io_choice() {
+            IoChoice::Auto => {}
+            IoChoice::Uring => drop(command.args(["--io", "io_uring"])),
+            IoChoice::Epoll => drop(command.args(["--io", "epoll"])),
+        }
         command
     }
 

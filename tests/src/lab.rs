@@ -168,6 +168,7 @@ pub fn small() -> EngineOptions {
         conntrack_limit: 4096,
         conntrack_file: None,
         fdb_limit: 1024,
+        io: crate::io_choice(),
     }
 }
 

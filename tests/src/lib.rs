@@ -25,3 +25,21 @@ pub mod packet;
 pub mod rig;
 pub mod sim;
 pub mod sums;
+
+use dataplane::io::IoChoice;
+
+/// How the engines and daemons of the tests read and write devices: as `VSWITCHD_TEST_IO` says
+/// (`io_uring` or `epoll`), else the best way there is. `tests/run` runs the suites that use
+/// devices both ways.
+///
+/// # Panics
+/// When it says anything else.
+#[must_use]
+pub fn io_choice() -> IoChoice {
+    match std::env::var("VSWITCHD_TEST_IO").as_deref() {
+        Err(_) => IoChoice::Auto,
+        Ok("io_uring") => IoChoice::Uring,
+        Ok("epoll") => IoChoice::Epoll,
+        Ok(other) => panic!("VSWITCHD_TEST_IO is {other:?}, neither io_uring nor epoll"),
+    }
+}

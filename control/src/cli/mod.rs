@@ -212,10 +212,11 @@ async fn status(client: &Client) -> Result<Outcome> {
     ];
     let status: Status = client.get("/v1/status").await?;
     let text = format!(
-        "vswitchd {}, process {}, up {} s\n{} networks, {} endpoints, {} of {} connections{}",
+        "vswitchd {}, process {}, up {} s, devices by {}\n{} networks, {} endpoints, {} of {} connections{}",
         status.version,
         status.pid,
         status.uptime_s,
+        status.io,
         status.networks,
         status.endpoints,
         status.conntrack.entries,

@@ -39,6 +39,9 @@ pub struct DaemonFlags {
     /// Worker threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = workers)]
     pub workers: Option<usize>,
+    /// How to read and write TAP devices [default: by io_uring if the kernel allows it]
+    #[arg(long, value_enum, value_name = "WAY")]
+    pub io: Option<super::Io>,
     /// Serve Docker's plugin API from this directory, e.g. /run/docker/plugins [default: off]
     #[arg(long, value_name = "DIR")]
     pub docker_plugin_dir: Option<PathBuf>,
@@ -112,6 +115,7 @@ impl DaemonFlags {
         set(&mut daemon.run_dir, &self.run_dir);
         validate::socket_path(&daemon.socket).map_err(|error| error.context("--socket"))?;
         daemon.workers = self.workers.or(daemon.workers);
+        daemon.io = self.io.or(daemon.io);
         if self.docker_plugin_dir.is_some() {
             daemon.docker_plugin_dir.clone_from(&self.docker_plugin_dir);
         }

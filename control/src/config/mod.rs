@@ -60,13 +60,37 @@ pub struct Daemon {
     pub run_dir: PathBuf,
     /// Worker threads; `None`: one per core.
     pub workers: Option<usize>,
+    /// How devices are read and written; `None`: the fastest way that the kernel allows.
+    pub io: Option<Io>,
     /// Where Docker looks for plugin sockets; `None`: no plugin.
     pub docker_plugin_dir: Option<PathBuf>,
     /// Where metrics are served; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
 }
 
+/// How TAP devices are read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Io {
+    /// By io_uring or not at all.
+    #[value(name = "io_uring")]
+    IoUring,
+    /// By epoll, read and write.
+    Epoll,
+}
+
 impl Daemon {
+    /// What the engine is told: [`Daemon::io`] or the best there is.
+    #[must_use]
+    pub const fn io_choice(&self) -> dataplane::io::IoChoice {
+        use dataplane::io::IoChoice;
+        match self.io {
+            None => IoChoice::Auto,
+            Some(Io::IoUring) => IoChoice::Uring,
+            Some(Io::Epoll) => IoChoice::Epoll,
+        }
+    }
+
     /// Worker threads: as configured, else one per core this process may use.
     #[must_use]
     pub fn worker_count(&self) -> usize {
@@ -83,6 +107,7 @@ impl Default for Daemon {
             state_dir: DEFAULT_STATE_DIR.into(),
             run_dir: DEFAULT_RUN_DIR.into(),
             workers: None,
+            io: None,
             docker_plugin_dir: None,
             metrics: None,
         }

@@ -10,6 +10,7 @@ pub mod pcap;
 pub mod poll;
 pub(crate) mod prefetch;
 pub mod region;
+pub mod ring;
 pub mod steer;
 mod sys;
 pub mod tap;
@@ -43,6 +44,30 @@ impl Offloads {
     pub const ALL: Self = Self { csum: true, tso4: true, tso6: true, uso: true };
     /// Takes plain frames only.
     pub const NONE: Self = Self { csum: false, tso4: false, tso6: false, uso: false };
+}
+
+/// How workers shall read and write streams of frames ([`PortRx::stream`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoChoice {
+    /// By io_uring where the kernel has it and allows it, else by epoll.
+    #[default]
+    Auto,
+    /// By io_uring or not at all.
+    Uring,
+    /// By epoll, read and write.
+    Epoll,
+}
+
+/// How a worker reads and writes streams of frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IoBackend {
+    /// By io_uring ([`ring`]).
+    Uring,
+    /// By epoll, read and write ([`poll`]).
+    Epoll {
+        /// Why not by io_uring, if that was tried.
+        refused: Option<String>,
+    },
 }
 
 /// The device is gone for good (its namespace was deleted, its link removed): it delivers and
@@ -116,6 +141,12 @@ pub trait PortRx: Send + fmt::Debug {
     /// Readable when [`PortRx::rx`] may have frames. `None`: there is nothing to
     /// wait for, ask without waiting. All ports of this module have one.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// A descriptor that gives one frame a call, with its virtio-net header before it: the worker
+    /// may read it by its [`ring::Ring`] instead of calling [`PortRx::rx`].
+    fn stream(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// A sending half of a device. Each worker has its own; never blocks.
@@ -126,4 +157,10 @@ pub trait PortTx: Send + fmt::Debug {
 
     /// Sends one frame without taking it: for replication to many ports.
     fn tx_copy(&mut self, frame: &mut Frame, pool: &mut Pool) -> TxReport;
+
+    /// A descriptor that takes one frame a call, with its virtio-net header before it: the worker
+    /// may write to it by its [`ring::Ring`] instead of calling [`PortTx::tx`].
+    fn stream(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }

@@ -108,6 +108,12 @@ impl Poller {
         Waker(Arc::clone(&self.wake))
     }
 
+    /// Readable when [`Poller::wait`] would not wait.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+
     /// Waits for `fd` too. `token` must not be `u64::MAX`.
     ///
     /// # Errors

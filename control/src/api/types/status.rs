@@ -101,6 +101,9 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since it was started.
     pub uptime_s: u64,
+    /// How TAP devices are read and written: `io_uring` or `epoll`.
+    #[serde(default)]
+    pub io: String,
     /// Its workers.
     pub workers: Vec<WorkerStatus>,
     /// How many networks there are, `host` and `none` included.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use dataplane::engine::{FdbKind, FlowTuple, Link, NatRule};
+use dataplane::io::IoBackend;
 use dataplane::packet::types::{NetworkId, PortId, UplinkId, ip_proto};
 use dataplane::verdict::DropReason;
 
@@ -107,6 +108,11 @@ impl Switch {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
+            io: match self.engine.backend() {
+                IoBackend::Uring => "io_uring",
+                IoBackend::Epoll { .. } => "epoll",
+            }
+            .to_owned(),
             workers,
             // Beside those with records: host and none.
             networks: count(world.desired.networks.len() + 2),

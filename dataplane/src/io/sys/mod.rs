@@ -8,3 +8,4 @@ pub(super) mod bpf;
 pub(super) mod map;
 pub(super) mod packet;
 pub(super) mod tun;
+pub(super) mod uring;

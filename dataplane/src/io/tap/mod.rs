@@ -234,6 +234,10 @@ impl PortRx for TapRx {
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.fd.as_fd())
     }
+
+    fn stream(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
 }
 
 /// All workers write to one queue: the driver takes frames from several threads at once.
@@ -256,6 +260,10 @@ impl PortTx for TapTx {
         let mut report = TxReport::default();
         self.send(frame, &mut report);
         report
+    }
+
+    fn stream(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
     }
 }
 

@@ -1,0 +1,238 @@
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
+use std::thread;
+
+use super::*;
+use crate::io::poll::Poller;
+
+const LONG: Duration = Duration::from_secs(20);
+const PORT: PortId = PortId(3);
+
+/// A stream of frames and its other end: datagrams keep their bounds as a TAP's frames do.
+struct Bench {
+    ring: Ring,
+    pool: Pool,
+    poller: Poller,
+    ours: UnixDatagram,
+    theirs: UnixDatagram,
+}
+
+impl Bench {
+    fn new(buffers: usize) -> Option<Self> {
+        let ring = match Ring::new() {
+            Ok(ring) => ring,
+            // Not here: the suites over it run by epoll then, and say so.
+            Err(error) => {
+                eprintln!("no io_uring here: {error}");
+                return None;
+            }
+        };
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let poller = Poller::new().unwrap();
+        let mut bench = Self { ring, pool: Pool::new(buffers), poller, ours, theirs };
+        bench.ring.add(PORT);
+        Some(bench)
+    }
+
+    fn wait(&mut self, timeout: Duration) -> bool {
+        let Self { ring, pool, poller, ours, .. } = self;
+        ring.wait(timeout, pool, poller.fd(), |port| (port == PORT).then(|| ours.as_fd()))
+    }
+
+    /// Waits until frames come.
+    fn receive(&mut self) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        let deadline = Instant::now() + LONG;
+        while frames.is_empty() {
+            assert!(Instant::now() < deadline, "no frame in time");
+            self.wait(LONG);
+            self.ring.take(&mut frames, usize::MAX, usize::MAX);
+        }
+        frames
+    }
+
+    fn send(&self, number: u16) {
+        let mut bytes = vec![0; VNET_HDR_LEN];
+        bytes.extend([0xab; 60]);
+        bytes.extend(number.to_be_bytes());
+        self.theirs.send(&bytes).unwrap();
+    }
+}
+
+fn number(frame: &Frame) -> u16 {
+    assert_eq!((frame.len(), frame.ingress), (62, PORT));
+    u16::from_be_bytes(*frame.bytes().last_chunk().unwrap())
+}
+
+#[test]
+fn frames_come_in_order_and_more_of_them_than_buffers_are_posted() {
+    let Some(mut bench) = Bench::new(64) else { return };
+    let count = 10_000;
+    let theirs = bench.theirs.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for number in 0..count {
+                let mut bytes = vec![0; VNET_HDR_LEN];
+                bytes.extend([0xab; 60]);
+                bytes.extend(u16::to_be_bytes(number));
+                theirs.send(&bytes).unwrap();
+            }
+        });
+        let mut next = 0;
+        while next < count {
+            for frame in bench.receive() {
+                assert_eq!(number(&frame), next);
+                next += 1;
+                bench.pool.put(frame);
+            }
+        }
+    });
+}
+
+#[test]
+fn reading_goes_on_after_the_pool_ran_dry() {
+    let Some(mut bench) = Bench::new(2) else { return };
+    for number in 0..5 {
+        bench.send(number);
+    }
+    let mut got = Vec::new();
+    while got.len() < 5 {
+        let frames = bench.receive();
+        assert!(frames.len() <= 2);
+        assert_eq!(bench.pool.available() + bench.ring.uring.posted(), 2 - frames.len());
+        for frame in frames {
+            got.push(number(&frame));
+            bench.pool.put(frame);
+        }
+    }
+    assert_eq!(got, [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn the_virtio_net_header_is_taken_from_before_the_frame() {
+    let Some(mut bench) = Bench::new(4) else { return };
+    let vnet = VnetHdr { flags: 1, csum_start: 34, csum_offset: 16, ..VnetHdr::default() };
+    let mut bytes = vnet.encode().to_vec();
+    bytes.extend([7; 1000]);
+    bench.theirs.send(&bytes).unwrap();
+    let frames = bench.receive();
+    assert_eq!(frames[0].vnet, vnet);
+    assert_eq!(frames[0].bytes(), [7; 1000]);
+}
+
+#[test]
+fn writes_are_carried_out_in_order_and_reported() {
+    let Some(mut bench) = Bench::new(600) else { return };
+    // More than requests are queued at a time.
+    let mut frames = Vec::new();
+    for number in 0..500u16 {
+        let mut frame = bench.pool.take().unwrap();
+        frame.copy_from(&number.to_be_bytes());
+        frames.push(frame);
+    }
+    let reader = bench.theirs.try_clone().unwrap();
+    thread::scope(|scope| {
+        let reading = scope.spawn(move || {
+            let mut buffer = [0; 64];
+            for expected in 0..500u16 {
+                assert_eq!(reader.recv(&mut buffer).unwrap(), VNET_HDR_LEN + 2);
+                assert_eq!(buffer[VNET_HDR_LEN..VNET_HDR_LEN + 2], expected.to_be_bytes());
+            }
+        });
+        bench.ring.write(PORT, bench.ours.as_fd(), &mut frames, &mut bench.pool);
+        bench.ring.flush(&mut bench.pool);
+        reading.join().unwrap();
+    });
+    assert_eq!((bench.ring.writing(), bench.pool.available()), (0, 600));
+    let mut total = TxReport::default();
+    bench.ring.reports(|port, report| {
+        assert_eq!(port, PORT);
+        total.sent += report.sent;
+        total.sent_bytes += report.sent_bytes;
+    });
+    assert_eq!(total, TxReport { sent: 500, sent_bytes: 1000, ..TxReport::default() });
+}
+
+#[test]
+fn a_refused_write_is_reported_and_its_buffer_comes_back() {
+    let Some(mut bench) = Bench::new(4) else { return };
+    let (ours, theirs) = UnixDatagram::pair().unwrap();
+    drop(theirs);
+    let mut frames = vec![bench.pool.take().unwrap()];
+    frames[0].copy_from(&[1; 60]);
+    bench.ring.write(PORT, ours.as_fd(), &mut frames, &mut bench.pool);
+    bench.ring.flush(&mut bench.pool);
+    assert_eq!(bench.pool.available(), 4);
+    let mut reports = Vec::new();
+    bench.ring.reports(|port, report| reports.push((port, report)));
+    assert_eq!(reports, [(PORT, TxReport { refused: 1, ..TxReport::default() })]);
+}
+
+#[test]
+fn a_removed_port_is_read_no_more_and_keeps_no_buffer() {
+    let Some(mut bench) = Bench::new(8) else { return };
+    bench.send(0);
+    assert_eq!(bench.receive().len(), 1);
+    // One frame that is read and not taken.
+    bench.send(1);
+    bench.wait(LONG);
+    bench.ring.remove(PORT, &mut bench.pool);
+    bench.send(2);
+    assert!(!bench.wait(Duration::from_millis(20)));
+    let mut frames = Vec::new();
+    bench.ring.take(&mut frames, usize::MAX, usize::MAX);
+    assert!(frames.is_empty() && !bench.ring.has(PORT));
+    // The same number again is another stream.
+    bench.ring.add(PORT);
+    assert_eq!(number(&bench.receive()[0]), 2);
+}
+
+#[test]
+fn what_ends_reading_is_told_once() {
+    let Some(mut bench) = Bench::new(8) else { return };
+    bench.ring.remove(PORT, &mut bench.pool);
+    let gone = PortId(9);
+    bench.ring.add(gone);
+    // A descriptor that cannot be read: a socket that listens.
+    let dir = tempfile::tempdir().unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+    let Bench { ring, pool, poller, .. } = &mut bench;
+    ring.wait(LONG, pool, poller.fd(), |_| Some(listener.as_fd()));
+    assert_eq!((ring.take_gone(), ring.take_gone()), (Some(gone), None));
+    assert!(!ring.has(gone));
+}
+
+#[test]
+fn the_poller_is_waited_for_until_it_has_nothing_more() {
+    let Some(mut bench) = Bench::new(8) else { return };
+    let (a, b) = UnixDatagram::pair().unwrap();
+    bench.poller.add(a.as_fd(), 5).unwrap();
+    assert!(!bench.wait(Duration::from_millis(5)));
+    b.send(b"x").unwrap();
+    // Nobody reads it: it is told again and again, as epoll does.
+    assert!(bench.wait(LONG));
+    assert!(bench.wait(LONG));
+    a.recv(&mut [0; 8]).unwrap();
+    let mut woken = 0;
+    while bench.wait(Duration::from_millis(20)) {
+        woken += 1;
+        assert!(woken < 3, "there is nothing to be told");
+    }
+    bench.poller.waker().wake();
+    assert!(bench.wait(LONG));
+}
+
+#[test]
+fn looking_for_work_pays_only_between_small_frames_that_come_soon() {
+    let mut spin = Spin::new();
+    spin.learn(Duration::from_micros(10), 64);
+    assert_eq!(spin.budget, SPIN);
+    spin.learn(Duration::from_micros(10), 65_000);
+    assert!(spin.budget < SPIN);
+    spin.learn(Duration::from_micros(10), 64);
+    for _ in 0..6 {
+        spin.learn(Duration::from_millis(100), 0);
+    }
+    assert_eq!(spin.budget, Duration::ZERO);
+}
