@@ -24,17 +24,17 @@ use dataplane::config::{
     DnatRule, NetworkConfig, PortConfig, PortRole, Snapshot, SnapshotSpec, Subnet, UplinkConfig,
     UplinkMode,
 };
-use dataplane::core::{Core, Transmit};
+use dataplane::core::Core;
 use dataplane::engine::{Connection, Link};
 use dataplane::frame::Frame;
 use dataplane::io::{Offloads, TxReport};
 use dataplane::l3::route::Prefix;
 use dataplane::packet::types::{Mac, NetworkId, PortId, UplinkId, ip_proto};
 use dataplane::plane::Plane;
-use dataplane::pool::Pool;
 
 use crate::ledger::Ledger;
-use crate::packet::{Host, Wire};
+use crate::outlet::{Outlet, Outside, sent};
+use crate::packet::{Host, Packet, Wire};
 use crate::sums;
 
 /// The first network.
@@ -174,40 +174,22 @@ pub fn small() -> EngineOptions {
 
 /// What came out of the ports, and how the devices behind them are.
 #[derive(Debug, Default)]
-pub(crate) struct Outside {
+pub(crate) struct Devices {
     pub(crate) sent: Vec<(PortId, Wire)>,
     down: BTreeSet<PortId>,
     full: BTreeSet<PortId>,
 }
 
-impl Outside {
+impl Outlet for Devices {
     fn take(&mut self, port: PortId, frame: &Frame, report: &mut TxReport) {
         if self.down.contains(&port) {
             report.down += 1;
         } else if self.full.contains(&port) {
             report.full += 1;
         } else {
-            report.sent += 1;
-            report.sent_bytes += frame.len() as u64;
+            sent(frame, report);
             self.sent.push((port, Wire { bytes: frame.bytes().to_vec(), vnet: frame.vnet }));
         }
-    }
-}
-
-impl Transmit for Outside {
-    fn tx(&mut self, port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
-        let mut report = TxReport::default();
-        for frame in frames.drain(..) {
-            self.take(port, &frame, &mut report);
-            pool.put(frame);
-        }
-        report
-    }
-
-    fn tx_copy(&mut self, port: PortId, frame: &mut Frame, _pool: &mut Pool) -> TxReport {
-        let mut report = TxReport::default();
-        self.take(port, frame, &mut report);
-        report
     }
 }
 
@@ -221,7 +203,7 @@ pub struct Lab {
     /// The time.
     pub now: Timestamp,
     cores: Vec<Core>,
-    outside: Outside,
+    outside: Outside<Devices>,
     router_is_known: bool,
     names: BTreeMap<PortId, &'static str>,
 }
@@ -296,12 +278,12 @@ impl Lab {
 
     /// The device behind a port is down.
     pub fn set_down(&mut self, port: PortId) {
-        self.outside.down.insert(port);
+        self.outside.0.down.insert(port);
     }
 
     /// The device behind a port takes nothing at the moment.
     pub fn set_full(&mut self, port: PortId) {
-        self.outside.full.insert(port);
+        self.outside.0.full.insert(port);
     }
 
     /// A neighbor on the uplink's wire has told its MAC.
@@ -456,6 +438,19 @@ impl<'a> Step<'a> {
         self.moved("consumed", 1).moved("generated", 1)
     }
 
+    /// A new connection by the first network's masquerade.
+    pub fn masqueraded(self, packet: &Packet) -> Self {
+        self.moved("conn.new", 1)
+            .moved("masquerade.1.packets", 1)
+            .moved("masquerade.1.bytes", packet.ip_len() as i64)
+    }
+
+    /// The frame leaves by each of the ports.
+    pub fn flooded(self, ports: &[PortId], frame: impl Into<Wire>) -> Self {
+        let frame = frame.into();
+        ports.iter().fold(self, |step, port| step.tx(*port, frame.clone()))
+    }
+
     /// The frame that came in had wrong checksums, so what comes out may.
     pub fn sums_may_be_wrong(mut self) -> Self {
         self.sums_may_be_wrong = true;
@@ -485,7 +480,7 @@ impl<'a> Step<'a> {
     /// Checks the step; the frames that left by `port` are not compared but returned.
     pub fn take(mut self, port: PortId) -> Vec<Wire> {
         self.accepted.insert(port);
-        let sent = &self.lab.outside.sent;
+        let sent = &self.lab.outside.0.sent;
         sent.iter().filter(|(to, _)| *to == port).map(|(_, wire)| wire.clone()).collect()
     }
 
@@ -502,7 +497,7 @@ impl<'a> Step<'a> {
 
     fn check(&mut self) {
         let place = self.place;
-        let sent = std::mem::take(&mut self.lab.outside.sent);
+        let sent = std::mem::take(&mut self.lab.outside.0.sent);
         for (port, wire) in sent {
             let name = self.lab.names.get(&port).copied().unwrap_or("unknown");
             self.expected.add("tx", 1);

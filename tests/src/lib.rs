@@ -6,6 +6,7 @@
 //! - [`host`]: a host in a network namespace with the built daemon on it; needs root.
 //! - [`lab`]: a host with networks, containers and an uplink; every step states all frames that
 //!   come out and all counters that move, and nothing else may have happened.
+//! - [`outlet`]: where frames go out.
 //! - [`rig`]: an engine that frames of any kind run through, with its invariants checked each time.
 //! - [`sim`]: machines with smoltcp's stack, on cables that lose, repeat and reorder.
 //!
@@ -21,6 +22,7 @@
 pub mod host;
 pub mod lab;
 pub mod ledger;
+pub mod outlet;
 pub mod packet;
 pub mod rig;
 pub mod sim;

@@ -16,7 +16,8 @@ use dataplane::packet::types::PortId;
 use dataplane::plane::Plane;
 use dataplane::verdict::DropReason;
 
-use crate::lab::{Outside, small};
+use crate::lab::{Devices, small};
+use crate::outlet::Outside;
 use crate::packet::Wire;
 use crate::sums;
 
@@ -28,7 +29,7 @@ pub struct Rig {
     /// The time.
     pub now: Timestamp,
     core: Core,
-    outside: Outside,
+    outside: Outside<Devices>,
     mtus: BTreeMap<PortId, usize>,
 }
 
@@ -67,7 +68,7 @@ impl Rig {
         self.core.process(&mut vec![frame], self.now, &mut self.outside);
         self.core.housekeep(self.now, &mut self.outside);
         self.check(what);
-        let sent = std::mem::take(&mut self.outside.sent);
+        let sent = std::mem::take(&mut self.outside.0.sent);
         for (to, wire) in &sent {
             let after = sums::check(wire);
             // What goes out is a frame that came in, or one that waited, or one of ours.

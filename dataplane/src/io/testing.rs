@@ -1,4 +1,5 @@
-//! Network namespaces for tests: without a name, so that nothing is left behind when a test dies.
+//! What the tests of devices share: network namespaces without a name, so that nothing is left
+//! behind when a test dies, and ports that are read one frame at a time.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -7,6 +8,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
+
+use super::poll::Poller;
+use super::{Port, PortRx, PortTx};
+use crate::frame::Frame;
+use crate::pool::Pool;
+
+/// How long a frame may take.
+pub(super) const WAIT: Option<Duration> = Some(Duration::from_secs(10));
 
 /// A network namespace; gone when dropped.
 #[derive(Debug)]
@@ -72,4 +81,34 @@ pub(super) fn wait_until_up(interface: &str) {
     eventually("the interface is up", || {
         command(&format!("ip -br link show dev {interface}")).contains(" UP ")
     });
+}
+
+/// The receiving half of a port, and its only sending half.
+pub(super) fn halves(port: impl Port) -> (Box<dyn PortRx>, Box<dyn PortTx>) {
+    let mut halves = Box::new(port).split(1).unwrap();
+    (halves.rx, halves.tx.pop().unwrap())
+}
+
+/// Receives until a frame satisfies `wanted`; everything else (IPv6 neighbor discovery, MLD) is
+/// passed over.
+pub(super) fn receive(
+    rx: &mut dyn PortRx,
+    pool: &mut Pool,
+    wanted: impl Fn(&Frame) -> bool,
+) -> Frame {
+    let mut poller = Poller::new().unwrap();
+    poller.add(rx.fd().unwrap(), 0).unwrap();
+    let (mut events, mut batch) = (Vec::new(), Vec::new());
+    for _ in 0..1000 {
+        poller.wait(WAIT, &mut events).unwrap();
+        assert!(!events.is_empty(), "no such frame came");
+        rx.rx(1, pool, &mut batch).unwrap();
+        if let Some(frame) = batch.pop() {
+            if wanted(&frame) {
+                return frame;
+            }
+            pool.put(frame);
+        }
+    }
+    panic!("no such frame came");
 }

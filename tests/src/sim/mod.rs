@@ -14,16 +14,16 @@ use std::time::Duration;
 
 use dataplane::clock::Timestamp;
 use dataplane::config::{Snapshot, SnapshotSpec};
-use dataplane::core::{BATCH, Core, Transmit};
+use dataplane::core::{BATCH, Core};
 use dataplane::frame::Frame;
 use dataplane::io::{Offloads, TxReport};
 use dataplane::packet::types::{PortId, tcp_flags};
 use dataplane::plane::Plane;
-use dataplane::pool::Pool;
 
 pub use machine::{Machine, Nic, Received, Rng, Sending, Talk};
 
 use crate::lab::{UP, small};
+use crate::outlet::{Outlet, Outside, sent};
 use crate::packet::{Host, Wire};
 use crate::sums;
 
@@ -77,30 +77,12 @@ pub struct Weather {
 #[derive(Debug, Default)]
 struct Outbox(Vec<(PortId, Vec<u8>)>);
 
-impl Outbox {
+impl Outlet for Outbox {
     fn take(&mut self, port: PortId, frame: &Frame, report: &mut TxReport) {
         let wire = Wire { bytes: frame.bytes().to_vec(), vnet: frame.vnet };
         assert!(sums::check(&wire).are_right(), "wrong checksum by {port:?}: {wire:?}");
-        report.sent += 1;
-        report.sent_bytes += wire.bytes.len() as u64;
+        sent(frame, report);
         self.0.push((port, wire.bytes));
-    }
-}
-
-impl Transmit for Outbox {
-    fn tx(&mut self, port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
-        let mut report = TxReport::default();
-        for frame in frames.drain(..) {
-            self.take(port, &frame, &mut report);
-            pool.put(frame);
-        }
-        report
-    }
-
-    fn tx_copy(&mut self, port: PortId, frame: &mut Frame, _pool: &mut Pool) -> TxReport {
-        let mut report = TxReport::default();
-        self.take(port, frame, &mut report);
-        report
     }
 }
 
@@ -116,7 +98,7 @@ pub struct World {
     /// What the cables did.
     pub weather: Weather,
     core: Core,
-    outbox: Outbox,
+    outbox: Outside<Outbox>,
     faults: Faults,
     rng: Rng,
     flying: BinaryHeap<Reverse<Flight>>,
@@ -146,7 +128,7 @@ impl World {
             now,
             weather: Weather::default(),
             core,
-            outbox: Outbox::default(),
+            outbox: Outside::default(),
             faults,
             rng: Rng(seed),
             flying: BinaryHeap::new(),
@@ -211,7 +193,7 @@ impl World {
         let waiting = usize::try_from(stats.queued).unwrap();
         let pool = self.core.pool();
         assert_eq!(pool.available() + waiting, pool.size(), "buffers lost");
-        for (port, bytes) in std::mem::take(&mut self.outbox.0) {
+        for (port, bytes) in std::mem::take(&mut self.outbox.0.0) {
             let to = (0..self.machines.len()).filter(|n| self.machines[*n].host.port == port);
             for index in to.collect::<Vec<_>>() {
                 self.fly(Place::Machine(index), &bytes);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dataplane::config::UplinkMode;
 use dataplane::packet::types::Mac;
 use tests::lab::{
-    A, B, C, D, GATEWAY1, GATEWAY2, Lab, NEIGHBOR, SERVER, UP, small, topology, without_guard,
+    A, B, C, D, GATEWAY1, GATEWAY2, Lab, NEIGHBOR, SERVER, Step, UP, small, topology, without_guard,
 };
 use tests::packet::{Host, Packet, arp, arp_reply, arp_request, udp};
 
@@ -20,8 +20,25 @@ fn question(target: Ipv4Addr) -> Vec<u8> {
 }
 
 /// As it leaves by the uplink, straight to the neighbor.
-fn masqueraded(packet: &Packet) -> Packet {
+fn outside(packet: &Packet) -> Packet {
     packet.clone().src(UP.ip).routed(UP.mac, NEIGHBOR.mac)
+}
+
+trait Asking {
+    fn asks_again(self, target: Ipv4Addr) -> Self;
+    fn waits_for(self, target: Ipv4Addr) -> Self;
+}
+
+impl Asking for Step<'_> {
+    /// A frame waits while the engine asks for a neighbor that it has an entry for.
+    fn asks_again(self, target: Ipv4Addr) -> Self {
+        self.tx(UP.port, question(target)).moved("generated", 1).moved("queued", 1)
+    }
+
+    /// A frame waits while the engine asks for a neighbor that is new to it.
+    fn waits_for(self, target: Ipv4Addr) -> Self {
+        self.asks_again(target).moved("neighbors", 1)
+    }
 }
 
 #[test]
@@ -45,17 +62,13 @@ fn containers_answer_for_themselves() {
     let mut lab = Lab::default();
     let who = arp_request(&A, B.ip);
     lab.rx(A.port, who.clone())
-        .tx(B.port, who.clone())
-        .tx(C.port, who.clone())
-        .tx(GATEWAY1.port, who)
+        .flooded(&[B.port, C.port, GATEWAY1.port], who)
         .moved("replicated", 2);
     lab.rx(B.port, arp_reply(&B, &A)).tx(A.port, arp_reply(&B, &A));
     // Not the gateway of this network: nobody's business but the network's.
     let other = arp_request(&A, GATEWAY2.ip);
     lab.rx(A.port, other.clone())
-        .tx(B.port, other.clone())
-        .tx(C.port, other.clone())
-        .tx(GATEWAY1.port, other)
+        .flooded(&[B.port, C.port, GATEWAY1.port], other)
         .moved("replicated", 2);
 }
 
@@ -64,17 +77,13 @@ fn the_host_s_own_questions_are_answered_by_containers() {
     let mut lab = Lab::default();
     let who = arp_request(&GATEWAY1, A.ip);
     lab.rx(GATEWAY1.port, who.clone())
-        .tx(A.port, who.clone())
-        .tx(B.port, who.clone())
-        .tx(C.port, who)
+        .flooded(&[A.port, B.port, C.port], who)
         .moved("replicated", 2);
     lab.rx(A.port, arp_reply(&A, &GATEWAY1)).tx(GATEWAY1.port, arp_reply(&A, &GATEWAY1));
     // The host looks for somebody else with its own address: the engine is the same machine.
     let own = arp_request(&GATEWAY1, GATEWAY1.ip);
     lab.rx(GATEWAY1.port, own.clone())
-        .tx(A.port, own.clone())
-        .tx(B.port, own.clone())
-        .tx(C.port, own)
+        .flooded(&[A.port, B.port, C.port], own)
         .moved("replicated", 2);
 }
 
@@ -87,11 +96,7 @@ fn a_dedicated_uplink_answers_for_its_addresses_and_a_shared_one_never() {
         .moved("neighbors", 1);
     // It need not be asked for its own address any more.
     let to_neighbor = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
-    lab.rx(A.port, &to_neighbor)
-        .tx(UP.port, masqueraded(&to_neighbor))
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", to_neighbor.ip_len() as i64);
+    lab.rx(A.port, &to_neighbor).tx(UP.port, outside(&to_neighbor)).masqueraded(&to_neighbor);
     lab.rx(UP.port, arp_request(&NEIGHBOR, [203, 0, 113, 77].into())).moved("consumed", 1);
     lab.rx(UP.port, arp_request(&NEIGHBOR, GATEWAY1.ip)).moved("consumed", 1);
     let mut malformed = arp_request(&NEIGHBOR, UP.ip);
@@ -106,21 +111,14 @@ fn frames_wait_for_the_neighbor_and_leave_in_order() {
     let mut lab = Lab::default();
     let first = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
     let second = first.clone().payload(b"second");
-    lab.rx(A.port, &first)
-        .tx(UP.port, question(NEIGHBOR.ip))
-        .moved("generated", 1)
-        .moved("queued", 1)
-        .moved("neighbors", 1)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", first.ip_len() as i64);
+    lab.rx(A.port, &first).waits_for(NEIGHBOR.ip).masqueraded(&first);
     lab.rx(A.port, &second).moved("queued", 1);
     lab.rx(UP.port, arp_reply(&NEIGHBOR, &UP)).moved("consumed", 1);
     lab.after(Duration::ZERO)
-        .tx(UP.port, masqueraded(&first))
-        .tx(UP.port, masqueraded(&second))
+        .tx(UP.port, outside(&first))
+        .tx(UP.port, outside(&second))
         .moved("queued", -2);
-    lab.rx(A.port, &first).tx(UP.port, masqueraded(&first));
+    lab.rx(A.port, &first).tx(UP.port, outside(&first));
 }
 
 #[test]
@@ -128,42 +126,25 @@ fn a_frame_that_comes_with_the_answer_does_not_overtake_those_that_waited() {
     let mut lab = Lab::default();
     let first = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
     let second = first.clone().payload(b"second");
-    lab.rx(A.port, &first)
-        .tx(UP.port, question(NEIGHBOR.ip))
-        .moved("generated", 1)
-        .moved("queued", 1)
-        .moved("neighbors", 1)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", first.ip_len() as i64);
+    lab.rx(A.port, &first).waits_for(NEIGHBOR.ip).masqueraded(&first);
     let together =
         vec![(UP.port, arp_reply(&NEIGHBOR, &UP).into()), (A.port, second.clone().into())];
     let mut sent = lab.batch(together).moved("consumed", 1).moved("queued", 1).take(UP.port);
     sent.extend(lab.after(Duration::ZERO).moved("queued", -2).take(UP.port));
-    assert_eq!(sent, [masqueraded(&first).into(), masqueraded(&second).into()]);
+    assert_eq!(sent, [outside(&first).into(), outside(&second).into()]);
 }
 
 #[test]
 fn after_three_questions_the_frame_is_given_up() {
     let mut lab = Lab::default();
     let frame = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
-    lab.rx(A.port, &frame)
-        .tx(UP.port, question(NEIGHBOR.ip))
-        .moved("generated", 1)
-        .moved("queued", 1)
-        .moved("neighbors", 1)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", frame.ip_len() as i64);
+    lab.rx(A.port, &frame).waits_for(NEIGHBOR.ip).masqueraded(&frame);
     lab.after(Duration::from_millis(900));
     lab.after(Duration::from_millis(250)).tx(UP.port, question(NEIGHBOR.ip)).moved("generated", 1);
     lab.after(Duration::from_secs(1)).tx(UP.port, question(NEIGHBOR.ip)).moved("generated", 1);
     lab.after(Duration::from_secs(1)).moved("queued", -1).dropped("a", "neighbor_unresolved");
     // The next frame begins anew.
-    lab.rx(A.port, &frame)
-        .tx(UP.port, question(NEIGHBOR.ip))
-        .moved("generated", 1)
-        .moved("queued", 1);
+    lab.rx(A.port, &frame).asks_again(NEIGHBOR.ip);
 }
 
 #[test]
@@ -171,14 +152,7 @@ fn only_so_many_frames_wait_for_one_neighbor() {
     let mut lab = Lab::unresolved(&small(), topology());
     let frame = udp(&A, 4000, &SERVER, 2000).via(GATEWAY1.mac);
     let router = tests::lab::ROUTER;
-    lab.rx(A.port, &frame)
-        .tx(UP.port, question(router.ip))
-        .moved("generated", 1)
-        .moved("queued", 1)
-        .moved("neighbors", 1)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", frame.ip_len() as i64);
+    lab.rx(A.port, &frame).waits_for(router.ip).masqueraded(&frame);
     let batch = (0..40).map(|_| (A.port, frame.clone().into())).collect();
     lab.batch(batch)
         .moved("queued", 31)
@@ -187,14 +161,7 @@ fn only_so_many_frames_wait_for_one_neighbor() {
     lab.rx(A.port, &frame).dropped("a", "neighbor_queue_full");
     // Another neighbor has room of its own.
     let other = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
-    lab.rx(A.port, &other)
-        .tx(UP.port, question(NEIGHBOR.ip))
-        .moved("generated", 1)
-        .moved("queued", 1)
-        .moved("neighbors", 1)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", other.ip_len() as i64);
+    lab.rx(A.port, &other).waits_for(NEIGHBOR.ip).masqueraded(&other);
 }
 
 #[test]
@@ -207,9 +174,7 @@ fn an_unknown_address_of_a_network_is_asked_for_and_reached_where_it_answers() {
     let frame = udp(&A, 4000, &guest, 2000).via(GATEWAY1.mac);
     let who = arp_request(&GATEWAY1, guest.ip);
     lab.rx(A.port, &frame)
-        .tx(A.port, who.clone())
-        .tx(B.port, who.clone())
-        .tx(C.port, who)
+        .flooded(&[A.port, B.port, C.port], who)
         .moved("generated", 3)
         .moved("queued", 1)
         .moved("neighbors", 1)
@@ -230,9 +195,7 @@ fn a_known_neighbor_is_confirmed_while_it_is_used() {
         .tx(UP.port, question(router.ip))
         .tx(UP.port, &out)
         .moved("generated", 1)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", frame.ip_len() as i64);
+        .masqueraded(&frame);
     lab.rx(UP.port, arp_reply(&router, &UP)).moved("consumed", 1);
     lab.rx(A.port, &frame).tx(UP.port, &out);
     // A router that moved is believed.

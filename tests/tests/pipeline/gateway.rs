@@ -56,9 +56,7 @@ fn ethernet_padding_is_neither_echoed_nor_routed() {
     let padded = edited(&datagram, |bytes| bytes.resize(1600, 0xee));
     lab.rx(A.port, padded)
         .tx(UP.port, datagram.clone().src(UP.ip).routed(UP.mac, ROUTER.mac))
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", datagram.ip_len() as i64);
+        .masqueraded(&datagram);
 }
 
 #[test]
@@ -132,9 +130,7 @@ fn a_static_route_is_taken() {
     let packet = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac);
     lab.rx(A.port, &packet)
         .tx(UP.port, packet.clone().src(UP.ip).routed(UP.mac, NEIGHBOR.mac))
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", packet.ip_len() as i64);
+        .masqueraded(&packet);
 }
 
 #[test]
@@ -182,13 +178,7 @@ fn too_long_for_the_way_out() {
         .moved("generated", 1)
         .dropped("a", "mtu_exceeded");
     let packet = packet.may_fragment().ident(0x4321);
-    let sent = lab
-        .rx(A.port, &packet)
-        .moved("replicated", 1)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", packet.ip_len() as i64)
-        .take(UP.port);
+    let sent = lab.rx(A.port, &packet).moved("replicated", 1).masqueraded(&packet).take(UP.port);
     assert_eq!(sent.len(), 2);
     assert!(sent.iter().all(|wire| wire.bytes.len() <= 14 + 1280));
     let whole = packet.clone().src(UP.ip).routed(UP.mac, ROUTER.mac);
@@ -206,9 +196,7 @@ fn frames_that_waited_are_fragmented_too() {
         .moved("generated", 1)
         .moved("queued", 1)
         .moved("neighbors", 1)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", packet.ip_len() as i64)
+        .masqueraded(&packet)
         .take(UP.port);
     lab.rx(UP.port, tests::packet::arp_reply(&NEIGHBOR, &UP)).moved("consumed", 1);
     let sent = lab.after(Duration::ZERO).moved("queued", -1).moved("replicated", 2).take(UP.port);
@@ -348,9 +336,7 @@ fn protocols_without_ports_and_messages_without_a_query() {
     let gre = raw_ip(&A, &SERVER, 47).via(GATEWAY1.mac);
     lab.rx(A.port, &gre)
         .tx(UP.port, gre.clone().src(UP.ip).routed(UP.mac, ROUTER.mac))
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", gre.ip_len() as i64);
+        .masqueraded(&gre);
     let back = raw_ip(&SERVER, &UP, 47);
     lab.rx(UP.port, &back).tx(A.port, back.dst(A.ip).routed(GATEWAY1.mac, A.mac));
     // The one tuple that there is to this server is taken.

@@ -12,12 +12,7 @@ const QUOTES: [usize; 4] = [28, 40, 68, 548];
 /// Begins a connection from inside; returns the packet as it left and as its sender sent it, both
 /// with the TTL it has behind the engine.
 fn begun(lab: &mut Lab, from: &Host, packet: &Packet) -> (Packet, Packet) {
-    let wire = lab
-        .rx(from.port, packet)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", packet.ip_len() as i64)
-        .take_one(UP.port);
+    let wire = lab.rx(from.port, packet).masqueraded(packet).take_one(UP.port);
     let port = |at: usize| u16::from_be_bytes([wire.bytes[at], wire.bytes[at + 1]]);
     let out = packet.clone().src(UP.ip).ttl(63);
     let out = if wire.bytes[23] == 1 { out.sport(port(38)) } else { out.sport(port(34)) };

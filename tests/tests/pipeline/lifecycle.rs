@@ -178,9 +178,7 @@ fn frames_that_wait_for_a_neighbor_of_a_removed_uplink_are_given_up() {
         .moved("generated", 1)
         .moved("queued", 1)
         .moved("neighbors", 1)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", frame.ip_len() as i64)
+        .masqueraded(&frame)
         .take_one(UP.port);
     lab.reconfigure(|spec| {
         spec.uplinks.clear();

@@ -7,15 +7,15 @@ use std::thread;
 use dataplane::EngineOptions;
 use dataplane::clock::Timestamp;
 use dataplane::config::Snapshot;
-use dataplane::core::{Core, Transmit};
+use dataplane::core::Core;
 use dataplane::engine::Link;
 use dataplane::frame::Frame;
 use dataplane::io::{Offloads, TxReport};
 use dataplane::packet::types::PortId;
 use dataplane::packet::types::tcp_flags::{ACK, FIN, SYN};
 use dataplane::plane::Plane;
-use dataplane::pool::Pool;
 use tests::lab::{A, B, GATEWAY1, Lab, ROUTER, SERVER, UP, UPLINK, small, topology};
+use tests::outlet::{Outlet, Outside, Sink, sent};
 use tests::packet::{tcp, udp};
 
 #[test]
@@ -25,9 +25,7 @@ fn a_full_connection_table_refuses_new_ones_and_keeps_the_others() {
     for n in 0..4 {
         lab.rx(A.port, packet(n))
             .tx(UP.port, packet(n).src(UP.ip).routed(UP.mac, ROUTER.mac))
-            .moved("conn.new", 1)
-            .moved("masquerade.1.packets", 1)
-            .moved("masquerade.1.bytes", packet(n).ip_len() as i64);
+            .masqueraded(&packet(n));
     }
     lab.rx(A.port, packet(4)).moved("conn.full", 1).dropped("a", "conntrack_full");
     lab.rx(A.port, packet(0)).tx(UP.port, packet(0).src(UP.ip).routed(UP.mac, ROUTER.mac));
@@ -40,11 +38,7 @@ fn a_full_connection_table_refuses_new_ones_and_keeps_the_others() {
     lab.after(std::time::Duration::from_secs(30))
         .moved("conn.entries", -4)
         .moved("conn.expired", 4);
-    lab.rx(A.port, packet(4))
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", packet(4).ip_len() as i64)
-        .take_one(UP.port);
+    lab.rx(A.port, packet(4)).masqueraded(&packet(4)).take_one(UP.port);
 }
 
 #[test]
@@ -74,9 +68,7 @@ fn a_neighbor_that_one_worker_hears_of_frees_the_frames_of_the_other() {
         .moved("generated", 1)
         .moved("queued", 1)
         .moved("neighbors", 1)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", frame.ip_len() as i64)
+        .masqueraded(&frame)
         .take_one(UP.port);
     let answer = tests::packet::arp_reply(&neighbor, &UP);
     lab.batch_on(1, vec![(UP.port, answer.into())]).moved("consumed", 1);
@@ -89,32 +81,15 @@ fn a_neighbor_that_one_worker_hears_of_frees_the_frames_of_the_other() {
 #[derive(Default)]
 struct Seen(HashMap<u16, u16>);
 
-impl Seen {
-    fn look(&mut self, port: PortId, frame: &Frame) {
+impl Outlet for Seen {
+    fn take(&mut self, port: PortId, frame: &Frame, report: &mut TxReport) {
         assert_eq!(port, UP.port);
         let bytes = frame.bytes();
         let outside = u16::from_be_bytes([bytes[34], bytes[35]]);
         let inside = u16::from_be_bytes([bytes[42], bytes[43]]);
         let before = self.0.insert(inside, outside);
         assert!(before.is_none_or(|before| before == outside), "{inside} changed its port");
-    }
-}
-
-impl Transmit for Seen {
-    fn tx(&mut self, port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
-        let mut report = TxReport::default();
-        for frame in frames.drain(..) {
-            self.look(port, &frame);
-            report.sent += 1;
-            report.sent_bytes += frame.len() as u64;
-            pool.put(frame);
-        }
-        report
-    }
-
-    fn tx_copy(&mut self, port: PortId, frame: &mut Frame, _pool: &mut Pool) -> TxReport {
-        self.look(port, frame);
-        TxReport { sent: 1, sent_bytes: frame.len() as u64, ..TxReport::default() }
+        sent(frame, report);
     }
 }
 
@@ -128,7 +103,7 @@ fn two_workers_that_begin_one_flow_at_once_agree() {
     let now = Timestamp::now();
     plane.publish(Snapshot::build(topology()).unwrap());
     plane.tables().neighbors.confirm(Link::Uplink(UPLINK), ROUTER.ip, ROUTER.mac, true, now);
-    let seen: Vec<[Seen; 2]> = thread::scope(|scope| {
+    let seen: Vec<[HashMap<u16, u16>; 2]> = thread::scope(|scope| {
         let workers: Vec<_> = (0..2)
             .map(|number| {
                 let plane = &plane;
@@ -137,7 +112,7 @@ fn two_workers_that_begin_one_flow_at_once_agree() {
                     for port in [A.port, B.port, UP.port] {
                         plane.add_port(&mut core, port, Offloads::ALL);
                     }
-                    let mut seen = [Seen::default(), Seen::default()];
+                    let mut seen = [Outside::default(), Outside::default()];
                     for n in 0..FLOWS {
                         for (host, seen) in [&A, &B].into_iter().zip(&mut seen) {
                             let port = 10_000 + n;
@@ -152,7 +127,7 @@ fn two_workers_that_begin_one_flow_at_once_agree() {
                     }
                     assert_eq!(core.pool().available(), 64);
                     assert!(core.stats().is_balanced());
-                    seen
+                    seen.map(|Outside(Seen(ports))| ports)
                 })
             })
             .collect();
@@ -160,33 +135,14 @@ fn two_workers_that_begin_one_flow_at_once_agree() {
     });
     let [first, second] = &seen[..] else { panic!("two workers") };
     for (one, other) in first.iter().zip(second) {
-        assert_eq!(one.0.len(), usize::from(FLOWS));
-        assert_eq!(one.0, other.0, "the workers disagree");
+        assert_eq!(one.len(), usize::from(FLOWS));
+        assert_eq!(one, other, "the workers disagree");
     }
-    for (inside, outside) in &first[0].0 {
-        assert_ne!(Some(outside), first[1].0.get(inside), "two hosts share a port");
+    for (inside, outside) in &first[0] {
+        assert_ne!(Some(outside), first[1].get(inside), "two hosts share a port");
     }
     let stats = plane.conntrack_stats();
     assert_eq!(stats.entries, u32::from(FLOWS) * 2, "{stats:?}");
-}
-
-/// Takes whatever comes.
-struct Sink;
-
-impl Transmit for Sink {
-    fn tx(&mut self, _port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
-        let mut report = TxReport::default();
-        for frame in frames.drain(..) {
-            report.sent += 1;
-            report.sent_bytes += frame.len() as u64;
-            pool.put(frame);
-        }
-        report
-    }
-
-    fn tx_copy(&mut self, _port: PortId, frame: &mut Frame, _pool: &mut Pool) -> TxReport {
-        TxReport { sent: 1, sent_bytes: frame.len() as u64, ..TxReport::default() }
-    }
 }
 
 /// One worker has the container, another the wire, as in life; both sides close at the same time.
@@ -213,7 +169,7 @@ fn two_workers_that_see_both_sides_close_at_once_miss_neither() {
         let mut frame = core.pool().take().unwrap();
         frame.copy_from(&packet.bytes());
         frame.ingress = ingress;
-        core.process(&mut vec![frame], now, &mut Sink);
+        core.process(&mut vec![frame], now, &mut Outside(Sink));
     };
     let ports = 10_000..10_000 + FLOWS;
     for port in ports.clone() {

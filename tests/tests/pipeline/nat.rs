@@ -31,18 +31,10 @@ fn inside(packet: &Packet, to: &Host) -> Packet {
 }
 
 trait Counts {
-    fn masqueraded(self, packet: &Packet) -> Self;
     fn dnat(self, packet: &Packet) -> Self;
 }
 
 impl Counts for Step<'_> {
-    /// A new connection by the first network's masquerade.
-    fn masqueraded(self, packet: &Packet) -> Self {
-        self.moved("conn.new", 1)
-            .moved("masquerade.1.packets", 1)
-            .moved("masquerade.1.bytes", packet.ip_len() as i64)
-    }
-
     /// A new connection by the rule.
     fn dnat(self, packet: &Packet) -> Self {
         self.moved("conn.new", 1)

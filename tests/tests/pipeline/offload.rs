@@ -78,11 +78,7 @@ fn nat_passes_them_with_the_right_sum_of_the_pseudo_header() {
     let inside = back.clone().dst(A.ip).routed(GATEWAY1.mac, A.mac);
     lab.rx(UP.port, back.gso(MSS)).tx(A.port, inside.gso(MSS));
     let datagram = udp(&A, 40_000, &SERVER, 4242).via(GATEWAY1.mac).long(10_000);
-    lab.rx(A.port, datagram.gso(1200))
-        .tx(UP.port, out(&datagram).gso(1200))
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", datagram.ip_len() as i64);
+    lab.rx(A.port, datagram.gso(1200)).tx(UP.port, out(&datagram).gso(1200)).masqueraded(&datagram);
 }
 
 #[test]
@@ -193,9 +189,7 @@ fn a_partial_sum_is_completed_before_a_datagram_is_fragmented() {
     let sent = lab
         .rx(A.port, datagram.partial())
         .moved("replicated", 1)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", datagram.ip_len() as i64)
+        .masqueraded(&datagram)
         .take(UP.port);
     assert_eq!(reassemble(&sent), out(&datagram).into());
 }

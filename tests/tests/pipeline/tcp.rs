@@ -130,11 +130,7 @@ fn udp_and_echo_live_as_long_as_the_rfcs_ask() {
     ] {
         let mut lab = Lab::default();
         let packet = packet.via(GATEWAY1.mac);
-        lab.rx(A.port, &packet)
-            .moved("conn.new", 1)
-            .moved("masquerade.1.packets", 1)
-            .moved("masquerade.1.bytes", packet.ip_len() as i64)
-            .take_one(UP.port);
+        lab.rx(A.port, &packet).masqueraded(&packet).take_one(UP.port);
         let connection = lab.connection();
         assert_eq!((connection.timeout, connection.state), (Duration::from_secs(secs), state));
         lab.after(Duration::from_secs(secs - 1));
@@ -151,11 +147,7 @@ fn replies_keep_udp_alive_and_show_in_its_state() {
     let mut lab = Lab::default();
     let (there, back) = (udp(&A, 40_000, &SERVER, 4242), udp(&SERVER, 4242, &UP, 40_000));
     let there = there.via(GATEWAY1.mac);
-    lab.rx(A.port, &there)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", there.ip_len() as i64)
-        .take_one(UP.port);
+    lab.rx(A.port, &there).masqueraded(&there).take_one(UP.port);
     lab.after(Duration::from_secs(200));
     lab.rx(UP.port, &back).take_one(A.port);
     assert_eq!(lab.connection().state, "REPLIED");

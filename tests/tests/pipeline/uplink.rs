@@ -90,9 +90,7 @@ fn both_modes_carry_our_connections() {
         let there = udp(&A, 61_500, &SERVER, 53).via(GATEWAY1.mac);
         lab.rx(A.port, &there)
             .tx(UP.port, there.clone().src(UP.ip).routed(UP.mac, ROUTER.mac))
-            .moved("conn.new", 1)
-            .moved("masquerade.1.packets", 1)
-            .moved("masquerade.1.bytes", there.ip_len() as i64);
+            .masqueraded(&there);
         let back = udp(&SERVER, 53, &UP, 61_500);
         lab.rx(UP.port, &back).tx(A.port, back.clone().dst(A.ip).routed(GATEWAY1.mac, A.mac));
         let syn = tcp(&CLIENT, 5000, &UP, 8080, SYN);
@@ -123,11 +121,6 @@ fn our_own_frames_that_come_back_by_the_wire_are_no_news() {
     // A hub, or a capture socket that shows what was sent.
     let mut lab = lab(UplinkMode::Shared);
     let there = udp(&A, 61_500, &SERVER, 53).via(GATEWAY1.mac);
-    let sent = lab
-        .rx(A.port, &there)
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", there.ip_len() as i64)
-        .take_one(UP.port);
+    let sent = lab.rx(A.port, &there).masqueraded(&there).take_one(UP.port);
     lab.rx(UP.port, sent).moved("consumed", 1);
 }

@@ -5,10 +5,8 @@ use nix::sys::socket::setsockopt;
 
 use super::*;
 use crate::io::poll::Poller;
-use crate::io::testing::{Netns, command, ip, wait_until_up};
+use crate::io::testing::{Netns, WAIT, command, halves, ip, receive, wait_until_up};
 use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_UDP_L4};
-
-const WAIT: Option<Duration> = Some(Duration::from_secs(10));
 
 /// Two namespaces with a cable between `ours` in the first and `theirs` (192.0.2.1/24) in the
 /// second. The neighbor 192.0.2.2 of the second is only an entry in its table.
@@ -39,30 +37,6 @@ impl Cable {
     fn open(&self, options: &PacketOptions<'_>) -> PacketSocket {
         self.near.run(|| PacketSocket::open("ours", options).unwrap())
     }
-}
-
-fn halves(socket: PacketSocket) -> (Box<dyn PortRx>, Box<dyn PortTx>) {
-    let mut halves = Box::new(socket).split(1).unwrap();
-    (halves.rx, halves.tx.pop().unwrap())
-}
-
-/// Receives until a frame satisfies `wanted`.
-fn receive(rx: &mut dyn PortRx, pool: &mut Pool, wanted: impl Fn(&Frame) -> bool) -> Frame {
-    let mut poller = Poller::new().unwrap();
-    poller.add(rx.fd().unwrap(), 0).unwrap();
-    let (mut events, mut batch) = (Vec::new(), Vec::new());
-    for _ in 0..1000 {
-        poller.wait(WAIT, &mut events).unwrap();
-        assert!(!events.is_empty(), "no such frame came");
-        rx.rx(1, pool, &mut batch).unwrap();
-        if let Some(frame) = batch.pop() {
-            if wanted(&frame) {
-                return frame;
-            }
-            pool.put(frame);
-        }
-    }
-    panic!("no such frame came");
 }
 
 fn is_udp(frame: &Frame) -> bool {

@@ -1,40 +1,12 @@
 use std::net::UdpSocket;
-use std::time::Duration;
 
 use super::*;
 use crate::io::poll::Poller;
-use crate::io::testing::{Netns, command, eventually, ip};
+use crate::io::testing::{Netns, WAIT, command, eventually, halves, ip, receive};
 use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_UDP_L4};
-
-const WAIT: Option<Duration> = Some(Duration::from_secs(10));
 
 fn options(name: &str, persistent: bool) -> TapOptions {
     TapOptions { name: name.to_owned(), persistent }
-}
-
-fn halves(tap: Tap) -> (Box<dyn PortRx>, Box<dyn PortTx>) {
-    let mut halves = Box::new(tap).split(1).unwrap();
-    (halves.rx, halves.tx.pop().unwrap())
-}
-
-/// Receives until a frame satisfies `wanted`; everything else (IPv6 neighbor discovery, MLD) is
-/// passed over.
-fn receive(rx: &mut dyn PortRx, pool: &mut Pool, wanted: impl Fn(&Frame) -> bool) -> Frame {
-    let mut poller = Poller::new().unwrap();
-    poller.add(rx.fd().unwrap(), 0).unwrap();
-    let (mut events, mut batch) = (Vec::new(), Vec::new());
-    for _ in 0..1000 {
-        poller.wait(WAIT, &mut events).unwrap();
-        assert!(!events.is_empty(), "no such frame came");
-        rx.rx(1, pool, &mut batch).unwrap();
-        if let Some(frame) = batch.pop() {
-            if wanted(&frame) {
-                return frame;
-            }
-            pool.put(frame);
-        }
-    }
-    panic!("no such frame came");
 }
 
 fn is_ipv4(frame: &Frame) -> bool {
