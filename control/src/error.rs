@@ -8,6 +8,12 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+/// Longest message, in bytes. No thing of ours has a name that comes near.
+const LONGEST_LINE: usize = 1024;
+
+/// Stands for what was left out.
+const ELLIPSIS: &str = " … ";
+
 /// What went wrong, as far as a program has to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -63,21 +69,10 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An error of any kind. Line breaks in the message become spaces: it is one line everywhere.
+    /// An error of any kind, with the message made [`one_line`].
     #[must_use]
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        let message = message.into();
-        let message = if message.contains(['\n', '\r']) {
-            message
-                .split(['\n', '\r'])
-                .map(str::trim)
-                .filter(|s| !s.is_empty())
-                .collect::<Vec<_>>()
-                .join(" ")
-        } else {
-            message
-        };
-        Self { kind, message }
+        Self { kind, message: one_line(message.into()) }
     }
 
     /// The request makes no sense.
@@ -113,7 +108,7 @@ impl Error {
     /// The same error with `context: ` before its message.
     #[must_use]
     pub fn context(self, context: impl fmt::Display) -> Self {
-        Self { kind: self.kind, message: format!("{context}: {}", self.message) }
+        Self::new(self.kind, format!("{context}: {}", self.message))
     }
 
     /// The status the API answers with.
@@ -127,6 +122,31 @@ impl Error {
     pub const fn exit_code(&self) -> u8 {
         self.kind.exit_code()
     }
+}
+
+/// A line that a person can read whatever was quoted in it: line breaks become spaces, other
+/// control characters are escaped, and of a very long one the middle is left out, since messages
+/// begin with the thing and end with the mend.
+#[must_use]
+pub fn one_line(text: String) -> String {
+    let mut line = if text.contains(['\n', '\r']) {
+        let parts = text.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty());
+        parts.collect::<Vec<_>>().join(" ")
+    } else {
+        text
+    };
+    if line.contains(char::is_control) {
+        let escaped = |c: char| {
+            if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
+        };
+        line = line.chars().map(escaped).collect();
+    }
+    if line.len() > LONGEST_LINE {
+        let head = line.floor_char_boundary(LONGEST_LINE / 2);
+        let tail = line.ceil_char_boundary(line.len() - LONGEST_LINE / 2 + ELLIPSIS.len());
+        line.replace_range(head..tail, ELLIPSIS);
+    }
+    line
 }
 
 impl fmt::Display for Error {
@@ -175,5 +195,23 @@ mod tests {
         let error = Error::failed("first\n  second\r\n\nthird");
         assert_eq!(error.to_string(), "first second third");
         assert_eq!(error.context("network \"a\"").message, "network \"a\": first second third");
+        assert_eq!(Error::failed("a\u{1b}[31m\tb").message, "a\\u{1b}[31m\\tb");
+        assert_eq!(Error::failed("ünï").message, "ünï");
+    }
+
+    #[test]
+    fn a_message_has_an_end() {
+        // Characters of two bytes, so that a cut at any byte would hit one.
+        for text in ["x".repeat(100_000), "ü".repeat(50_000), "a".to_owned() + &"ü".repeat(50_000)]
+        {
+            let error = Error::invalid(format!("network {text}: is too long"));
+            let Error { message, .. } = &error;
+            assert!(message.len() <= LONGEST_LINE, "{}", message.len());
+            assert!(message.starts_with("network ") && message.ends_with(": is too long"));
+            assert!(message.contains(ELLIPSIS));
+            assert_eq!(Error::invalid(message.clone()), error, "once is enough");
+        }
+        let fits = "x".repeat(LONGEST_LINE);
+        assert_eq!(Error::invalid(fits.clone()).message, fits);
     }
 }

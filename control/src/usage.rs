@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use crate::error::Kind;
+use crate::error::{Kind, one_line};
 
 /// Reads the command line.
 ///
@@ -23,7 +23,7 @@ pub fn parse<T: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<T, E
         }
         _ => {
             let command = T::command();
-            let line = one_line(&error.render().to_string());
+            let line = one_line(joined(&error.render().to_string()));
             let _ = writeln!(std::io::stderr(), "{}: {line}", command.get_name());
             ExitCode::from(Kind::Invalid.exit_code())
         }
@@ -31,7 +31,7 @@ pub fn parse<T: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<T, E
 }
 
 /// Makes one line of clap's paragraphs: the message, its hints, and where to read more.
-fn one_line(rendered: &str) -> String {
+fn joined(rendered: &str) -> String {
     let is_end =
         |line: &str| line.starts_with("Usage:") || line.starts_with("For more information");
     let mut message = String::new();
@@ -70,20 +70,20 @@ mod tests {
         let rendered = "error: the following required arguments were not provided:\n  <NAME>\n\n\
                         Usage: vswitchctl network create <NAME>\n\nFor more information, try '--help'.\n";
         assert_eq!(
-            one_line(rendered),
+            joined(rendered),
             "the following required arguments were not provided: <NAME>; \
              see 'vswitchctl network create --help'"
         );
         let rendered = "error: invalid value 'x' for '--format <FORMAT>'\n  [possible values: table, json]\n\n\
                         For more information, try '--help'.\n";
         assert_eq!(
-            one_line(rendered),
+            joined(rendered),
             "invalid value 'x' for '--format <FORMAT>' [possible values: table, json]"
         );
         let rendered = "error: unrecognized subcommand 'statsu'\n\n  tip: a similar subcommand exists: 'stats'\n\n\
                         Usage: vswitchctl [OPTIONS] <COMMAND>\n\nFor more information, try '--help'.\n";
         assert_eq!(
-            one_line(rendered),
+            joined(rendered),
             "unrecognized subcommand 'statsu'; a similar subcommand exists: 'stats'; \
              see 'vswitchctl --help'"
         );
