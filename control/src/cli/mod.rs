@@ -19,11 +19,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::api::client::Client;
 use crate::api::types::{Purged, Status, WorkerStatus};
 use crate::config::DEFAULT_SOCKET;
 use crate::error::{Error, Result};
+use crate::name::Name;
 use crate::usage;
 use output::{Column, Format, Reply, complain, print};
 
@@ -185,12 +188,25 @@ fn block_on<F: Future>(future: F) -> Result<F::Output> {
     Ok(runtime.block_on(future))
 }
 
-/// Does `act` for each name, all of them whatever happens to the others.
-async fn each<T: AsRef<str>>(names: Vec<T>, act: impl AsyncFn(&T) -> Result<()>) -> Outcome {
+/// Shows each thing in full, by its path.
+async fn inspect<T: Serialize + DeserializeOwned>(
+    client: &Client,
+    names: &[Name],
+    path: impl Fn(&Name) -> String,
+) -> Result<Outcome> {
+    let mut things: Vec<T> = Vec::new();
+    for name in names {
+        things.push(client.get(&path(name)).await?);
+    }
+    Ok(Reply::things(&things)?.into())
+}
+
+/// Removes each thing, by its path, all of them whatever happens to the others.
+async fn remove(client: &Client, names: Vec<Name>, path: impl Fn(&Name) -> String) -> Outcome {
     let mut done = Vec::new();
     let mut errors = Vec::new();
     for name in names {
-        match act(&name).await {
+        match client.delete(&path(&name)).await {
             Ok(()) => done.push(name),
             Err(error) => errors.push(error),
         }

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
 use super::output::{Column, Reply, joined};
-use super::{Outcome, each, values};
+use super::{Outcome, inspect, remove, values};
 use crate::api::client::{Client, segment};
 use crate::api::types::{
     ConnectRequest, DisconnectRequest, Driver, MacAddr, Network, NetworkCreate, NetworkEndpoint,
@@ -136,16 +136,8 @@ impl Command {
                 let networks: Vec<Network> = client.get("/v1/networks").await?;
                 Ok(Reply::list(&networks, COLUMNS)?.into())
             }
-            Self::Inspect { names } => {
-                let mut networks: Vec<Network> = Vec::new();
-                for name in &names {
-                    networks.push(client.get(&path(name)).await?);
-                }
-                Ok(Reply::things(&networks)?.into())
-            }
-            Self::Rm { names } => {
-                Ok(each(names, async |name| client.delete(&path(name)).await).await)
-            }
+            Self::Inspect { names } => inspect::<Network>(client, &names, path).await,
+            Self::Rm { names } => Ok(remove(client, names, path).await),
             Self::Prune => {
                 let pruned: Pruned = client.post_empty("/v1/networks/prune").await?;
                 Ok(Reply::names(&pruned.networks).into())

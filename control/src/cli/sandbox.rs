@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use clap::{Args, Subcommand};
 
 use super::output::{Column, Reply, joined};
-use super::{Outcome, each, values};
+use super::{Outcome, inspect, remove, values};
 use crate::api::client::{Client, segment};
 use crate::api::types::{
     MacAddr, NetnsRef, NetworkRef, PortMapping, PublishRequest, Sandbox, SandboxCreate,
@@ -141,16 +141,8 @@ impl Command {
                 let sandboxes: Vec<Sandbox> = client.get("/v1/sandboxes").await?;
                 Ok(Reply::list(&sandboxes, COLUMNS)?.into())
             }
-            Self::Inspect { names } => {
-                let mut sandboxes: Vec<Sandbox> = Vec::new();
-                for name in &names {
-                    sandboxes.push(client.get(&path(name)).await?);
-                }
-                Ok(Reply::things(&sandboxes)?.into())
-            }
-            Self::Rm { names } => {
-                Ok(each(names, async |name| client.delete(&path(name)).await).await)
-            }
+            Self::Inspect { names } => inspect::<Sandbox>(client, &names, path).await,
+            Self::Rm { names } => Ok(remove(client, names, path).await),
         }
     }
 }
