@@ -4,6 +4,8 @@
 //! Each function says the whole rule; what needs other networks, sandboxes or devices to judge
 //! (overlaps, names taken, ports in use) is the daemon's own.
 
+mod way_out;
+
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -11,13 +13,17 @@ use dataplane::packet::types::Mac;
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::api::types::{
-    ConnectRequest, Driver, FdbAdd, MacAddr, NetworkCreate, NetworkRef, RouteAdd, SandboxCreate,
-    Subnet, UplinkAdd, UplinkMode,
+    ConnectRequest, Driver, FdbAdd, FdbRemove, MacAddr, NetworkCreate, NetworkRef, SandboxCreate,
+    Subnet,
 };
 use crate::error::{Error, Result};
 use crate::ipam;
+use crate::model::{HOST_NETWORK, is_unswitched};
+use crate::name::Name;
 use crate::options::NetworkOptions;
 use crate::publish::PublishSpec;
+
+pub use way_out::{interface, route, route_destination, uplink};
 
 /// Highest VLAN id (IEEE 802.1Q-2018 §9.6: 4095 is reserved).
 pub const MAX_VLAN: u16 = 4094;
@@ -246,12 +252,35 @@ fn sandbox_fields(request: &SandboxCreate) -> Result<()> {
 /// Checks a connection of a sandbox to a network.
 ///
 /// # Errors
-/// [`crate::error::Kind::Invalid`] with `sandbox "NAME": ` before the message.
-pub fn connect(request: &ConnectRequest) -> Result<()> {
+/// [`crate::error::Kind::Invalid`] with `network "NAME": ` or `sandbox "NAME": ` before the message.
+pub fn connect(network: &Name, request: &ConnectRequest) -> Result<()> {
+    if is_unswitched(network) {
+        // Which namespace a sandbox is and whether it has interfaces is settled when it is made.
+        return Err(Error::invalid(format!(
+            "network {network:?}: cannot be connected to a sandbox that exists; \
+             create one with --network {network}"
+        )));
+    }
     let checked = no_ipv6(request.ip6)
         .and_then(|()| request.ip.map_or(Ok(()), unicast))
         .and_then(|()| request.mac.map_or(Ok(()), unicast_mac));
     checked.map_err(|error| error.context(format_args!("sandbox {:?}", request.sandbox)))
+}
+
+/// Checks a disconnection of a sandbox from a network.
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`] with `network "NAME": ` before the message.
+pub fn disconnect(network: &Name) -> Result<()> {
+    if !is_unswitched(network) {
+        return Ok(());
+    }
+    let mend = if *network == HOST_NETWORK {
+        "remove the sandbox and create it with another --network"
+    } else {
+        "connect the sandbox to another network instead"
+    };
+    Err(Error::invalid(format!("network {network:?}: cannot be disconnected from; {mend}")))
 }
 
 /// A host's address: unicast, not loopback, not in 0/8 or 240/4.
@@ -318,95 +347,6 @@ pub fn publish_overlap(a: &PublishSpec, b: &PublishSpec) -> bool {
     a.proto == b.proto && same_address && a_ports.overlaps(b_ports)
 }
 
-/// Checks an uplink to be added.
-///
-/// # Errors
-/// [`crate::error::Kind::Invalid`] with `uplink "INTERFACE": ` before the message.
-pub fn uplink(request: &UplinkAdd) -> Result<()> {
-    uplink_fields(request)
-        .map_err(|error| error.context(format_args!("uplink {:?}", request.interface)))
-}
-
-fn uplink_fields(request: &UplinkAdd) -> Result<()> {
-    interface(&request.interface)?;
-    if request.mode == UplinkMode::Dedicated && request.addresses.is_empty() {
-        return Err(Error::invalid(
-            "mode dedicated needs an address of its own; add --address CIDR",
-        ));
-    }
-    for (at, address) in request.addresses.iter().enumerate() {
-        unicast(address.addr())?;
-        // RFC 3021: a /31 has no network and broadcast address; a /32 is its own.
-        let edge = address.prefix_len() < 31
-            && (address.addr() == address.network() || address.addr() == address.broadcast());
-        if edge {
-            return Err(Error::invalid(format!(
-                "address {address} is the network or broadcast address of its prefix; give a host's address"
-            )));
-        }
-        if request.addresses.iter().take(at).any(|other| other.addr() == address.addr()) {
-            return Err(Error::invalid(format!("address {} is given twice", address.addr())));
-        }
-    }
-    if let Some(gateway) = request.gateway {
-        unicast(gateway)?;
-        if request.addresses.iter().any(|address| address.addr() == gateway) {
-            return Err(Error::invalid(format!("gateway {gateway} is the uplink's own address")));
-        }
-        let on_link = request.addresses.iter().any(|address| address.contains(&gateway));
-        if !request.addresses.is_empty() && !on_link {
-            return Err(Error::invalid(format!(
-                "gateway {gateway} lies in the prefix of none of the addresses"
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// A name the kernel would take for an interface (net/core/dev.c, `dev_valid_name`).
-///
-/// # Errors
-/// [`crate::error::Kind::Invalid`]; the message does not repeat the name.
-pub fn interface(name: &str) -> Result<()> {
-    /// `IFNAMSIZ` of linux/if.h, without the final NUL.
-    const LONGEST: usize = 15;
-    let bad = |c: char| c == '/' || c == ':' || c == '\0' || c.is_ascii_whitespace();
-    if name.is_empty() || name.len() > LONGEST || name == "." || name == ".." || name.contains(bad)
-    {
-        return Err(Error::invalid(format!(
-            "not an interface name; it has 1 to {LONGEST} bytes without '/', ':' and blanks"
-        )));
-    }
-    Ok(())
-}
-
-/// Checks a route to be added.
-///
-/// # Errors
-/// [`crate::error::Kind::Invalid`] with `route PREFIX: ` before the message.
-pub fn route(request: &RouteAdd) -> Result<()> {
-    let context = |error: Error| error.context(format_args!("route {}", request.destination));
-    route_destination(&request.destination)?;
-    unicast(request.via).map_err(context)?;
-    match &request.uplink {
-        Some(uplink) => interface(uplink)
-            .map_err(|error| context(error.context(format_args!("uplink {uplink:?}")))),
-        None => Ok(()),
-    }
-}
-
-/// A destination is a prefix without host bits.
-///
-/// # Errors
-/// [`crate::error::Kind::Invalid`] with `route PREFIX: ` before the message.
-pub fn route_destination(destination: &Ipv4Net) -> Result<()> {
-    if destination.addr() == destination.network() {
-        return Ok(());
-    }
-    let mend = destination.trunc();
-    Err(Error::invalid(format!("route {destination}: has host bits set; write {mend}")))
-}
-
 /// Checks an FDB entry to be added.
 ///
 /// # Errors
@@ -414,14 +354,27 @@ pub fn route_destination(destination: &Ipv4Net) -> Result<()> {
 pub fn fdb_add(request: &FdbAdd) -> Result<()> {
     let fault = |fault: String| Err(Error::invalid(format!("fdb {}: {fault}", request.mac)));
     unicast_mac(request.mac).map_err(|error| error.context("fdb"))?;
-    if request.vlan > MAX_VLAN {
-        return fault(format!("VLAN {} is above {MAX_VLAN}", request.vlan));
-    }
+    vlan(request.vlan).map_err(|error| error.context(format_args!("fdb {}", request.mac)))?;
     match (&request.sandbox, &request.port) {
         (Some(_), Some(_)) => fault("give --sandbox or --port, not both".to_owned()),
         (None, None) => fault("say where it is with --sandbox or --port".to_owned()),
         _ => Ok(()),
     }
+}
+
+/// Checks an FDB entry to be removed.
+///
+/// # Errors
+/// [`crate::error::Kind::Invalid`] with `fdb MAC: ` before the message.
+pub fn fdb_remove(request: &FdbRemove) -> Result<()> {
+    vlan(request.vlan).map_err(|error| error.context(format_args!("fdb {}", request.mac)))
+}
+
+fn vlan(id: u16) -> Result<()> {
+    if id > MAX_VLAN {
+        return Err(Error::invalid(format!("VLAN {id} is above {MAX_VLAN}")));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

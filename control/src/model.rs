@@ -23,6 +23,13 @@ pub const HOST_NETWORK: &str = "host";
 /// The network that stands for no network.
 pub const NONE_NETWORK: &str = "none";
 
+/// Whether this is one of the two networks that are nothing but a name: they have no record, no
+/// addresses and no ports.
+#[must_use]
+pub fn is_unswitched(network: &Name) -> bool {
+    [HOST_NETWORK, NONE_NETWORK].contains(&network.as_str())
+}
+
 /// Digits of [`Network::uid`] in the name of the host's TAP: with `vsw-` before, they stay below
 /// IFNAMSIZ (16 with the final NUL, linux/if.h).
 const HOST_DEVICE_DIGITS: usize = 8;

@@ -1,6 +1,7 @@
 //! Tables of requests that are wrong by themselves, and of their right neighbors.
 
 use super::*;
+use crate::api::types::RouteAdd;
 
 fn network_json(json: &str) -> Result<NetworkOptions> {
     network(&serde_json::from_str(json).unwrap())
@@ -186,4 +187,38 @@ fn routes() {
         assert!(error.message.starts_with("route 10.1."), "{}", error.message);
         assert!(error.message.contains(fault), "{}", error.message);
     }
+}
+
+#[test]
+fn networks_that_are_but_a_name_are_chosen_at_creation_only() {
+    let request = |json: &str| serde_json::from_str::<ConnectRequest>(json).unwrap();
+    let plain = request(r#"{"sandbox":"s"}"#);
+    let name = |text: &str| text.parse::<Name>().unwrap();
+    connect(&name("app"), &plain).unwrap();
+    disconnect(&name("app")).unwrap();
+    for network in ["host", "none"] {
+        let refused = [connect(&name(network), &plain), disconnect(&name(network))];
+        for error in refused.map(Result::unwrap_err) {
+            assert_eq!(error.exit_code(), 2);
+            assert!(
+                error.message.starts_with(&format!("network {network:?}: cannot be ")),
+                "{error}"
+            );
+        }
+    }
+    let multicast = request(r#"{"sandbox":"s","ip":"224.0.0.1"}"#);
+    let error = connect(&name("app"), &multicast).unwrap_err();
+    assert!(error.message.starts_with("sandbox \"s\": address 224.0.0.1"), "{error}");
+}
+
+#[test]
+fn fdb_entries_to_remove() {
+    let remove = |vlan: u16| {
+        let json = format!(r#"{{"network":"n","mac":"02:00:00:00:00:01","vlan":{vlan}}}"#);
+        fdb_remove(&serde_json::from_str(&json).unwrap())
+    };
+    remove(0).unwrap();
+    remove(MAX_VLAN).unwrap();
+    let error = remove(MAX_VLAN + 1).unwrap_err();
+    assert_eq!(error.message, "fdb 02:00:00:00:00:01: VLAN 4095 is above 4094");
 }

@@ -39,7 +39,7 @@ pub struct Capture {
     #[arg(short, value_name = "FILE")]
     write: Option<PathBuf>,
     /// End after so many frames
-    #[arg(short, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short, value_name = "COUNT", value_parser = values::count)]
     count: Option<u64>,
     /// Only these frames, e.g. tcp port 80 and not host 10.20.1.5
     #[arg(value_name = "FILTER", trailing_var_arg = true)]

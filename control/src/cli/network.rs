@@ -144,11 +144,13 @@ impl Command {
             }
             Self::Connect(connect) => {
                 let path = format!("{}/connect", path(&connect.network));
-                let endpoint: NetworkEndpoint = client.post(&path, &connect.request()?).await?;
+                let request = connect.request()?;
+                let endpoint: NetworkEndpoint = client.post(&path, &request).await?;
                 Ok(Reply::done(&endpoint, "")?.into())
             }
             Self::Disconnect { network, sandbox } => {
                 let path = format!("{}/disconnect", path(&network));
+                check::disconnect(&network)?;
                 let request = DisconnectRequest { sandbox };
                 client.post::<()>(&path, &request).await?;
                 let done = serde_json::json!({ "network": network, "sandbox": request.sandbox });
@@ -187,7 +189,7 @@ impl Connect {
             mac: self.mac,
             aliases: self.aliases,
         };
-        check::connect(&request)?;
+        check::connect(&self.network, &request)?;
         Ok(request)
     }
 }

@@ -104,7 +104,7 @@ fn etc_name(sandbox: &Sandbox) -> Option<&str> {
 
 /// Tells why a command did not start; returns the shell's code for it.
 fn not_started(program: &OsStr, error: &io::Error) -> u8 {
-    complain(&Error::failed(format!("{}: {error}", program.to_string_lossy())));
+    complain(&Error::failed(format!("command {:?}: {error}", program.to_string_lossy())));
     if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
 }
 

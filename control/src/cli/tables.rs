@@ -6,9 +6,9 @@ use super::output::{Column, Reply, or_dash};
 use super::{Outcome, values};
 use crate::api::client::Client;
 use crate::api::types::{
-    AddressMatch, Connection, ConntrackFilter, ConntrackStats, DropCount, DropsQuery, FdbAdd,
-    FdbEntry, FdbFlush, FdbKind, FdbQuery, FdbRemove, MacAddr, NatKind, NatRule, PortStats,
-    Removed, StatsQuery, Tuple,
+    AddressMatch, Connection, ConnectionState, ConntrackFilter, ConntrackStats, DropCount,
+    DropsQuery, FdbAdd, FdbEntry, FdbFlush, FdbKind, FdbQuery, FdbRemove, IpProtocol, MacAddr,
+    NatKind, NatRule, PortStats, Removed, StatsQuery, Tuple,
 };
 use crate::check;
 use crate::error::Result;
@@ -136,8 +136,8 @@ pub enum ConntrackCommand {
 #[derive(Debug, Args)]
 pub struct Matching {
     /// tcp, udp, icmp, sctp or a protocol number
-    #[arg(long, value_parser = proto)]
-    proto: Option<String>,
+    #[arg(long)]
+    proto: Option<IpProtocol>,
     /// Source in original direction: address or prefix
     #[arg(long, value_name = "IP|CIDR")]
     src: Option<AddressMatch>,
@@ -145,25 +145,17 @@ pub struct Matching {
     #[arg(long, value_name = "IP|CIDR")]
     dst: Option<AddressMatch>,
     /// Source port in original direction; the id of ICMP
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = values::port)]
     sport: Option<u16>,
     /// Destination port in original direction; the id of ICMP
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = values::port)]
     dport: Option<u16>,
     /// State, as the list shows it
     #[arg(long)]
-    state: Option<String>,
+    state: Option<ConnectionState>,
     /// Inside network
     #[arg(long, value_parser = values::network)]
     network: Option<Name>,
-}
-
-fn proto(text: &str) -> std::result::Result<String, String> {
-    let known = matches!(text.to_ascii_lowercase().as_str(), "tcp" | "udp" | "icmp" | "sctp");
-    if known || text.parse::<u8>().is_ok() {
-        return Ok(text.to_ascii_lowercase());
-    }
-    Err("neither tcp, udp, icmp, sctp nor a protocol number".to_owned())
 }
 
 impl Matching {
@@ -181,7 +173,7 @@ impl Matching {
 }
 
 const CONNECTION_COLUMNS: &[Column<Connection>] = &[
-    ("PROTO", |connection| connection.proto.clone()),
+    ("PROTO", |connection| connection.proto.to_string()),
     ("STATE", |connection| connection.state.clone()),
     ("ORIGINAL", |connection| tuple(&connection.orig)),
     ("REPLY", |connection| tuple(&connection.reply)),

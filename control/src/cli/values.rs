@@ -63,6 +63,17 @@ pub(crate) fn ipv4_cidr(text: &str) -> Parsed<Ipv4Net> {
     text.parse().map_err(|_| "not an address with prefix length like 192.0.2.2/24".to_owned())
 }
 
+/// A port, or the id of ICMP, which stands in its place.
+pub(crate) fn port(text: &str) -> Parsed<u16> {
+    text.parse().map_err(|_| "not a number from 0 to 65535".to_owned())
+}
+
+/// How many frames.
+pub(crate) fn count(text: &str) -> Parsed<u64> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| "not a whole number from 1".to_owned())
+}
+
 /// A VLAN id.
 pub(crate) fn vlan(text: &str) -> Parsed<u16> {
     text.parse()

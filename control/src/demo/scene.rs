@@ -13,7 +13,7 @@ use super::ping::Pinger;
 use super::report::Seen;
 use super::wiring::{HOST, SERVER, UPLINK, wire_outside};
 use super::{DemoError, log_path};
-use crate::api::types::{Connection, NatKind, Sandbox, Tuple};
+use crate::api::types::{Connection, IpProtocol, NatKind, Sandbox, Tuple};
 use crate::netns::{self, Netns};
 
 /// Where the web server listens, inside and outside.
@@ -189,7 +189,7 @@ impl Scene {
 
     fn is_get_out(&self, entry: &Connection) -> bool {
         entry.nat == NatKind::Snat
-            && entry.proto == "tcp"
+            && entry.proto == IpProtocol::TCP
             && entry.orig.src == IpAddr::V4(self.client_ip)
             && (entry.orig.dst, entry.orig.dport) == (IpAddr::V4(SERVER), HTTP_PORT)
             && (entry.reply.src, entry.reply.sport) == (IpAddr::V4(SERVER), HTTP_PORT)
@@ -198,7 +198,7 @@ impl Scene {
 
     fn is_get_in(&self, entry: &Connection) -> bool {
         entry.nat == NatKind::Dnat
-            && entry.proto == "tcp"
+            && entry.proto == IpProtocol::TCP
             && (entry.orig.dst, entry.orig.dport) == (IpAddr::V4(HOST), PUBLISHED_PORT)
             && (entry.reply.src, entry.reply.sport) == (IpAddr::V4(self.web_ip), HTTP_PORT)
             && (entry.reply.dst, entry.reply.dport) == (entry.orig.src, entry.orig.sport)

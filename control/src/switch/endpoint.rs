@@ -45,9 +45,7 @@ impl Switch {
     ) -> Result<types::NetworkEndpoint> {
         let name = request.sandbox.clone();
         let wrap = |error: Error| error.context(format!("sandbox {name:?}"));
-        check::no_ipv6(request.ip6).map_err(wrap)?;
-        request.ip.map_or(Ok(()), check::unicast).map_err(wrap)?;
-        request.mac.map_or(Ok(()), check::unicast_mac).map_err(wrap)?;
+        check::connect(network, &request)?;
         let wanted = Wanted { ip: request.ip, mac: request.mac, aliases: request.aliases };
         let mut work = self.work.lock().await;
         let sandbox = self.sandbox_record(&name)?;
@@ -115,6 +113,7 @@ impl Switch {
     /// When they are not connected, or published ports would lead nowhere.
     pub async fn disconnect(&self, network: &Name, name: &Name) -> Result<()> {
         let wrap = |error: Error| error.context(format!("sandbox {name:?}"));
+        check::disconnect(network)?;
         let mut work = self.work.lock().await;
         let sandbox = self.sandbox_record(name)?;
         self.network_record(network)?;

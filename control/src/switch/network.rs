@@ -11,7 +11,7 @@ use crate::api::types::{self, Driver, NetworkCreate, Pruned};
 use crate::check;
 use crate::error::{Error, Result};
 use crate::ipam::{self, AddressPool, IpamError, SubnetPlan};
-use crate::model::{BRIDGE_NETWORK, Edit, HOST_NETWORK, Intent, NONE_NETWORK, Network, Origin};
+use crate::model::{BRIDGE_NETWORK, Edit, Intent, Network, Origin, is_unswitched};
 use crate::name::Name;
 use crate::options;
 use crate::place::DeviceSpec;
@@ -49,8 +49,8 @@ impl Switch {
         origin: Origin,
     ) -> Result<()> {
         let wrap = |error: Error| error.context(format!("network {:?}", request.name));
-        let predefined = [HOST_NETWORK, NONE_NETWORK].contains(&request.name.as_str());
-        if predefined || self.world().desired.networks.contains_key(&request.name) {
+        if is_unswitched(&request.name) || self.world().desired.networks.contains_key(&request.name)
+        {
             return Err(wrap(Error::conflict(
                 "exists already; choose another name or remove it first",
             )));
@@ -139,7 +139,7 @@ impl Switch {
 
     async fn remove_network_in(&self, work: &mut Work, name: &Name) -> Result<()> {
         let wrap = |error: Error| error.context(format!("network {name:?}"));
-        if [BRIDGE_NETWORK, HOST_NETWORK, NONE_NETWORK].contains(&name.as_str()) {
+        if *name == BRIDGE_NETWORK || is_unswitched(name) {
             return Err(wrap(Error::conflict("is predefined and exists always")));
         }
         let (network, users) = {
@@ -362,6 +362,11 @@ pub(super) fn host_device(network: &Network) -> DeviceSpec {
 }
 
 pub(super) fn unknown(name: &Name) -> Error {
+    if is_unswitched(name) {
+        return Error::invalid(format!(
+            "network {name:?}: has no ports, FDB or addresses; name another network"
+        ));
+    }
     Error::not_found(format!("network {name:?}: no such network; see `vswitchctl network ls`"))
 }
 

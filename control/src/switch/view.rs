@@ -157,9 +157,10 @@ impl Switch {
                 state.map(|state| (state.port, interface.to_owned())).into_iter().collect()
             }
             (None, None, Some(name)) => {
-                let network =
-                    world.desired.networks.get(name).ok_or_else(|| unknown_network(name))?;
-                let leg = world.attached.hosts.get(name).map(|port| (*port, network.host_device()));
+                world.network_exists(Some(name))?;
+                let network = world.desired.networks.get(name);
+                let leg = world.attached.hosts.get(name).zip(network);
+                let leg = leg.map(|(port, network)| (*port, network.host_device()));
                 world
                     .desired
                     .endpoints_of(name.as_str())
@@ -170,7 +171,12 @@ impl Switch {
             _ => return Err(Error::invalid("capture: name one of sandbox, uplink and network")),
         };
         if ports.is_empty() {
-            return Err(Error::conflict("capture: it has no interface to capture at"));
+            let what = match (sandbox, uplink, network) {
+                (Some(name), ..) => format!("sandbox {name:?}"),
+                (_, Some(interface), _) => format!("uplink {interface:?}"),
+                (.., name) => format!("network {:?}", name.map_or("", Name::as_str)),
+            };
+            return Err(Error::conflict(format!("{what}: has no interface to capture at")));
         }
         ports.sort_by_key(|(port, _)| *port);
         Ok(ports)

@@ -160,6 +160,22 @@ fn is_plausible(new: &NewConnection, now: u32) -> bool {
         && new.network != NetworkId(u16::MAX)
 }
 
+/// Every name that [`Connection::state`] can have: those of TCP, then those of the rest.
+pub const STATES: [&str; 12] = [
+    "SYN_SENT",
+    "SYN_SENT2",
+    "SYN_RECV",
+    "ESTABLISHED",
+    "FIN_WAIT",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "TIME_WAIT",
+    "CLOSE",
+    "UNREPLIED",
+    "REPLIED",
+    "ASSURED",
+];
+
 fn state_name(new: &NewConnection) -> &'static str {
     if new.original.proto() == ip_proto::TCP {
         return TcpState::from_u8(new.state).map_or("NONE", TcpState::name);
@@ -170,5 +186,40 @@ fn state_name(new: &NewConnection) -> &'static str {
         "REPLIED"
     } else {
         "UNREPLIED"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conntrack::tuple::Zone;
+
+    #[test]
+    fn every_state_is_listed() {
+        let tuple = |proto| {
+            let address = std::net::Ipv4Addr::new(10, 0, 0, 1);
+            Tuple::new(address, address, 1, 2, Zone::OUTSIDE, proto)
+        };
+        let connection = |proto, state, flags| NewConnection {
+            original: tuple(proto),
+            reply: tuple(proto),
+            state,
+            flags,
+            network: NetworkId(1),
+            rule: 0,
+            deadline: 1,
+        };
+        let tcp = (0..=u8::MAX).filter(|state| TcpState::from_u8(*state).is_some());
+        let others = [0, SEEN_REPLY, ASSURED, SEEN_REPLY | ASSURED];
+        let mut named: Vec<&str> = tcp
+            .map(|state| connection(ip_proto::TCP, state, 0))
+            .chain(others.map(|flags| connection(ip_proto::UDP, 0, flags)))
+            .map(|new| state_name(&new))
+            .collect();
+        let mut listed = STATES.to_vec();
+        named.sort_unstable();
+        named.dedup();
+        listed.sort_unstable();
+        assert_eq!(named, listed);
     }
 }

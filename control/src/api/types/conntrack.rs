@@ -1,12 +1,84 @@
 //! Bodies about connections and NAT.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
+use dataplane::conntrack::STATES;
+use dataplane::packet::types::ip_proto;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::AddressMatch;
+use crate::error::{Error, Result};
 use crate::name::Name;
+use crate::text::serde_as_text;
+
+/// Protocols that go by a name.
+const PROTOCOLS: [(&str, u8); 4] = [
+    ("icmp", ip_proto::ICMP),
+    ("sctp", ip_proto::SCTP),
+    ("tcp", ip_proto::TCP),
+    ("udp", ip_proto::UDP),
+];
+
+/// A protocol of a connection: a name in any case, or the IANA number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IpProtocol(pub u8);
+
+serde_as_text!(IpProtocol, "tcp, udp, icmp, sctp or a protocol number", "tcp");
+
+impl IpProtocol {
+    /// TCP.
+    pub const TCP: Self = Self(ip_proto::TCP);
+}
+
+impl fmt::Display for IpProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match PROTOCOLS.iter().find(|(_, number)| *number == self.0) {
+            Some((name, _)) => f.write_str(name),
+            None => fmt::Display::fmt(&self.0, f),
+        }
+    }
+}
+
+impl FromStr for IpProtocol {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let named = PROTOCOLS.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
+        // A sign is no part of a number here, though parse() takes it.
+        let number = || text.starts_with(|c: char| c.is_ascii_digit()).then(|| text.parse().ok());
+        named.map(|(_, number)| *number).or_else(|| number().flatten()).map(Self).ok_or_else(|| {
+            Error::invalid(format!(
+                "protocol {text:?}: neither tcp, udp, icmp, sctp nor a protocol number"
+            ))
+        })
+    }
+}
+
+/// A state of a connection, as the list shows it; read in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectionState(&'static str);
+
+serde_as_text!(ConnectionState, "a state as `conntrack -L` names it", "ESTABLISHED");
+
+impl fmt::Display for ConnectionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl FromStr for ConnectionState {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let known = STATES.into_iter().find(|state| state.eq_ignore_ascii_case(text));
+        known.map(Self).ok_or_else(|| {
+            Error::invalid(format!("state {text:?} is unknown; known are {}", STATES.join(", ")))
+        })
+    }
+}
 
 /// One direction of a connection. For ICMP queries both ports are the identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -56,7 +128,7 @@ impl NatKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Connection {
     /// `tcp`, `udp`, `icmp`, or the protocol number.
-    pub proto: String,
+    pub proto: IpProtocol,
     /// As `conntrack -L` names it.
     pub state: String,
     /// As the first packet came.
@@ -82,7 +154,7 @@ pub struct Connection {
 pub struct ConntrackFilter {
     /// `tcp`, `udp`, `icmp`, `sctp`, or a protocol number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proto: Option<String>,
+    pub proto: Option<IpProtocol>,
     /// Source in original direction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub src: Option<AddressMatch>,
@@ -97,7 +169,7 @@ pub struct ConntrackFilter {
     pub dport: Option<u16>,
     /// State, in any case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub state: Option<String>,
+    pub state: Option<ConnectionState>,
     /// The inside network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Name>,
@@ -113,28 +185,13 @@ impl ConntrackFilter {
     /// Whether the connection is one of those asked for.
     #[must_use]
     pub fn matches(&self, connection: &Connection) -> bool {
-        self.proto.as_deref().is_none_or(|wanted| {
-            proto_name(wanted).eq_ignore_ascii_case(proto_name(&connection.proto))
-        }) && self.src.is_none_or(|wanted| wanted.matches(connection.orig.src))
+        self.proto.is_none_or(|wanted| wanted == connection.proto)
+            && self.src.is_none_or(|wanted| wanted.matches(connection.orig.src))
             && self.dst.is_none_or(|wanted| wanted.matches(connection.orig.dst))
             && self.sport.is_none_or(|wanted| wanted == connection.orig.sport)
             && self.dport.is_none_or(|wanted| wanted == connection.orig.dport)
-            && self
-                .state
-                .as_deref()
-                .is_none_or(|wanted| wanted.eq_ignore_ascii_case(&connection.state))
+            && self.state.is_none_or(|wanted| wanted.0 == connection.state)
             && (self.network.is_none() || self.network == connection.network)
-    }
-}
-
-/// The name for a protocol number, so that `6` and `tcp` are the same.
-fn proto_name(text: &str) -> &str {
-    match text {
-        "1" => "icmp",
-        "6" => "tcp",
-        "17" => "udp",
-        "132" => "sctp",
-        other => other,
     }
 }
 
@@ -174,4 +231,67 @@ pub struct NatRule {
     pub packets: u64,
     /// Bytes of them.
     pub bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_protocol_is_a_name_or_a_number() {
+        for (text, number, shown) in
+            [("tcp", 6, "tcp"), ("TCP", 6, "tcp"), ("17", 17, "udp"), ("47", 47, "47")]
+        {
+            let proto: IpProtocol = text.parse().unwrap();
+            assert_eq!((proto.0, proto.to_string().as_str()), (number, shown), "{text}");
+        }
+        for text in ["", "carp", "256", "-1", "+6", " tcp"] {
+            let error = text.parse::<IpProtocol>().unwrap_err();
+            assert!(error.message.contains("neither tcp, udp, icmp, sctp"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_state_is_one_that_can_be() {
+        assert_eq!("time_wait".parse::<ConnectionState>().unwrap().to_string(), "TIME_WAIT");
+        for text in ["", "FOO", "established "] {
+            let error = text.parse::<ConnectionState>().unwrap_err();
+            assert!(error.message.contains("known are SYN_SENT, "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_filter_matches_what_it_names() {
+        let tuple = Tuple {
+            src: IpAddr::from([10, 0, 0, 1]),
+            dst: IpAddr::from([10, 0, 0, 2]),
+            sport: 1,
+            dport: 2,
+        };
+        let connection = Connection {
+            proto: IpProtocol(6),
+            state: "ESTABLISHED".to_owned(),
+            orig: tuple,
+            reply: tuple,
+            nat: NatKind::None,
+            timeout_s: 1,
+            packets: [0; 2],
+            bytes: [0; 2],
+            network: None,
+        };
+        let matches = |filter: serde_json::Value| {
+            serde_json::from_value::<ConntrackFilter>(filter).unwrap().matches(&connection)
+        };
+        for (filter, expected) in [
+            (serde_json::json!({}), true),
+            (serde_json::json!({"proto": "6"}), true),
+            (serde_json::json!({"proto": "udp"}), false),
+            (serde_json::json!({"state": "established"}), true),
+            (serde_json::json!({"state": "ASSURED"}), false),
+            (serde_json::json!({"src": "10.0.0.0/31", "dport": 2}), true),
+            (serde_json::json!({"network": "app"}), false),
+        ] {
+            assert_eq!(matches(filter.clone()), expected, "{filter}");
+        }
+    }
 }

@@ -5,17 +5,17 @@ use std::net::IpAddr;
 
 use dataplane::engine::{FdbKind, FlowTuple, Link, NatRule};
 use dataplane::io::IoBackend;
-use dataplane::packet::types::{NetworkId, PortId, UplinkId, ip_proto};
+use dataplane::packet::types::{NetworkId, PortId, UplinkId};
 use dataplane::verdict::DropReason;
 
 use super::{port_name, unknown_network, unknown_sandbox};
 use crate::api::types::{
     self, ConntrackFilter, ConntrackStats, ConntrackUse, DropCount, DropsQuery, FdbEntry, FdbQuery,
-    NatKind, Neighbor, PortStats, Status, Tuple, WorkerStatus,
+    IpProtocol, NatKind, Neighbor, PortStats, Status, Tuple, WorkerStatus,
 };
 use crate::check;
 use crate::error::{Error, Result};
-use crate::model::{Desired, Network};
+use crate::model::{Desired, Network, is_unswitched};
 use crate::name::Name;
 use crate::options::NetworkOptions;
 use crate::switch::{Switch, World};
@@ -32,6 +32,17 @@ struct Owner {
 }
 
 impl World {
+    /// A network to look at, if one is named, is there. `host` and `none` are, with nothing in
+    /// them to show.
+    pub(super) fn network_exists(&self, name: Option<&Name>) -> Result<()> {
+        match name {
+            Some(name) if !self.desired.networks.contains_key(name) && !is_unswitched(name) => {
+                Err(unknown_network(name))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn owners(&self) -> HashMap<PortId, Owner> {
         let mut owners = HashMap::new();
         for sandbox in self.desired.sandboxes.values() {
@@ -132,11 +143,7 @@ impl Switch {
     pub fn fdb(&self, query: &FdbQuery) -> Result<Vec<FdbEntry>> {
         let entries = self.engine.fdb_entries();
         let world = self.world();
-        if let Some(name) = &query.network
-            && !world.desired.networks.contains_key(name)
-        {
-            return Err(unknown_network(name));
-        }
+        world.network_exists(query.network.as_ref())?;
         let owners = world.owners();
         let mut shown: Vec<FdbEntry> = entries
             .iter()
@@ -173,6 +180,11 @@ impl Switch {
             let world = self.world();
             let network = world.desired.networks.get(&request.network);
             let network = network.ok_or_else(|| unknown_network(&request.network))?;
+            if let Some(name) = &request.sandbox
+                && !world.desired.sandboxes.contains_key(name)
+            {
+                return Err(unknown_sandbox(name));
+            }
             let found = world.owners().into_iter().find(|(_, owner)| {
                 owner.network.as_ref() == Some(&request.network)
                     && match (&request.sandbox, &request.port) {
@@ -215,6 +227,7 @@ impl Switch {
     /// # Errors
     /// When there is none.
     pub fn fdb_remove(&self, request: &types::FdbRemove) -> Result<()> {
+        check::fdb_remove(request)?;
         let id = self.network_record(&request.network)?.network_id();
         if self.engine.fdb_remove(id, request.vlan, request.mac.0) {
             Ok(())
@@ -291,11 +304,7 @@ impl Switch {
 
     fn filter_names(&self, filter: &ConntrackFilter) -> Result<HashMap<NetworkId, Name>> {
         let world = self.world();
-        if let Some(name) = &filter.network
-            && !world.desired.networks.contains_key(name)
-        {
-            return Err(unknown_network(name));
-        }
+        world.network_exists(filter.network.as_ref())?;
         let networks = world.desired.networks.values();
         Ok(networks.map(|network| (network.network_id(), network.name.clone())).collect())
     }
@@ -403,11 +412,7 @@ impl Switch {
 
     fn ports_of(&self, network: Option<&Name>, sandbox: Option<&Name>) -> Result<Vec<PortId>> {
         let world = self.world();
-        if let Some(name) = network
-            && !world.desired.networks.contains_key(name)
-        {
-            return Err(unknown_network(name));
-        }
+        world.network_exists(network)?;
         if let Some(name) = sandbox
             && !world.desired.sandboxes.contains_key(name)
         {
@@ -461,13 +466,7 @@ fn connection_view(
     names: &HashMap<NetworkId, Name>,
 ) -> types::Connection {
     types::Connection {
-        proto: match connection.proto {
-            ip_proto::ICMP => "icmp".to_owned(),
-            ip_proto::TCP => "tcp".to_owned(),
-            ip_proto::UDP => "udp".to_owned(),
-            ip_proto::SCTP => "sctp".to_owned(),
-            other => other.to_string(),
-        },
+        proto: IpProtocol(connection.proto),
         state: connection.state.to_owned(),
         orig: tuple_view(connection.original),
         reply: tuple_view(connection.reply),
