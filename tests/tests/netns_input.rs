@@ -128,6 +128,8 @@ fn malformed_values_are_refused() {
             (USAGE, &["over"], "route add 198.51.100.0/24 over 192.0.2.1"),
             (USAGE, &["zz"], "fdb add zz --network app --sandbox SELF"),
             (USAGE, &["carp"], "conntrack list --proto carp"),
+            (USAGE, &["\"FOO\"", "ESTABLISHED", "ASSURED"], "conntrack list --state FOO"),
+            (USAGE, &["\"FOO\"", "ESTABLISHED", "ASSURED"], "conntrack flush --state FOO"),
             (USAGE, &["quux"], "capture --sandbox SELF quux"),
             (USAGE, &["--sandbox"], "capture"),
             (USAGE, &["frobnicate"], "frobnicate"),
@@ -137,6 +139,43 @@ fn malformed_values_are_refused() {
             (USAGE, &["yaml"], "--format yaml status"),
         ],
     );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn networks_that_are_but_a_name_are_settled_at_creation() {
+    all_refused(
+        &host_with_web(),
+        &[
+            (USAGE, &["\"none\"", "--network none"], "network connect none SELF"),
+            (USAGE, &["\"host\"", "--network host"], "network connect host SELF"),
+            (USAGE, &["\"none\"", "connect"], "network disconnect none SELF"),
+            (USAGE, &["\"host\"", "remove the sandbox"], "network disconnect host SELF"),
+            (USAGE, &["\"host\""], "fdb add 02:00:00:00:00:01 --network host --sandbox SELF"),
+            (USAGE, &["\"none\""], "fdb flush --network none"),
+            (CONFLICT, &["\"host\"", "no interface"], "capture --network host"),
+        ],
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_long_word_makes_a_short_line() {
+    let host = Host::start(Uplink::None);
+    let long = "x".repeat(100_000);
+    for (code, args) in [
+        (USAGE, ["network", "create", &long]),
+        (USAGE, ["sandbox", "inspect", &long]),
+        (USAGE, ["network", &long, "x"]),
+        (USAGE, ["--format", &long, "status"]),
+        (5, ["--socket", &long, "status"]),
+        (5, ["--socket", "a\u{1b}[31m\nb", "status"]),
+    ] {
+        let ran = host.ctl(args);
+        ran.is_refusal("vswitchctl", code, &[]);
+        assert!(ran.stderr.len() < 1200, "{}", ran.stderr.len());
+        assert!(!ran.stderr.trim_end().contains(char::is_control), "{:?}", ran.stderr);
+    }
 }
 
 #[test]

@@ -43,7 +43,10 @@ fn run_and_exec_pass_exit_codes_on() {
         assert_eq!(host.ctl(args).code, code);
         assert_eq!(host.ctl(["sandbox", "inspect", &name]).code, 3, "it was removed");
     }
-    assert_eq!(host.ctl(["exec", &a.name, "--", "no-such-program"]).code, 127);
+    for program in ["no-such-program", ""] {
+        let quoted = format!("{program:?}");
+        host.refused(127, &["command", &quoted], ["exec", &a.name, "--", program]);
+    }
     assert_eq!(host.ctl(["run", "--name", &host.name("x"), "--", "no-such-program"]).code, 127);
     let killed = host.ctl(["run", "--name", &host.name("x"), "--", "sh", "-c", "kill -TERM $$"]);
     assert_eq!(killed.code, 143, "{killed}");

@@ -4,6 +4,7 @@
 //! leave it half-done. Bodies are limited in size and in the time they may take to arrive, and
 //! answers that are no stream end; streams end with the daemon.
 
+mod fault;
 mod input;
 mod routes;
 mod stream;

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::fault::{read_body, read_query};
 use super::{Api, Failure};
 use crate::error::{Error, Result};
 use crate::name::Name;
@@ -28,14 +32,14 @@ impl<T: DeserializeOwned> FromRequest<Api> for Body<T> {
         let bytes = match tokio::time::timeout(BODY_TIMEOUT, body).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return Err(invalid(format!("body is longer than {MAX_BODY} bytes")));
+                return Err(invalid(format!("body: is longer than {MAX_BODY} bytes")));
             }
             Ok(Err(error)) => return Err(invalid(format!("body: {error}"))),
-            Err(_) => return Err(invalid("body did not arrive in time")),
+            Err(_) => return Err(invalid("body: did not arrive in time")),
         };
         // A body left out means all fields left out.
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(text).map(Self).map_err(|error| invalid(format!("body: {error}")))
+        Ok(Self(read_body(text)?))
     }
 }
 
@@ -46,16 +50,51 @@ impl<T: DeserializeOwned> FromRequestParts<Api> for Params<T> {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, _: &Api) -> std::result::Result<Self, Failure> {
-        match Query::try_from_uri(&parts.uri) {
-            Ok(Query(query)) => Ok(Self(query)),
-            Err(error) => Err(invalid(format!("query: {}", error.body_text()))),
-        }
+        Ok(Self(read_query(parts.uri.query().unwrap_or_default())?))
     }
 }
 
-/// A name out of the path; `what` says of which kind of thing.
-pub(super) fn name(what: &str, text: &str) -> Result<Name> {
-    Name::parse(what, text)
+/// The body or the query of what takes none: one that asks for less than everything must not get
+/// everything.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
+
+/// Refuses queries before routes that take none.
+pub(super) async fn without_query(request: Request, next: Next) -> Response {
+    match read_query::<Nothing>(request.uri().query().unwrap_or_default()) {
+        Ok(Nothing {}) => next.run(request).await,
+        Err(error) => Failure(error).into_response(),
+    }
+}
+
+/// The part of the path that names a thing.
+pub(super) struct Named(String);
+
+impl Named {
+    /// As a name; `what` says of which kind of thing.
+    pub(super) fn name(&self, what: &str) -> Result<Name> {
+        Name::parse(what, &self.0)
+    }
+
+    /// As it is, for things that have other names than ours.
+    pub(super) fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromRequestParts<Api> for Named {
+    type Rejection = Failure;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        api: &Api,
+    ) -> std::result::Result<Self, Failure> {
+        match Path::from_request_parts(parts, api).await {
+            Ok(Path(text)) => Ok(Self(text)),
+            Err(_) => Err(invalid(format!("{}: the name is not UTF-8", parts.uri.path()))),
+        }
+    }
 }
 
 fn invalid(message: impl Into<String>) -> Failure {

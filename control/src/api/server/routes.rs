@@ -1,12 +1,13 @@
 //! The routes, each a few lines: read the request, ask the switch, answer.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 
-use super::input::{Body, Params, name};
+use super::input::{Body, Named, Nothing, Params, without_query};
 use super::stream;
 use super::{Api, Failure};
 use crate::api::openapi;
@@ -31,6 +32,12 @@ fn removed(count: usize) -> Answer<Removed> {
 
 /// All routes.
 pub(super) fn router(api: Api) -> Router {
+    let with_query = Router::new()
+        .route("/v1/fdb", get(fdb))
+        .route("/v1/conntrack", get(connections))
+        .route("/v1/drops", get(drops))
+        .route("/v1/stats", get(stats))
+        .route("/v1/capture", get(capture));
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/networks", get(networks).post(create_network))
@@ -48,19 +55,17 @@ pub(super) fn router(api: Api) -> Router {
         .route("/v1/routes", get(routes).post(add_route))
         .route("/v1/routes/remove", post(remove_route))
         .route("/v1/neighbors", get(neighbors))
-        .route("/v1/fdb", get(fdb).post(fdb_add))
+        .route("/v1/fdb", post(fdb_add))
         .route("/v1/fdb/remove", post(fdb_remove))
         .route("/v1/fdb/flush", post(fdb_flush))
-        .route("/v1/conntrack", get(connections))
         .route("/v1/conntrack/flush", post(flush_connections))
         .route("/v1/conntrack/stats", get(conntrack_stats))
         .route("/v1/nat/rules", get(nat_rules))
-        .route("/v1/drops", get(drops))
-        .route("/v1/stats", get(stats))
-        .route("/v1/capture", get(capture))
         .route("/v1/events", get(events))
         .route("/v1/purge", post(purge))
         .route("/v1/openapi.json", get(openapi_document))
+        .route_layer(middleware::from_fn(without_query))
+        .merge(with_query)
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .with_state(api)
@@ -92,35 +97,38 @@ async fn create_network(
     created(api.change(|switch| async move { switch.create_network(request).await }).await?)
 }
 
-async fn prune_networks(State(api): State<Api>) -> Answer<types::Pruned> {
+async fn prune_networks(
+    State(api): State<Api>,
+    Body(Nothing {}): Body<Nothing>,
+) -> Answer<types::Pruned> {
     Ok(Json(api.change(|switch| async move { switch.prune_networks().await }).await?))
 }
 
-async fn network(State(api): State<Api>, Path(text): Path<String>) -> Answer<types::Network> {
-    Ok(Json(api.switch.network(&name("network", &text)?)?))
+async fn network(State(api): State<Api>, path: Named) -> Answer<types::Network> {
+    Ok(Json(api.switch.network(&path.name("network")?)?))
 }
 
-async fn remove_network(State(api): State<Api>, Path(text): Path<String>) -> Gone {
-    let name = name("network", &text)?;
+async fn remove_network(State(api): State<Api>, path: Named) -> Gone {
+    let name = path.name("network")?;
     api.change(|switch| async move { switch.remove_network(&name).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn connect(
     State(api): State<Api>,
-    Path(text): Path<String>,
+    path: Named,
     Body(request): Body<ConnectRequest>,
 ) -> Answer<types::NetworkEndpoint> {
-    let name = name("network", &text)?;
+    let name = path.name("network")?;
     Ok(Json(api.change(|switch| async move { switch.connect(&name, request).await }).await?))
 }
 
 async fn disconnect(
     State(api): State<Api>,
-    Path(text): Path<String>,
+    path: Named,
     Body(request): Body<DisconnectRequest>,
 ) -> Gone {
-    let name = name("network", &text)?;
+    let name = path.name("network")?;
     api.change(|switch| async move { switch.disconnect(&name, &request.sandbox).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -136,22 +144,22 @@ async fn create_sandbox(
     created(api.change(|switch| async move { switch.create_sandbox(request).await }).await?)
 }
 
-async fn sandbox(State(api): State<Api>, Path(text): Path<String>) -> Answer<types::Sandbox> {
-    Ok(Json(api.switch.sandbox(&name("sandbox", &text)?)?))
+async fn sandbox(State(api): State<Api>, path: Named) -> Answer<types::Sandbox> {
+    Ok(Json(api.switch.sandbox(&path.name("sandbox")?)?))
 }
 
-async fn remove_sandbox(State(api): State<Api>, Path(text): Path<String>) -> Gone {
-    let name = name("sandbox", &text)?;
+async fn remove_sandbox(State(api): State<Api>, path: Named) -> Gone {
+    let name = path.name("sandbox")?;
     api.change(|switch| async move { switch.remove_sandbox(&name).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn publish(
     State(api): State<Api>,
-    Path(text): Path<String>,
+    path: Named,
     Body(request): Body<PublishRequest>,
 ) -> Answer<Vec<types::PortMapping>> {
-    let name = name("sandbox", &text)?;
+    let name = path.name("sandbox")?;
     let added = api
         .change(|switch| async move { switch.publish_on(&name, &request.publish).await })
         .await?;
@@ -160,10 +168,10 @@ async fn publish(
 
 async fn unpublish(
     State(api): State<Api>,
-    Path(text): Path<String>,
+    path: Named,
     Body(request): Body<PublishRequest>,
 ) -> Answer<Vec<types::PortMapping>> {
-    let name = name("sandbox", &text)?;
+    let name = path.name("sandbox")?;
     let gone =
         api.change(|switch| async move { switch.unpublish(&name, &request.publish).await }).await?;
     Ok(Json(gone))
@@ -184,8 +192,8 @@ async fn add_uplink(
     created(api.change(|switch| async move { switch.add_uplink(request).await }).await?)
 }
 
-async fn remove_uplink(State(api): State<Api>, Path(interface): Path<String>) -> Gone {
-    api.change(|switch| async move { switch.remove_uplink(&interface).await }).await?;
+async fn remove_uplink(State(api): State<Api>, path: Named) -> Gone {
+    api.change(|switch| async move { switch.remove_uplink(path.text()).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -273,7 +281,7 @@ async fn events(State(api): State<Api>) -> Response {
     stream::events(&api)
 }
 
-async fn purge(State(api): State<Api>) -> Answer<types::Purged> {
+async fn purge(State(api): State<Api>, Body(Nothing {}): Body<Nothing>) -> Answer<types::Purged> {
     Ok(Json(api.change(|switch| async move { switch.purge().await }).await?))
 }
 

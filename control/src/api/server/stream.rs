@@ -62,6 +62,9 @@ async fn next_line(
 
 /// `GET /v1/capture`.
 pub(super) fn capture(api: &Api, query: &CaptureQuery) -> Result<Response> {
+    if query.count == Some(0) {
+        return Err(Error::invalid("capture: count must be 1 or more; leave it out for no end"));
+    }
     let ports = api.switch.capture_ports(
         query.sandbox.as_ref(),
         query.uplink.as_deref(),

@@ -93,13 +93,55 @@ fn what_is_not_served_is_refused_in_one_line() {
             for (request, body, kind, part) in [
                 ("GET /v2/status", "", Kind::NotFound, "/v2/status: no such path"),
                 ("PUT /v1/networks", "", Kind::Invalid, "PUT /v1/networks: not with this method"),
-                ("POST /v1/networks", "{", Kind::Invalid, "body: "),
+                ("POST /v1/networks", "{", Kind::Invalid, "body: is not JSON: "),
+                ("POST /v1/networks", "", Kind::Invalid, "body: field \"name\": is missing"),
+                ("POST /v1/networks", "[\"a\"]", Kind::Invalid, "body: is not a JSON object"),
                 ("POST /v1/networks", "{\"name\":\"a/b\"}", Kind::Invalid, "contains '/'"),
-                ("POST /v1/networks", "{\"name\":\"a\",\"x\":1}", Kind::Invalid, "unknown field"),
-                ("POST /v1/networks", &long, Kind::Invalid, "body is longer than"),
+                (
+                    "POST /v1/networks",
+                    "{\"name\":\"a\",\"x\":1}",
+                    Kind::Invalid,
+                    "\"x\": is unknown",
+                ),
+                ("POST /v1/networks", &long, Kind::Invalid, "body: is longer than"),
                 ("GET /v1/networks/a%2Fb", "", Kind::Invalid, "network name \"a/b\""),
                 ("GET /v1/networks/nope", "", Kind::NotFound, "network \"nope\": no such network"),
-                ("GET /v1/fdb?colour=red", "", Kind::Invalid, "query: "),
+                ("GET /v1/networks/%ff", "", Kind::Invalid, "%ff: the name is not UTF-8"),
+                (
+                    "GET /v1/fdb?colour=red",
+                    "",
+                    Kind::Invalid,
+                    "query: field \"colour\": is unknown",
+                ),
+                ("GET /v1/conntrack?proto=foo", "", Kind::Invalid, "\"proto\": protocol \"foo\""),
+                ("GET /v1/conntrack?state=foo", "", Kind::Invalid, "known are SYN_SENT"),
+                // What is asked to do less than everything does not do everything.
+                ("GET /v1/events?network=a", "", Kind::Invalid, "\"network\": is unknown"),
+                ("POST /v1/networks/prune?x=1", "", Kind::Invalid, "\"x\": is unknown"),
+                ("POST /v1/networks/prune", "{\"x\":1}", Kind::Invalid, "\"x\": is unknown"),
+                ("POST /v1/purge", "{\"network\":\"a\"}", Kind::Invalid, "\"network\": is unknown"),
+                ("POST /v1/conntrack/flush", "{\"state\":\"foo\"}", Kind::Invalid, "known are"),
+                ("PUT /v1/fdb", "", Kind::Invalid, "PUT /v1/fdb: not with this method"),
+                (
+                    "GET /v1/fdb?network=nope",
+                    "",
+                    Kind::NotFound,
+                    "network \"nope\": no such network",
+                ),
+                ("GET /v1/capture?network=none", "", Kind::Conflict, "no interface to capture at"),
+                ("GET /v1/capture?network=bridge&count=0", "", Kind::Invalid, "count must be 1"),
+                (
+                    "POST /v1/networks/none/connect",
+                    "{\"sandbox\":\"s\"}",
+                    Kind::Invalid,
+                    "network \"none\": cannot be connected to",
+                ),
+                (
+                    "POST /v1/networks/host/disconnect",
+                    "{\"sandbox\":\"s\"}",
+                    Kind::Invalid,
+                    "network \"host\": cannot be disconnected from",
+                ),
                 ("GET /v1/capture", "", Kind::Invalid, "name one of sandbox, uplink and network"),
             ] {
                 let (status, answer) = ask(socket, request, body);
@@ -107,6 +149,25 @@ fn what_is_not_served_is_refused_in_one_line() {
                 assert_eq!((error.kind, error.http_status()), (kind, status), "{request}");
                 assert!(error.message.contains(part), "{request}: {}", error.message);
                 assert!(!error.message.contains('\n'));
+            }
+        })
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn networks_that_are_but_a_name_have_nothing_to_show() {
+    on_a_host(|host| {
+        with_server(host, |socket| {
+            for network in ["host", "none"] {
+                for path in ["fdb", "conntrack", "drops"] {
+                    let request = format!("GET /v1/{path}?network={network}");
+                    assert_eq!(ask(socket, &request, ""), (200, "[]".to_owned()), "{request}");
+                }
+                let entry = format!("{{\"network\":\"{network}\"}}");
+                let (status, body) = ask(socket, "POST /v1/fdb/flush", &entry);
+                assert_eq!(status, 400, "{body}");
+                assert!(refusal(&body).message.contains("has no ports, FDB"), "{body}");
             }
         })
     });
