@@ -80,8 +80,12 @@ impl Operation {
                     .build()
             })
             .collect::<Vec<_>>();
-        let errors: &[Kind] =
-            if parameters.is_empty() { &[Kind::Failed] } else { &[Kind::NotFound, Kind::Failed] };
+        // Everything can be asked in a way that makes no sense: with a query, say.
+        let errors: &[Kind] = if parameters.is_empty() {
+            &[Kind::Invalid, Kind::Failed]
+        } else {
+            &[Kind::Invalid, Kind::NotFound, Kind::Failed]
+        };
         Self { method, path, summary, parameters, body: None, answer: ("204", JSON, None), errors }
     }
 
@@ -113,7 +117,7 @@ impl Operation {
     }
 
     fn conflicts(mut self) -> Self {
-        self.errors = &[Kind::NotFound, Kind::Conflict, Kind::Failed];
+        self.errors = &[Kind::Invalid, Kind::NotFound, Kind::Conflict, Kind::Failed];
         self
     }
 }
