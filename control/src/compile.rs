@@ -37,6 +37,15 @@ pub struct Attached {
     pub uplinks: BTreeMap<String, UplinkState>,
 }
 
+impl Attached {
+    /// Takes a port out, whatever it stands for.
+    pub fn forget(&mut self, port: PortId) {
+        self.endpoints.retain(|_, attached| *attached != port);
+        self.hosts.retain(|_, attached| *attached != port);
+        self.uplinks.retain(|_, state| state.port != port);
+    }
+}
+
 /// An attached uplink with what the host says about its interface now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UplinkState {

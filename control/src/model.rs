@@ -2,6 +2,8 @@
 //! from. Nothing here knows file descriptors, port numbers of the engine or what the host looks
 //! like now; a record means the same after a restart.
 
+mod edits;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -204,6 +206,15 @@ impl Namespace {
             Self::Host => None,
         }
     }
+
+    /// Its inode; `None`: it is the host's.
+    #[must_use]
+    pub const fn inode(&self) -> Option<u64> {
+        match self {
+            Self::Made { inode } | Self::Adopted { inode, .. } => Some(*inode),
+            Self::Host => None,
+        }
+    }
 }
 
 impl Publish {
@@ -295,7 +306,8 @@ pub enum Intent {
     Sandbox {
         /// The sandbox.
         name: Name,
-        /// Where it is; `None`: in a namespace about to be made, which did not exist before.
+        /// Where it is. `None`, in records of an older version: in a namespace about to be made,
+        /// which did not exist before.
         namespace: Option<Namespace>,
         /// Its interfaces.
         ifnames: Vec<String>,

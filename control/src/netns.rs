@@ -127,6 +127,16 @@ impl Netns {
     /// # Errors
     /// When the name is bad or taken, or the kernel refuses; nothing is left behind then.
     pub fn create(name: &str) -> Result<Self, NetnsError> {
+        let netns = Self::anonymous()?;
+        netns.bind(name)?;
+        Ok(netns)
+    }
+
+    /// Gives the namespace a name, as `ip netns attach` does.
+    ///
+    /// # Errors
+    /// When the name is bad or taken, or the kernel refuses; nothing is left behind then.
+    pub fn bind(&self, name: &str) -> Result<(), NetnsError> {
         let path = path_of(name)?;
         directory::prepare()?;
         let created = OpenOptions::new()
@@ -143,19 +153,13 @@ impl Netns {
             }
             Err(error) => return Err(system(format!("create {}", path.display()))(error)),
         }
-        let result = on_own_thread(|| {
-            unshare(CloneFlags::CLONE_NEWNET).map_err(errno("create a network namespace"))?;
-            loopback_up().map_err(system("set lo up"))?;
-            mount(
-                Some("/proc/thread-self/ns/net"),
-                &path,
-                Some("none"),
-                MsFlags::MS_BIND,
-                None::<&str>,
-            )
-            .map_err(errno(format!("bind the network namespace to {}", path.display())))
-        })
-        .and_then(|()| Self::open_path(&path));
+        let bound = self.run(|| {
+            let own = Some("/proc/thread-self/ns/net");
+            mount(own, &path, Some("none"), MsFlags::MS_BIND, None::<&str>)
+        });
+        let result = bound.and_then(|bound| {
+            bound.map_err(errno(format!("bind the network namespace to {}", path.display())))
+        });
         if result.is_err() {
             // Best effort: the error that led here is the one to report.
             let _ = umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);

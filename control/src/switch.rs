@@ -2,7 +2,9 @@
 //!
 //! Every change runs alone, under one async lock (`Work`): it checks everything, announces what
 //! it is about to make, makes it with an undo list at hand, commits the records in one durable
-//! transaction and publishes a new snapshot. A change that fails half-way takes back what it did.
+//! transaction and publishes a new snapshot. A change that fails half-way takes back what it did,
+//! the records first. A removal goes on to its end instead: from the moment the record is gone,
+//! what it stood for is to go too.
 //! Readers never wait for that: they look at [`World`] under a lock that is held for moments only.
 //!
 //! A change must run to its end: callers whose client may go away run it in a task of its own.
@@ -45,6 +47,7 @@ use crate::model::{Counters, Desired, Edit, Intent};
 use crate::name::Name;
 use crate::place::Place;
 use crate::state::Store;
+use undo::{Done, Undo};
 
 pub use uplink::Look;
 
@@ -109,6 +112,9 @@ pub struct World {
     pub gone: BTreeSet<Name>,
     /// What a person should know: each one line.
     pub warnings: Vec<String>,
+    /// The workers do not have what the records say, since the last try to tell them failed. The
+    /// follower tries again.
+    pub stale: bool,
     /// Everything was purged, and nothing has been asked for since: nothing comes back by itself.
     pub purged: bool,
 }
@@ -182,13 +188,27 @@ impl Switch {
         });
     }
 
-    /// Makes the edits durable, then visible. Nothing changed when it fails.
-    fn commit(&self, work: &Work, edits: Vec<Edit>) -> Result<()> {
+    /// Makes the edits durable, then visible. Nothing changed when it fails. Older announcements let
+    /// go of what is recorded now.
+    fn commit(&self, work: &Work, mut edits: Vec<Edit>) -> Result<()> {
+        edits.extend(self.world().desired.settled_by(&edits));
         blocking(|| work.store.commit(&edits))?;
         let mut world = self.world_mut();
         for edit in edits {
             world.desired.apply(edit);
         }
+        Ok(())
+    }
+
+    /// As [`Switch::commit`], with a note of how to take it back.
+    fn commit_noting(&self, work: &Work, mut edits: Vec<Edit>, undo: &mut Undo) -> Result<()> {
+        let inverse = {
+            let desired = &self.world().desired;
+            edits.extend(desired.settled_by(&edits));
+            desired.inverse(&edits)
+        };
+        self.commit(work, edits)?;
+        undo.push(Done::Records(inverse));
         Ok(())
     }
 
@@ -207,6 +227,14 @@ impl Switch {
 
     /// Compiles what there is now and gives it to the workers.
     fn publish(&self) -> Result<()> {
+        let outcome = self.compile_and_publish();
+        if outcome.is_err() {
+            self.world_mut().stale = true;
+        }
+        outcome
+    }
+
+    fn compile_and_publish(&self) -> Result<()> {
         let spec = {
             let world = self.world();
             let addresses = world.host.host_addresses();

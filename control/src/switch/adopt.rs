@@ -7,13 +7,13 @@
 
 use super::endpoint::{endpoint_device, inode_of, open_namespace};
 use super::network::{address_pools, host_device};
-use super::sandbox::{clear_away, make_namespace};
+use super::sandbox::{clear_away, name_namespace};
 use super::{Switch, Work};
 use crate::api::types::{NetworkCreate, UplinkAdd};
 use crate::error::{Error, Result};
 use crate::ipam::AddressPool;
 use crate::model::{Desired, Edit, Namespace, Network, Origin, Sandbox, Uplink};
-use crate::netns::{self, NETNS_DIR};
+use crate::netns::{self, NETNS_DIR, Netns};
 use crate::place::{Found, Place};
 
 impl Switch {
@@ -55,8 +55,15 @@ impl Switch {
     async fn clear_leftovers(&self, work: &Work) -> Result<()> {
         let intents = self.world().desired.intents.clone();
         for (id, intent) in intents {
-            tracing::info!("clearing away what an interrupted run left: {intent:?}");
-            match clear_away(&self.host, &intent).await {
+            let unowned = self.world().desired.unowned(intent.clone());
+            let cleared = match unowned {
+                Some(intent) => {
+                    tracing::info!("clearing away what an interrupted run left: {intent:?}");
+                    clear_away(&self.host, &intent).await
+                }
+                None => Ok(()),
+            };
+            match cleared {
                 Ok(()) => self.commit(work, vec![Edit::RemoveIntent(id)])?,
                 Err(error) => self.warn(format!("cannot clear away {intent:?}: {error}")),
             }
@@ -104,9 +111,11 @@ impl Switch {
             // After a reboot, or removed by hand.
             (Namespace::Made { .. }, None) => {
                 tracing::info!("sandbox {:?}: its namespace is gone, making it anew", sandbox.name);
-                let netns = make_namespace(&sandbox.name)?;
+                let netns = Netns::anonymous()?;
                 record.namespace = Namespace::Made { inode: inode_of(&netns)? };
+                // Known before it can be seen: whatever happens in between, it is ours.
                 self.commit(work, vec![Edit::PutSandbox(record.clone())])?;
+                name_namespace(&netns, &sandbox.name)?;
                 Place::open(netns)?
             }
         };

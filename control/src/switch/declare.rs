@@ -184,7 +184,7 @@ impl Switch {
             let pools = filled_pools(&self.world().desired, after);
             work.pools.insert(after.name.clone(), pools);
         }
-        self.publish_ports(work).await?;
+        self.publish_or_later(work).await;
         for change in changes {
             if change.after.internal && !change.before.internal {
                 // Nothing that was begun before may go on through the gateway.

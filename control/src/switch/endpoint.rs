@@ -94,13 +94,14 @@ impl Switch {
         let mut after = sandbox.clone();
         after.endpoints.push(endpoint.clone());
         self.route_by_gateway(&place, &after).await?;
-        self.commit(
+        self.commit_noting(
             work,
             vec![
                 Edit::PutSandbox(after),
                 Edit::PutNetwork(work.with_cursors(&record)),
                 Edit::RemoveIntent(intent),
             ],
+            undo,
         )?;
         let key = (sandbox.name.clone(), endpoint.ifname);
         self.world_mut().attached.endpoints.insert(key, port);
@@ -168,18 +169,24 @@ impl Switch {
             ],
         )?;
         self.let_go(work, &sandbox.name, &endpoint);
-        self.publish()?;
+        self.publish_or_later(work).await;
         let key = (sandbox.name.clone(), endpoint.ifname.clone());
         let port = self.world_mut().attached.endpoints.remove(&key);
         if let Some(port) = port {
             self.detach(port);
         }
-        if let Some(place) = place {
-            place.remove(&endpoint.ifname).await?;
-            self.route_by_gateway(&place, &after).await?;
-        }
-        self.hold_publishes(work, &after).await?;
-        self.commit(work, vec![Edit::RemoveIntent(intent.intent)])
+        // Each of these is tried, whatever becomes of the one before. The announcement ends with the
+        // device that it names.
+        let held = self.hold_publishes(work, &after).await;
+        let left = match place {
+            Some(place) => {
+                place.remove(&endpoint.ifname).await?;
+                self.route_by_gateway(&place, &after).await
+            }
+            None => Ok(()),
+        };
+        self.commit(work, vec![Edit::RemoveIntent(intent.intent)])?;
+        left.and(held)
     }
 
     /// Chooses address, MAC and interface name. The name is added to `names`.

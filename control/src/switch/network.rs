@@ -115,13 +115,14 @@ impl Switch {
         let port = self.attach(Box::new(tap))?;
         undo.push(Done::Port(port));
         let counters = crate::model::Counters { network: network.id, ..self.counters() };
-        self.commit(
+        self.commit_noting(
             work,
             vec![
                 Edit::Counters(counters),
                 Edit::PutNetwork(network.clone()),
                 Edit::RemoveIntent(intent),
             ],
+            undo,
         )?;
         self.world_mut().attached.hosts.insert(network.name.clone(), port);
         work.pools.insert(network.name.clone(), address_pools(network));
@@ -180,7 +181,7 @@ impl Switch {
         )?;
         work.pools.remove(&network.name);
         let port = self.world_mut().attached.hosts.remove(&network.name);
-        self.publish()?;
+        self.publish_or_later(work).await;
         if let Some(port) = port {
             self.detach(port);
         }

@@ -60,7 +60,8 @@ impl Switch {
         let added = self.plan_publishes(work, &sandbox, specs, &mut counters, undo).await?;
         sandbox.publishes.extend(&added);
         let name = sandbox.name.clone();
-        self.commit(work, vec![Edit::Counters(counters), Edit::PutSandbox(sandbox)])?;
+        let edits = vec![Edit::Counters(counters), Edit::PutSandbox(sandbox)];
+        self.commit_noting(work, edits, undo)?;
         self.publish_ports(work).await?;
         for publish in &added {
             let detail = view::describe_publish(publish);
@@ -92,8 +93,12 @@ impl Switch {
                 )));
             }
         }
-        self.commit(&work, vec![Edit::PutSandbox(sandbox)])?;
-        self.publish_ports(&mut work).await?;
+        let mut undo = Undo::default();
+        self.commit_noting(&work, vec![Edit::PutSandbox(sandbox)], &mut undo)?;
+        if let Err(error) = self.publish_ports(&mut work).await {
+            self.roll_back(&mut work, undo).await;
+            return Err(error.context(format!("sandbox {name:?}")));
+        }
         for publish in &removed {
             work.unreserve(publish.id).await;
             let detail = view::describe_publish(publish);
@@ -289,8 +294,17 @@ impl Switch {
 
     /// Gives workers and steering the rules as they are now.
     pub(super) async fn publish_ports(&self, work: &mut Work) -> Result<()> {
-        self.publish()?;
-        self.refresh_steering(work)
+        let outcome = self.publish().and_then(|()| self.refresh_steering(work));
+        self.world_mut().stale = outcome.is_err();
+        outcome
+    }
+
+    /// As [`Switch::publish_ports`], where there is no way back: what fails is tried again by the
+    /// follower.
+    pub(super) async fn publish_or_later(&self, work: &mut Work) {
+        if let Err(error) = self.publish_ports(work).await {
+            tracing::warn!("{error}");
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use ipnet::{IpNet, Ipv4Net};
 
 use super::Switch;
+use super::undo::Undo;
 use crate::api::types::{self, RouteAdd};
 use crate::check;
 use crate::compile::uplink_reaching;
@@ -17,10 +18,14 @@ impl Switch {
     /// When it makes no sense, exists, or its uplink is unknown.
     pub async fn add_route(&self, request: RouteAdd) -> Result<types::Route> {
         let wrap = |error: Error| error.context(format!("route {}", request.destination));
-        let work = self.work.lock().await;
+        let mut work = self.work.lock().await;
         let route = self.plan_route(&request).map_err(wrap)?;
-        self.commit(&work, vec![Edit::PutRoute(route)])?;
-        self.publish()?;
+        let mut undo = Undo::default();
+        self.commit_noting(&work, vec![Edit::PutRoute(route)], &mut undo).map_err(wrap)?;
+        if let Err(error) = self.publish_ports(&mut work).await {
+            self.roll_back(&mut work, undo).await;
+            return Err(wrap(error));
+        }
         drop(work);
         let destination = IpNet::V4(request.destination);
         self.routes()
@@ -78,13 +83,14 @@ impl Switch {
     /// # Errors
     /// When there is none.
     pub async fn remove_route(&self, destination: Ipv4Net) -> Result<()> {
-        let work = self.work.lock().await;
+        let mut work = self.work.lock().await;
         if !self.world().desired.routes.contains_key(&destination) {
             return Err(Error::not_found(format!(
                 "route {destination}: no such static route; see `vswitchctl route ls`"
             )));
         }
         self.commit(&work, vec![Edit::RemoveRoute(destination)])?;
-        self.publish()
+        self.publish_or_later(&mut work).await;
+        Ok(())
     }
 }

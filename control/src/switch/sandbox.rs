@@ -17,6 +17,9 @@ use crate::netns::{self, Netns, NetnsError};
 use crate::place::Place;
 use crate::publish::PublishSpec;
 
+/// The loopback device of every namespace.
+pub(super) const LOOPBACK: &str = "lo";
+
 impl Switch {
     /// Makes a sandbox, or adopts a namespace as one.
     ///
@@ -130,35 +133,39 @@ impl Switch {
         if adopted.is_none() && netns_file_exists(&sandbox.name) {
             return Err(name_taken(&sandbox.name));
         }
-        let intent = self.announce(
-            work,
-            Intent::Sandbox {
-                name: sandbox.name.clone(),
-                namespace: adopted.is_some().then(|| sandbox.namespace.clone()),
-                ifnames: sandbox.endpoints.iter().map(|e| e.ifname.clone()).collect(),
-            },
-        )?;
-        undo.push(Done::Intent(intent));
         let place = match adopted {
             Some(place) => place,
             None => {
-                let netns = make_namespace(&sandbox.name)?;
-                undo.push(Done::Namespace(sandbox.name.clone()));
+                let netns = Netns::anonymous()?;
                 sandbox.namespace = Namespace::Made { inode: inode_of(&netns)? };
                 Place::open(netns)?
             }
         };
+        let intent = self.announce(
+            work,
+            Intent::Sandbox {
+                name: sandbox.name.clone(),
+                namespace: Some(sandbox.namespace.clone()),
+                ifnames: sandbox.endpoints.iter().map(|e| e.ifname.clone()).collect(),
+            },
+        )?;
+        undo.push(Done::Intent(intent));
+        if matches!(sandbox.namespace, Namespace::Made { .. }) {
+            name_namespace(&place.netns, &sandbox.name)?;
+            undo.push(Done::Namespace(sandbox.name.clone()));
+        }
         let mut ports = Vec::with_capacity(networks.len());
         for (network, endpoint) in networks.iter().zip(&sandbox.endpoints) {
             let port = self.make_endpoint(&place, network, endpoint, undo).await?;
             ports.push(((sandbox.name.clone(), endpoint.ifname.clone()), port));
         }
         self.route_by_gateway(&place, &sandbox).await?;
+        raise_loopback(&place, undo).await?;
         let counters = Counters { publish: counters.publish, ..self.counters() };
         let mut edits = vec![Edit::Counters(counters), Edit::RemoveIntent(intent)];
         edits.extend(networks.iter().map(|network| Edit::PutNetwork(work.with_cursors(network))));
         edits.push(Edit::PutSandbox(sandbox));
-        self.commit(work, edits)?;
+        self.commit_noting(work, edits, undo)?;
         self.world_mut().attached.endpoints.extend(ports);
         self.publish_ports(work).await
     }
@@ -216,7 +223,7 @@ impl Switch {
             world.gone.remove(&sandbox.name);
             take_ports(&mut world.attached, sandbox)
         };
-        self.publish_ports(work).await?;
+        self.publish_or_later(work).await;
         for port in ports {
             self.detach(port);
         }
@@ -244,7 +251,7 @@ pub(super) async fn clear_away(host: &Place, intent: &Intent) -> Result<()> {
                 Namespace::Made { .. } | Namespace::Adopted { .. } | Namespace::Host => Ok(()),
             }
         }
-        // Announced when no namespace had the name, so whatever has it now is ours.
+        // A version that announced before it made the namespace, when none had the name.
         Intent::Sandbox { name, namespace: None, ifnames } => {
             match Netns::open(name.as_str()) {
                 Ok(netns) => remove_devices(netns, ifnames).await?,
@@ -288,8 +295,9 @@ fn delete_namespace(name: &Name) -> Result<()> {
     }
 }
 
-pub(super) fn make_namespace(name: &Name) -> Result<Netns> {
-    Netns::create(name.as_str()).map_err(|error| match error {
+/// Makes a namespace known by a name.
+pub(super) fn name_namespace(netns: &Netns, name: &Name) -> Result<()> {
+    netns.bind(name.as_str()).map_err(|error| match error {
         NetnsError::Exists(_) => name_taken(name),
         other => Error::failed(other.to_string()),
     })
@@ -331,8 +339,19 @@ fn open_adopted(reference: &NetnsRef, host: &Netns) -> Result<(Namespace, Place)
             "netns {reference}: is the host's own; use --network host"
         )));
     }
-    netns.raise_loopback().map_err(|error| Error::failed(error.to_string()))?;
     Ok((Namespace::Adopted { path, inode }, Place::open(netns)?))
+}
+
+/// `lo` is up in every sandbox. Somebody else's namespace gets it last, when nothing can be refused
+/// any more.
+async fn raise_loopback(place: &Place, undo: &mut Undo) -> Result<()> {
+    let loopback = place.netlink.link_by_name(LOOPBACK).await.failed("look at lo")?;
+    if !loopback.up {
+        let netns = place.netns.try_clone().failed("duplicate a namespace")?;
+        place.netns.raise_loopback()?;
+        undo.push(Done::Loopback(netns));
+    }
+    Ok(())
 }
 
 fn bridge_name() -> Result<Name> {

@@ -1,5 +1,7 @@
 //! The switch in network namespaces of its own: what it makes, takes over, undoes and leaves.
 
+mod records;
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -317,17 +319,21 @@ fn what_a_crash_left_is_cleared_away() {
     on_a_host(|host| async move {
         let switch = host.start().await;
         let before = host_links().await;
-        let web = host.name("web");
+        let (web, old) = (host.name("web"), host.name("old"));
         {
-            // Killed between the namespace and the record.
+            // Killed between the namespace and the record, in this version and in an older one.
             let work = switch.work.lock().await;
-            let intent = Intent::Sandbox {
-                name: web.clone(),
-                namespace: None,
-                ifnames: vec!["eth0".to_owned()],
-            };
-            switch.announce(&work, intent).unwrap();
-            Netns::create(web.as_str()).unwrap();
+            for (name, knows) in [(&web, true), (&old, false)] {
+                let netns = Netns::anonymous().unwrap();
+                let inode = endpoint::inode_of(&netns).unwrap();
+                let intent = Intent::Sandbox {
+                    name: name.clone(),
+                    namespace: knows.then_some(Namespace::Made { inode }),
+                    ifnames: vec!["eth0".to_owned()],
+                };
+                switch.announce(&work, intent).unwrap();
+                netns.bind(name.as_str()).unwrap();
+            }
             let intent = Intent::HostDevice { ifname: "vsw-test".to_owned() };
             switch.announce(&work, intent).unwrap();
         }

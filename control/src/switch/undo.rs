@@ -4,9 +4,12 @@ use std::net::Ipv4Addr;
 
 use dataplane::packet::types::PortId;
 
+use super::sandbox::LOOPBACK;
 use super::{Switch, Work};
+use crate::error::{Result, ResultExt};
 use crate::model::Edit;
 use crate::name::Name;
+use crate::netlink::LinkChange;
 use crate::netns::{self, Netns};
 use crate::place::Place;
 
@@ -19,10 +22,14 @@ pub(super) enum Done {
     HostDevice(String),
     /// Work was announced.
     Intent(u64),
-    /// A namespace was made.
+    /// The loopback device of a namespace was set up.
+    Loopback(Netns),
+    /// A namespace was named.
     Namespace(Name),
     /// A device was made in a namespace.
     Device(Netns, String),
+    /// Records were changed; these edits change them back.
+    Records(Vec<Edit>),
     /// A device was attached to the engine.
     Port(PortId),
     /// Host ports were reserved.
@@ -46,7 +53,8 @@ impl Undo {
 
 impl Switch {
     /// Takes everything back, last thing first. What cannot be taken back is logged, and the
-    /// announcement stays so that the next start tries again.
+    /// announcement stays so that the next start tries again. Records that cannot be taken back keep
+    /// what they stand for: they would lead to things that are gone, or are another's by then.
     pub(super) async fn roll_back(&self, work: &mut Work, undo: Undo) {
         let mut clean = true;
         for done in undo.done.into_iter().rev() {
@@ -60,11 +68,20 @@ impl Switch {
                 Done::Intent(_) => Ok(()),
                 Done::Namespace(name) => netns::delete(name.as_str())
                     .map_err(|error| crate::error::Error::failed(error.to_string())),
+                Done::Loopback(netns) => lower_loopback(netns).await,
                 Done::Device(netns, ifname) => match Place::open(netns) {
                     Ok(place) => place.remove(&ifname).await,
                     Err(error) => Err(error),
                 },
+                Done::Records(edits) => {
+                    if let Err(error) = self.take_back(work, edits).await {
+                        tracing::warn!("could not undo, so it stays: {error}");
+                        return;
+                    }
+                    Ok(())
+                }
                 Done::Port(port) => {
+                    self.world_mut().attached.forget(port);
                     self.detach(port);
                     Ok(())
                 }
@@ -80,4 +97,22 @@ impl Switch {
             }
         }
     }
+
+    /// Records as they were, and the workers told, so that no frame is on its way to a device that
+    /// goes next.
+    async fn take_back(&self, work: &mut Work, edits: Vec<Edit>) -> Result<()> {
+        self.commit(work, edits)?;
+        {
+            let world = self.world();
+            work.pools.retain(|network, _| world.desired.networks.contains_key(network));
+        }
+        self.publish_or_later(work).await;
+        Ok(())
+    }
+}
+
+async fn lower_loopback(netns: Netns) -> Result<()> {
+    let place = Place::open(netns)?;
+    let loopback = place.netlink.link_by_name(LOOPBACK).await.failed("look at lo")?;
+    place.netlink.change_link(loopback.index, &LinkChange::new().down()).await.failed("set lo down")
 }

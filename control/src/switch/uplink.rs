@@ -221,7 +221,8 @@ impl Switch {
     pub(super) async fn take_down_uplink(&self, work: &mut Work, interface: &str) -> Result<()> {
         self.lay_down(work, interface).await?;
         self.commit(work, vec![Edit::RemoveUplink(interface.to_owned())])?;
-        self.publish_ports(work).await
+        self.publish_or_later(work).await;
+        Ok(())
     }
 
     /// Steering off and port closed; the record stays.
@@ -233,7 +234,7 @@ impl Switch {
         work.uplinks.remove(interface);
         let state = self.world_mut().attached.uplinks.remove(interface);
         if let Some(state) = state {
-            self.publish()?;
+            self.publish_or_later(work).await;
             self.detach(state.port);
         }
         Ok(())
@@ -282,7 +283,7 @@ impl Switch {
     /// When the host cannot be read; what fails for one uplink is logged.
     pub async fn follow_host(&self, look: Look) -> Result<()> {
         let mut work = self.work.lock().await;
-        let mut changed = false;
+        let mut changed = self.world().stale;
         if look == Look::All {
             let facts = HostFacts::read(&self.host.netlink).await?;
             let mut world = self.world_mut();
