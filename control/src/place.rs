@@ -99,6 +99,27 @@ impl Place {
         }
     }
 
+    /// Gives a device of ours, known by its MAC, its name back, if somebody renamed it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn restore_name(&self, ifname: &str, mac: Mac) -> Result<()> {
+        if self.has(ifname).await? {
+            return Ok(());
+        }
+        let links = self.links().await?;
+        let ours = |link: &&Link| link.kind.as_deref() == Some("tun") && link.mac == Some(mac);
+        let Some(link) = links.iter().find(ours) else { return Ok(()) };
+        let context = || format!("interface {:?}: rename it to {ifname:?}", link.name);
+        // Before Linux 6.0 only a link that is down can be renamed.
+        let down = LinkChange::new().down();
+        self.netlink.change_link(link.index, &down).await.failed(context())?;
+        let up = LinkChange::new().name(ifname).up();
+        self.netlink.change_link(link.index, &up).await.failed(context())?;
+        tracing::info!("interface {:?}: is called {ifname:?} again", link.name);
+        Ok(())
+    }
+
     /// Makes the default route lead to `gateway` by this device.
     ///
     /// # Errors

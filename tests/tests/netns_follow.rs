@@ -78,6 +78,11 @@ fn a_deleted_leg_of_the_host_comes_back() {
     });
     TcpClient::connect(&host.ns, (a.ip, 7000)).echo("from the host");
     assert_eq!(host.log_tail().matches(&format!("made {leg} anew")).count(), 1);
+    // Somebody insists: it takes longer now, and comes back all the same.
+    host.ns.ip(&format!("link delete {leg}"));
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(settings(&host.ns, &leg), None);
+    eventually(MENDED, "the leg is there once more", || settings(&host.ns, &leg).is_some());
     assert_idle(&host);
     // It is the network's own: it goes with it.
     host.ok(["sandbox", "rm", &a.name]);
@@ -208,4 +213,30 @@ fn a_renamed_interface_is_taken_over_by_its_mac() {
     host.stop(Signal::SIGKILL);
     host.purge_offline();
     untouched.assert_same(&Inventory::of_namespace(&lent.handle()), "a purge");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_renamed_leg_of_the_host_is_no_second_one() {
+    let mut host = Host::start(Uplink::None);
+    let before = names(&host.ns);
+    host.network("app", "--subnet 10.91.1.0/24");
+    let a = host.sandbox("a", "--network app");
+    let leg = leg(&host, "app");
+    let with_app = names(&host.ns);
+    rename(&host.ns, &leg, "odd0");
+    assert_ping(&host.ns, a.ip, 64);
+    host.stop(Signal::SIGTERM);
+    host.launch();
+    assert_eq!(names(&host.ns), with_app);
+    assert_ping(&host.ns, a.ip, 64);
+    rename(&host.ns, &leg, "odd0");
+    host.ok(["sandbox", "rm", &a.name]);
+    host.ok(["network", "rm", "app"]);
+    assert_eq!(names(&host.ns), before);
+    // With no daemon too.
+    rename(&host.ns, before.iter().find(|name| name.starts_with("vsw-")).unwrap(), "odd0");
+    host.stop(Signal::SIGTERM);
+    host.purge_offline();
+    assert_eq!(names(&host.ns), ["lo"]);
 }

@@ -80,6 +80,7 @@ impl Switch {
 
     /// Takes the host's leg over, or makes it anew.
     pub(super) async fn adopt_network(&self, network: &Network) -> Result<()> {
+        self.host.restore_name(&network.host_device(), network.gateway_mac()).await?;
         let (tap, found) = self.host.adopt(&host_device(network)).await?;
         if found == Found::Made {
             tracing::info!("network {:?}: made {} anew", network.name, network.host_device());

@@ -185,6 +185,7 @@ impl Switch {
         if let Some(port) = port {
             self.detach(port);
         }
+        self.host.restore_name(&ifname, network.gateway_mac()).await?;
         self.host.remove(&ifname).await?;
         self.commit(work, vec![Edit::RemoveIntent(counters.intent)])
     }

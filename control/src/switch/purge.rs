@@ -158,7 +158,11 @@ async fn purge_records(
     }
     for network in desired.networks.values() {
         let ifname = network.host_device();
-        match host.remove(&ifname).await {
+        let removed = match host.restore_name(&ifname, network.gateway_mac()).await {
+            Ok(()) => host.remove(&ifname).await,
+            Err(error) => Err(error),
+        };
+        match removed {
             Ok(()) => {
                 purged.devices.push(ifname);
                 purged.networks.push(network.name.clone());
