@@ -46,21 +46,33 @@ pub struct BoundSocket {
     pub port: u16,
     /// Takes traffic from anyone: listens (TCP) or has no peer (UDP).
     pub serves: bool,
+    /// The other end of a connection that a program has; `None` too for what the kernel goes on
+    /// with by itself after the program closed it or died.
+    pub peer: Option<IpAddr>,
 }
 
 impl BoundSocket {
     /// Whether a service on `address` (unspecified: any) at the same port would collide.
     fn overlaps(&self, address: Ipv4Addr) -> bool {
-        let own = match self.address {
-            IpAddr::V4(own) => own,
-            // `::` takes IPv4 too unless told otherwise; mapped addresses are IPv4.
-            IpAddr::V6(own) if own.is_unspecified() => Ipv4Addr::UNSPECIFIED,
-            IpAddr::V6(own) => match own.to_ipv4_mapped() {
-                Some(own) => own,
-                None => return false,
-            },
-        };
-        own.is_unspecified() || address.is_unspecified() || own == address
+        // `::` takes IPv4 too unless told otherwise.
+        self.address.is_unspecified()
+            || as_ipv4(self.address).is_some_and(|own| {
+                own.is_unspecified() || address.is_unspecified() || own == address
+            })
+    }
+
+    /// Whether it is a connection from one of `addresses` to another machine.
+    fn is_connected_at(&self, addresses: &[Ipv4Addr], own: &[Ipv4Addr]) -> bool {
+        let at = |address, list: &[Ipv4Addr]| as_ipv4(address).is_some_and(|ip| list.contains(&ip));
+        self.peer.is_some_and(|peer| at(self.address, addresses) && !at(peer, own))
+    }
+}
+
+/// IPv4 in either form: a socket of both families has mapped addresses.
+const fn as_ipv4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(address) => address.to_ipv4_mapped(),
     }
 }
 
@@ -127,6 +139,24 @@ impl HostPorts {
             .min()
     }
 
+    /// The first port of the range from which the host has a connection to another machine, at one
+    /// of `addresses`. `own` are all addresses of the host: what it says to itself never leaves it.
+    #[must_use]
+    pub fn first_connected(
+        &self,
+        proto: Proto,
+        addresses: &[Ipv4Addr],
+        ports: PortRange,
+        own: &[Ipv4Addr],
+    ) -> Option<u16> {
+        self.sockets
+            .iter()
+            .filter(|socket| socket.proto == proto && socket.is_connected_at(addresses, own))
+            .map(|socket| socket.port)
+            .filter(|port| (ports.first()..=ports.last()).contains(port))
+            .min()
+    }
+
     /// First and last port the host hands out to its own outgoing connections
     /// (`ip_local_port_range`).
     #[must_use]
@@ -187,17 +217,21 @@ fn push_range(ranges: &mut Vec<(u16, u16)>, from: u32, to: u32) {
     }
 }
 
-/// `sl local_address rem_address st …`, addresses in hex with each 32-bit word in host order.
+/// `sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode …`, addresses in hex
+/// with each 32-bit word in host order.
 fn parse_socket(proto: Proto, line: &str) -> Option<BoundSocket> {
     let mut fields = line.split_whitespace().skip(1);
     let (address, port) = parse_endpoint(fields.next()?)?;
-    let (_, remote_port) = parse_endpoint(fields.next()?)?;
+    let (remote, remote_port) = parse_endpoint(fields.next()?)?;
     let state = fields.next()?;
     let serves = match proto {
         Proto::Tcp => state == STATE_LISTEN,
         Proto::Udp | Proto::Sctp => remote_port == 0,
     };
-    Some(BoundSocket { proto, address, port, serves })
+    // No inode: TIME_WAIT, a connection nobody has accepted yet, or an orphan.
+    let owned = fields.nth(5)? != "0";
+    let peer = (owned && remote_port != 0).then_some(remote);
+    Some(BoundSocket { proto, address, port, serves, peer })
 }
 
 fn parse_endpoint(text: &str) -> Option<(IpAddr, u16)> {
@@ -242,15 +276,24 @@ mod tests {
 
     #[test]
     fn lines_of_proc_are_read() {
-        let listen = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000";
-        let socket = parse_socket(Proto::Tcp, listen).unwrap();
+        let rest = "00000000:00000000 00:00000000 00000000     0        0";
+        let listen = format!("   0: 0100007F:1F90 00000000:0000 0A {rest} 48213 1 0");
+        let socket = parse_socket(Proto::Tcp, &listen).unwrap();
         assert_eq!((socket.address, socket.port), (IpAddr::V4(Ipv4Addr::LOCALHOST), 8080));
-        assert!(socket.serves);
-        let connected = listen.replace("0A", "01");
-        assert!(!parse_socket(Proto::Tcp, &connected).unwrap().serves);
-        let v6 =
-            "  1: 00000000000000000000000001000000:0035 00000000000000000000000000000000:0000 07";
-        let socket = parse_socket(Proto::Udp, v6).unwrap();
+        assert_eq!((socket.serves, socket.peer), (true, None));
+        let connected = listen.replace("00000000:0000 0A", "010200C0:01BB 01");
+        let socket = parse_socket(Proto::Tcp, &connected).unwrap();
+        assert_eq!((socket.serves, socket.peer), (false, Some([192, 0, 2, 1].into())));
+        let orphan = connected.replace("48213", "0");
+        assert_eq!(parse_socket(Proto::Tcp, &orphan).unwrap().peer, None);
+        // As the kernel prints TIME_WAIT: no more fields than that.
+        let closed = format!(" 1: 0100007F:1F90 010200C0:01BB 06 {rest} 0 3 0000000000000000");
+        assert_eq!(parse_socket(Proto::Tcp, &closed).unwrap().peer, None);
+        let v6 = format!(
+            "  1: 00000000000000000000000001000000:0035 00000000000000000000000000000000:0000 07 \
+             {rest} 48214"
+        );
+        let socket = parse_socket(Proto::Udp, &v6).unwrap();
         assert_eq!((socket.address, socket.port), (IpAddr::V6(Ipv6Addr::LOCALHOST), 53));
         for line in ["", "0:", "0: 0100007F 0", "0: 01:1F90 02:0000 0A", "0: 0100007F:XX 0:0 0A"] {
             assert_eq!(parse_socket(Proto::Tcp, line), None, "{line:?}");
@@ -301,6 +344,7 @@ mod tests {
             address: address.parse().unwrap(),
             port: 53,
             serves: true,
+            peer: None,
         };
         let busy = |sockets: Vec<BoundSocket>, address: &str| {
             let ports = HostPorts { sockets, ..HostPorts::default() };
@@ -313,6 +357,39 @@ mod tests {
         assert_eq!(busy(vec![socket("::1", Proto::Tcp)], "0.0.0.0"), None);
         assert_eq!(busy(vec![socket("::ffff:192.0.2.1", Proto::Tcp)], "192.0.2.1"), Some(53));
         assert_eq!(busy(vec![socket("0.0.0.0", Proto::Udp)], "192.0.2.1"), None);
+    }
+
+    #[test]
+    fn connections_count_at_their_address_and_to_others() {
+        let connection = |address: &str, peer: &str| BoundSocket {
+            proto: Proto::Tcp,
+            address: address.parse().unwrap(),
+            port: 40_000,
+            serves: false,
+            peer: Some(peer.parse().unwrap()),
+        };
+        let (at, own) = (
+            [Ipv4Addr::new(192, 0, 2, 2)],
+            [Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::LOCALHOST],
+        );
+        let found = |socket: BoundSocket, proto| {
+            let ports = HostPorts { sockets: vec![socket], ..HostPorts::default() };
+            ports.first_connected(proto, &at, PortRange::new(30_000, 50_000).unwrap(), &own)
+        };
+        for (address, peer, expected) in [
+            ("192.0.2.2", "198.51.100.7", Some(40_000)),
+            ("::ffff:192.0.2.2", "::ffff:198.51.100.7", Some(40_000)),
+            ("10.0.0.1", "198.51.100.7", None),
+            ("192.0.2.2", "192.0.2.2", None),
+            ("192.0.2.2", "10.0.0.1", None),
+            ("127.0.0.1", "127.0.0.1", None),
+            ("2001:db8::1", "2001:db8::2", None),
+        ] {
+            assert_eq!(found(connection(address, peer), Proto::Tcp), expected, "{address} {peer}");
+        }
+        assert_eq!(found(connection("192.0.2.2", "198.51.100.7"), Proto::Udp), None);
+        let closed = BoundSocket { peer: None, ..connection("192.0.2.2", "198.51.100.7") };
+        assert_eq!(found(closed, Proto::Tcp), None);
     }
 
     #[test]
