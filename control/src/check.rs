@@ -337,12 +337,15 @@ pub fn publish(specs: &[PublishSpec]) -> Result<()> {
     Ok(())
 }
 
-/// Whether two mappings would take the same host port. Those that take any free port never do.
+/// Whether two mappings would take the same host port. Those that take a free one never do.
 #[must_use]
 pub fn publish_overlap(a: &PublishSpec, b: &PublishSpec) -> bool {
     let (Some(a_ports), Some(b_ports)) = (a.host_ports, b.host_ports) else {
         return false;
     };
+    if a.chooses() || b.chooses() {
+        return false;
+    }
     let same_address = a.host_ip.is_none() || b.host_ip.is_none() || a.host_ip == b.host_ip;
     a.proto == b.proto && same_address && a_ports.overlaps(b_ports)
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use dataplane::io::IoBackend;
 use dataplane::{Engine, EngineOptions};
 use futures::StreamExt;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -78,6 +79,7 @@ fn run(args: &DaemonArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     journal::start();
+    raise_descriptor_limit();
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::failed(
             "needs root: it makes network namespaces, TAP devices and packet sockets",
@@ -115,6 +117,16 @@ fn run(args: &DaemonArgs) -> Result<ExitCode> {
     // What still waits for a client or a disk must not hold the exit up.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// Published ports, connections through them and devices take a descriptor each. The soft limit is
+/// as low as it is by default for programs that use `select`, which this one does not.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("raise the limit of open files: {error}");
+    }
 }
 
 fn purge_hint(error: Error) -> Error {

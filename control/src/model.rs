@@ -218,6 +218,16 @@ impl Namespace {
 }
 
 impl Publish {
+    /// `[HOSTIP:]PORTS/PROTO`, for messages.
+    #[must_use]
+    pub fn host_side(&self) -> String {
+        let Self { proto, host_ip, host_ports, .. } = self;
+        match host_ip {
+            Some(ip) => format!("{ip}:{host_ports}/{proto}"),
+            None => format!("{host_ports}/{proto}"),
+        }
+    }
+
     /// Whether the two cannot be published at the same time.
     #[must_use]
     pub fn clashes(&self, other: &Self) -> bool {

@@ -1,35 +1,51 @@
 //! Published ports as the host sees them: reserved, and reachable from the host itself.
 //!
-//! The dataplane serves connections that come in by an uplink. What a host process sends to a
-//! published port never leaves the host's stack, so a socket of ours listens there, as
-//! `docker-proxy` does, and passes it on to the container. The same socket keeps other programs
-//! off the port.
+//! The dataplane serves connections that come in by an uplink or from a container. What a host
+//! process sends to a published port never leaves the host's stack, so a socket of ours listens
+//! there, as `docker-proxy` does, and passes it on to the container. The same socket keeps other
+//! programs off the port, and the host's own outgoing connections.
+//!
+//! Clients whose address is the host's own are served. Others who reach the port by a way that is
+//! none of ours (an interface that is no uplink) are refused, since the container would see the
+//! gateway's address in place of theirs: a TCP connection is reset as soon as it is there, a
+//! datagram is lost. Confining the sockets to `lo` would be no way to tell the two apart: for what
+//! the host says to an address of its own, the kernel looks for sockets of the interface that has
+//! the address (`ip_route_output_key_hash_rcu`).
 //!
 //! Invariants: a reservation holds every port of its range or none; dropping it ends its sockets
-//! and the connections through them. Limits: IPv4; a range beyond [`MAX_BOUND_PORTS`] is checked
-//! against the host's sockets but not bound, so the host itself does not reach it and another
-//! program may take a port of it later; SCTP is not bound either.
+//! and the connections through them. Limits: IPv4; a range beyond [`MAX_SERVED_PORTS`] is held by
+//! sockets that nobody can connect to; one that [`LongRanges`] has no room for is only checked
+//! against the host's sockets; SCTP is not bound either; a program that binds to a device first
+//! (`SO_BINDTODEVICE`) can take a port of ours on that device.
 
+mod bind;
+mod own;
 #[cfg(test)]
 mod tests;
 mod udp;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use self::bind::{Held, Served};
+pub use self::own::OwnAddresses;
 use crate::error::{Error, Kind};
 use crate::netlink::sockets::{HostPorts, SocketsError};
 use crate::publish::{PortRange, Proto};
 
-/// Longer ranges are only checked: a socket for each port of a range of thousands would use up the
-/// process's descriptors.
-pub const MAX_BOUND_PORTS: u16 = 256;
+/// Longer ranges are not served to the host itself: a task for each port of a range of thousands
+/// would cost more than somebody who asks for that many wants from the host.
+pub const MAX_SERVED_PORTS: u16 = 256;
+
+/// Ports of longer ranges that are held at a time, over all reservations.
+pub const MAX_HELD_PORTS: usize = 16_384;
 
 /// TCP connections of one reservation at a time. Further ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 1024;
@@ -51,6 +67,14 @@ pub enum ProxyError {
         /// Its protocol.
         proto: Proto,
     },
+    /// The host has a connection from it, which would lose its frames.
+    #[error("port {port}/{proto} is in use by a connection of the host")]
+    Connected {
+        /// The first such port.
+        port: u16,
+        /// Its protocol.
+        proto: Proto,
+    },
     /// No range of that length is free.
     #[error("no {count} consecutive free {proto} ports on the host")]
     Exhausted {
@@ -65,6 +89,23 @@ pub enum ProxyError {
     /// The host's sockets could not be listed.
     #[error(transparent)]
     Sockets(#[from] SocketsError),
+    /// More than can be held, where the host would take ports of it for its own connections.
+    #[error(
+        "ports {ports}/{proto} overlap {first}-{last}, which the host gives to its own connections \
+         (ip_local_port_range), and are more than vswitchd holds against that \
+         ({MAX_HELD_PORTS} in all); publish at the address of a dedicated uplink, or a range \
+         outside of {first}-{last}"
+    )]
+    TooMany {
+        /// The ports asked for.
+        ports: PortRange,
+        /// Their protocol.
+        proto: Proto,
+        /// The host's first.
+        first: u16,
+        /// The host's last.
+        last: u16,
+    },
     /// The kernel refused.
     #[error("reserve port {port}/{proto}: {source}")]
     System {
@@ -80,7 +121,10 @@ pub enum ProxyError {
 impl From<ProxyError> for Error {
     fn from(error: ProxyError) -> Self {
         let kind = match &error {
-            ProxyError::Busy { .. } | ProxyError::Exhausted { .. } => Kind::Conflict,
+            ProxyError::Busy { .. }
+            | ProxyError::Connected { .. }
+            | ProxyError::Exhausted { .. }
+            | ProxyError::TooMany { .. } => Kind::Conflict,
             ProxyError::NotOurs(_) => Kind::Invalid,
             ProxyError::Sockets(_) | ProxyError::System { .. } => Kind::Failed,
         };
@@ -103,12 +147,46 @@ pub struct Publication {
     pub to_port: u16,
 }
 
+/// What may be done with ranges beyond [`MAX_SERVED_PORTS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LongRanges {
+    /// How many more ports may be held.
+    pub room: usize,
+    /// An uplink takes their frames at an address that the host has connections from: what cannot
+    /// be held must be none of the ports that the host gives to those.
+    pub shared: bool,
+}
+
+impl LongRanges {
+    /// With so many ports held already. Half of the process's descriptors are for everything else.
+    #[must_use]
+    pub fn new(held: usize, shared: bool) -> Self {
+        let limit = match getrlimit(Resource::RLIMIT_NOFILE) {
+            Ok((soft, _)) => usize::try_from(soft / 2).unwrap_or(usize::MAX),
+            Err(_) => 0,
+        };
+        Self { room: limit.min(MAX_HELD_PORTS).saturating_sub(held), shared }
+    }
+}
+
 /// Reserved ports. Dropping it frees them.
 #[derive(Debug)]
 pub struct Reservation {
     ports: PortRange,
     // Dropping the set aborts every task, and with it every connection.
     tasks: JoinSet<()>,
+    held: Vec<Held>,
+    /// Ports still to be held.
+    rest: Option<Rest>,
+}
+
+/// Ports of a range that connections of the host keep from being bound: some end soon (TIME_WAIT),
+/// and the others are where no uplink takes their frames. Nobody is served at them meanwhile.
+#[derive(Debug)]
+struct Rest {
+    proto: Proto,
+    host_ip: Ipv4Addr,
+    ports: Vec<u16>,
 }
 
 impl Reservation {
@@ -123,11 +201,35 @@ impl Reservation {
     pub const fn ports(&self) -> PortRange {
         self.ports
     }
-}
 
-enum Bound {
-    Tcp(TcpListener),
-    Udp(UdpSocket),
+    /// How many of them count against [`MAX_HELD_PORTS`].
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.len() + self.rest.as_ref().map_or(0, |rest| rest.ports.len())
+    }
+
+    /// Holds what could not be held before, in the network namespace of the calling thread.
+    pub fn complete(&mut self) {
+        let Self { held, rest, .. } = self;
+        let Some(waiting) = rest else { return };
+        let Rest { proto, host_ip, ports } = waiting;
+        ports.retain(|port| match bind::hold(*proto, *host_ip, *port) {
+            Ok(socket) => {
+                held.push(socket);
+                false
+            }
+            Err(_) => true,
+        });
+        if ports.is_empty() {
+            *rest = None;
+        }
+    }
+
+    /// Nothing keeps others off them: they were free when looked at.
+    #[must_use]
+    pub fn is_only_checked(&self) -> bool {
+        self.held.is_empty() && self.tasks.is_empty() && self.rest.is_none()
+    }
 }
 
 /// Reserves the ports in the network namespace of the calling thread and serves them on the
@@ -138,18 +240,61 @@ enum Bound {
 ///
 /// # Panics
 /// Outside a tokio runtime.
-pub fn reserve(publication: &Publication) -> Result<Reservation, ProxyError> {
+pub fn reserve(
+    publication: &Publication,
+    long: LongRanges,
+    own: &OwnAddresses,
+) -> Result<Reservation, ProxyError> {
     let Publication { proto, host_ip, host_ports, .. } = *publication;
-    if host_ports.len() > MAX_BOUND_PORTS || proto == Proto::Sctp {
-        if let Some(port) = HostPorts::read()?.first_busy(proto, host_ip, host_ports) {
-            return Err(ProxyError::Busy { port, proto });
-        }
-        return Ok(Reservation { ports: host_ports, tasks: JoinSet::new() });
+    let ports = host_ports.first()..=host_ports.last();
+    let bindable = proto != Proto::Sctp;
+    if bindable && host_ports.len() <= MAX_SERVED_PORTS {
+        let bound =
+            ports.map(|port| bind::serve(proto, host_ip, port)).collect::<Result<Vec<_>, _>>()?;
+        return Ok(serve(publication, bound, own));
     }
-    let bound = (host_ports.first()..=host_ports.last())
-        .map(|port| bind(proto, host_ip, port))
-        .collect::<Result<Vec<_>, _>>()?;
-    serve(publication, bound)
+    if bindable && usize::from(host_ports.len()) <= long.room {
+        return hold(publication);
+    }
+    let host = HostPorts::read()?;
+    let (first, last) = host.ephemeral();
+    let overlap = PortRange::new(first, last).is_some_and(|own| own.overlaps(host_ports));
+    if long.shared && overlap {
+        return Err(ProxyError::TooMany { ports: host_ports, proto, first, last });
+    }
+    match host.first_busy(proto, host_ip, host_ports) {
+        Some(port) => Err(ProxyError::Busy { port, proto }),
+        None => {
+            Ok(Reservation { ports: host_ports, tasks: JoinSet::new(), held: vec![], rest: None })
+        }
+    }
+}
+
+/// Holds every port but those that connections keep.
+fn hold(publication: &Publication) -> Result<Reservation, ProxyError> {
+    let Publication { proto, host_ip, host_ports, .. } = *publication;
+    let (mut held, mut kept) = (Vec::new(), Vec::new());
+    for port in host_ports.first()..=host_ports.last() {
+        match bind::hold(proto, host_ip, port) {
+            Ok(socket) => held.push(socket),
+            Err(ProxyError::Busy { port, .. }) => kept.push(port),
+            Err(error) => return Err(error),
+        }
+    }
+    let mut rest = None;
+    if !kept.is_empty() {
+        let host = HostPorts::read()?;
+        for port in &kept {
+            let only = PortRange::new(*port, *port);
+            let served = only.and_then(|only| host.first_busy(proto, host_ip, only)).is_some();
+            // A socket that is bound and nothing else is in no table.
+            if served || !host.has_socket(proto, host_ip, *port) {
+                return Err(ProxyError::Busy { port: *port, proto });
+            }
+        }
+        rest = Some(Rest { proto, host_ip, ports: kept });
+    }
+    Ok(Reservation { ports: host_ports, tasks: JoinSet::new(), held, rest })
 }
 
 /// Reserves as many consecutive ports as `publication.host_ports` has, wherever the host has them
@@ -173,7 +318,8 @@ pub fn reserve_any(publication: &Publication) -> Result<Reservation, ProxyError>
             _ => return Err(exhausted),
         };
         let Some(host_ports) = PortRange::new(first, last) else { return Err(exhausted) };
-        match reserve(&Publication { host_ports, ..*publication }) {
+        let candidate = Publication { host_ports, ..*publication };
+        match reserve(&candidate, LongRanges::new(0, false), &OwnAddresses::default()) {
             // Everything from the busy port upwards is out; try right below it.
             Err(ProxyError::Busy { port, .. }) => last = port.saturating_sub(1),
             Err(ProxyError::NotOurs(_)) => return Err(ProxyError::NotOurs(host_ip)),
@@ -182,50 +328,30 @@ pub fn reserve_any(publication: &Publication) -> Result<Reservation, ProxyError>
     }
 }
 
-fn bind(proto: Proto, host_ip: Ipv4Addr, port: u16) -> Result<Bound, ProxyError> {
-    let address = SocketAddrV4::new(host_ip, port);
-    let bound = match proto {
-        Proto::Udp => UdpSocket::bind(address).map(Bound::Udp),
-        Proto::Tcp | Proto::Sctp => TcpListener::bind(address).map(Bound::Tcp),
-    };
-    bound.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => ProxyError::Busy { port, proto },
-        io::ErrorKind::AddrNotAvailable => ProxyError::NotOurs(host_ip),
-        _ => ProxyError::System { port, proto, source },
-    })
-}
-
-fn serve(publication: &Publication, bound: Vec<Bound>) -> Result<Reservation, ProxyError> {
-    let Publication { proto, host_ports, to, to_port, .. } = *publication;
+fn serve(publication: &Publication, bound: Vec<Served>, own: &OwnAddresses) -> Reservation {
+    let Publication { host_ports, to, to_port, .. } = *publication;
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let clients = Arc::new(Semaphore::new(udp::MAX_CLIENTS));
     let mut tasks = JoinSet::new();
     for (offset, socket) in (0..=u16::MAX).zip(bound) {
         let target = SocketAddr::from((to, to_port.saturating_add(offset)));
-        let failed = |source| {
-            let port = host_ports.first().saturating_add(offset);
-            ProxyError::System { port, proto, source }
-        };
         match socket {
-            Bound::Tcp(listener) => {
-                listener.set_nonblocking(true).map_err(failed)?;
-                let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-                tasks.spawn(serve_tcp(listener, target, Arc::clone(&connections)));
+            Served::Tcp(listener) => {
+                tasks.spawn(serve_tcp(listener, target, Arc::clone(&connections), own.clone()));
             }
-            Bound::Udp(socket) => {
-                socket.set_nonblocking(true).map_err(failed)?;
-                let socket = tokio::net::UdpSocket::from_std(socket).map_err(failed)?;
-                tasks.spawn(udp::serve(socket, target, Arc::clone(&clients)));
+            Served::Udp(socket) => {
+                tasks.spawn(udp::serve(socket, target, Arc::clone(&clients), own.clone()));
             }
         }
     }
-    Ok(Reservation { ports: host_ports, tasks })
+    Reservation { ports: host_ports, tasks, held: Vec::new(), rest: None }
 }
 
 async fn serve_tcp(
     listener: tokio::net::TcpListener,
     target: SocketAddr,
     connections: Arc<Semaphore>,
+    own: OwnAddresses,
 ) {
     let mut tasks = JoinSet::new();
     loop {
@@ -236,6 +362,11 @@ async fn serve_tcp(
             Some(_) = tasks.join_next() => continue,
         };
         match accepted {
+            Ok((client, from)) if !own.contains(from.ip()) => {
+                // Dropping it resets it then; failing that it is closed.
+                let _ = client.set_zero_linger();
+                tracing::debug!("{from} reaches published {target} by no uplink, refused");
+            }
             Ok((client, _)) => {
                 tasks.spawn(async move {
                     let _permit = permit;

@@ -1,6 +1,7 @@
 //! Docker's way to write a published port: `[HOSTIP:][HOSTPORT[-END]:]PORT[-END][/tcp|udp|sctp]`.
 //!
-//! A range is one mapping whatever its length. A host port that is left out means any free one.
+//! A range is one mapping whatever its length. A host port that is left out means any free one, and
+//! a range of host ports for one port the first free one of that range.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -102,6 +103,12 @@ impl PortRange {
         self.last - self.first + 1
     }
 
+    /// Whether every port of the other is in it.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.first <= other.first && other.last <= self.last
+    }
+
     /// Whether the two share a port.
     #[must_use]
     pub const fn overlaps(self, other: Self) -> bool {
@@ -153,7 +160,8 @@ fn port(text: &str) -> Result<u16> {
 pub struct PublishSpec {
     /// Only at this host address; `None`: at every one.
     pub host_ip: Option<Ipv4Addr>,
-    /// Host ports, as many as `ports`; `None`: any free ones.
+    /// Host ports, as many as `ports`; `None`: any free ones; a range for one of `ports`: the first
+    /// free one of it.
     pub host_ports: Option<PortRange>,
     /// Ports in the sandbox.
     pub ports: PortRange,
@@ -161,9 +169,18 @@ pub struct PublishSpec {
     pub proto: Proto,
 }
 
+impl PublishSpec {
+    /// Which one of its host ports is left to us.
+    #[must_use]
+    pub fn chooses(&self) -> bool {
+        self.host_ports.is_some_and(|ports| ports.len() != self.ports.len())
+    }
+}
+
 serde_as_text!(
     PublishSpec,
-    "[HOSTIP:][HOSTPORT[-END]:]PORT[-END][/tcp|udp|sctp]; a host port left out is any free one",
+    "[HOSTIP:][HOSTPORT[-END]:]PORT[-END][/tcp|udp|sctp]; a host port left out is any free one, \
+     a range of them for one PORT any free one of these",
     "127.0.0.1:8080:80/tcp"
 );
 
@@ -220,9 +237,11 @@ fn parse(text: &str) -> Result<PublishSpec> {
     };
     if let Some(host_ports) = host_ports
         && host_ports.len() != ports.len()
+        && ports.len() != 1
     {
         return Err(Error::invalid(format!(
-            "{} host ports cannot map to {} sandbox ports; give ranges of equal length",
+            "{} host ports cannot map to {} sandbox ports; give ranges of equal length, or one \
+             sandbox port",
             host_ports.len(),
             ports.len()
         )));
@@ -282,6 +301,7 @@ mod tests {
             ("8080:80", None, Some(range(8080, 8080)), range(80, 80), Proto::Tcp),
             ("8000-8010:80-90", None, Some(range(8000, 8010)), range(80, 90), Proto::Tcp),
             ("1-65535:1-65535", None, Some(range(1, 65535)), range(1, 65535), Proto::Tcp),
+            ("8080-8082:80", None, Some(range(8080, 8082)), range(80, 80), Proto::Tcp),
             ("127.0.0.1:8080:80/tcp", lo, Some(range(8080, 8080)), range(80, 80), Proto::Tcp),
             ("127.0.0.1::80", lo, None, range(80, 80), Proto::Tcp),
             ("127.0.0.1::80-81/udp", lo, None, range(80, 81), Proto::Udp),
@@ -308,7 +328,8 @@ mod tests {
             ("80/", "protocol \"\" is unknown"),
             (":80", "host port missing"),
             ("8080:", "port number missing"),
-            ("8080-8081:80", "2 host ports cannot map to 1 sandbox ports"),
+            ("8080-8082:80-81", "3 host ports cannot map to 2 sandbox ports"),
+            ("8080:80-81", "1 host ports cannot map to 2 sandbox ports"),
             ("127.0.0.1:80", "host port missing after 127.0.0.1"),
             ("1.2.3:80:80", "host address \"1.2.3\": not an IP address"),
             ("300.0.0.1:80:80", "not an IP address"),
@@ -332,6 +353,8 @@ mod tests {
         assert!(range(1, 5).overlaps(range(5, 9)));
         assert!(range(5, 9).overlaps(range(1, 5)));
         assert!(!range(1, 4).overlaps(range(5, 9)));
+        assert!(range(1, 5).contains(range(1, 5)) && range(1, 5).contains(range(2, 2)));
+        assert!(!range(1, 5).contains(range(5, 6)) && !range(2, 5).contains(range(1, 2)));
     }
 
     fn any_range() -> impl Strategy<Value = PortRange> {

@@ -25,8 +25,9 @@ pub(crate) mod tests;
 mod undo;
 mod uplink;
 pub mod view;
+mod warnings;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read as _;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -46,16 +47,15 @@ use crate::ipam::AddressPool;
 use crate::model::{Counters, Desired, Edit, Intent};
 use crate::name::Name;
 use crate::place::Place;
+use crate::proxy::OwnAddresses;
 use crate::state::Store;
 use undo::{Done, Undo};
 
 pub use uplink::Look;
+use warnings::Warnings;
 
 /// Events that a slow reader may be behind before it misses some.
 const EVENT_BACKLOG: usize = 1024;
-
-/// Warnings that `status` shows; older ones are in the log.
-const WARNINGS_KEPT: usize = 32;
 
 /// What the configuration says about networks and uplinks.
 #[derive(Debug, Clone)]
@@ -78,6 +78,8 @@ pub struct Switch {
     settings: Settings,
     work: tokio::sync::Mutex<Work>,
     world: RwLock<World>,
+    /// Addresses of [`World::host`], for those who serve the host's own programs.
+    own: OwnAddresses,
     events: broadcast::Sender<Event>,
     started: Instant,
 }
@@ -97,6 +99,8 @@ struct Work {
     /// When devices were made anew that somebody had deleted, by sandbox (`None`: the host) and
     /// what names the device.
     remade: HashMap<(Option<Name>, String), Instant>,
+    /// Uplinks that had no port for NAT when last looked at.
+    without_nat_ports: BTreeSet<String>,
 }
 
 /// What readers see.
@@ -110,8 +114,10 @@ pub struct World {
     pub host: HostFacts,
     /// Sandboxes whose namespace is gone or not ours any more.
     pub gone: BTreeSet<Name>,
-    /// What a person should know: each one line.
-    pub warnings: Vec<String>,
+    /// Published ports that are not held on the host, by [`crate::model::Publish::id`]: why not.
+    pub unheld: BTreeMap<u32, String>,
+    /// What failed and is not mended yet.
+    pub warnings: Warnings,
     /// The workers do not have what the records say, since the last try to tell them failed. The
     /// follower tries again.
     pub stale: bool,
@@ -138,14 +144,16 @@ impl Switch {
             next_free_port: 0,
             uplinks: HashMap::new(),
             remade: HashMap::new(),
+            without_nat_ports: BTreeSet::new(),
         };
-        let world = World { desired, warnings, ..World::default() };
+        let world = World { desired, warnings: Warnings::new(warnings), ..World::default() };
         Arc::new(Self {
             engine,
             host,
             settings,
             work: tokio::sync::Mutex::new(work),
             world: RwLock::new(world),
+            own: OwnAddresses::default(),
             events,
             started: Instant::now(),
         })
@@ -258,19 +266,17 @@ impl Switch {
 
     async fn refresh_host(&self) -> Result<()> {
         let facts = HostFacts::read(&self.host.netlink).await?;
-        self.world_mut().host = facts;
+        self.note_host(facts);
         Ok(())
     }
 
-    fn warn(&self, warning: String) {
-        tracing::warn!("{warning}");
+    /// True: it has changed.
+    fn note_host(&self, facts: HostFacts) -> bool {
+        self.own.set(facts.addresses.iter().map(|(_, net)| net.addr()).collect());
         let mut world = self.world_mut();
-        if !world.warnings.contains(&warning) {
-            if world.warnings.len() >= WARNINGS_KEPT {
-                world.warnings.remove(0);
-            }
-            world.warnings.push(warning);
-        }
+        let changed = world.host != facts;
+        world.host = facts;
+        changed
     }
 }
 

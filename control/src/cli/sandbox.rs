@@ -66,7 +66,8 @@ pub(super) struct CreateFlags {
     /// One more name by which other sandboxes of its networks find it
     #[arg(long = "alias", value_name = "NAME")]
     aliases: Vec<Name>,
-    /// Publish a port: [HOSTIP:][HOSTPORT[-END]:]PORT[-END][/tcp|udp|sctp]
+    /// Publish a port: [HOSTIP:][HOSTPORT[-END]:]PORT[-END][/tcp|udp|sctp]; a range of host ports
+    /// for one PORT: the first free one of it
     #[arg(short, long, value_name = "PUBLISH")]
     publish: Vec<PublishSpec>,
     /// Adopt the namespace at PATH, or of process N as pid:N, instead of making one

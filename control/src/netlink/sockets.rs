@@ -139,6 +139,14 @@ impl HostPorts {
             .min()
     }
 
+    /// Whether any socket has the port on `address`, one that nobody owns any more included.
+    #[must_use]
+    pub fn has_socket(&self, proto: Proto, address: Ipv4Addr, port: u16) -> bool {
+        self.sockets
+            .iter()
+            .any(|socket| socket.proto == proto && socket.port == port && socket.overlaps(address))
+    }
+
     /// The first port of the range from which the host has a connection to another machine, at one
     /// of `addresses`. `own` are all addresses of the host: what it says to itself never leaves it.
     #[must_use]
@@ -390,6 +398,10 @@ mod tests {
         assert_eq!(found(connection("192.0.2.2", "198.51.100.7"), Proto::Udp), None);
         let closed = BoundSocket { peer: None, ..connection("192.0.2.2", "198.51.100.7") };
         assert_eq!(found(closed, Proto::Tcp), None);
+        let ports = HostPorts { sockets: vec![closed], ..HostPorts::default() };
+        assert!(ports.has_socket(Proto::Tcp, Ipv4Addr::UNSPECIFIED, 40_000));
+        assert!(!ports.has_socket(Proto::Tcp, Ipv4Addr::LOCALHOST, 40_000));
+        assert!(!ports.has_socket(Proto::Tcp, at[0], 40_001));
     }
 
     #[test]

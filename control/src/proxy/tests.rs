@@ -11,6 +11,7 @@ use super::*;
 use crate::netns::Netns;
 
 const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const NO_ROOM: LongRanges = LongRanges { room: 0, shared: false };
 
 fn publication(proto: Proto, count: u16, to: SocketAddr) -> Publication {
     let SocketAddr::V4(to) = to else { panic!("IPv4 only") };
@@ -78,7 +79,7 @@ async fn a_taken_port_is_a_conflict_and_nothing_stays_reserved() {
     let ports = free.ports();
     assert_eq!(ports.len(), 3);
     let again = Publication { host_ports: ports, ..publication(Proto::Tcp, 3, target) };
-    let error = reserve(&again).unwrap_err();
+    let error = reserve(&again, NO_ROOM, &OwnAddresses::default()).unwrap_err();
     let text = format!("port {}/tcp is in use on the host by another program", ports.first());
     assert_eq!(error.to_string(), text);
     assert_eq!(Error::from(error).kind, Kind::Conflict);
@@ -94,14 +95,14 @@ async fn a_taken_port_is_a_conflict_and_nothing_stays_reserved() {
         }
     })
     .await;
-    let error = reserve(&again).unwrap_err();
+    let error = reserve(&again, NO_ROOM, &OwnAddresses::default()).unwrap_err();
     assert!(matches!(error, ProxyError::Busy { port, .. } if port == ports.last()), "{error}");
     drop(squatter);
-    let held = reserve(&again).unwrap();
+    let held = reserve(&again, NO_ROOM, &OwnAddresses::default()).unwrap();
     assert_eq!(held.ports(), ports);
 
     let foreign = Publication { host_ip: Ipv4Addr::new(192, 0, 2, 9), ..again };
-    let error = reserve(&foreign).unwrap_err();
+    let error = reserve(&foreign, NO_ROOM, &OwnAddresses::default()).unwrap_err();
     assert_eq!(error.to_string(), "192.0.2.9 is not an address of this host");
 }
 
@@ -117,17 +118,152 @@ async fn long_ranges_are_checked_but_not_bound() {
                 host_ports: PortRange::new(10_000, 20_000).unwrap(),
                 ..publication(Proto::Tcp, 1, SocketAddr::from((LOCAL, 9)))
             };
-            let held = reserve(&long).unwrap();
+            let held = reserve(&long, NO_ROOM, &OwnAddresses::default()).unwrap();
             let program = std::net::TcpListener::bind((LOCAL, 15_000)).unwrap();
-            let error = reserve(&long).unwrap_err();
+            let error = reserve(&long, NO_ROOM, &OwnAddresses::default()).unwrap_err();
             assert!(matches!(error, ProxyError::Busy { port: 15_000, .. }), "{error}");
             drop((held, program));
-            assert!(reserve(&long).is_ok());
+            assert!(reserve(&long, NO_ROOM, &OwnAddresses::default()).is_ok());
             let whole = publication(Proto::Tcp, 40_000, SocketAddr::from((LOCAL, 9)));
             let error = reserve_any(&whole).unwrap_err();
             assert_eq!(error.to_string(), "no 40000 consecutive free tcp ports on the host");
         })
         .unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn whoever_is_not_the_host_is_reset() {
+    let place = crate::place::Place::open(Netns::anonymous().unwrap()).unwrap();
+    let lo = place.netlink.link_by_name("lo").await.unwrap().index;
+    let fail = crate::netlink::IfExists::Fail;
+    place.netlink.change_link(lo, &crate::netlink::LinkChange::new().up()).await.unwrap();
+    place.netlink.add_address(lo, "203.0.113.77/32".parse().unwrap(), fail).await.unwrap();
+    let runtime = tokio::runtime::Handle::current();
+    let own = OwnAddresses::default();
+    let any = Publication {
+        host_ip: Ipv4Addr::UNSPECIFIED,
+        host_ports: PortRange::new(8080, 8080).unwrap(),
+        ..publication(Proto::Tcp, 1, SocketAddr::from((LOCAL, 9)))
+    };
+    let (held, mut client) = place
+        .netns
+        .run(|| {
+            let _entered = runtime.enter();
+            let held = reserve(&any, NO_ROOM, &own).unwrap();
+            (held, std::net::TcpStream::connect(("203.0.113.77", 8080)).unwrap())
+        })
+        .unwrap();
+    let read = tokio::task::spawn_blocking(move || io::Read::read(&mut client, &mut [0]));
+    let error = within(read).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    drop(held);
+}
+
+#[test]
+fn long_ranges_have_room_for_so_many() {
+    // The soft limit of descriptors may be lower than the ports that fit.
+    let none = LongRanges::new(0, true);
+    assert!(none.room <= MAX_HELD_PORTS && none.room >= 128, "{none:?}");
+    assert_eq!(LongRanges::new(100, true).room, none.room - 100);
+    assert_eq!(LongRanges::new(MAX_HELD_PORTS, false), NO_ROOM);
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn long_ranges_are_held_and_refused() {
+    let netns = Netns::anonymous().unwrap();
+    netns.write_sysctl("net/ipv4/ip_local_port_range", "30000 31000").unwrap();
+    let runtime = tokio::runtime::Handle::current();
+    netns
+        .run(|| {
+            let _entered = runtime.enter();
+            let room = LongRanges { room: 400, shared: true };
+            for proto in [Proto::Tcp, Proto::Udp] {
+                let range = |first, last| Publication {
+                    host_ip: Ipv4Addr::UNSPECIFIED,
+                    host_ports: PortRange::new(first, last).unwrap(),
+                    ..publication(proto, 1, SocketAddr::from((LOCAL, 9)))
+                };
+                let held = reserve(&range(30_800, 31_199), room, &OwnAddresses::default()).unwrap();
+                assert_eq!((held.held(), held.is_only_checked()), (400, false));
+                for address in [LOCAL, Ipv4Addr::UNSPECIFIED] {
+                    let tcp = std::net::TcpListener::bind((address, 31_000)).is_err();
+                    let udp = std::net::UdpSocket::bind((address, 31_000)).is_err();
+                    assert_eq!((tcp, udp), (proto == Proto::Tcp, proto == Proto::Udp));
+                }
+                let error =
+                    reserve(&range(31_190, 31_400), room, &OwnAddresses::default()).unwrap_err();
+                assert!(matches!(error, ProxyError::Busy { port: 31_190, .. }), "{error}");
+                drop(held);
+
+                let error =
+                    reserve(&range(30_900, 31_300), room, &OwnAddresses::default()).unwrap_err();
+                let text = format!("ports 30900-31300/{proto} overlap 30000-31000, which the host");
+                assert!(error.to_string().starts_with(&text), "{error}");
+                assert_eq!(Error::from(error).kind, Kind::Conflict);
+                assert!(
+                    reserve(&range(31_001, 32_000), room, &OwnAddresses::default())
+                        .unwrap()
+                        .is_only_checked()
+                );
+                let own = LongRanges { shared: false, ..room };
+                assert!(
+                    reserve(&range(30_900, 31_300), own, &OwnAddresses::default())
+                        .unwrap()
+                        .is_only_checked()
+                );
+            }
+        })
+        .unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn what_a_connection_keeps_is_held_when_it_has_ended() {
+    let netns = Netns::anonymous().unwrap();
+    let runtime = tokio::runtime::Handle::current();
+    netns
+        .run(|| {
+            let _entered = runtime.enter();
+            let range = Publication {
+                host_ports: PortRange::new(31_000, 31_299).unwrap(),
+                ..publication(Proto::Udp, 1, SocketAddr::from((LOCAL, 9)))
+            };
+            let room = LongRanges { room: 300, shared: true };
+            let program = std::net::UdpSocket::bind((LOCAL, 31_100)).unwrap();
+            let error = reserve(&range, room, &OwnAddresses::default()).unwrap_err();
+            assert!(matches!(error, ProxyError::Busy { port: 31_100, .. }), "{error}");
+            program.connect((LOCAL, 9)).unwrap();
+            let mut held = reserve(&range, room, &OwnAddresses::default()).unwrap();
+            assert_eq!(held.held(), 300);
+            held.complete();
+            drop(program);
+            drop(std::net::UdpSocket::bind((LOCAL, 31_100)).unwrap());
+            held.complete();
+            assert!(std::net::UdpSocket::bind((LOCAL, 31_100)).is_err());
+            assert_eq!(held.held(), 300);
+        })
+        .unwrap();
+}
+
+#[tokio::test]
+async fn every_program_is_kept_off_a_reserved_port() {
+    for proto in [Proto::Tcp, Proto::Udp] {
+        let anywhere = Publication {
+            host_ip: Ipv4Addr::UNSPECIFIED,
+            ..publication(proto, 1, SocketAddr::from((LOCAL, 9)))
+        };
+        let held = reserve_any(&anywhere).unwrap();
+        let port = held.ports().first();
+        for address in [LOCAL, Ipv4Addr::UNSPECIFIED] {
+            let refused = match proto {
+                Proto::Udp => std::net::UdpSocket::bind((address, port)).err(),
+                _ => std::net::TcpListener::bind((address, port)).err(),
+            };
+            assert_eq!(refused.map(|e| e.kind()), Some(io::ErrorKind::AddrInUse), "{address}");
+        }
+    }
 }
 
 #[tokio::test]

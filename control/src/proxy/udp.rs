@@ -12,6 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{Instant, timeout};
 
+use super::OwnAddresses;
+
 /// Clients of one reservation at a time; datagrams of further ones are dropped.
 pub(super) const MAX_CLIENTS: usize = 512;
 
@@ -27,7 +29,12 @@ struct Client {
     task: AbortHandle,
 }
 
-pub(super) async fn serve(socket: UdpSocket, target: SocketAddr, limit: Arc<Semaphore>) {
+pub(super) async fn serve(
+    socket: UdpSocket,
+    target: SocketAddr,
+    limit: Arc<Semaphore>,
+    own: OwnAddresses,
+) {
     let socket = Arc::new(socket);
     let mut clients: HashMap<SocketAddr, Client> = HashMap::new();
     let mut by_task: HashMap<Id, SocketAddr> = HashMap::new();
@@ -38,6 +45,9 @@ pub(super) async fn serve(socket: UdpSocket, target: SocketAddr, limit: Arc<Sema
             received = socket.recv_from(&mut buffer) => {
                 // Errors are ICMP answers to what was sent to a client that is gone.
                 let Ok((length, from)) = received else { continue };
+                if !own.contains(from.ip()) {
+                    continue;
+                }
                 let Some(datagram) = buffer.get(..length) else { continue };
                 let client = match clients.entry(from) {
                     Entry::Occupied(known) => known.into_mut(),

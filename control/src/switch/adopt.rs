@@ -8,6 +8,7 @@
 use super::endpoint::{endpoint_device, inode_of, open_namespace};
 use super::network::{address_pools, host_device};
 use super::sandbox::{clear_away, name_namespace};
+use super::warnings::Subject;
 use super::{Switch, Work};
 use crate::api::types::{NetworkCreate, UplinkAdd};
 use crate::error::{Error, Result};
@@ -30,23 +31,21 @@ impl Switch {
         let records: Vec<Network> = self.world().desired.networks.values().cloned().collect();
         for network in &records {
             if let Err(error) = self.adopt_network(network).await {
-                self.warn(format!("network {:?}: {error}", network.name));
+                let subject = Subject::Network(network.name.clone());
+                self.warn(subject, format!("network {:?}: {error}", network.name));
             }
         }
         let sandboxes: Vec<Sandbox> = self.world().desired.sandboxes.values().cloned().collect();
         for sandbox in &sandboxes {
             if let Err(error) = self.adopt_sandbox(&mut work, sandbox).await {
                 self.world_mut().gone.insert(sandbox.name.clone());
-                self.warn(format!("sandbox {:?}: {error}", sandbox.name));
+                let subject = Subject::Sandbox(sandbox.name.clone());
+                self.warn(subject, format!("sandbox {:?}: {error}", sandbox.name));
             }
         }
         self.publish()?;
         self.adopt_uplinks(&mut work).await?;
-        for sandbox in &sandboxes {
-            if let Err(error) = self.hold_publishes(&mut work, sandbox).await {
-                self.warn(format!("sandbox {:?}: {error}", sandbox.name));
-            }
-        }
+        self.hold_every_publish(&mut work).await;
         self.publish_ports(&mut work).await?;
         self.declare_networks(&mut work, networks).await?;
         Ok(())
@@ -65,7 +64,12 @@ impl Switch {
             };
             match cleared {
                 Ok(()) => self.commit(work, vec![Edit::RemoveIntent(id)])?,
-                Err(error) => self.warn(format!("cannot clear away {intent:?}: {error}")),
+                Err(error) => {
+                    self.warn(
+                        Subject::Intent(id),
+                        format!("cannot clear away {intent:?}: {error}"),
+                    );
+                }
             }
         }
         Ok(())
@@ -154,7 +158,8 @@ impl Switch {
                 self.bring_up(work, &uplink).await
             };
             if let Err(error) = outcome {
-                self.warn(format!("uplink {:?}: {error}", uplink.interface));
+                let subject = Subject::Uplink(uplink.interface.clone());
+                self.warn(subject, format!("uplink {:?}: {error}", uplink.interface));
             }
         }
         for request in &declared {
@@ -162,11 +167,12 @@ impl Switch {
                 continue;
             }
             if let Err(error) = self.add_uplink_in(work, request, Origin::Config).await {
-                self.warn(error.to_string());
+                let subject = Subject::MissingUplink(request.interface.clone());
+                self.warn(subject, error.to_string());
             }
         }
         if let Err(error) = self.follow_default_route(work).await {
-            self.warn(error.to_string());
+            self.warn(Subject::AutomaticUplink, error.to_string());
         }
         Ok(())
     }
@@ -198,7 +204,7 @@ impl Switch {
             }
         }
         if let Err(error) = self.follow_default_route(work).await {
-            self.warn(error.to_string());
+            self.warn(Subject::AutomaticUplink, error.to_string());
         }
         self.publish_ports(work).await
     }

@@ -12,15 +12,17 @@
 mod compare;
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::Ipv4Addr;
 
 use self::compare::{Comparison, compare};
 use super::adopt::filled_pools;
 use super::network::shortened;
 use super::undo::Undo;
+use super::warnings::Subject;
 use super::{Switch, Work, next_number};
 use crate::api::types::{NetworkCreate, Subnet};
-use crate::error::{Kind, Result, ResultExt};
+use crate::error::{Error, Kind, Result, ResultExt};
 use crate::ipam;
 use crate::model::{BRIDGE_NETWORK, Desired, Edit, Endpoint, Network, Origin, Sandbox};
 use crate::name::Name;
@@ -67,6 +69,9 @@ impl Switch {
         work: &mut Work,
         declared: &[NetworkCreate],
     ) -> Result<()> {
+        self.forget_warnings(|subject| {
+            matches!(subject, Subject::Declared(_) | Subject::MissingNetwork(_))
+        });
         let plan = self.plan_declared(declared);
         for network in &plan.remove {
             match self.drop_network(work, network).await {
@@ -74,7 +79,7 @@ impl Switch {
                     tracing::info!("network {:?}: removed, as from the config file", network.name);
                     self.emit("network_remove", Some(&network.name), None, None);
                 }
-                Err(error) => self.warn(format!("network {:?}: {error}", network.name)),
+                Err(error) => self.warn_declared(network, &error),
             }
         }
         self.change_networks(work, &plan.change).await?;
@@ -85,7 +90,7 @@ impl Switch {
                 Ok(()) => {
                     replaced.insert(network.name.clone(), (network, difference));
                 }
-                Err(error) => self.warn(format!("network {:?}: {error}", network.name)),
+                Err(error) => self.warn_declared(&network, &error),
             }
         }
         let missing =
@@ -97,14 +102,23 @@ impl Switch {
                 (Ok(()), Some((_, difference))) => {
                     tracing::info!("network {:?}: made anew for {difference}", request.name);
                 }
-                (Err(error), None) => self.warn(error.to_string()),
+                (Err(error), None) => self.warn_missing(request, &error),
                 (Err(error), Some((before, _))) => {
-                    self.warn(error.to_string());
+                    self.warn_missing(request, &error);
                     self.restore(work, before).await;
                 }
             }
         }
         self.ensure_bridge(work).await
+    }
+
+    fn warn_declared(&self, network: &Network, why: &dyn Display) {
+        let subject = Subject::Declared(network.uid.clone());
+        self.warn(subject, format!("network {:?}: {why}", network.name));
+    }
+
+    fn warn_missing(&self, request: &NetworkCreate, why: &Error) {
+        self.warn(Subject::MissingNetwork(request.name.clone()), why.to_string());
     }
 
     /// Looks at every network; what cannot be done is warned of here.
@@ -122,16 +136,18 @@ impl Switch {
                     plan.change.push(Change { before: network.clone(), after, what: Vec::new() });
                 }
                 None if users.is_empty() => plan.remove.push(network.clone()),
-                None => self.warn(format!(
-                    "network {:?}: is not in the config file any more, but in use by {}; \
-                     disconnect and reload, or put it back",
-                    network.name,
-                    shortened(&users)
-                )),
+                None => {
+                    let users = shortened(&users);
+                    let text = format!(
+                        "is not in the config file any more, but in use by {users}; disconnect \
+                         and reload, or put it back"
+                    );
+                    self.warn_declared(network, &text);
+                }
                 Some(Ok(comparison)) => {
                     self.plan_one(&mut plan, &desired, network, comparison, &users);
                 }
-                Some(Err(error)) => self.warn(format!("network {:?}: {error}", network.name)),
+                Some(Err(error)) => self.warn_declared(network, &error),
             }
         }
         plan
@@ -148,23 +164,25 @@ impl Switch {
         let name = &network.name;
         let by_hand = network.origin != Origin::Config && name.as_str() != BRIDGE_NETWORK;
         if by_hand && !comparison.is_equal() {
-            return self.warn(format!(
-                "network {name:?}: was not made from the config file and differs from it in {}; \
-                 remove it to have it made as declared, or declare another name",
-                comparison.differences()
-            ));
+            let differences = comparison.differences();
+            let text = format!(
+                "was not made from the config file and differs from it in {differences}; remove \
+                 it to have it made as declared, or declare another name"
+            );
+            return self.warn_declared(network, &text);
         }
         obstacles(desired, network, &mut comparison);
         if !comparison.fixed.is_empty() && users.is_empty() {
             return plan.replace.push((network.clone(), comparison.differences()));
         }
         if !comparison.fixed.is_empty() {
-            self.warn(format!(
-                "network {name:?}: differs from the config file in {}, which cannot change while \
-                 it is used by {}; disconnect and reload, or declare it as it is",
+            let text = format!(
+                "differs from the config file in {}, which cannot change while it is used by {}; \
+                 disconnect and reload, or declare it as it is",
                 comparison.fixed.join(", "),
                 shortened(users)
-            ));
+            );
+            self.warn_declared(network, &text);
         }
         let after = Network { origin: Origin::Config, ..comparison.after };
         if after != *network {
@@ -197,7 +215,8 @@ impl Switch {
         }
         for (name, was) in before {
             if let Err(error) = self.move_way_out(work, &name, was).await {
-                self.warn(format!("sandbox {name:?}: {error}"));
+                let text = format!("sandbox {name:?}: {error}");
+                self.warn(Subject::InSandbox(name), text);
             }
         }
         for change in changes {
@@ -242,7 +261,8 @@ impl Switch {
             place.remove_default_route(&ifname, gateway).await?;
         }
         self.route_by_gateway(&place, &sandbox).await?;
-        self.hold_publishes(work, &sandbox).await
+        self.hold_publishes(work, &sandbox).await;
+        Ok(())
     }
 
     /// Sets the MTU of all devices of a network that still had the one before.
@@ -250,7 +270,7 @@ impl Switch {
         let name = &change.after.name;
         let leg = change.after.host_device();
         if let Err(error) = set_mtu(&self.host, &leg, change).await {
-            self.warn(format!("network {name:?}: {error}"));
+            self.warn_declared(&change.after, &error);
         }
         let sandboxes: Vec<Sandbox> = {
             let world = self.world();
@@ -258,7 +278,8 @@ impl Switch {
         };
         for sandbox in sandboxes {
             if let Err(error) = self.change_mtu_inside(work, &sandbox, change).await {
-                self.warn(format!("sandbox {:?}: {error}", sandbox.name));
+                let text = format!("sandbox {:?}: {error}", sandbox.name);
+                self.warn(Subject::InSandbox(sandbox.name), text);
             }
         }
     }
@@ -294,10 +315,9 @@ impl Switch {
         };
         if let Err(error) = outcome {
             self.roll_back(work, undo).await;
-            self.warn(format!(
-                "network {:?}: is gone, and not made as it was: {error}",
-                before.name
-            ));
+            let text =
+                format!("network {:?}: is gone, and not made as it was: {error}", before.name);
+            self.warn(Subject::MissingNetwork(before.name), text);
         }
     }
 
@@ -329,7 +349,7 @@ impl Switch {
         match self.create_network_in(work, &request, Origin::Automatic).await {
             // Every pool is full: the others still work.
             Err(error) if error.kind == Kind::Conflict => {
-                self.warn(error.to_string());
+                self.warn_missing(&request, &error);
                 Ok(())
             }
             other => other,

@@ -177,7 +177,7 @@ impl Switch {
         }
         // Each of these is tried, whatever becomes of the one before. The announcement ends with the
         // device that it names.
-        let held = self.hold_publishes(work, &after).await;
+        self.hold_publishes(work, &after).await;
         let left = match place {
             Some(place) => {
                 place.remove(&endpoint.ifname).await?;
@@ -186,7 +186,7 @@ impl Switch {
             None => Ok(()),
         };
         self.commit(work, vec![Edit::RemoveIntent(intent.intent)])?;
-        left.and(held)
+        left
     }
 
     /// Chooses address, MAC and interface name. The name is added to `names`.

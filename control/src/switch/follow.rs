@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use dataplane::packet::types::PortId;
 
 use super::endpoint::{endpoint_device, open_namespace};
+use super::warnings::Subject;
 use super::{Switch, Work, blocking};
 use crate::error::{Error, Result};
 use crate::model::{Edit, Endpoint, Namespace, Network, Sandbox};
@@ -59,9 +60,9 @@ impl Switch {
             if news {
                 let path = namespace.path(&name).unwrap_or_default();
                 let path = path.display();
-                self.warn(format!(
-                    "sandbox {name:?}: its namespace {path} is gone; remove the sandbox"
-                ));
+                let text =
+                    format!("sandbox {name:?}: its namespace {path} is gone; remove the sandbox");
+                self.warn(Subject::Sandbox(name), text);
             }
         }
     }
@@ -77,7 +78,8 @@ impl Switch {
         work.remade.retain(|_, at| at.elapsed() < PAUSE);
         for (network, port) in self.lost_legs(&gone) {
             if let Err(error) = self.remake_leg(&mut work, &network, port).await {
-                self.warn(format!("network {:?}: {error}", network.name));
+                let subject = Subject::Network(network.name.clone());
+                self.warn(subject, format!("network {:?}: {error}", network.name));
             }
         }
         for lost in self.lost_endpoints(&gone) {
@@ -155,11 +157,12 @@ impl Switch {
             }
             Err(error) => {
                 let ifname = &endpoint.ifname;
-                self.warn(format!("sandbox {name:?}: interface {ifname:?} is gone: {error}"));
+                let text = format!("sandbox {name:?}: interface {ifname:?} is gone: {error}");
+                self.warn(Subject::Sandbox(name.clone()), text);
             }
         }
         if let Err(error) = published {
-            self.warn(format!("sandbox {name:?}: {error}"));
+            tracing::warn!("sandbox {name:?}: {error}");
         }
     }
 
@@ -175,7 +178,8 @@ impl Switch {
         let key = (sandbox.name.clone(), endpoint.ifname.clone());
         self.world_mut().attached.endpoints.insert(key, port);
         if let Err(error) = self.route_by_gateway(&place, &sandbox).await {
-            self.warn(format!("sandbox {:?}: {error}", sandbox.name));
+            let subject = Subject::InSandbox(sandbox.name.clone());
+            self.warn(subject, format!("sandbox {:?}: {error}", sandbox.name));
         }
         Ok(endpoint.ifname.clone())
     }

@@ -1,4 +1,4 @@
-//! Uplinks: add, remove, and follow what the host does with their interfaces.
+//! Uplinks: add and remove.
 //!
 //! A dedicated uplink answers for its own addresses with a MAC of its own. A shared one uses the
 //! addresses the host has on the interface, and takes from the host only the frames of our own
@@ -22,8 +22,10 @@ use crate::model::{Counters, Edit, Origin, Uplink};
 use crate::netlink::sockets::HostPorts;
 use crate::publish::PortRange;
 
+mod follow;
 pub(super) mod steering;
 
+pub use follow::Look;
 pub(super) use steering::Live;
 
 /// What a dedicated uplink uses for SNAT: all but the well-known ports.
@@ -31,15 +33,6 @@ const DEDICATED_PORTS: (u16, u16) = (1024, 65_535);
 
 /// A shared uplink leaves the ports below to services that the host may start later.
 const LOWEST_SHARED_PORT: u16 = 16_384;
-
-/// How much of the host to look at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Look {
-    /// Interfaces, addresses, routes and ports: something changed.
-    All,
-    /// Only what no message tells.
-    Ports,
-}
 
 impl Switch {
     /// Adds a way out.
@@ -50,15 +43,9 @@ impl Switch {
         let mut work = self.work.lock().await;
         let interface = request.interface.clone();
         self.refresh_host().await?;
-        // Whoever names an uplink does not want the one we chose.
-        let automatic: Vec<Uplink> = {
-            let world = self.world();
-            let all = world.desired.uplinks.values();
-            all.filter(|uplink| uplink.origin == Origin::Automatic).cloned().collect()
-        };
-        let replaces = automatic.iter().find(|uplink| uplink.interface == interface);
-        if let Some(uplink) = replaces {
-            self.drop_uplink(&mut work, uplink).await?;
+        if request.mode == UplinkMode::Shared {
+            self.check_published(&work, &interface)
+                .map_err(|error| error.context(format!("uplink {interface:?}")))?;
         }
         self.add_uplink_in(&mut work, &request, Origin::User).await?;
         drop(work);
@@ -75,6 +62,11 @@ impl Switch {
         check::uplink(request)?;
         let wrap = |error: Error| error.context(format!("uplink {:?}", request.interface));
         let uplink = self.plan_uplink(request, origin).map_err(wrap)?;
+        // Whoever names an uplink does not want the one we chose.
+        let automatic = self.world().desired.uplinks.get(&request.interface).cloned();
+        if let Some(automatic) = automatic {
+            self.drop_uplink(work, &automatic).await.map_err(wrap)?;
+        }
         let mut undo = Undo::default();
         match self.build_uplink(work, uplink, &mut undo).await {
             Ok(()) => {
@@ -90,7 +82,8 @@ impl Switch {
 
     fn plan_uplink(&self, request: &UplinkAdd, origin: Origin) -> Result<Uplink> {
         let world = self.world();
-        if world.desired.uplinks.contains_key(&request.interface) {
+        let present = world.desired.uplinks.get(&request.interface);
+        if present.is_some_and(|uplink| uplink.origin != Origin::Automatic) {
             return Err(Error::conflict("is an uplink already; remove it first"));
         }
         let link = world
@@ -180,10 +173,11 @@ impl Switch {
         // First the engine knows what to do with the frames, then they come.
         self.publish_ports(work).await?;
         let index = self.interface_index(&uplink.interface)?;
-        match work.uplinks.get_mut(&uplink.interface) {
-            Some(live) => live.steer(&self.host, index).await,
-            None => Ok(()),
+        if let Some(live) = work.uplinks.get_mut(&uplink.interface) {
+            live.steer(&self.host, index).await?;
         }
+        self.recheck_publishes(work);
+        Ok(())
     }
 
     /// Removes a way out.
@@ -246,120 +240,6 @@ impl Switch {
             UplinkMode::Dedicated => Ok(()),
             UplinkMode::Shared => steering::remove(&self.host, uplink).await,
         }
-    }
-
-    /// Adds the interface of the host's default route if nobody named an uplink, and follows it
-    /// when the default route moves.
-    pub(super) async fn follow_default_route(&self, work: &mut Work) -> Result<()> {
-        let (present, wanted) = {
-            let world = self.world();
-            let uplinks = &world.desired.uplinks;
-            if uplinks.values().any(|uplink| uplink.origin != Origin::Automatic) {
-                return Ok(());
-            }
-            let wanted = world.host.default_interface().map(str::to_owned);
-            (uplinks.values().next().cloned(), wanted)
-        };
-        let Some(interface) = wanted else { return Ok(()) };
-        match present {
-            Some(uplink) if uplink.interface == interface => return Ok(()),
-            Some(uplink) => self.drop_uplink(work, &uplink).await?,
-            None => {}
-        }
-        let request = UplinkAdd {
-            interface,
-            mode: UplinkMode::Shared,
-            addresses: Vec::new(),
-            gateway: None,
-            nat_ports: None,
-        };
-        self.add_uplink_in(work, &request, Origin::Automatic).await
-    }
-
-    /// Lets uplinks follow the host: ports in use, and with [`Look::All`] addresses, gateways, and
-    /// interfaces that came or went.
-    ///
-    /// # Errors
-    /// When the host cannot be read; what fails for one uplink is logged.
-    pub async fn follow_host(&self, look: Look) -> Result<()> {
-        let mut work = self.work.lock().await;
-        let mut changed = self.world().stale;
-        if look == Look::All {
-            let facts = HostFacts::read(&self.host.netlink).await?;
-            let mut world = self.world_mut();
-            changed = world.host != facts;
-            world.host = facts;
-        }
-        let uplinks: Vec<Uplink> = self.world().desired.uplinks.values().cloned().collect();
-        let (ports, gone) = (self.host_ports(), self.engine.gone_ports());
-        for uplink in uplinks {
-            changed |= self.follow_interface(&mut work, &uplink, &ports, &gone).await;
-        }
-        if changed {
-            self.publish_ports(&mut work).await?;
-        }
-        let purged = self.world().purged;
-        if purged {
-            return Ok(());
-        }
-        if let Err(error) = self.follow_default_route(&mut work).await {
-            tracing::warn!("{error}");
-        }
-        Ok(())
-    }
-
-    /// Brings one uplink in line with its interface; true: something changed.
-    async fn follow_interface(
-        &self,
-        work: &mut Work,
-        uplink: &Uplink,
-        ports: &HostPorts,
-        gone: &[PortId],
-    ) -> bool {
-        let name = &uplink.interface;
-        let (before, after) = {
-            let world = self.world();
-            let before = world.attached.uplinks.get(name).cloned();
-            let port = before.as_ref().map_or(PortId(0), |state| state.port);
-            let id = &work.store.installation().id;
-            (before, uplink_state(&world.host, uplink, port, id, ports))
-        };
-        let outcome = match (before, after) {
-            (None, None) => return false,
-            (Some(before), Some(after)) if !gone.contains(&before.port) => {
-                let changed = before != after;
-                self.world_mut().attached.uplinks.insert(name.clone(), after);
-                return changed;
-            }
-            (None, Some(_)) => {
-                tracing::info!("uplink {name:?}: its interface is there");
-                self.bring_up(work, uplink).await
-            }
-            (Some(_), after) => {
-                tracing::warn!("uplink {name:?}: its interface went away");
-                match (self.lay_down(work, name).await, after) {
-                    (Ok(()), Some(_)) => self.bring_up(work, uplink).await,
-                    (outcome, _) => outcome,
-                }
-            }
-        };
-        if let Err(error) = outcome {
-            tracing::warn!("uplink {name:?}: {error}");
-        }
-        true
-    }
-
-    /// Ports in use by the host's own stack, ours left out.
-    fn host_ports(&self) -> HostPorts {
-        let shared = |uplink: &Uplink| uplink.mode == UplinkMode::Shared;
-        if !self.world().desired.uplinks.values().any(shared) {
-            // The host's own ports are nobody else's concern.
-            return HostPorts::default();
-        }
-        HostPorts::read_in(&self.host.netns).unwrap_or_else(|error| {
-            tracing::warn!("{error}");
-            HostPorts::default()
-        })
     }
 
     pub(super) fn interface_index(&self, interface: &str) -> Result<u32> {

@@ -319,16 +319,6 @@ pub fn port_mapping(sandbox: &Name, publish: &Publish) -> PortMapping {
     }
 }
 
-/// `[HOSTIP:]PORTS/PROTO`, for messages.
-#[must_use]
-pub fn describe_host_side(publish: &Publish) -> String {
-    let Publish { proto, host_ip, host_ports, .. } = publish;
-    match host_ip {
-        Some(ip) => format!("{ip}:{host_ports}/{proto}"),
-        None => format!("{host_ports}/{proto}"),
-    }
-}
-
 /// `HOSTIP:PORTS -> PORTS/PROTO`, for events.
 #[must_use]
 pub fn describe_publish(publish: &Publish) -> String {

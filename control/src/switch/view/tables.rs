@@ -132,7 +132,7 @@ impl Switch {
                 entries: conntrack.entries.into(),
                 limit: conntrack.limit.into(),
             },
-            warnings: world.warnings.clone(),
+            warnings: world.warnings(),
         }
     }
 

@@ -1,0 +1,260 @@
+//! Host ports held for as long as they are published: reserved when chosen, again at every start
+//! and when they lead elsewhere, and tried again while they cannot be had.
+
+use std::net::Ipv4Addr;
+
+use crate::api::types::{Driver, UplinkMode};
+use crate::error::{Error, Result};
+use crate::model::{Publish, Sandbox, Uplink};
+use crate::netlink::sockets::HostPorts;
+use crate::options::NetworkOptions;
+use crate::proxy::{self, LongRanges, ProxyError, Publication, Reservation};
+use crate::switch::{Switch, Work, World, blocking};
+
+/// Where a sandbox's published ports lead, and at which host address unless they say.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target {
+    pub(super) address: Ipv4Addr,
+    pub(super) binding: Option<Ipv4Addr>,
+}
+
+impl Switch {
+    pub(super) fn target_of(&self, sandbox: &Sandbox) -> Result<Target> {
+        let world = self.world();
+        let endpoint = world.desired.gateway_endpoint(sandbox).ok_or_else(|| {
+            Error::invalid(
+                "has no network that is reachable from outside; connect it to one that is not \
+                 internal",
+            )
+        })?;
+        let binding = world
+            .desired
+            .networks
+            .get(&endpoint.network)
+            .and_then(|network| NetworkOptions::parse(Driver::Bridge, &network.options).ok())
+            .and_then(|options| options.host_binding);
+        Ok(Target { address: endpoint.ipv4, binding })
+    }
+
+    pub(super) fn reserve(
+        &self,
+        work: &mut Work,
+        publish: &Publish,
+        target: Ipv4Addr,
+        host: &HostPorts,
+    ) -> Result<()> {
+        self.try_reserve(work, publish, target, host).map_err(|error| {
+            let hint = match error {
+                ProxyError::Busy { .. } | ProxyError::Connected { .. } => {
+                    "; choose another host port"
+                }
+                _ => "",
+            };
+            let error = Error::from(error);
+            Error::new(error.kind, format!("{}{hint}", error.message))
+        })
+    }
+
+    pub(super) fn try_reserve(
+        &self,
+        work: &mut Work,
+        publish: &Publish,
+        target: Ipv4Addr,
+        host: &HostPorts,
+    ) -> std::result::Result<(), ProxyError> {
+        let Publish { proto, host_ip, host_ports, .. } = *publish;
+        let shared = {
+            let world = self.world();
+            // Nothing of the host's stack can be at an address that is the engine's alone.
+            if host_ip.is_some_and(|ip| world.is_dedicated(ip)) {
+                return Ok(());
+            }
+            let addresses = world.shared_addresses(host_ip);
+            if let Some(port) = world.first_connected(host, publish, &addresses) {
+                return Err(ProxyError::Connected { port, proto });
+            }
+            // An uplink that is waiting for its interface may come back with any address.
+            !addresses.is_empty() || host_ip.is_none() && world.has_shared_uplink()
+        };
+        let held = work.reservations.values().map(Reservation::held).sum();
+        let publication = Publication {
+            proto,
+            host_ip: host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            host_ports,
+            to: target,
+            to_port: publish.ports.first(),
+        };
+        let reservation =
+            blocking(|| proxy::reserve(&publication, LongRanges::new(held, shared), &self.own))?;
+        work.reservations.insert(publish.id, reservation);
+        Ok(())
+    }
+
+    /// Holds the ports of a sandbox's records anew: they lead elsewhere. What cannot be held is
+    /// published all the same, warned of, and tried again.
+    pub(in crate::switch) async fn hold_publishes(&self, work: &mut Work, sandbox: &Sandbox) {
+        if !sandbox.publishes.is_empty() {
+            let host = self.host_ports();
+            self.hold_all_of(work, sandbox, &host).await;
+        }
+    }
+
+    /// At start: the ports of every record.
+    pub(in crate::switch) async fn hold_every_publish(&self, work: &mut Work) {
+        let sandboxes: Vec<Sandbox> = self.world().desired.sandboxes.values().cloned().collect();
+        let host = self.host_ports();
+        for sandbox in &sandboxes {
+            self.hold_all_of(work, sandbox, &host).await;
+        }
+    }
+
+    async fn hold_all_of(&self, work: &mut Work, sandbox: &Sandbox, host: &HostPorts) {
+        for publish in &sandbox.publishes {
+            work.unreserve(publish.id).await;
+            self.hold(work, sandbox, publish, host);
+        }
+    }
+
+    /// Tries again what could not be held.
+    pub(in crate::switch) fn retry_publishes(&self, work: &mut Work, host: &HostPorts) {
+        for reservation in work.reservations.values_mut() {
+            reservation.complete();
+        }
+        let waiting: Vec<(Sandbox, Publish)> = {
+            let mut world = self.world_mut();
+            let World { unheld, desired, .. } = &mut *world;
+            if unheld.is_empty() {
+                return;
+            }
+            unheld.retain(|id, _| desired.publishes().any(|(_, publish)| publish.id == *id));
+            let all = desired.publishes().filter(|(_, publish)| unheld.contains_key(&publish.id));
+            all.map(|(sandbox, publish)| (sandbox.clone(), *publish)).collect()
+        };
+        for (sandbox, publish) in &waiting {
+            self.hold(work, sandbox, publish, host);
+        }
+    }
+
+    /// Looks again at ranges that were only checked: an uplink came.
+    pub(in crate::switch) fn recheck_publishes(&self, work: &mut Work) {
+        let unguarded: Vec<(Sandbox, Publish)> = {
+            let world = self.world();
+            let all = world.desired.publishes().filter(|(_, publish)| work.only_checked(publish));
+            all.map(|(sandbox, publish)| (sandbox.clone(), *publish)).collect()
+        };
+        if unguarded.is_empty() {
+            return;
+        }
+        let host = self.host_ports();
+        for (sandbox, publish) in &unguarded {
+            self.hold(work, sandbox, publish, &host);
+        }
+    }
+
+    fn hold(&self, work: &mut Work, sandbox: &Sandbox, publish: &Publish, host: &HostPorts) {
+        let outcome = self
+            .target_of(sandbox)
+            .and_then(|target| Ok(self.try_reserve(work, publish, target.address, host)?));
+        let text = publish.host_side();
+        match outcome {
+            Ok(()) => {
+                if self.world_mut().unheld.remove(&publish.id).is_some() {
+                    tracing::info!("sandbox {:?}: port {text} is held now", sandbox.name);
+                }
+            }
+            Err(error) => {
+                let reason = format!("sandbox {:?}: published port {text}: {error}", sandbox.name);
+                let known = self.world_mut().unheld.insert(publish.id, reason.clone());
+                if known.as_ref() != Some(&reason) {
+                    tracing::warn!("{reason}");
+                }
+            }
+        }
+    }
+
+    /// A shared uplink to be added must not take from the host what is published already.
+    pub(in crate::switch) fn check_published(&self, work: &Work, interface: &str) -> Result<()> {
+        let host = HostPorts::read_in(&self.host.netns)
+            .map_err(|error| Error::failed(error.to_string()))?;
+        let world = self.world();
+        let Some(link) = world.host.link(interface) else { return Ok(()) };
+        let on_link: Vec<Ipv4Addr> =
+            world.host.addresses_of(link.index).iter().map(|net| net.addr()).collect();
+        let (first, last) = host.ephemeral();
+        for (sandbox, publish) in world.desired.publishes() {
+            let addresses: Vec<Ipv4Addr> = on_link
+                .iter()
+                .copied()
+                .filter(|address| publish.host_ip.is_none_or(|ip| ip == *address))
+                .collect();
+            let owner = format!("published by sandbox {:?}", sandbox.name);
+            if let Some(port) = world.first_connected(&host, publish, &addresses) {
+                return Err(Error::conflict(format!(
+                    "port {port}/{}, {owner}, is in use by a connection of the host; unpublish it \
+                     first",
+                    publish.proto
+                )));
+            }
+            let ephemeral =
+                publish.host_ports.first() <= last && first <= publish.host_ports.last();
+            if !addresses.is_empty() && ephemeral && work.only_checked(publish) {
+                return Err(Error::conflict(format!(
+                    "ports {}, {owner}, overlap {first}-{last}, which the host gives to its own \
+                     connections, and are too many to hold; unpublish them first, or add the \
+                     uplink with --mode dedicated",
+                    publish.host_side()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Work {
+    /// Lets host ports go; returns when they are free.
+    pub(in crate::switch) async fn unreserve(&mut self, publish: u32) {
+        if let Some(reservation) = self.reservations.remove(&publish) {
+            reservation.release().await;
+        }
+    }
+
+    fn only_checked(&self, publish: &Publish) -> bool {
+        self.reservations.get(&publish.id).is_some_and(Reservation::is_only_checked)
+    }
+}
+
+impl World {
+    fn is_dedicated(&self, address: Ipv4Addr) -> bool {
+        self.desired.uplinks.values().any(|uplink| {
+            uplink.mode == UplinkMode::Dedicated
+                && uplink.addresses.iter().any(|net| net.addr() == address)
+        })
+    }
+
+    pub(in crate::switch) fn has_shared_uplink(&self) -> bool {
+        self.shared_uplinks().next().is_some()
+    }
+
+    fn shared_uplinks(&self) -> impl Iterator<Item = &Uplink> {
+        self.desired.uplinks.values().filter(|uplink| uplink.mode == UplinkMode::Shared)
+    }
+
+    /// Addresses of shared uplinks at which a port published at `host_ip` is served.
+    fn shared_addresses(&self, host_ip: Option<Ipv4Addr>) -> Vec<Ipv4Addr> {
+        self.shared_uplinks()
+            .filter_map(|uplink| self.attached.uplinks.get(&uplink.interface))
+            .flat_map(|state| state.addresses.iter().map(|net| net.addr()))
+            .filter(|address| host_ip.is_none_or(|ip| ip == *address))
+            .collect()
+    }
+
+    fn first_connected(
+        &self,
+        host: &HostPorts,
+        publish: &Publish,
+        addresses: &[Ipv4Addr],
+    ) -> Option<u16> {
+        let own: Vec<Ipv4Addr> = self.host.addresses.iter().map(|(_, net)| net.addr()).collect();
+        host.first_connected(publish.proto, addresses, publish.host_ports, &own)
+    }
+}

@@ -1,0 +1,159 @@
+//! Uplinks follow what the host does with their interfaces, addresses, routes and ports.
+
+use dataplane::packet::types::PortId;
+
+use super::uplink_state;
+use crate::api::types::{UplinkAdd, UplinkMode};
+use crate::error::Result;
+use crate::host::HostFacts;
+use crate::model::{Origin, Uplink};
+use crate::netlink::sockets::HostPorts;
+use crate::switch::warnings::Subject;
+use crate::switch::{Switch, Work};
+
+/// How much of the host to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Interfaces, addresses, routes and ports: something changed.
+    All,
+    /// Only what no message tells.
+    Ports,
+}
+
+impl Switch {
+    /// Adds the interface of the host's default route if nobody named an uplink, and follows it
+    /// when the default route moves.
+    pub(in crate::switch) async fn follow_default_route(&self, work: &mut Work) -> Result<()> {
+        let (present, wanted) = {
+            let world = self.world();
+            let uplinks = &world.desired.uplinks;
+            if uplinks.values().any(|uplink| uplink.origin != Origin::Automatic) {
+                return Ok(());
+            }
+            let wanted = world.host.default_interface().map(str::to_owned);
+            (uplinks.values().next().cloned(), wanted)
+        };
+        let Some(interface) = wanted else { return Ok(()) };
+        match present {
+            Some(uplink) if uplink.interface == interface => return Ok(()),
+            Some(uplink) => self.drop_uplink(work, &uplink).await?,
+            None => {}
+        }
+        let request = UplinkAdd {
+            interface,
+            mode: UplinkMode::Shared,
+            addresses: Vec::new(),
+            gateway: None,
+            nat_ports: None,
+        };
+        self.add_uplink_in(work, &request, Origin::Automatic).await
+    }
+
+    /// Lets uplinks follow the host: ports in use, and with [`Look::All`] addresses, gateways, and
+    /// interfaces that came or went.
+    ///
+    /// # Errors
+    /// When the host cannot be read; what fails for one uplink is logged.
+    pub async fn follow_host(&self, look: Look) -> Result<()> {
+        let mut work = self.work.lock().await;
+        let mut changed = self.world().stale;
+        if look == Look::All {
+            changed |= self.note_host(HostFacts::read(&self.host.netlink).await?);
+        }
+        let uplinks: Vec<Uplink> = self.world().desired.uplinks.values().cloned().collect();
+        let (ports, gone) = (self.host_ports(), self.engine.gone_ports());
+        for uplink in uplinks {
+            changed |= self.follow_interface(&mut work, &uplink, &ports, &gone).await;
+        }
+        if changed {
+            self.publish_ports(&mut work).await?;
+        }
+        let purged = self.world().purged;
+        if purged {
+            return Ok(());
+        }
+        if look == Look::All {
+            self.add_missing_uplinks(&mut work).await;
+        }
+        if let Err(error) = self.follow_default_route(&mut work).await {
+            self.warn(Subject::AutomaticUplink, error.to_string());
+        }
+        self.retry_publishes(&mut work, &ports);
+        self.settle_warnings();
+        Ok(())
+    }
+
+    /// Declared uplinks whose interface was not there at the start.
+    async fn add_missing_uplinks(&self, work: &mut Work) {
+        for request in &self.settings.uplinks {
+            let due = {
+                let world = self.world();
+                world.misses_uplink(&request.interface)
+                    && world.host.link(&request.interface).is_some()
+            };
+            if !due {
+                continue;
+            }
+            if let Err(error) = self.add_uplink_in(work, request, Origin::Config).await {
+                let subject = Subject::MissingUplink(request.interface.clone());
+                self.warn(subject, error.to_string());
+            }
+        }
+    }
+
+    /// Brings one uplink in line with its interface; true: something changed.
+    async fn follow_interface(
+        &self,
+        work: &mut Work,
+        uplink: &Uplink,
+        ports: &HostPorts,
+        gone: &[PortId],
+    ) -> bool {
+        let name = &uplink.interface;
+        let (before, after) = {
+            let world = self.world();
+            let before = world.attached.uplinks.get(name).cloned();
+            let port = before.as_ref().map_or(PortId(0), |state| state.port);
+            let id = &work.store.installation().id;
+            (before, uplink_state(&world.host, uplink, port, id, ports))
+        };
+        let outcome = match (before, after) {
+            (None, None) => return false,
+            (Some(before), Some(after)) if !gone.contains(&before.port) => {
+                let changed = before != after;
+                self.world_mut().attached.uplinks.insert(name.clone(), after);
+                return changed;
+            }
+            (None, Some(_)) => {
+                tracing::info!("uplink {name:?}: its interface is there");
+                self.bring_up(work, uplink).await
+            }
+            (Some(_), after) => {
+                self.warn(
+                    Subject::Uplink(name.clone()),
+                    format!("uplink {name:?}: its interface went away"),
+                );
+                match (self.lay_down(work, name).await, after) {
+                    (Ok(()), Some(_)) => self.bring_up(work, uplink).await,
+                    (outcome, _) => outcome,
+                }
+            }
+        };
+        if let Err(error) = outcome {
+            self.warn(Subject::Uplink(name.clone()), format!("uplink {name:?}: {error}"));
+        }
+        true
+    }
+
+    /// Ports in use by the host's own stack, ours left out.
+    pub(in crate::switch) fn host_ports(&self) -> HostPorts {
+        if !self.world().has_shared_uplink() {
+            // The host's own ports are nobody else's concern.
+            return HostPorts::default();
+        }
+        HostPorts::read_in(&self.host.netns).unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            HostPorts::default()
+        })
+    }
+}

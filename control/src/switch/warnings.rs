@@ -1,0 +1,222 @@
+//! What `status` warns of: each for as long as it is so, and no longer.
+//!
+//! Some warnings are read off the world when asked for. The others say what failed at one moment;
+//! they are kept with their [`Subject`], which tells when they are over.
+
+use std::collections::BTreeSet;
+
+use super::{Switch, Work, World};
+use crate::model::Origin;
+use crate::name::Name;
+
+/// Warnings kept at most; older ones are in the log.
+const KEPT: usize = 32;
+
+/// What a warning is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// The configuration or how the daemon was started: until the next start.
+    Start,
+    /// Something interrupted that could not be cleared away.
+    Intent(u64),
+    /// A network without the host's leg.
+    Network(Name),
+    /// A network that should have been made.
+    MissingNetwork(Name),
+    /// A network, by its public id, that is not as the config file has it: until it is removed, or
+    /// the file is read again.
+    Declared(String),
+    /// A sandbox that could not be taken over, or lost a device or its namespace.
+    Sandbox(Name),
+    /// Something in a sandbox that could not be set, until it is removed: what others do there is
+    /// theirs, and not looked at.
+    InSandbox(Name),
+    /// An uplink that could not be brought up.
+    Uplink(String),
+    /// A declared uplink that could not be added.
+    MissingUplink(String),
+    /// The automatic uplink.
+    AutomaticUplink,
+}
+
+/// Warnings of things that failed.
+#[derive(Debug, Default)]
+pub struct Warnings {
+    kept: Vec<(Subject, String)>,
+}
+
+impl Warnings {
+    /// Those of the start.
+    #[must_use]
+    pub fn new(texts: Vec<String>) -> Self {
+        Self { kept: texts.into_iter().map(|text| (Subject::Start, text)).collect() }
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.kept.clear();
+    }
+
+    /// What is known already is not said again.
+    fn add(&mut self, subject: Subject, text: String) {
+        let entry = (subject, text);
+        if self.kept.contains(&entry) {
+            return;
+        }
+        tracing::warn!("{}", entry.1);
+        if self.kept.len() >= KEPT {
+            self.kept.remove(0);
+        }
+        self.kept.push(entry);
+    }
+}
+
+impl Switch {
+    /// Says it in the log, and in `status` until it is over.
+    pub(super) fn warn(&self, subject: Subject, text: String) {
+        self.world_mut().warnings.add(subject, text);
+    }
+
+    /// Forgets what is about to be looked at anew.
+    pub(super) fn forget_warnings(&self, about: impl Fn(&Subject) -> bool) {
+        self.world_mut().warnings.kept.retain(|(subject, _)| !about(subject));
+    }
+
+    /// Forgets what is over.
+    pub(super) fn settle_warnings(&self) {
+        let mut world = self.world_mut();
+        let mut warnings = std::mem::take(&mut world.warnings);
+        warnings.kept.retain(|(subject, text)| {
+            let over = world.is_over(subject);
+            if over {
+                tracing::info!("over: {text}");
+            }
+            !over
+        });
+        world.warnings = warnings;
+    }
+
+    /// Says in the log when NAT runs out of ports, and when it has some again.
+    pub(super) fn note_nat_ports(&self, work: &mut Work) {
+        let now = self.world().without_nat_ports();
+        for interface in now.difference(&work.without_nat_ports) {
+            tracing::warn!("{}", no_nat_ports(interface));
+        }
+        for interface in work.without_nat_ports.difference(&now) {
+            tracing::info!("uplink {interface:?}: has no lack of NAT ports any more");
+        }
+        work.without_nat_ports = now;
+    }
+}
+
+impl World {
+    /// What a person should know now: each one line.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let kept = self.warnings.kept.iter().filter(|(subject, _)| !self.is_over(subject));
+        let unheld = self.desired.publishes().filter_map(|(_, p)| self.unheld.get(&p.id));
+        kept.map(|(_, text)| text)
+            .chain(unheld)
+            .cloned()
+            .chain(self.without_nat_ports().iter().map(|interface| no_nat_ports(interface)))
+            .collect()
+    }
+
+    /// Whether a declared uplink is still to be added.
+    pub(super) fn misses_uplink(&self, interface: &str) -> bool {
+        let missing =
+            |subject: &Subject| matches!(subject, Subject::MissingUplink(i) if i == interface);
+        self.warnings.kept.iter().any(|(subject, _)| missing(subject) && !self.is_over(subject))
+    }
+
+    fn is_over(&self, subject: &Subject) -> bool {
+        let (desired, attached) = (&self.desired, &self.attached);
+        match subject {
+            Subject::Start => false,
+            Subject::Intent(id) => !desired.intents.contains_key(id),
+            Subject::Network(name) => {
+                attached.hosts.contains_key(name) || !desired.networks.contains_key(name)
+            }
+            Subject::MissingNetwork(name) => desired.networks.contains_key(name),
+            Subject::Declared(uid) => !desired.networks.values().any(|network| network.uid == *uid),
+            Subject::Sandbox(name) => !self.gone.contains(name),
+            Subject::InSandbox(name) => !desired.sandboxes.contains_key(name),
+            Subject::Uplink(interface) => {
+                attached.uplinks.contains_key(interface) || !desired.uplinks.contains_key(interface)
+            }
+            Subject::MissingUplink(interface) => {
+                let present = desired.uplinks.get(interface);
+                present.is_some_and(|uplink| uplink.origin != Origin::Automatic)
+            }
+            Subject::AutomaticUplink => !attached.uplinks.is_empty(),
+        }
+    }
+
+    fn without_nat_ports(&self) -> BTreeSet<String> {
+        self.attached
+            .uplinks
+            .iter()
+            .filter(|(_, state)| self.nat_ports_left(&state.nat_ports).is_empty())
+            .map(|(interface, _)| interface.clone())
+            .collect()
+    }
+}
+
+fn no_nat_ports(interface: &str) -> String {
+    format!(
+        "uplink {interface:?}: no port is left for NAT, new connections of sandboxes are dropped \
+         (snat_ports_exhausted); unpublish some, or narrow ip_local_port_range"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warning_ends_with_its_cause() {
+        let mut world =
+            World { warnings: Warnings::new(vec!["start".to_owned()]), ..World::default() };
+        let web: Name = "web".parse().unwrap();
+        for (subject, text) in [
+            (Subject::Sandbox(web.clone()), "sandbox"),
+            (Subject::MissingUplink("up0".to_owned()), "uplink"),
+            (Subject::AutomaticUplink, "automatic"),
+        ] {
+            for _ in 0..2 {
+                world.warnings.add(subject.clone(), text.to_owned());
+            }
+        }
+        // Nothing says that the sandbox is gone.
+        assert_eq!(world.warnings(), ["start", "uplink", "automatic"]);
+        world.gone.insert(web);
+        assert_eq!(world.warnings(), ["start", "sandbox", "uplink", "automatic"]);
+        assert!(world.misses_uplink("up0") && !world.misses_uplink("up1"));
+
+        let nat_ports = crate::publish::PortRange::new(20_000, 20_001).into_iter().collect();
+        let state = crate::compile::UplinkState {
+            port: dataplane::packet::types::PortId(1),
+            mac: Default::default(),
+            addresses: Vec::new(),
+            gateway: None,
+            nat_ports,
+            mtu: 1500,
+            up: true,
+        };
+        world.attached.uplinks.insert("up0".to_owned(), state);
+        assert_eq!(world.warnings(), ["start", "sandbox", "uplink"]);
+        world.attached.uplinks.get_mut("up0").unwrap().nat_ports.clear();
+        assert_eq!(world.warnings().len(), 4);
+        assert!(world.warnings()[3].contains("no port is left for NAT"));
+    }
+
+    #[test]
+    fn only_so_many_are_kept() {
+        let mut warnings = Warnings::default();
+        for number in 0..100 {
+            warnings.add(Subject::Intent(number), number.to_string());
+        }
+        assert_eq!(warnings.kept.len(), KEPT);
+        assert_eq!(warnings.kept.last().unwrap().1, "99");
+    }
+}
