@@ -176,7 +176,7 @@ impl Uring {
         self.push(&request.user_data(KIND_READY << KIND_SHIFT));
     }
 
-    /// Writes a frame with what stands before it in its buffer.
+    /// Writes a frame with what stands before it in its buffer, at once or not at all.
     pub(in crate::io) fn write(&mut self, fd: BorrowedFd<'_>, mut frame: Frame, token: u64) {
         let bytes = frame.transmit_buffer(self.prefix);
         let (address, len) = (bytes.as_ptr(), u32::try_from(bytes.len()).unwrap_or(0));
@@ -192,7 +192,9 @@ impl Uring {
         if let Some(slot) = self.writes.get_mut(usize::from(number)) {
             *slot = write;
         }
-        let request = opcode::Write::new(Fd(fd.as_raw_fd()), address, len).build();
+        // Never later: what waits would be overtaken.
+        let request =
+            opcode::Write::new(Fd(fd.as_raw_fd()), address, len).rw_flags(libc::RWF_NOWAIT).build();
         self.push(&request.user_data(u64::from(number) | KIND_WRITE << KIND_SHIFT));
     }
 
@@ -214,6 +216,11 @@ impl Uring {
     /// Requests that the kernel has not been told of.
     pub(in crate::io) fn is_queued(&mut self) -> bool {
         !self.ring.submission().is_empty()
+    }
+
+    /// Whether another request makes the kernel take all of them.
+    pub(in crate::io) fn is_full(&mut self) -> bool {
+        self.ring.submission().is_full()
     }
 
     /// Whether the kernel has something to complete as soon as it is asked.
