@@ -233,10 +233,9 @@ impl Port for PacketSocket {
     }
 
     fn split(self: Box<Self>, workers: usize) -> io::Result<PortHalves> {
-        let mut tx: Vec<Box<dyn PortTx>> = Vec::with_capacity(workers);
-        for _ in 0..workers {
-            tx.push(Box::new(PacketTx { fd: self.tx.try_clone()? }));
-        }
+        let fd = Arc::new(self.tx);
+        let half = |_| -> Box<dyn PortTx> { Box::new(PacketTx { fd: Arc::clone(&fd) }) };
+        let tx = (0..workers).map(half).collect();
         let rx = PacketRx { fd: self.rx, ring: self.ring, counts: self.counts, idle_calls: 0 };
         Ok(PortHalves { rx: Box::new(rx), tx })
     }
@@ -340,7 +339,7 @@ fn fill(frame: &mut Frame, received: Received<'_>) -> bool {
 /// the sums still balance.
 #[derive(Debug)]
 struct PacketTx {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
 }
 
 impl PacketTx {

@@ -21,6 +21,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
@@ -184,17 +185,17 @@ impl Port for Tap {
     }
 
     fn split(self: Box<Self>, workers: usize) -> io::Result<PortHalves> {
-        let mut tx: Vec<Box<dyn PortTx>> = Vec::with_capacity(workers);
-        for _ in 0..workers {
-            tx.push(Box::new(TapTx { fd: self.fd.try_clone()? }));
-        }
-        Ok(PortHalves { rx: Box::new(TapRx { fd: self.fd }), tx })
+        // One descriptor whatever the number of workers: hosts with many containers have few.
+        let fd = Arc::new(self.fd);
+        let half = |_| -> Box<dyn PortTx> { Box::new(TapTx { fd: Arc::clone(&fd) }) };
+        let tx = (0..workers).map(half).collect();
+        Ok(PortHalves { rx: Box::new(TapRx { fd }), tx })
     }
 }
 
 #[derive(Debug)]
 struct TapRx {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
 }
 
 impl PortRx for TapRx {
@@ -243,7 +244,7 @@ impl PortRx for TapRx {
 /// All workers write to one queue: the driver takes frames from several threads at once.
 #[derive(Debug)]
 struct TapTx {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
 }
 
 impl PortTx for TapTx {

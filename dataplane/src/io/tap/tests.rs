@@ -1,4 +1,5 @@
 use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 
 use super::*;
 use crate::io::poll::Poller;
@@ -215,5 +216,19 @@ fn a_large_send_arrives_as_one_frame_with_its_segment_size() {
         socket.send_to(&[7; 40_000], "192.0.2.2:6000").unwrap();
         let frame = receive(&mut *rx, &mut pool, is_ipv4);
         assert_eq!((frame.len() - 42, frame.vnet.gso_type, frame.vnet.gso_size), expected);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_device_takes_one_descriptor_for_any_number_of_workers() {
+    Netns::new().run(|| {
+        let tap = Tap::create(&options("t0", false)).unwrap();
+        let PortHalves { rx, tx } = Box::new(tap).split(8).unwrap();
+        let used = rx.fd().unwrap().as_raw_fd();
+        assert_eq!(tx.len(), 8);
+        for half in &tx {
+            assert_eq!(half.stream().unwrap().as_raw_fd(), used);
+        }
     });
 }
