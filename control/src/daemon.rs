@@ -5,13 +5,12 @@
 //! is there, and the API last. Stop: the API first, then uplinks go back to the host; sandboxes,
 //! their devices and the connection table stay for the next start.
 
+mod claim;
 mod journal;
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
-use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,6 +23,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use self::claim::HostClaim;
 use crate::api::server;
 use crate::compile::Tuning;
 use crate::config::Config;
@@ -93,6 +93,8 @@ fn run(args: &DaemonArgs) -> Result<ExitCode> {
         .failed("start threads")?;
     if args.flags.purge {
         let purged = runtime.block_on(purge_offline(&config.daemon)).map_err(purge_hint)?;
+        // A killed daemon may have left its file; taking it over and letting go removes it.
+        drop(HostClaim::take());
         for (what, count) in [
             ("sandboxes", purged.sandboxes.len()),
             ("networks", purged.networks.len()),
@@ -168,8 +170,12 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
         tracing::warn!("{warning}");
     }
     server::probe(&config.daemon.socket)?;
-    let lock = Lock::take(&config.daemon.state_dir)?;
-    let _host = claim_host()?;
+    let state_dir = &config.daemon.state_dir;
+    let _host = HostClaim::take().map_err(|taken| {
+        // With the same state directory, that says more.
+        Lock::take_existing(state_dir).err().unwrap_or(taken)
+    })?;
+    let lock = Lock::take(state_dir)?;
     let (mut store, desired) = Store::open(lock)?;
     make_directories(&mut store, &config)?;
     let mut signals = Signals::listen()?;
@@ -212,19 +218,6 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     drop(socket);
     let purged = switch.world().purged;
     outcome.map(|()| if purged { End::Purged } else { End::Stopped })
-}
-
-/// One daemon a network namespace: two would take each other's steering and ports. Abstract socket
-/// names belong to the namespace and go with the process, so nothing stale can stay behind.
-fn claim_host() -> Result<UnixListener> {
-    let name = SocketAddr::from_abstract_name("vswitchd").failed("claim the host")?;
-    UnixListener::bind_addr(&name).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => Error::conflict(
-            "another vswitchd runs in this network namespace, with other directories; stop it \
-             first, or start this one in a namespace of its own",
-        ),
-        _ => Error::failed(format!("claim the host: {error}")),
-    })
 }
 
 fn start_engine(config: &Config, store: &Store) -> Result<Engine> {

@@ -20,6 +20,7 @@ mod uplink;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -311,6 +312,11 @@ impl Drop for Host {
         }
         // The daemon first: it would make namespaces anew.
         self.daemon = None;
+        // It was killed, so its claim on the namespace is still there.
+        if let Ok(namespace) = fs::metadata(self.ns.path()) {
+            let claim = format!("/run/vswitchd-netns-{}.lock", namespace.ino());
+            let _ = fs::remove_file(claim);
+        }
         namespace::delete_all(&self.prefix);
     }
 }

@@ -8,7 +8,10 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::PathBuf;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
@@ -284,22 +287,52 @@ fn a_second_daemon_does_not_disturb_the_first() {
     let host = host_with_web();
     let web = host.find(&host.name("web"));
     let before = everything(&host);
-    let second = |socket: &str, state: &str| {
+    let second = |socket: &str, state: &str, run_dir: &str| {
         ran(host.ns.command(programs().join("vswitchd")).args([
             "--socket",
             host.path(socket).to_str().unwrap(),
             "--state-dir",
             host.path(state).to_str().unwrap(),
             "--run-dir",
-            host.path("run/vswitchd").to_str().unwrap(),
+            host.path(run_dir).to_str().unwrap(),
         ]))
     };
     host.run_daemon([]).is_refusal("vswitchd", CONFLICT, &["api.sock"]);
-    second("run/vswitchd/api.sock", "lib/second").is_refusal("vswitchd", CONFLICT, &["api.sock"]);
-    second("run/second.sock", "lib/state").is_refusal("vswitchd", CONFLICT, &["lib/state"]);
+    second("run/vswitchd/api.sock", "lib/second", "run/vswitchd").is_refusal(
+        "vswitchd",
+        CONFLICT,
+        &["api.sock"],
+    );
+    second("run/second.sock", "lib/state", "run/second").is_refusal(
+        "vswitchd",
+        CONFLICT,
+        &["lib/state"],
+    );
+    second("run/second.sock", "lib/second", "run/second").is_refusal(
+        "vswitchd",
+        CONFLICT,
+        &["network namespace"],
+    );
     assert_eq!(everything(&host), before);
     assert_eq!(one(&host.json(["status"]))["pid"], host.pid());
     assert_ping(&web.ns, Ipv4Addr::new(10, 91, 1, 1), 64);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_anybody_can_take_does_not_keep_it_from_starting() {
+    let mut host = Host::prepare(Uplink::None);
+    let name = SocketAddr::from_abstract_name("vswitchd").unwrap();
+    let _taken = host.ns.enter(|| UnixListener::bind_addr(&name).unwrap());
+    host.launch();
+    let namespace = fs::metadata(host.ns.path()).unwrap().ino();
+    let claim = PathBuf::from(format!("/run/vswitchd-netns-{namespace}.lock"));
+    assert_eq!(fs::metadata(&claim).unwrap().permissions().mode() & 0o7777, 0o600);
+    // A killed one leaves it, which is in nobody's way; a clean stop takes it along.
+    host.stop(Signal::SIGKILL);
+    host.launch();
+    host.stop(Signal::SIGTERM);
+    assert!(!claim.exists());
 }
 
 #[test]
