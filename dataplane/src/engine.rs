@@ -381,6 +381,13 @@ impl Engine {
         self.plane.flush_connections(matches)
     }
 
+    /// Ends the connections that the configuration in force has no place for: their rule leads
+    /// elsewhere, their network, endpoint or outside address is not there. For those of an earlier
+    /// run, once everything that exists is published. Returns how many.
+    pub fn end_orphans(&self) -> usize {
+        self.plane.end_orphans()
+    }
+
     /// Totals of the connection table.
     #[must_use]
     pub fn conntrack_stats(&self) -> ConntrackStats {

@@ -26,6 +26,7 @@ pub mod l2;
 pub mod l3;
 mod limiter;
 pub mod nat;
+mod orphans;
 pub mod packet;
 mod pipeline;
 pub mod plane;

@@ -16,6 +16,7 @@ use crate::engine::{
 use crate::hash::HashKey;
 use crate::io::Offloads;
 use crate::l2::fdb::Learned;
+use crate::orphans::has_place;
 use crate::packet::types::{Mac, NetworkId, PortId};
 use crate::publish::Publisher;
 use crate::shared::Tables;
@@ -215,6 +216,17 @@ impl Plane {
             .connections
             .entries(now_secs())
             .filter(|entry| matches(&entry.connection))
+            .filter(|entry| self.tables.connections.remove(entry.id))
+            .count()
+    }
+
+    /// See [`crate::Engine::end_orphans`].
+    pub fn end_orphans(&self) -> usize {
+        let snapshot = self.config.current();
+        self.tables
+            .connections
+            .entries(now_secs())
+            .filter(|entry| !has_place(&snapshot, &entry.connection, entry.rule))
             .filter(|entry| self.tables.connections.remove(entry.id))
             .count()
     }

@@ -157,3 +157,31 @@ fn a_kill_while_sandboxes_come_leaves_nothing_half_made() {
         host.ok(["sandbox", "create", name, "--network", "app"]);
     }
 }
+
+#[test]
+#[ignore = "needs root"]
+fn connections_by_an_address_that_the_file_gave_away_end() {
+    let mut host = Host::prepare(Uplink::Dedicated);
+    let uplink = |address: &str| {
+        format!(
+            "[[uplink]]\ninterface = \"up0\"\nmode = \"dedicated\"\naddresses = [\"{address}/24\"]\n\
+             gateway = \"{GATEWAY}\"\n"
+        )
+    };
+    let file = host.path("vswitchd.toml");
+    std::fs::write(&file, uplink("192.0.2.2")).unwrap();
+    host.launch();
+    let a = host.sandbox("a", "");
+    let _server = TcpServer::start(&host.outside, (ANY, 7000));
+    let mut before = TcpClient::connect(&a.ns, (GATEWAY, 7000));
+    before.echo("before");
+    assert_eq!(way_out(&host, &a)["dst"], "192.0.2.2");
+
+    host.stop(Signal::SIGTERM);
+    std::fs::write(&file, uplink("192.0.2.5")).unwrap();
+    host.launch();
+    let listed = host.json(["conntrack", "list", "--proto", "tcp", "--dport", "7000"]);
+    assert_eq!(rows(&listed), Vec::<Value>::new());
+    TcpClient::connect(&a.ns, (GATEWAY, 7000)).echo("after");
+    assert_eq!(way_out(&host, &a)["dst"], "192.0.2.5");
+}

@@ -48,6 +48,11 @@ impl Switch {
         self.hold_every_publish(&mut work).await;
         self.publish_ports(&mut work).await?;
         self.declare_networks(&mut work, networks).await?;
+        // The file or a crash may have taken from connections of the earlier run what they go by.
+        let ended = self.engine.end_orphans();
+        if ended > 0 {
+            tracing::info!("{ended} connections ended: what they went by is not there any more");
+        }
         Ok(())
     }
 

@@ -1,11 +1,15 @@
 //! Publishing another configuration: what goes ends, what stays goes on undisturbed.
 
-use dataplane::engine::NatRule;
+use std::net::Ipv4Addr;
+
+use dataplane::EngineOptions;
+use dataplane::config::SnapshotSpec;
+use dataplane::engine::{Connection, NatRule};
 use dataplane::packet::types::tcp_flags::{ACK, SYN};
 use dataplane::packet::types::{Mac, PortId};
 use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, Lab, NET1, NET2, ROUTER, SERVER, UP, endpoint,
-    publish_tcp, topology, without_guard,
+    publish_tcp, small, topology, without_guard,
 };
 use tests::packet::{Host, Packet, arp_reply, ethernet, tcp, udp};
 
@@ -156,6 +160,66 @@ fn an_outside_address_that_goes_ends_what_used_it() {
     let left = lab.connections();
     assert_eq!(left.len(), 1, "{left:?}");
     assert!(!left[0].snat && !left[0].dnat);
+}
+
+/// Three connections of an earlier run (in by rule 7, out by the uplink, from network 2), and what
+/// becomes of them under this configuration.
+fn after_a_restart(change: impl FnOnce(&mut SnapshotSpec)) -> Vec<Connection> {
+    let directory = tempfile::tempdir().unwrap();
+    let options =
+        EngineOptions { conntrack_file: Some(directory.path().join("conntrack")), ..small() };
+    let mut spec = topology();
+    spec.dnat = vec![publish_tcp(7, 8080, &B, 80)];
+    let mut lab = Lab::with(&options, spec.clone());
+    from_client(&mut lab, 8080, &B, 7);
+    out(&mut lab, &A, &GATEWAY1, 1);
+    out(&mut lab, &D, &GATEWAY2, 2);
+    drop(lab);
+    change(&mut spec);
+    let lab = Lab::with(&options, spec);
+    assert_eq!(lab.connections().len(), 3);
+    let ended = lab.plane.end_orphans();
+    let left = lab.connections();
+    assert_eq!(left.len() + ended, 3);
+    left
+}
+
+#[test]
+fn what_an_earlier_run_began_goes_on_if_its_rule_endpoint_and_address_are_there() {
+    type Change = fn(&mut SnapshotSpec);
+    let table: [(&str, Change, [bool; 3]); 9] = [
+        ("nothing changed", |_| {}, [true, true, true]),
+        ("unpublished", |spec| spec.dnat.clear(), [false, true, true]),
+        ("to another port", |spec| spec.dnat[0].to_port = 81, [false, true, true]),
+        ("to another sandbox", |spec| spec.dnat[0].to = C.ip, [false, true, true]),
+        ("published anew", |spec| spec.dnat[0].id = 9, [false, true, true]),
+        ("no endpoint", |spec| spec.ports.retain(|p| p.id != A.port), [true, false, true]),
+        ("no guard", without_guard_and_a, [true, true, true]),
+        (
+            "no network",
+            |spec| {
+                spec.networks.retain(|network| network.id != NET2);
+                spec.ports.retain(|p| p.id != D.port);
+            },
+            [true, true, false],
+        ),
+        (
+            "another outside address",
+            |spec| spec.uplinks[0].addresses[0].0 = Ipv4Addr::new(203, 0, 113, 6),
+            [false, false, false],
+        ),
+    ];
+    for (what, change, expected) in table {
+        let left = after_a_restart(change);
+        let there = [CLIENT.ip, A.ip, D.ip].map(|ip| left.iter().any(|c| c.original.src == ip));
+        assert_eq!(there, expected, "{what}");
+    }
+}
+
+/// A router in a container speaks for others.
+fn without_guard_and_a(spec: &mut SnapshotSpec) {
+    without_guard(spec);
+    spec.ports.retain(|port| port.id != A.port);
 }
 
 #[test]
