@@ -192,7 +192,11 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
         uplinks: config.uplinks.clone(),
     };
     let switch = Switch::new(engine, host, settings, store, desired, warnings);
-    switch.adopt(&config.networks).await?;
+    if let Err(error) = switch.adopt(&config.networks).await {
+        // Nobody would be behind the steering of an uplink that is up already.
+        switch.stop().await;
+        return Err(error);
+    }
 
     let (stop, stopping) = watch::channel(false);
     let follower = tokio::spawn(follow(Arc::clone(&switch), monitor, stopping.clone()));

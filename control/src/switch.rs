@@ -46,6 +46,7 @@ use crate::host::HostFacts;
 use crate::ipam::AddressPool;
 use crate::model::{Counters, Desired, Edit, Intent};
 use crate::name::Name;
+use crate::netlink::sockets::HostPorts;
 use crate::place::Place;
 use crate::proxy::OwnAddresses;
 use crate::state::Store;
@@ -94,6 +95,8 @@ struct Work {
     reservations: HashMap<u32, port::Reservation>,
     /// Where the search for a free host port continues.
     next_free_port: u16,
+    /// The host's ports as last read.
+    host_ports: Option<HostPorts>,
     /// Uplinks that are attached, by interface.
     uplinks: HashMap<String, uplink::Live>,
     /// When devices were made anew that somebody had deleted, by sandbox (`None`: the host) and
@@ -142,6 +145,7 @@ impl Switch {
             pools: HashMap::new(),
             reservations: HashMap::new(),
             next_free_port: 0,
+            host_ports: None,
             uplinks: HashMap::new(),
             remade: HashMap::new(),
             without_nat_ports: BTreeSet::new(),

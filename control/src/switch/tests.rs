@@ -1,6 +1,7 @@
 //! The switch in network namespaces of its own: what it makes, takes over, undoes and leaves.
 
 mod records;
+mod uplinks;
 
 use std::collections::BTreeSet;
 use std::future::Future;

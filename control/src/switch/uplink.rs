@@ -6,12 +6,16 @@
 //! uplink is attached, its steering covers exactly the ports that the published snapshot uses;
 //! when the daemon stops, no steering stays.
 
+use std::net::Ipv4Addr;
+
 use dataplane::io::packet_socket::{PacketOptions, PacketSocket};
+use dataplane::io::steer::MAX_ADDRESSES;
 use dataplane::packet::types::{Mac, PortId};
 use ipnet::Ipv4Net;
 
 use super::undo::{Done, Undo};
-use super::{Switch, Work, next_number};
+use super::warnings::Subject;
+use super::{Switch, Work, World, next_number};
 use crate::api::types::{self, UplinkAdd, UplinkMode};
 use crate::check;
 use crate::compile::UplinkState;
@@ -143,7 +147,9 @@ impl Switch {
     }
 
     /// Opens, attaches, publishes, and steers.
+    /// Nothing of it is left when that fails.
     pub(super) async fn bring_up(&self, work: &mut Work, uplink: &Uplink) -> Result<()> {
+        let ports = self.host_ports()?;
         let live = Live::open(uplink)?;
         let socket = self
             .host
@@ -162,7 +168,7 @@ impl Switch {
         let state = {
             let installation = work.store.installation().id.clone();
             let world = self.world();
-            uplink_state(&world.host, uplink, port, &installation, &self.host_ports())
+            uplink_state(&world.host, uplink, port, &installation, &ports)
         };
         let Some(state) = state else {
             self.detach(port);
@@ -170,14 +176,27 @@ impl Switch {
         };
         self.world_mut().attached.uplinks.insert(uplink.interface.clone(), state);
         work.uplinks.insert(uplink.interface.clone(), live);
-        // First the engine knows what to do with the frames, then they come.
-        self.publish_ports(work).await?;
-        let index = self.interface_index(&uplink.interface)?;
-        if let Some(live) = work.uplinks.get_mut(&uplink.interface) {
-            live.steer(&self.host, index).await?;
+        if let Err(error) = self.put_to_use(work, &uplink.interface).await {
+            // Half an uplink would be taken for one, and never tried again.
+            if let Err(again) = self.give_back(uplink).await {
+                tracing::warn!("uplink {:?}: could not undo: {again}", uplink.interface);
+            }
+            self.close_uplink(work, &uplink.interface).await;
+            return Err(error);
         }
+        self.note_addresses(uplink);
         self.recheck_publishes(work);
         Ok(())
+    }
+
+    /// First the engine knows what to do with the frames, then they come.
+    async fn put_to_use(&self, work: &mut Work, interface: &str) -> Result<()> {
+        self.publish_ports(work).await?;
+        let index = self.interface_index(interface)?;
+        match work.uplinks.get_mut(interface) {
+            Some(live) => live.steer(&self.host, index).await,
+            None => Ok(()),
+        }
     }
 
     /// Removes a way out.
@@ -225,13 +244,17 @@ impl Switch {
         if let Some(uplink) = record {
             self.give_back(&uplink).await?;
         }
+        self.close_uplink(work, interface).await;
+        Ok(())
+    }
+
+    async fn close_uplink(&self, work: &mut Work, interface: &str) {
         work.uplinks.remove(interface);
         let state = self.world_mut().attached.uplinks.remove(interface);
         if let Some(state) = state {
             self.publish_or_later(work).await;
             self.detach(state.port);
         }
-        Ok(())
     }
 
     /// Leaves the frames of a shared uplink to the host.
@@ -239,6 +262,20 @@ impl Switch {
         match uplink.mode {
             UplinkMode::Dedicated => Ok(()),
             UplinkMode::Shared => steering::remove(&self.host, uplink).await,
+        }
+    }
+
+    /// Says so if some of the interface's addresses are left out.
+    fn note_addresses(&self, uplink: &Uplink) {
+        if !self.world().has_room_for_addresses(uplink) {
+            let name = &uplink.interface;
+            self.warn(
+                Subject::Addresses(name.clone()),
+                format!(
+                    "uplink {name:?}: only the first {MAX_ADDRESSES} addresses of its interface are \
+                     used; published ports do not answer at the others"
+                ),
+            );
         }
     }
 
@@ -289,18 +326,13 @@ fn uplink_state(
             range(DEDICATED_PORTS).into_iter().collect(),
         ),
         UplinkMode::Shared => {
-            let on_link = host.addresses_of(link.index);
-            let addresses = if uplink.addresses.is_empty() {
-                on_link
-            } else {
-                uplink.addresses.iter().filter(|net| on_link.contains(net)).copied().collect()
-            };
+            let addresses = shared_addresses(host, link.index, uplink);
             let gateway = uplink.gateway.or_else(|| host.gateway_of(link.index));
             let free = ports
                 .nat_ports()
                 .into_iter()
                 .filter_map(|(first, last)| range((first.max(LOWEST_SHARED_PORT), last)));
-            (link.mac?, addresses, gateway, free.collect())
+            (link.mac?, within_limit(addresses).0, gateway, free.collect())
         }
     };
     Some(UplinkState {
@@ -316,6 +348,40 @@ fn uplink_state(
         mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
         up: link.up && link.carrier,
     })
+}
+
+/// Addresses that a shared uplink would use.
+fn shared_addresses(host: &HostFacts, link: u32, uplink: &Uplink) -> Vec<Ipv4Net> {
+    let mut addresses = host.addresses_of(link);
+    if !uplink.addresses.is_empty() {
+        addresses.retain(|net| uplink.addresses.contains(net));
+    }
+    addresses
+}
+
+/// As many as there is steering for, and whether that is all. The same address may be there with
+/// several prefixes.
+fn within_limit(mut addresses: Vec<Ipv4Net>) -> (Vec<Ipv4Net>, bool) {
+    let mut taken: Vec<Ipv4Addr> = Vec::with_capacity(MAX_ADDRESSES);
+    let all = addresses.len();
+    addresses.retain(|net| {
+        let known = taken.contains(&net.addr());
+        if !known && taken.len() < MAX_ADDRESSES {
+            taken.push(net.addr());
+        }
+        known || taken.last() == Some(&net.addr())
+    });
+    let complete = addresses.len() == all;
+    (addresses, complete)
+}
+
+impl World {
+    /// Whether an uplink uses every address that it should.
+    pub(super) fn has_room_for_addresses(&self, uplink: &Uplink) -> bool {
+        let link = self.host.link(&uplink.interface);
+        uplink.mode == UplinkMode::Dedicated
+            || link.is_none_or(|l| within_limit(shared_addresses(&self.host, l.index, uplink)).1)
+    }
 }
 
 /// A locally administered MAC (IEEE 802-2014 §8.4) that is the same after every start and another
@@ -341,6 +407,18 @@ pub(super) fn unknown(interface: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_beyond_the_limit_are_left_out() {
+        let net = |last: u8, len| Ipv4Net::new([192, 0, 2, last].into(), len).unwrap();
+        let all: Vec<Ipv4Net> = (1..=16).map(|last| net(last, 24)).collect();
+        assert_eq!(within_limit(all.clone()), (all.clone(), true));
+        let again: Vec<Ipv4Net> = all.iter().copied().chain([net(16, 32), net(1, 32)]).collect();
+        assert_eq!(within_limit(again.clone()), (again.clone(), true));
+        let more = again.iter().copied().chain([net(17, 24), net(2, 32)]).collect();
+        let left = again.iter().copied().chain([net(2, 32)]).collect();
+        assert_eq!(within_limit(more), (left, false));
+    }
 
     #[test]
     fn made_up_macs_are_stable_local_and_distinct() {

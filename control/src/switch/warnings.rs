@@ -31,6 +31,10 @@ pub(super) enum Subject {
     /// Something in a sandbox that could not be set, until it is removed: what others do there is
     /// theirs, and not looked at.
     InSandbox(Name),
+    /// The host's ports could not be read: until they can be.
+    HostPorts,
+    /// An uplink whose interface has more addresses than are used.
+    Addresses(String),
     /// An uplink that could not be brought up.
     Uplink(String),
     /// A declared uplink that could not be added.
@@ -132,7 +136,11 @@ impl World {
     fn is_over(&self, subject: &Subject) -> bool {
         let (desired, attached) = (&self.desired, &self.attached);
         match subject {
-            Subject::Start => false,
+            Subject::Start | Subject::HostPorts => false,
+            Subject::Addresses(interface) => desired
+                .uplinks
+                .get(interface)
+                .is_none_or(|uplink| self.has_room_for_addresses(uplink)),
             Subject::Intent(id) => !desired.intents.contains_key(id),
             Subject::Network(name) => {
                 attached.hosts.contains_key(name) || !desired.networks.contains_key(name)

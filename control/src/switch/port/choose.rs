@@ -39,7 +39,7 @@ impl Switch {
             return Ok(Vec::new());
         }
         let target = self.target_of(sandbox)?;
-        let host = self.host_ports();
+        let host = self.host_ports()?;
         let wanted = specs
             .iter()
             .map(|spec| {

@@ -108,7 +108,7 @@ impl Switch {
         }
     }
 
-    async fn hold_all_of(&self, work: &mut Work, sandbox: &Sandbox, host: &HostPorts) {
+    async fn hold_all_of(&self, work: &mut Work, sandbox: &Sandbox, host: &Result<HostPorts>) {
         for publish in &sandbox.publishes {
             work.unreserve(publish.id).await;
             self.hold(work, sandbox, publish, host);
@@ -130,8 +130,12 @@ impl Switch {
             let all = desired.publishes().filter(|(_, publish)| unheld.contains_key(&publish.id));
             all.map(|(sandbox, publish)| (sandbox.clone(), *publish)).collect()
         };
+        if waiting.is_empty() {
+            return;
+        }
+        let host = Ok(host.clone());
         for (sandbox, publish) in &waiting {
-            self.hold(work, sandbox, publish, host);
+            self.hold(work, sandbox, publish, &host);
         }
     }
 
@@ -151,10 +155,17 @@ impl Switch {
         }
     }
 
-    fn hold(&self, work: &mut Work, sandbox: &Sandbox, publish: &Publish, host: &HostPorts) {
-        let outcome = self
-            .target_of(sandbox)
-            .and_then(|target| Ok(self.try_reserve(work, publish, target.address, host)?));
+    fn hold(
+        &self,
+        work: &mut Work,
+        sandbox: &Sandbox,
+        publish: &Publish,
+        host: &Result<HostPorts>,
+    ) {
+        let outcome = self.target_of(sandbox).and_then(|target| {
+            let host = host.as_ref().map_err(Clone::clone)?;
+            Ok(self.try_reserve(work, publish, target.address, host)?)
+        });
         let text = publish.host_side();
         match outcome {
             Ok(()) => {

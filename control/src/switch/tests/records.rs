@@ -12,13 +12,13 @@ fn books(switch: &Switch) -> (Desired, Attached) {
 }
 
 /// From now on nothing can be published: a network has an option that nobody knows.
-fn break_publishing(switch: &Switch) {
+pub(super) fn break_publishing(switch: &Switch) {
     let mut world = switch.world_mut();
     let broken = world.desired.networks.get_mut("broken").unwrap();
     broken.options.insert("nonsense".to_owned(), "1".to_owned());
 }
 
-fn mend_publishing(switch: &Switch) {
+pub(super) fn mend_publishing(switch: &Switch) {
     switch.world_mut().desired.networks.get_mut("broken").unwrap().options.clear();
 }
 

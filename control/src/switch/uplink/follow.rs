@@ -4,7 +4,7 @@ use dataplane::packet::types::PortId;
 
 use super::uplink_state;
 use crate::api::types::{UplinkAdd, UplinkMode};
-use crate::error::Result;
+use crate::error::{Result, ResultExt};
 use crate::host::HostFacts;
 use crate::model::{Origin, Uplink};
 use crate::netlink::sockets::HostPorts;
@@ -61,7 +61,7 @@ impl Switch {
             changed |= self.note_host(HostFacts::read(&self.host.netlink).await?);
         }
         let uplinks: Vec<Uplink> = self.world().desired.uplinks.values().cloned().collect();
-        let (ports, gone) = (self.host_ports(), self.engine.gone_ports());
+        let (ports, gone) = (self.host_ports_or_last(&mut work)?, self.engine.gone_ports());
         for uplink in uplinks {
             changed |= self.follow_interface(&mut work, &uplink, &ports, &gone).await;
         }
@@ -121,6 +121,7 @@ impl Switch {
             (None, None) => return false,
             (Some(before), Some(after)) if !gone.contains(&before.port) => {
                 let changed = before != after;
+                self.note_addresses(uplink);
                 self.world_mut().attached.uplinks.insert(name.clone(), after);
                 return changed;
             }
@@ -145,15 +146,31 @@ impl Switch {
         true
     }
 
-    /// Ports in use by the host's own stack, ours left out.
-    pub(in crate::switch) fn host_ports(&self) -> HostPorts {
+    /// Ports in use by the host's own stack, those that we hold for it among them.
+    ///
+    /// # Errors
+    /// When the host cannot be read. Nothing may be taken for free then.
+    pub(in crate::switch) fn host_ports(&self) -> Result<HostPorts> {
         if !self.world().has_shared_uplink() {
             // The host's own ports are nobody else's concern.
-            return HostPorts::default();
+            return Ok(HostPorts::default());
         }
-        HostPorts::read_in(&self.host.netns).unwrap_or_else(|error| {
-            tracing::warn!("{error}");
-            HostPorts::default()
-        })
+        HostPorts::read_in(&self.host.netns).failed("look at the host's ports")
+    }
+
+    /// Ports in use by the host, or those of the last time if they cannot be read now.
+    fn host_ports_or_last(&self, work: &mut Work) -> Result<HostPorts> {
+        match (self.host_ports(), &work.host_ports) {
+            (Ok(ports), _) => {
+                self.forget_warnings(|subject| *subject == Subject::HostPorts);
+                work.host_ports = Some(ports.clone());
+                Ok(ports)
+            }
+            (Err(error), Some(last)) => {
+                self.warn(Subject::HostPorts, error.to_string());
+                Ok(last.clone())
+            }
+            (Err(error), None) => Err(error),
+        }
     }
 }

@@ -60,8 +60,13 @@ impl Live {
     ) -> Result<()> {
         let Some(steering) = &mut self.steering else { return Ok(()) };
         let context = "set the steering filter";
-        let addresses: Vec<Ipv4Addr> =
-            state.addresses.iter().map(|net| net.addr()).take(MAX_ADDRESSES).collect();
+        // One slot each, also of those that are there with several prefixes.
+        let mut addresses: Vec<Ipv4Addr> = Vec::with_capacity(MAX_ADDRESSES);
+        for net in &state.addresses {
+            if !addresses.contains(&net.addr()) {
+                addresses.push(net.addr());
+            }
+        }
         if addresses != self.addresses {
             // Addresses of a host change rarely; clearing all of them first needs no thought about
             // which slot an address moves from.

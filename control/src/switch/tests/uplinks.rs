@@ -1,0 +1,129 @@
+//! Uplinks of a host that does not behave: what cannot be had is tried again, what is had stays.
+
+use nix::mount::{MsFlags, mount};
+
+use super::*;
+use crate::netlink::{IfExists, LinkChange, RouteSpec};
+
+/// The host's interface to the outside, which carries 192.0.2.2/24 and the default route.
+struct Wire {
+    place: Place,
+    index: u32,
+    _far: Netns,
+}
+
+impl Wire {
+    async fn new() -> Self {
+        let place = Place::open(Netns::current().unwrap()).unwrap();
+        let (far, plain) = (Netns::anonymous().unwrap(), LinkChange::new());
+        place.netlink.add_veth("wan0", &plain, "far0", &plain, &far).await.unwrap();
+        let index = place.netlink.link_by_name("wan0").await.unwrap().index;
+        place.netlink.change_link(index, &plain.up()).await.unwrap();
+        let wire = Self { place, index, _far: far };
+        wire.add_address("192.0.2.2/24").await;
+        let route = RouteSpec::default_via([192, 0, 2, 1].into(), index);
+        wire.place.netlink.add_route(&route, IfExists::Fail).await.unwrap();
+        wire
+    }
+
+    async fn add_address(&self, net: &str) {
+        let net = net.parse().unwrap();
+        self.place.netlink.add_address(self.index, net, IfExists::Fail).await.unwrap();
+    }
+
+    async fn is_steered(&self) -> bool {
+        self.place.netlink.has_steering(self.index).await.unwrap()
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_address_with_two_prefixes_is_one_address() {
+    on_a_host(|host| async move {
+        let wire = Wire::new().await;
+        wire.add_address("192.0.2.2/32").await;
+        let switch = host.start().await;
+        assert!(wire.is_steered().await);
+        switch.create_sandbox(sandbox(&host.name("web"), &[])).await.unwrap();
+        assert_eq!(switch.world().warnings(), Vec::<String>::new());
+
+        for last in 3..=17 {
+            wire.add_address(&format!("192.0.2.{last}/24")).await;
+        }
+        switch.follow_host(Look::All).await.unwrap();
+        assert_eq!(switch.world().warnings(), Vec::<String>::new());
+        wire.add_address("192.0.2.18/24").await;
+        switch.follow_host(Look::All).await.unwrap();
+        assert_eq!(switch.uplinks()[0].addresses.len(), 17);
+        let warnings = switch.world().warnings();
+        assert!(warnings[0].contains("only the first 16 addresses"), "{warnings:?}");
+        switch.stop().await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_uplink_that_came_up_by_half_is_tried_again() {
+    on_a_host(|host| async move {
+        let wire = Wire::new().await;
+        let switch = host.start().await;
+        switch.create_network(network("broken", "10.9.0.0/24")).await.unwrap();
+        let uplink = switch.world().desired.uplinks["wan0"].clone();
+        {
+            let mut work = switch.work.lock().await;
+            switch.lay_down(&mut work, "wan0").await.unwrap();
+        }
+        records::break_publishing(&switch);
+        {
+            let mut work = switch.work.lock().await;
+            switch.bring_up(&mut work, &uplink).await.unwrap_err();
+            assert!(work.uplinks.is_empty());
+        }
+        assert!(switch.world().attached.uplinks.is_empty());
+        assert!(!wire.is_steered().await);
+
+        records::mend_publishing(&switch);
+        switch.follow_host(Look::Ports).await.unwrap();
+        assert!(switch.world().attached.uplinks.contains_key("wan0"));
+        assert!(wire.is_steered().await);
+        switch.stop().await;
+    });
+}
+
+/// From now on this thread, and those that it starts, cannot read which ports the host hands out.
+fn hide_host_ports() {
+    const SETTING: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+    mount(Some("/dev/null"), SETTING, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+}
+
+#[test]
+#[ignore = "needs root"]
+fn ports_that_cannot_be_read_are_not_free() {
+    on_a_host(|host| async move {
+        let wire = Wire::new().await;
+        let switch = host.start().await;
+        switch.follow_host(Look::Ports).await.unwrap();
+        let before = switch.uplinks();
+        assert!(!before[0].nat_ports.is_empty());
+        let web = host.name("web");
+        switch.create_sandbox(sandbox(&web, &[])).await.unwrap();
+
+        hide_host_ports();
+        switch.follow_host(Look::Ports).await.unwrap();
+        assert_eq!(switch.uplinks(), before);
+        let warnings = switch.world().warnings();
+        assert!(warnings[0].contains("ip_local_port_range"), "{warnings:?}");
+        switch.publish_on(&web, &["8080:80".parse().unwrap()]).await.unwrap_err();
+        {
+            let uplink = switch.world().desired.uplinks["wan0"].clone();
+            let mut work = switch.work.lock().await;
+            switch.lay_down(&mut work, "wan0").await.unwrap();
+            switch.bring_up(&mut work, &uplink).await.unwrap_err();
+        }
+        assert!(!wire.is_steered().await);
+        switch.stop().await;
+    });
+}
