@@ -1,7 +1,11 @@
 //! Admission: is this frame allowed to come from there?
 //!
 //! Everything an endpoint may lie about is checked here, before anything is learned from it: the
-//! virtio-net header, the source MAC, the IPv4 source and the ARP sender.
+//! virtio-net header, the source MAC, the IPv4 source and the ARP sender. The host's leg carries
+//! what the host itself says and nothing else: a host that forwards (`ip_forward=1`) is no way into
+//! a network.
+
+use std::net::Ipv4Addr;
 
 use crate::config::{PortEntry, PortRole, Snapshot};
 use crate::core::Cx;
@@ -64,7 +68,7 @@ fn admit(
         return Err(DropReason::InvalidSourceMac);
     }
     let PortRole::Endpoint { mac, ipv4, guard, .. } = &port.config.role else {
-        return Ok(());
+        return of_the_host(config, frame, headers);
     };
     let gateway_mac = config.network(*network).map(|network| network.config.gateway_mac);
     if gateway_mac == Some(headers.src) {
@@ -84,6 +88,20 @@ fn admit(
             let arp = ArpPacket::parse(frame.bytes(), headers).ok_or(DropReason::ArpMalformed)?;
             let sender_ok = arp.sender_ip.is_unspecified() || ipv4.contains(&arp.sender_ip);
             if arp.sender_mac == *mac && sender_ok { Ok(()) } else { Err(DropReason::SpoofedArp) }
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Sockets of the host, a proxy's too, speak from addresses of the host. Any other source is
+/// somebody's for whom the host's stack forwards, past published ports and `internal`.
+fn of_the_host(config: &Snapshot, frame: &Frame, headers: &Headers) -> Result<(), DropReason> {
+    let own = |source: Ipv4Addr| source.is_unspecified() || config.local(source).is_some();
+    match &headers.net {
+        Net::Ipv4(ip) if !own(ip.src) => Err(DropReason::HostForwarded),
+        Net::Arp => {
+            let arp = ArpPacket::parse(frame.bytes(), headers).ok_or(DropReason::ArpMalformed)?;
+            if own(arp.sender_ip) { Ok(()) } else { Err(DropReason::HostForwarded) }
         }
         _ => Ok(()),
     }

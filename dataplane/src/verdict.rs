@@ -47,6 +47,8 @@ drop_reasons! {
     /// A fragment whose first fragment was not seen, so that it belongs to no connection.
     FragmentUntracked = "fragment_untracked",
     /// An ICMP error about no connection we know.
+    /// The host's stack passed it on for somebody else: the source is no address of the host.
+    HostForwarded = "host_forwarded",
     IcmpUnrelated = "icmp_unrelated",
     /// Containers of this network may not talk to each other (`icc=false`).
     IccDisabled = "icc_disabled",

@@ -93,6 +93,39 @@ fn the_host_keeps_its_services_rules_and_connections() {
     Inventory::of_namespace(&host.ns).assert_same(&before, "a daemon on a shared uplink");
 }
 
+/// Counts the datagrams that reach a sandbox, answered or not.
+const COUNT_DATAGRAMS: &str = "table inet count {
+    chain in {
+        type filter hook prerouting priority -300;
+        udp dport 7101 counter
+    }
+}";
+
+#[test]
+#[ignore = "needs root"]
+fn a_host_that_forwards_lets_nobody_into_a_network() {
+    let host = Host::start(Uplink::Shared);
+    host.network("app", "--subnet 10.91.1.0/24");
+    host.network("closed", "--subnet 10.91.2.0/24 --internal");
+    host.ns.enter(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+    host.outside.ip(&format!("route add 10.91.0.0/16 via {HOST_IP}"));
+    for network in ["app", "closed"] {
+        let inside = host.sandbox(network, &format!("--network {network}"));
+        load_rules(&inside.ns, COUNT_DATAGRAMS);
+        let _server = UdpServer::start(&inside.ns, (ANY, 7101));
+        let arrived = || inside.ns.ok("nft list table inet count");
+        // The host reaches its containers, and would know the way for others.
+        assert!(udp_ask(&host.ns, (inside.ip, 7101)).is_some(), "{network}");
+        let by_the_host = arrived();
+        assert!(!by_the_host.contains("counter packets 0 "), "{network}: {by_the_host}");
+        assert!(udp_ask(&host.outside, (inside.ip, 7101)).is_none(), "{network}");
+        assert_eq!(arrived(), by_the_host, "{network}");
+    }
+    let drops = rows(&host.json(["drops"]));
+    let forwarded = drops.iter().find(|drop| drop["reason"] == "host_forwarded");
+    assert!(forwarded.is_some_and(|drop| drop["count"].as_u64() >= Some(2)), "{drops:?}");
+}
+
 #[test]
 #[ignore = "needs root"]
 fn the_hosts_firewall_does_not_see_containers() {

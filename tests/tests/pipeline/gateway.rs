@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use dataplane::config::StaticRoute;
 use dataplane::l3::route::Prefix;
+use dataplane::packet::types::Mac;
 use dataplane::packet::types::tcp_flags::SYN;
 use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NEIGHBOR, ROUTER, SERVER, UP,
@@ -73,6 +74,39 @@ fn what_is_for_the_host_goes_to_its_leg() {
     }
     let answer = udp(&GATEWAY1, 53, &A, 1000);
     lab.rx(GATEWAY1.port, &answer).tx(A.port, &answer);
+}
+
+#[test]
+fn a_host_that_forwards_is_no_way_into_a_network() {
+    let mut lab = Lab::default();
+    lab.reconfigure(|spec| spec.networks[0].internal = true);
+    // As the host's stack would hand them on with `ip_forward=1`.
+    for outsider in [CLIENT.ip, NEIGHBOR.ip, D.ip, A.ip, [127, 0, 0, 1].into()] {
+        let from = Host { ip: outsider, ..GATEWAY1 };
+        for packet in [udp(&from, 53, &A, 1000), tcp(&from, 4000, &A, 22, SYN), echo(&from, &A, 1)]
+        {
+            lab.rx(GATEWAY1.port, &packet).dropped("host", "host_forwarded");
+        }
+        // By way of the gateway, and to all.
+        let routed = udp(&from, 53, &B, 1000).macs(GATEWAY1.mac, GATEWAY1.mac);
+        lab.rx(GATEWAY1.port, routed).dropped("host", "host_forwarded");
+        let to_all = udp(&from, 53, &A, 1000).macs(GATEWAY1.mac, Mac::BROADCAST);
+        lab.rx(GATEWAY1.port, to_all).dropped("host", "host_forwarded");
+        lab.rx(GATEWAY1.port, arp_request(&from, A.ip)).dropped("host", "host_forwarded");
+    }
+    // The host itself, by any address that it has; a proxy on it too.
+    for own in [GATEWAY1.ip, GATEWAY2.ip, HOST_ADDRESS] {
+        let from = Host { ip: own, ..GATEWAY1 };
+        let packet = tcp(&from, 4000, &A, 22, SYN);
+        lab.rx(GATEWAY1.port, &packet).tx(A.port, &packet);
+        let who = arp_request(&from, A.ip);
+        lab.rx(GATEWAY1.port, who.clone())
+            .flooded(&[A.port, B.port, C.port], who)
+            .moved("replicated", 2);
+    }
+    let mut odd = arp_request(&GATEWAY1, A.ip);
+    odd[15] = 9;
+    lab.rx(GATEWAY1.port, odd).dropped("host", "arp_malformed");
 }
 
 #[test]
