@@ -4,7 +4,7 @@
 //! missed and goes on. Workers look at captures only while there are any.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam::queue::ArrayQueue;
@@ -17,9 +17,16 @@ use crate::publish::Publisher;
 /// Frames waiting for a reader at most.
 const SLOTS: usize = 1024;
 
+/// A port whose frames are copied until it is gone.
+#[derive(Debug)]
+struct Watched {
+    port: PortId,
+    gone: AtomicBool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Sink {
-    ports: Vec<PortId>,
+    ports: Vec<Watched>,
     snaplen: usize,
     free: ArrayQueue<CapturedFrame>,
     full: ArrayQueue<CapturedFrame>,
@@ -29,7 +36,10 @@ pub(crate) struct Sink {
 impl Sink {
     fn new(ports: &[PortId], snaplen: usize) -> Self {
         let sink = Self {
-            ports: ports.to_vec(),
+            ports: ports
+                .iter()
+                .map(|port| Watched { port: *port, gone: AtomicBool::new(false) })
+                .collect(),
             snaplen,
             free: ArrayQueue::new(SLOTS),
             full: ArrayQueue::new(SLOTS),
@@ -50,7 +60,9 @@ impl Sink {
     }
 
     fn take(&self, port: PortId, egress: bool, frame: &Frame, unix_nanos: u64) {
-        if !self.ports.contains(&port) {
+        // A worker learns of the next port with this number by a channel, after the mark was made.
+        let watched = |w: &Watched| w.port == port && !w.gone.load(Ordering::Relaxed);
+        if !self.ports.iter().any(watched) {
             return;
         }
         let Some(mut slot) = self.free.pop() else {
@@ -77,6 +89,13 @@ pub(crate) fn copy(sinks: &Sinks, port: PortId, egress: bool, frame: &Frame) {
     let unix_nanos = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
     for sink in sinks {
         sink.take(port, egress, frame, unix_nanos);
+    }
+}
+
+/// No capture shows what the next port with this number carries.
+pub(crate) fn forget(sinks: &Sinks, port: PortId) {
+    for watched in sinks.iter().flat_map(|sink| &sink.ports).filter(|w| w.port == port) {
+        watched.gone.store(true, Ordering::Release);
     }
 }
 
@@ -112,6 +131,12 @@ impl Capture {
         self.next(Clone::clone)
     }
 
+    /// Whether all its ports are gone: what [`Capture::next`] still has is all there will be.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.sink.ports.iter().all(|watched| watched.gone.load(Ordering::Acquire))
+    }
+
     /// Frames that were not captured because the reader was too slow.
     #[must_use]
     pub fn missed(&self) -> u64 {
@@ -126,5 +151,74 @@ impl Drop for Capture {
             sinks.retain(|sink| !Arc::ptr_eq(sink, &self.sink));
             sinks
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::core::{Core, Transmit};
+    use crate::engine::EngineOptions;
+    use crate::io::TxReport;
+    use crate::plane::Plane;
+    use crate::pool::Pool;
+
+    /// Nothing is configured, so nothing is sent.
+    struct Nowhere;
+
+    impl Transmit for Nowhere {
+        fn tx(&mut self, port: PortId, _: &mut Vec<Frame>, _: &mut Pool) -> TxReport {
+            panic!("sent by {port:?}")
+        }
+
+        fn tx_copy(&mut self, port: PortId, _: &mut Frame, _: &mut Pool) -> TxReport {
+            panic!("sent by {port:?}")
+        }
+    }
+
+    fn attach(plane: &Plane) -> PortId {
+        let port = plane.free_port().unwrap();
+        plane.register(port);
+        port
+    }
+
+    fn receive(core: &mut Core, port: PortId) {
+        let mut frame = core.pool().take().unwrap();
+        frame.copy_from(&[2; 60]);
+        frame.ingress = port;
+        core.process(&mut vec![frame], Timestamp::now(), &mut Nowhere);
+    }
+
+    #[test]
+    fn a_capture_ends_with_its_ports_and_never_shows_the_next_one_s_frames() {
+        let options = EngineOptions {
+            buffers_per_worker: 4,
+            conntrack_limit: 16,
+            fdb_limit: 16,
+            ..EngineOptions::default()
+        };
+        let plane = Plane::new(&options).unwrap();
+        let mut core = plane.core(0).unwrap();
+        let (first, second) = (attach(&plane), attach(&plane));
+        let capture = plane.capture(&[first, second], 100);
+        let shown = || std::iter::from_fn(|| capture.next_frame()).map(|frame| frame.port);
+        receive(&mut core, first);
+        receive(&mut core, second);
+        plane.unregister(first);
+        assert_eq!(attach(&plane), first, "the number is another's now");
+        receive(&mut core, first);
+        receive(&mut core, second);
+        assert_eq!(shown().collect::<Vec<_>>(), [first, second, second]);
+        assert!(!capture.is_over());
+        plane.unregister(second);
+        assert!(capture.is_over());
+        receive(&mut core, second);
+        assert_eq!(shown().count(), 0);
+        // Whoever asks for a port by a number that nobody has any more.
+        let late = plane.capture(&[second], 100);
+        assert_eq!(attach(&plane), second);
+        receive(&mut core, second);
+        assert!(late.is_over() && late.next_frame().is_none());
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use crate::capture::{Capture, Sinks};
+use crate::capture::{self, Capture, Sinks};
 use crate::clock::Timestamp;
 use crate::config::{Network, Snapshot};
 use crate::core::Core;
@@ -86,7 +86,11 @@ impl Plane {
     }
 
     pub(crate) fn unregister(&self, port: PortId) {
-        self.ports.lock().remove(&port);
+        let mut ports = self.ports.lock();
+        // Before the number can be another's.
+        capture::forget(&self.captures.current(), port);
+        ports.remove(&port);
+        drop(ports);
         self.tables.fdb.retain_not(|entry| entry.port == port, now_secs());
     }
 
@@ -246,7 +250,9 @@ impl Plane {
     /// Starts to copy frames of these ports, both ways, cut to `snaplen`.
     #[must_use]
     pub fn capture(&self, ports: &[PortId], snaplen: usize) -> Capture {
-        Capture::start(&self.captures, ports, snaplen)
+        let known = self.ports.lock();
+        let here: Vec<_> = ports.iter().copied().filter(|port| known.contains_key(port)).collect();
+        Capture::start(&self.captures, &here, snaplen)
     }
 }
 

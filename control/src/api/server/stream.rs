@@ -1,4 +1,5 @@
-//! Answers without an end: events and captures. They end with the client or with the daemon.
+//! Answers without an end: events and captures. They end with the client or with the daemon; a
+//! capture with the last of its ports, too.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -6,6 +7,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use dataplane::engine::Capture;
 use futures::stream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
@@ -81,11 +83,10 @@ pub(super) fn capture(api: &Api, query: &CaptureQuery) -> Result<Response> {
     let pieces = stream::unfold(state, |(source, mut recorder, stopping)| async move {
         loop {
             let mut piece = recorder.take();
+            // Asked before the last frames are taken out, so that none is left behind.
+            let over = source.is_over();
             if piece.is_empty() && (recorder.finished() || *stopping.borrow()) {
-                let missed = source.missed();
-                if missed > 0 {
-                    tracing::warn!("a capture missed {missed} frames");
-                }
+                warn_of_missed(&source);
                 return None;
             }
             while piece.len() < CAPTURE_PIECE && !recorder.finished() {
@@ -100,8 +101,19 @@ pub(super) fn capture(api: &Api, query: &CaptureQuery) -> Result<Response> {
                     (source, recorder, stopping),
                 ));
             }
+            if over {
+                warn_of_missed(&source);
+                return None;
+            }
             tokio::time::sleep(CAPTURE_PAUSE).await;
         }
     });
     Ok(([(CONTENT_TYPE, PCAPNG)], Body::from_stream(pieces)).into_response())
+}
+
+fn warn_of_missed(source: &Capture) {
+    let missed = source.missed();
+    if missed > 0 {
+        tracing::warn!("a capture missed {missed} frames");
+    }
 }
