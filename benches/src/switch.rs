@@ -97,7 +97,7 @@ impl Switch {
                 switch.plane.tables().fdb.insert(NETWORK, 0, mac, port, FdbKind::Learned, secs);
             }
         }
-        let (_, evictions) = switch.plane.tables().fdb.moves_and_evictions();
+        let evictions = switch.plane.tables().fdb.stats().evictions;
         // Frames to an evicted MAC are flooded: too few to count in a figure.
         if evictions > u64::from(count / 1000) {
             return Err(io::Error::other(format!("{evictions} of {count} MACs were evicted")));

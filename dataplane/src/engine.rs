@@ -10,6 +10,7 @@ use std::time::Duration;
 pub use crate::capture::Capture;
 use crate::config::Snapshot;
 use crate::io::{IoBackend, IoChoice, Port};
+pub use crate::l2::fdb::StaticRefused;
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
 use crate::plane::Plane;
 use crate::sync::Mutex;
@@ -125,6 +126,21 @@ pub enum FdbKind {
     Local,
     /// The user.
     Static,
+}
+
+/// Totals of the FDB.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FdbStats {
+    /// Learned and static entries now.
+    pub entries: u32,
+    /// Learned and static entries at most.
+    pub limit: u32,
+    /// MACs that were seen behind another port than before.
+    pub moves: u64,
+    /// Learned entries that went to make room.
+    pub evictions: u64,
+    /// MACs that were not entered, because nothing could go to make room.
+    pub refused: u64,
 }
 
 /// Where a neighbor entry belongs.
@@ -349,9 +365,24 @@ impl Engine {
         self.plane.fdb_entries()
     }
 
-    /// Adds a static FDB entry. False: the table is full.
-    pub fn fdb_add(&self, network: NetworkId, vlan: u16, mac: Mac, port: PortId) -> bool {
+    /// Adds a static FDB entry.
+    ///
+    /// # Errors
+    /// When the MAC is an endpoint's own, or the table is full.
+    pub fn fdb_add(
+        &self,
+        network: NetworkId,
+        vlan: u16,
+        mac: Mac,
+        port: PortId,
+    ) -> Result<(), StaticRefused> {
         self.plane.fdb_add(network, vlan, mac, port)
+    }
+
+    /// Totals of the FDB.
+    #[must_use]
+    pub fn fdb_stats(&self) -> FdbStats {
+        self.plane.fdb_stats()
     }
 
     /// Removes a learned or static entry. False: there was none.

@@ -10,12 +10,12 @@ use crate::clock::Timestamp;
 use crate::config::{Network, Snapshot};
 use crate::core::Core;
 use crate::engine::{
-    Connection, ConntrackStats, EngineOptions, FdbEntry, FdbKind, Link, NatRule, NeighborEntry,
-    PortStats, WorkerStats,
+    Connection, ConntrackStats, EngineOptions, FdbEntry, FdbKind, FdbStats, Link, NatRule,
+    NeighborEntry, PortStats, WorkerStats,
 };
 use crate::hash::HashKey;
 use crate::io::Offloads;
-use crate::l2::fdb::Learned;
+use crate::l2::fdb::{Learned, StaticRefused};
 use crate::orphans::has_place;
 use crate::packet::types::{Mac, NetworkId, PortId};
 use crate::publish::Publisher;
@@ -180,10 +180,29 @@ impl Plane {
         entries
     }
 
-    /// Adds a static FDB entry. False: the table is full.
-    pub fn fdb_add(&self, network: NetworkId, vlan: u16, mac: Mac, port: PortId) -> bool {
+    /// Adds a static FDB entry.
+    ///
+    /// # Errors
+    /// When the MAC is an endpoint's own, or the table is full.
+    pub fn fdb_add(
+        &self,
+        network: NetworkId,
+        vlan: u16,
+        mac: Mac,
+        port: PortId,
+    ) -> Result<(), StaticRefused> {
         let fdb = &self.tables.fdb;
-        fdb.insert(network, vlan, mac, port, FdbKind::Static, now_secs()) != Learned::Full
+        match fdb.insert(network, vlan, mac, port, FdbKind::Static, now_secs()) {
+            Learned::Full => Err(StaticRefused::Full),
+            Learned::Kept => Err(StaticRefused::Local),
+            Learned::Known | Learned::Moved | Learned::New => Ok(()),
+        }
+    }
+
+    /// Totals of the FDB.
+    #[must_use]
+    pub fn fdb_stats(&self) -> FdbStats {
+        self.tables.fdb.stats()
     }
 
     /// Removes a learned or static FDB entry. False: there was none.
@@ -247,7 +266,8 @@ impl Plane {
         self.tables.rule(rule)
     }
 
-    /// Starts to copy frames of these ports, both ways, cut to `snaplen`.
+    /// Starts to copy frames of these ports, both ways, cut to `snaplen`. Ports that are gone
+    /// already show nothing.
     #[must_use]
     pub fn capture(&self, ports: &[PortId], snaplen: usize) -> Capture {
         let known = self.ports.lock();

@@ -48,10 +48,11 @@ impl Ledger {
             ledger.drops(&format!("{name}.tx_drop"), &stats.tx_drops);
         }
         let fdb = &plane.tables().fdb;
-        let (moves, evictions) = fdb.moves_and_evictions();
-        ledger.add("fdb.learned", i64::from(fdb.used()));
-        ledger.add("fdb.moves", signed(moves));
-        ledger.add("fdb.evictions", signed(evictions));
+        let stats = fdb.stats();
+        ledger.add("fdb.learned", i64::from(stats.entries));
+        ledger.add("fdb.moves", signed(stats.moves));
+        ledger.add("fdb.evictions", signed(stats.evictions));
+        ledger.add("fdb.refused", signed(stats.refused));
         ledger.add("neighbors", plane.neighbors().len() as i64);
         let conn = plane.conntrack_stats();
         ledger.add("conn.entries", i64::from(conn.entries));

@@ -412,6 +412,7 @@ mod tests {
             ),
             ("WorkerStatus", &["id", "rx_frames", "tx_frames", "drops"]),
             ("ConntrackUse", &["entries", "limit"]),
+            ("FdbUse", &["entries", "limit", "moves", "evictions", "refused"]),
             ("FdbEntry", &["network", "mac", "vlan", "port", "sandbox", "kind", "age_s"]),
             (
                 "Connection",

@@ -228,7 +228,7 @@ async fn status(client: &Client) -> Result<Outcome> {
     ];
     let status: Status = client.get("/v1/status").await?;
     let text = format!(
-        "vswitchd {}, process {}, up {} s, devices by {}\n{} networks, {} endpoints, {} of {} connections{}",
+        "vswitchd {}, process {}, up {} s, devices by {}\n{} networks, {} endpoints, {} of {} connections, {} of {} MACs{}",
         status.version,
         status.pid,
         status.uptime_s,
@@ -237,6 +237,8 @@ async fn status(client: &Client) -> Result<Outcome> {
         status.endpoints,
         status.conntrack.entries,
         status.conntrack.limit,
+        status.fdb.entries,
+        status.fdb.limit,
         status.warnings.iter().fold(String::new(), |text, line| text + "\nwarning: " + line),
     );
     Ok(Reply::done(&status, text)?.with_table(&status.workers, WORKERS).into())

@@ -15,13 +15,16 @@
 //!
 //! Limits: `limit` learned and static entries. At the limit, or with both buckets full, the oldest
 //! learned entry of the two buckets goes; local entries (endpoints' own MACs) and static ones never
-//! do.
+//! do. Where there is none to go, the MAC is not entered and the refusal counted; frames to it are
+//! flooded.
+//!
+//! Who has the last word: local over static over learned.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
-use crate::engine::{FdbEntry, FdbKind};
+use crate::engine::{FdbEntry, FdbKind, FdbStats};
 use crate::hash::HashKey;
 use crate::io::prefetch::prefetch;
 use crate::io::region::Region;
@@ -45,6 +48,7 @@ pub struct Fdb {
     used: AtomicU32,
     moves: AtomicU64,
     evictions: AtomicU64,
+    refused: AtomicU64,
     writer: Mutex<()>,
 }
 
@@ -53,7 +57,8 @@ pub struct Fdb {
 pub enum Learned {
     /// Known there already.
     Known,
-    /// The MAC is static or local at another port; the entry stays.
+    /// The MAC is static or local at another port, or another worker has just seen it there; the
+    /// entry stays.
     Kept,
     /// It was behind another port before.
     Moved,
@@ -61,6 +66,17 @@ pub enum Learned {
     New,
     /// No room: everything in its buckets is static or local.
     Full,
+}
+
+/// Why a static entry was not made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StaticRefused {
+    /// Its buckets, or the table, hold nothing that may go.
+    #[error("the table is full")]
+    Full,
+    /// The MAC is an endpoint's own or the gateway's.
+    #[error("the MAC belongs to an endpoint or to the gateway")]
+    Local,
 }
 
 #[derive(Clone, Copy)]
@@ -122,6 +138,7 @@ impl Fdb {
             used: AtomicU32::new(0),
             moves: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             writer: Mutex::new(()),
         })
     }
@@ -242,13 +259,21 @@ impl Fdb {
         if !matches!(value.kind(), FdbKind::Learned) {
             return Learned::Kept;
         }
-        let fresh = Value::new(port, vlan, FdbKind::Learned, now);
-        let _ = cell.compare_exchange(value.0, fresh.0, Ordering::AcqRel, Ordering::Relaxed);
-        self.moves.fetch_add(1, Ordering::Relaxed);
-        Learned::Moved
+        self.relocate(cell, value, Value::new(port, vlan, FdbKind::Learned, now))
     }
 
-    /// Adds or replaces an entry of any kind.
+    /// A learned MAC is seen behind another port.
+    fn relocate(&self, cell: &AtomicU64, old: Value, new: Value) -> Learned {
+        let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+        if cell.compare_exchange(old.0, new.0, success, failure).is_ok() {
+            self.moves.fetch_add(1, Ordering::Relaxed);
+            return Learned::Moved;
+        }
+        // Somebody has just seen it elsewhere, or control has said where it is.
+        Learned::Kept
+    }
+
+    /// Adds an entry, or replaces one that has no more to say; see the module.
     pub fn insert(
         &self,
         network: NetworkId,
@@ -263,6 +288,19 @@ impl Fdb {
         let hash = self.hash(network, vlan, mac);
         let fresh = Value::new(port, vlan, kind, now);
         if let Some((_, cell, old)) = self.find(hash, key, vlan) {
+            match (old.kind(), kind) {
+                // Another worker learned it since the caller looked.
+                (FdbKind::Learned, FdbKind::Learned) if old.port() != port => {
+                    return self.relocate(cell, old, fresh);
+                }
+                // Control said where it is since the caller looked.
+                (FdbKind::Local | FdbKind::Static, FdbKind::Learned) if old.port() == port => {
+                    return Learned::Known;
+                }
+                (FdbKind::Local | FdbKind::Static, FdbKind::Learned)
+                | (FdbKind::Local, FdbKind::Static) => return Learned::Kept,
+                _ => {}
+            }
             self.account(Some(old.kind()), Some(kind));
             cell.store(fresh.0, Ordering::Release);
             return Learned::Known;
@@ -290,7 +328,10 @@ impl Fdb {
                 self.evictions.fetch_add(1, Ordering::Relaxed);
                 (word, cell)
             }
-            _ => return Learned::Full,
+            _ => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                return Learned::Full;
+            }
         };
         self.account(None, Some(kind));
         cell.store(fresh.0, Ordering::Release);
@@ -397,10 +438,16 @@ impl Fdb {
         self.mask + 1
     }
 
-    /// How often a MAC moved from one port to another, and how often an entry was evicted.
+    /// Totals.
     #[must_use]
-    pub fn moves_and_evictions(&self) -> (u64, u64) {
-        (self.moves.load(Ordering::Relaxed), self.evictions.load(Ordering::Relaxed))
+    pub fn stats(&self) -> FdbStats {
+        FdbStats {
+            entries: self.used(),
+            limit: self.limit,
+            moves: self.moves.load(Ordering::Relaxed),
+            evictions: self.evictions.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+        }
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use dataplane::engine::FdbKind;
+use dataplane::EngineOptions;
+use dataplane::engine::{FdbKind, StaticRefused};
 use dataplane::packet::types::{Mac, PortId, tcp_flags};
-use tests::lab::{A, B, C, D, GATEWAY1, Lab, NET1, UP, topology, without_guard};
+use tests::lab::{A, B, C, D, GATEWAY1, Lab, NET1, UP, small, topology, without_guard};
 use tests::packet::{Host, Wire, arp, ethernet, tcp, udp};
 
 const BRIDGE: u16 = 0x88b5; // IEEE 802 local experimental
@@ -145,7 +146,7 @@ fn an_endpoint_s_own_address_cannot_be_taken_by_another() {
 #[test]
 fn a_static_entry_stays_where_it_was_put() {
     let mut lab = unguarded();
-    assert!(lab.plane.fdb_add(NET1, 0, STRANGER, C.port));
+    lab.plane.fdb_add(NET1, 0, STRANGER, C.port).unwrap();
     let hello = plain(STRANGER, B.mac);
     lab.rx(A.port, hello.clone()).tx(B.port, hello);
     let to = plain(B.mac, STRANGER);
@@ -156,6 +157,33 @@ fn a_static_entry_stays_where_it_was_put() {
         .tx(C.port, to.clone())
         .tx(GATEWAY1.port, to)
         .moved("replicated", 2);
+}
+
+#[test]
+fn no_static_entry_takes_an_endpoint_s_own_address() {
+    let mut lab = unguarded();
+    for own in [C.mac, GATEWAY1.mac] {
+        assert_eq!(lab.plane.fdb_add(NET1, 0, own, A.port), Err(StaticRefused::Local));
+    }
+    let to = plain(B.mac, C.mac);
+    lab.rx(B.port, to.clone()).tx(C.port, to);
+    assert!(!lab.plane.fdb_remove(NET1, 0, C.mac));
+}
+
+#[test]
+fn an_address_that_finds_no_room_is_counted_and_its_frame_goes_on() {
+    let mut spec = topology();
+    without_guard(&mut spec);
+    let mut lab = Lab::with(&EngineOptions { fdb_limit: 16, ..small() }, spec);
+    // Two buckets of a MAC may be full before the table is.
+    let mut entered = 0;
+    for n in 0..=u8::MAX {
+        let mac = Mac([2, 0, 0, 0, 1, n]);
+        entered += usize::from(lab.plane.fdb_add(NET1, 0, mac, C.port).is_ok());
+    }
+    assert_eq!(entered, 16);
+    let hello = plain(STRANGER, B.mac);
+    lab.rx(A.port, hello.clone()).tx(B.port, hello).moved("fdb.refused", 1);
 }
 
 #[test]
@@ -399,8 +427,11 @@ fn the_oldest_learned_address_makes_room() {
         let before = lab.fdb();
         let step = lab.rx(A.port, &frame).tx(B.port, &frame);
         let after = step.fdb();
-        step.moved("fdb.learned", after.0 - before.0).moved("fdb.evictions", after.1 - before.1);
-        match (after.0 - before.0, after.1 - before.1) {
+        let (learned, went) = (after.0 - before.0, after.1 - before.1);
+        step.moved("fdb.learned", learned)
+            .moved("fdb.evictions", went)
+            .moved("fdb.refused", 1 - learned - went);
+        match (learned, went) {
             (1, 0) => {}
             (0, 1) => evicted += 1,
             // Its two buckets hold nothing that could go.

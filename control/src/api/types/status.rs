@@ -92,6 +92,21 @@ pub struct ConntrackUse {
     pub limit: u64,
 }
 
+/// How full the forwarding database is, and what it had to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FdbUse {
+    /// Learned and static entries now.
+    pub entries: u64,
+    /// Learned and static entries at most.
+    pub limit: u64,
+    /// MACs that were seen behind another port than before.
+    pub moves: u64,
+    /// Learned entries that went to make room.
+    pub evictions: u64,
+    /// MACs that were not entered, because nothing could go to make room.
+    pub refused: u64,
+}
+
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
@@ -112,6 +127,9 @@ pub struct Status {
     pub endpoints: u64,
     /// How full the connection table is.
     pub conntrack: ConntrackUse,
+    /// How full the forwarding database is.
+    #[serde(default)]
+    pub fdb: FdbUse,
     /// What a person should know: each one line.
     #[serde(default)]
     pub warnings: Vec<String>,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use dataplane::engine::{FdbKind, FlowTuple, Link, NatRule};
+use dataplane::engine::{FdbKind, FlowTuple, Link, NatRule, StaticRefused};
 use dataplane::io::IoBackend;
 use dataplane::packet::types::{NetworkId, PortId, UplinkId};
 use dataplane::verdict::DropReason;
@@ -11,7 +11,7 @@ use dataplane::verdict::DropReason;
 use super::{port_name, unknown_network, unknown_sandbox};
 use crate::api::types::{
     self, ConntrackFilter, ConntrackStats, ConntrackUse, DropCount, DropsQuery, FdbEntry, FdbQuery,
-    IpProtocol, NatKind, Neighbor, PortStats, Status, Tuple, WorkerStatus,
+    FdbUse, IpProtocol, NatKind, Neighbor, PortStats, Status, Tuple, WorkerStatus,
 };
 use crate::check;
 use crate::error::{Error, Result};
@@ -97,6 +97,7 @@ impl Switch {
     #[must_use]
     pub fn status(&self) -> Status {
         let conntrack = self.engine.conntrack_stats();
+        let fdb = self.engine.fdb_stats();
         let workers = self
             .engine
             .worker_stats()
@@ -131,6 +132,13 @@ impl Switch {
             conntrack: ConntrackUse {
                 entries: conntrack.entries.into(),
                 limit: conntrack.limit.into(),
+            },
+            fdb: FdbUse {
+                entries: fdb.entries.into(),
+                limit: fdb.limit.into(),
+                moves: fdb.moves,
+                evictions: fdb.evictions,
+                refused: fdb.refused,
             },
             warnings: world.warnings(),
         }
@@ -173,7 +181,7 @@ impl Switch {
     /// Adds a static FDB entry.
     ///
     /// # Errors
-    /// When network, sandbox or port are unknown, or the table is full.
+    /// When network, sandbox or port are unknown, the MAC is an endpoint's own, or the table is full.
     pub fn fdb_add(&self, request: &types::FdbAdd) -> Result<FdbEntry> {
         check::fdb_add(request)?;
         let (id, port, owner) = {
@@ -205,11 +213,12 @@ impl Switch {
             })?;
             (network.network_id(), port, owner)
         };
-        if !self.engine.fdb_add(id, request.vlan, request.mac.0, port) {
-            return Err(Error::conflict(format!(
-                "fdb {}: the table is full; raise limits.fdb",
-                request.mac
-            )));
+        if let Err(refused) = self.engine.fdb_add(id, request.vlan, request.mac.0, port) {
+            let hint = match refused {
+                StaticRefused::Full => "raise limits.fdb",
+                StaticRefused::Local => "it is known without an entry",
+            };
+            return Err(Error::conflict(format!("fdb {}: {refused}; {hint}", request.mac)));
         }
         Ok(FdbEntry {
             network: request.network.clone(),

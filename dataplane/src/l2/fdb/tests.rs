@@ -47,6 +47,53 @@ fn a_mac_moves_but_a_static_one_does_not() {
 }
 
 #[test]
+fn who_learns_a_moment_late_does_not_overrule_control() {
+    // `learn` looks without a lock: what it did not find may be there when it inserts.
+    let fdb = table(16);
+    let lookup = |n| fdb.lookup(NET, 0, mac(n), 0, AGEING);
+    let insert = |n, port, kind| fdb.insert(NET, 0, mac(n), PortId(port), kind, 0);
+    for (n, kind) in [(1, FdbKind::Local), (2, FdbKind::Static)] {
+        insert(n, 1, kind);
+        assert_eq!(insert(n, 2, FdbKind::Learned), Learned::Kept);
+        assert_eq!(insert(n, 1, FdbKind::Learned), Learned::Known);
+        let entry = fdb.entries(0, AGEING).into_iter().find(|e| e.mac == mac(n)).unwrap();
+        assert_eq!((entry.port, entry.kind), (PortId(1), kind));
+    }
+    insert(3, 1, FdbKind::Learned);
+    assert_eq!(insert(3, 2, FdbKind::Learned), Learned::Moved);
+    assert_eq!((lookup(3), fdb.stats().moves), (Some(PortId(2)), 1));
+}
+
+#[test]
+fn local_over_static_over_learned() {
+    let fdb = table(16);
+    let lookup = || fdb.lookup(NET, 0, mac(1), 0, AGEING);
+    let insert = |port, kind| fdb.insert(NET, 0, mac(1), PortId(port), kind, 0);
+    insert(1, FdbKind::Learned);
+    insert(2, FdbKind::Static);
+    assert_eq!((lookup(), fdb.used()), (Some(PortId(2)), 1));
+    insert(3, FdbKind::Static);
+    assert_eq!((lookup(), fdb.used()), (Some(PortId(3)), 1));
+    insert(4, FdbKind::Local);
+    assert_eq!((lookup(), fdb.used()), (Some(PortId(4)), 0));
+    assert_eq!(insert(5, FdbKind::Static), Learned::Kept);
+    assert_eq!((lookup(), fdb.used()), (Some(PortId(4)), 0));
+    insert(6, FdbKind::Local);
+    assert_eq!(lookup(), Some(PortId(6)));
+}
+
+#[test]
+fn a_mac_that_finds_no_room_is_counted() {
+    let fdb = table(16);
+    for n in 0..16 {
+        fdb.insert(NET, 0, mac(n), PortId(1), FdbKind::Static, 0);
+    }
+    assert_eq!(fdb.learn(NET, 0, mac(99), PortId(1), 0), Learned::Full);
+    let stats = fdb.stats();
+    assert_eq!((stats.entries, stats.limit, stats.refused, stats.evictions), (16, 16, 1, 0));
+}
+
+#[test]
 fn at_the_limit_the_oldest_goes_and_local_entries_stay() {
     let fdb = table(64);
     for n in 0..32 {
@@ -59,7 +106,7 @@ fn at_the_limit_the_oldest_goes_and_local_entries_stay() {
     for n in 0..32 {
         assert_eq!(fdb.lookup(NET, 0, mac(n), 10_000, AGEING), Some(PortId(1)), "{n}");
     }
-    assert!(fdb.moves_and_evictions().1 > 9_000);
+    assert!(fdb.stats().evictions > 9_000);
 }
 
 #[test]
@@ -68,7 +115,7 @@ fn almost_none_goes_before_the_limit() {
     for n in 1..=65_536 {
         assert_eq!(fdb.learn(NET, 0, mac(n), PortId(7), 0), Learned::New);
     }
-    let (_, evictions) = fdb.moves_and_evictions();
+    let evictions = fdb.stats().evictions;
     assert!(evictions <= 8, "{evictions}");
 }
 
