@@ -310,11 +310,12 @@ fn random_hex(digits: usize) -> Result<String> {
     Ok(text)
 }
 
-/// The next number after `last` that is not in use, going round; 0 is never given.
+/// The next number after `last` that is not in use, going round; neither 0 nor 65535 is ever given:
+/// a network of the latter would be the engine's outside.
 fn next_number(last: u16, used: impl Fn(u16) -> bool) -> Result<u16> {
     (1..=u16::MAX)
         .chain([0])
         .map(|step| last.wrapping_add(step))
-        .find(|candidate| *candidate != 0 && !used(*candidate))
-        .ok_or_else(|| Error::conflict("all 65535 numbers are in use; remove something first"))
+        .find(|candidate| *candidate != 0 && *candidate != u16::MAX && !used(*candidate))
+        .ok_or_else(|| Error::conflict("all 65534 numbers are in use; remove something first"))
 }

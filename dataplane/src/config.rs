@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
+use crate::conntrack::Zone;
 use crate::l3::route::{Prefix, RouteTable, RouteTarget};
 use crate::nat::dnat::DnatTable;
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
@@ -203,6 +204,13 @@ impl Default for Timeouts {
     }
 }
 
+/// No timeout is longer, whoever sets it: a year. What an earlier run left behind is believed up to
+/// this.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(MAX_TIMEOUT_SECS as u64);
+
+/// [`MAX_TIMEOUT`] in seconds.
+pub const MAX_TIMEOUT_SECS: u32 = 31_536_000;
+
 /// IEEE 802.1D-2004 table 7-5: recommended ageing time.
 pub const DEFAULT_FDB_AGEING: Duration = Duration::from_secs(300);
 
@@ -219,6 +227,9 @@ pub enum ConfigError {
     /// A rule or route names a network or uplink that is not there.
     #[error("a rule or route names an unknown network or uplink")]
     UnknownTarget,
+    /// A network with the number that stands for the outside, [`Zone::OUTSIDE`].
+    #[error("network number {0} is reserved")]
+    ReservedId(u16),
     /// A range whose end lies before its start, or runs past port 65535.
     #[error("bad port range")]
     PortRange,
@@ -346,6 +357,9 @@ impl Snapshot {
     }
 
     fn add_network(&mut self, config: NetworkConfig) -> Result<(), ConfigError> {
+        if Zone::network(config.id) == Zone::OUTSIDE {
+            return Err(ConfigError::ReservedId(config.id.0));
+        }
         for subnet in &config.subnets {
             self.routes.insert(subnet.prefix, RouteTarget::Network(config.id));
             if let Some(gateway) = subnet.gateway {

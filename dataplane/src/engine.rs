@@ -213,7 +213,7 @@ pub struct ConntrackStats {
     pub limit: u32,
     /// Connections made.
     pub inserted: u64,
-    /// Connections that timed out.
+    /// Connections that timed out, or whose first packets waited in vain for a neighbor.
     pub expired: u64,
     /// Connections ended by flush, unpublish or removal.
     pub flushed: u64,

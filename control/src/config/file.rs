@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use dataplane::config::MAX_TIMEOUT_SECS;
 use ipnet::{IpNet, Ipv4Net};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use toml::Spanned;
@@ -42,11 +43,8 @@ impl<'de, const MIN: u32, const MAX: u32> Deserialize<'de> for Ranged<MIN, MAX> 
     }
 }
 
-/// A year in seconds: no timer is longer.
-pub const YEAR: u32 = 31_536_000;
-
 /// A timer.
-pub type Seconds = Ranged<1, YEAR>;
+pub type Seconds = Ranged<1, MAX_TIMEOUT_SECS>;
 
 /// A list that may be written as its only element.
 #[derive(Clone, Debug, PartialEq, Eq)]

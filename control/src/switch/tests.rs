@@ -161,6 +161,7 @@ fn sandbox(name: &Name, networks: &[&str]) -> SandboxCreate {
 fn numbers_go_round_and_skip_what_is_used() {
     assert_eq!(next_number(0, |_| false), Ok(1));
     assert_eq!(next_number(u16::MAX, |n| n == 1), Ok(2));
+    assert_eq!(next_number(u16::MAX - 1, |_| false), Ok(1), "65535 is the outside");
     assert_eq!(next_number(7, |n| n != 7), Ok(7));
     assert_eq!(next_number(7, |_| true).unwrap_err().exit_code(), 4);
 }

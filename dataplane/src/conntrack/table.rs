@@ -12,7 +12,7 @@
 //!         2  reply addresses                a tuple is in one of its two buckets
 //!         3  reply ports, zone
 //!         4  version:32 | state:8 | flags:8 | network:16
-//!         5  deadline, seconds
+//!         5  version:32 | deadline, seconds:32
 //!         6  rule
 //!         7  next free entry
 //! (cold)  packets and bytes of both directions
@@ -29,7 +29,9 @@ use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::tuple::{Direction, Tuple};
-use super::words::{LIVE, Meta, slot_direction, slot_index, slot_tag, slot_word};
+use super::words::{
+    LIVE, Meta, deadline_of, deadline_word, slot_direction, slot_index, slot_tag, slot_word,
+};
 use crate::hash::HashKey;
 use crate::io::prefetch::prefetch;
 use crate::io::region::Region;
@@ -43,10 +45,14 @@ const BUCKET_SLOTS: usize = 8;
 /// find a place (filling the first one up loses one in 4,000) and one lookup in 20 needs the second.
 const FIRST_CHOICE: usize = 6;
 const SHARDS: usize = 256;
+/// Entries that the packet which finds the table full looks at for such as have expired: 2 KiB of
+/// memory, read in order.
+const RECLAIM: u32 = 32;
 
 /// The reply side has sent.
 pub const SEEN_REPLY: u8 = 1;
-/// Seen in both directions, TCP established: not the first to be evicted.
+/// Both sides have spoken and the first one again; TCP: it was established. For people only, as
+/// `conntrack -L` shows it: nothing is evicted.
 pub const ASSURED: u8 = 2;
 /// The source was rewritten.
 pub const SNAT: u8 = 4;
@@ -170,6 +176,8 @@ pub struct ConnTable {
     used: AtomicU32,
     high_water: AtomicU32,
     free: Mutex<FreeList>,
+    /// Where the next packet that finds the table full looks.
+    reclaim: AtomicU32,
     shards: Vec<Mutex<()>>,
     pub(super) totals: Totals,
 }
@@ -213,6 +221,7 @@ impl ConnTable {
             used: AtomicU32::new(0),
             high_water: AtomicU32::new(0),
             free: Mutex::new(FreeList::default()),
+            reclaim: AtomicU32::new(0),
             shards: (0..SHARDS).map(|_| Mutex::new(())).collect(),
             totals: Totals::default(),
         })
@@ -353,7 +362,7 @@ impl ConnTable {
             direction,
             other,
             meta,
-            deadline: u32::try_from(deadline).unwrap_or(0),
+            deadline: deadline_of(deadline),
         })
     }
 
@@ -366,6 +375,9 @@ impl ConnTable {
             if let Some(stale) = self.find(hash, tuple).filter(|hit| hit.deadline <= now) {
                 self.expire(stale.id.index, now);
             }
+        }
+        if self.len() >= self.limit {
+            self.reclaim(now);
         }
         let _pair = self.lock_pair(hashes);
         if let Some(hit) = self.find(hashes[0], new.original) {
@@ -394,6 +406,17 @@ impl ConnTable {
         }
         self.totals.inserted.fetch_add(1, Ordering::Relaxed);
         Insert::Inserted(id)
+    }
+
+    /// Makes room in a full table: ends what has expired among the next few entries. All who come
+    /// share one round over the table, so that the work of each is bounded and no expired entry stays
+    /// hidden.
+    #[cold]
+    fn reclaim(&self, now: u32) {
+        let from = self.reclaim.fetch_add(RECLAIM, Ordering::Relaxed);
+        for step in 0..RECLAIM {
+            self.expire(from.wrapping_add(step) % self.limit, now);
+        }
     }
 
     fn lock_pair(&self, hashes: [u64; 2]) -> [Option<MutexGuard<'_, ()>>; 2] {
@@ -426,16 +449,20 @@ impl ConnTable {
         let (Some(hot), Some(cold)) = (self.hot(index), self.cold(index)) else {
             return ConnId { index, version: 0 };
         };
+        let version = Meta(hot[4].load(Ordering::Relaxed)).version().wrapping_add(1) | LIVE;
+        // Whoever reads a word of the new connection must not find the old one's version after it:
+        // the entry was marked free before, and this keeps what follows behind that. It pairs with
+        // the fence of `read`.
+        fence(Ordering::Release);
         hot[0].store(new.original.addresses, Ordering::Relaxed);
         hot[1].store(new.original.rest, Ordering::Relaxed);
         hot[2].store(new.reply.addresses, Ordering::Relaxed);
         hot[3].store(new.reply.rest, Ordering::Relaxed);
-        hot[5].store(u64::from(new.deadline), Ordering::Relaxed);
+        hot[5].store(deadline_word(version, new.deadline), Ordering::Relaxed);
         hot[6].store(u64::from(new.rule), Ordering::Relaxed);
         for counter in cold {
             counter.store(0, Ordering::Relaxed);
         }
-        let version = Meta(hot[4].load(Ordering::Relaxed)).version().wrapping_add(1) | LIVE;
         let meta = Meta::new(version, new.state, new.flags, new.network);
         hot[4].store(meta.0, Ordering::Release);
         ConnId { index, version }
@@ -510,8 +537,10 @@ impl ConnTable {
     /// Ends entry `index` if its time has come.
     pub fn expire(&self, index: u32, now: u32) -> bool {
         let expired =
-            self.remove_if(index, |hot, _| hot[5].load(Ordering::Relaxed) <= u64::from(now));
-        self.totals.expired.fetch_add(u64::from(expired), Ordering::Relaxed);
+            self.remove_if(index, |hot, _| deadline_of(hot[5].load(Ordering::Relaxed)) <= now);
+        if expired {
+            self.totals.expired.fetch_add(1, Ordering::Relaxed);
+        }
         expired
     }
 
@@ -522,6 +551,27 @@ impl ConnTable {
         removed
     }
 
+    /// Takes back a packet of the side that began, which was noted but never sent. A connection of
+    /// which nothing is left, and that nobody has answered, ends: true.
+    pub fn take_back(&self, id: ConnId, bytes: u64) -> bool {
+        let (Some(hot), Some(cold)) = (self.hot(id.index), self.cold(id.index)) else {
+            return false;
+        };
+        if Meta(hot[4].load(Ordering::Relaxed)).version() != id.version {
+            return false;
+        }
+        let [packets, octets, ..] = cold;
+        let left = packets.load(Ordering::Relaxed).saturating_sub(1);
+        packets.store(left, Ordering::Relaxed);
+        octets.store(octets.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);
+        let ended = left == 0
+            && self.remove_if(id.index, |_, meta| {
+                meta.version() == id.version && meta.flags() & SEEN_REPLY == 0
+            });
+        self.totals.expired.fetch_add(u64::from(ended), Ordering::Relaxed);
+        ended
+    }
+
     /// What a connection found earlier is now: an earlier frame of the same batch may have changed
     /// it. `None` when it has ended.
     #[must_use]
@@ -529,7 +579,7 @@ impl ConnTable {
     pub fn refresh(&self, hit: &Hit) -> Option<Hit> {
         let hot = self.hot(hit.id.index)?;
         let meta = Meta(hot[4].load(Ordering::Acquire));
-        let deadline = u32::try_from(hot[5].load(Ordering::Relaxed)).unwrap_or(0);
+        let deadline = deadline_of(hot[5].load(Ordering::Relaxed));
         (meta.version() == hit.id.version).then_some(Hit { meta, deadline, ..*hit })
     }
 
@@ -556,8 +606,15 @@ impl ConnTable {
             }
         }
         if hit.deadline != deadline {
-            hot[5].store(u64::from(deadline), Ordering::Relaxed);
+            let was = hot[5].load(Ordering::Relaxed);
+            let next = deadline_word(hit.id.version, deadline);
+            // Since the look at the version the entry may have become another connection's. Should
+            // somebody else have moved this one's deadline just now, theirs is as good.
+            if was >> 32 == next >> 32 {
+                let _ = hot[5].compare_exchange(was, next, Ordering::Relaxed, Ordering::Relaxed);
+            }
         }
+        // Counters may get a packet of the connection that was here before: for people only.
         // Each direction is counted by the one worker that receives it, so load and store suffice.
         let [packets_o, bytes_o, packets_r, bytes_r] = cold;
         let (packet_cell, byte_cell) = match hit.direction {

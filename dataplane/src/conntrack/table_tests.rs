@@ -87,6 +87,70 @@ fn full_is_said_and_room_comes_back() {
 }
 
 #[test]
+fn a_table_full_of_expired_connections_takes_new_ones_at_once() {
+    const LIMIT: u16 = 5000;
+    let table = table(LIMIT.into());
+    for n in 0..LIMIT {
+        // The last tenth goes on.
+        let deadline = if n < LIMIT / 10 * 9 { 100 } else { 1000 };
+        table.insert(&connection(1, n, n, deadline), 0);
+    }
+    assert_eq!(table.insert(&connection(2, 0, 10_000, 500), 99), Insert::Full);
+    let mut refused = 0;
+    for n in 0..LIMIT / 10 * 9 {
+        let inserted = table.insert(&connection(2, n, 10_000 + n, 500), 100);
+        refused += u32::from(!matches!(inserted, Insert::Inserted(_)));
+        assert!(table.len() <= LIMIT.into());
+    }
+    assert!(refused < 50, "{refused} while the round came by those that go on");
+    for n in LIMIT / 10 * 9..LIMIT {
+        assert!(table.lookup(tuple(1, n), 100).is_some(), "{n} had not expired");
+    }
+}
+
+#[test]
+fn a_deadline_that_comes_late_is_not_the_next_connection_s() {
+    let table = table(1);
+    table.insert(&connection(1, 1, 1, 100), 0);
+    let hit = table.lookup(tuple(1, 1), 0).unwrap();
+    let word = table.hot(0).unwrap()[5].load(Ordering::Relaxed);
+    assert!(table.remove(hit.id));
+    table.insert(&connection(1, 2, 2, 200), 0);
+    let next = table.hot(0).unwrap()[5].load(Ordering::Relaxed);
+    assert_eq!([word, next].map(deadline_of), [100, 200]);
+    assert_ne!(word >> 32, next >> 32, "what `touch` compares");
+    table.touch(&hit, 0, 0, 0, 432_000);
+    assert_eq!(table.lookup(tuple(1, 2), 0).unwrap().deadline, 200);
+}
+
+#[test]
+fn a_connection_whose_packets_were_all_taken_back_ends() {
+    let table = table(4);
+    let new = connection(1, 1, 1, 100);
+    let noted = |packets: usize| {
+        table.insert(&new, 0);
+        let hit = table.lookup(new.original, 0).unwrap();
+        for _ in 0..packets {
+            table.touch(&hit, 100, 0, 0, 100);
+        }
+        hit.id
+    };
+    let id = noted(2);
+    assert!(!table.take_back(id, 100));
+    let entry = table.entries(0).next().unwrap();
+    assert_eq!((entry.connection.packets, entry.connection.bytes), ([1, 0], [100, 0]));
+    assert!(table.take_back(id, 100));
+    assert!(table.is_empty() && table.lookup(new.reply, 0).is_none());
+    assert!(!table.take_back(id, 100), "it has ended already");
+    // One that was answered stays.
+    let id = noted(1);
+    let reply = table.lookup(new.reply, 0).unwrap();
+    table.touch(&reply, 100, 0, SEEN_REPLY, 100);
+    assert!(!table.take_back(id, 100));
+    assert_eq!(table.len(), 1);
+}
+
+#[test]
 fn the_limit_can_be_reached() {
     let limit = 65_536;
     let table = table(limit);

@@ -35,6 +35,10 @@ pub enum TcpState {
     ReplyCloseWait = 11,
     /// FIN from both sides, the reply one first.
     ReplyLastAck = 12,
+    /// RST, and since then the original side goes on as if there had been none.
+    CloseDoubted = 13,
+    /// RST, and since then the reply side goes on as if there had been none.
+    ReplyCloseDoubted = 14,
 }
 
 /// A segment that contradicts the connection's state.
@@ -58,6 +62,8 @@ impl TcpState {
             10 => Self::ReplyFinWait,
             11 => Self::ReplyCloseWait,
             12 => Self::ReplyLastAck,
+            13 => Self::CloseDoubted,
+            14 => Self::ReplyCloseDoubted,
             _ => return None,
         })
     }
@@ -74,7 +80,7 @@ impl TcpState {
             Self::CloseWait | Self::ReplyCloseWait => "CLOSE_WAIT",
             Self::LastAck | Self::ReplyLastAck => "LAST_ACK",
             Self::TimeWait => "TIME_WAIT",
-            Self::Close => "CLOSE",
+            Self::Close | Self::CloseDoubted | Self::ReplyCloseDoubted => "CLOSE",
         }
     }
 
@@ -93,7 +99,7 @@ impl TcpState {
         let original = matches!(direction, Direction::Original);
         if flags & RST != 0 {
             // A RST that answers a SYN closes; in every later state too. RFC 7857 §2.2 keeps the
-            // mapping for its transitory time.
+            // mapping for its transitory time, and data from both sides revives it: see `ack`.
             return if flags & SYN != 0 { Err(Invalid) } else { Ok(Self::Close) };
         }
         match (flags & SYN != 0, flags & ACK != 0, flags & FIN != 0) {
@@ -127,8 +133,13 @@ impl TcpState {
             ) => Ok(self),
             // RFC 1122 §4.2.2.13: a SYN may reopen a connection in TIME-WAIT; from the original
             // side only, as Linux has it.
-            (Self::TimeWait | Self::Close, true) => Ok(Self::SynSent),
-            (Self::TimeWait | Self::Close, false) => Err(Invalid),
+            (Self::TimeWait | Self::Close | Self::CloseDoubted | Self::ReplyCloseDoubted, true) => {
+                Ok(Self::SynSent)
+            }
+            (
+                Self::TimeWait | Self::Close | Self::CloseDoubted | Self::ReplyCloseDoubted,
+                false,
+            ) => Err(Invalid),
         }
     }
 
@@ -164,8 +175,12 @@ impl TcpState {
             (Self::FinWait, false) => Ok(Self::CloseWait),
             (Self::ReplyFinWait, true) => Ok(Self::ReplyCloseWait),
             (Self::LastAck, true) | (Self::ReplyLastAck, false) => Ok(Self::TimeWait),
-            // RFC 7857 §2.2: an endpoint may not have believed a RST; its ACKs pass, also the
-            // challenge ACK that answers a SYN.
+            // RFC 7857 §2.2: an endpoint may not have believed a RST, which anybody can send blindly.
+            // Its segments pass, also the challenge ACK that answers a SYN; once both sides have
+            // gone on, nobody believed it. Either one that did answers the other's with a RST.
+            (Self::Close, true) => Ok(Self::CloseDoubted),
+            (Self::Close, false) => Ok(Self::ReplyCloseDoubted),
+            (Self::CloseDoubted, false) | (Self::ReplyCloseDoubted, true) => Ok(Self::Established),
             (_, _) => Ok(self),
         }
     }
@@ -252,6 +267,34 @@ mod tests {
         assert_eq!(run(&[(SYN, Original), (RST | ACK, Reply)]), Ok(TcpState::Close));
         assert_eq!(opened(&[(RST, Reply)]), Ok(TcpState::Close));
         assert_eq!(opened(&[(RST | SYN, Reply)]), Err(Invalid));
+    }
+
+    #[test]
+    fn a_reset_that_nobody_believed_is_forgotten() {
+        use TcpState::{Close, CloseDoubted, Established, ReplyCloseDoubted, SynSent};
+        let (there, back) = ((ACK, Original), (ACK, Reply));
+        let (reset, closing) = ((RST, Reply), (FIN | ACK, Reply));
+        for (after_reset, state) in [
+            (&[there][..], Ok(CloseDoubted)),
+            (&[there, there], Ok(CloseDoubted)),
+            (&[back, back], Ok(ReplyCloseDoubted)),
+            (&[there, back], Ok(Established)),
+            (&[back, there], Ok(Established)),
+            // Whoever believed it says so again, and both must begin anew.
+            (&[there, reset], Ok(Close)),
+            (&[there, reset, back], Ok(ReplyCloseDoubted)),
+            (&[back, (RST | ACK, Original), there], Ok(CloseDoubted)),
+            // A FIN does not prove that the other side goes on, nor does a late SYN+ACK.
+            (&[there, closing], Ok(CloseDoubted)),
+            (&[there, (SYN | ACK, Reply)], Ok(CloseDoubted)),
+            (&[there, (SYN, Original)], Ok(SynSent)),
+            (&[back, (SYN, Original)], Ok(SynSent)),
+            (&[there, (SYN, Reply)], Err(Invalid)),
+            (&[back, (SYN, Reply)], Err(Invalid)),
+        ] {
+            let steps: Vec<_> = std::iter::once(reset).chain(after_reset.iter().copied()).collect();
+            assert_eq!(opened(&steps), state, "{after_reset:?}");
+        }
     }
 
     #[test]

@@ -35,7 +35,9 @@ const fn tcp(timeouts: &Timeouts, state: u8) -> Duration {
             | TcpState::ReplyLastAck,
         ) => timeouts.tcp_closing,
         Some(TcpState::TimeWait) => timeouts.tcp_time_wait,
-        Some(TcpState::Close) => timeouts.tcp_reset,
+        Some(TcpState::Close | TcpState::CloseDoubted | TcpState::ReplyCloseDoubted) => {
+            timeouts.tcp_reset
+        }
         Some(TcpState::SynSent | TcpState::SynSent2 | TcpState::SynReceived) | None => {
             timeouts.tcp_opening
         }

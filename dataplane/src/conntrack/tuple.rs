@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use crate::engine::FlowTuple;
 use crate::packet::headers::{Ipv4, L4};
+use crate::packet::icmp;
 use crate::packet::types::NetworkId;
 
 /// Where packets of a direction enter: a network, or the outside. Part of the tuple, so that two
@@ -88,7 +89,7 @@ impl Tuple {
             L4::Tcp { src_port, dst_port, .. } | L4::Udp { src_port, dst_port } => {
                 (src_port, dst_port)
             }
-            L4::Icmp { kind, id, .. } if is_query(kind) => (id, id),
+            L4::Icmp { kind, id, .. } if is_tracked(kind) => (id, id),
             L4::Other => (0, 0),
             L4::Icmp { .. } | L4::LaterFragment | L4::Truncated => return None,
         };
@@ -173,12 +174,13 @@ impl Tuple {
     }
 }
 
-/// ICMP messages that have an identifier and a reply: echo (RFC 792). Timestamp, information and
-/// address mask queries are obsolete (RFC 6918) or answered by nobody, and are not translated.
+/// Whether an ICMP message of this type can belong to a connection: echo (RFC 792). Timestamp,
+/// information and address mask queries, which [`icmp::is_query`] knows beside, are obsolete (RFC
+/// 6918) or answered by nobody, and are not translated.
 #[must_use]
 #[inline]
-pub const fn is_query(kind: u8) -> bool {
-    matches!(kind, 0 | 8)
+pub const fn is_tracked(kind: u8) -> bool {
+    matches!(kind, icmp::ECHO_REPLY | icmp::ECHO_REQUEST)
 }
 
 #[inline]

@@ -11,7 +11,8 @@ use super::table::{
 };
 use super::tcp::TcpState;
 use super::tuple::Tuple;
-use super::words::Meta;
+use super::words::{Meta, deadline_of};
+use crate::config::MAX_TIMEOUT_SECS;
 use crate::engine::{Connection, ConntrackStats};
 use crate::hash::HashKey;
 use crate::io::region::Region;
@@ -49,7 +50,7 @@ impl ConnTable {
             flags: meta.flags(),
             network: meta.network(),
             rule: u32::try_from(hot[6].load(Ordering::Acquire)).ok()?,
-            deadline: u32::try_from(hot[5].load(Ordering::Acquire)).ok()?,
+            deadline: deadline_of(hot[5].load(Ordering::Acquire)),
         };
         let counters = std::array::from_fn(|at| cold[at].load(Ordering::Acquire));
         let again = Meta(hot[4].load(Ordering::Acquire));
@@ -148,15 +149,12 @@ impl ConnTable {
     }
 }
 
-/// Longer than any idle timeout that configuration accepts: 30 days.
-const MAX_LEFT: u32 = 30 * 86_400;
-
 fn is_plausible(new: &NewConnection, now: u32) -> bool {
     let state_ok = new.original.proto() != ip_proto::TCP || TcpState::from_u8(new.state).is_some();
     state_ok
         && new.original.proto() == new.reply.proto()
         && new.deadline > now
-        && new.deadline - now <= MAX_LEFT
+        && new.deadline - now <= MAX_TIMEOUT_SECS
         && new.network != NetworkId(u16::MAX)
 }
 
@@ -193,6 +191,32 @@ fn state_name(new: &NewConnection) -> &'static str {
 mod tests {
     use super::*;
     use crate::conntrack::tuple::Zone;
+
+    #[test]
+    fn any_timeout_that_configuration_accepts_outlives_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("conntrack");
+        let address = std::net::Ipv4Addr::new(10, 0, 0, 1);
+        let connection = |port, left: u32| NewConnection {
+            original: Tuple::new(address, address, port, 2, Zone(1), ip_proto::UDP),
+            reply: Tuple::new(address, address, 2, port, Zone::OUTSIDE, ip_proto::UDP),
+            state: 0,
+            flags: 0,
+            network: NetworkId(1),
+            rule: 0,
+            deadline: 1000 + left,
+        };
+        let (longest, unsound) = (connection(1, 31_536_000), connection(2, 31_536_001));
+        let table = ConnTable::in_file(&path, 16, HashKey::new(1, 2)).unwrap();
+        for new in [&longest, &unsound] {
+            assert!(matches!(table.insert(new, 1000), Insert::Inserted(_)));
+        }
+        drop(table);
+        let table = ConnTable::adopt(&path, 16, HashKey::new(3, 4), 1000).unwrap();
+        let hit = table.lookup(longest.original, 1000).unwrap();
+        assert_eq!(hit.deadline, longest.deadline);
+        assert_eq!((table.len(), table.lookup(unsound.original, 1000)), (1, None));
+    }
 
     #[test]
     fn every_state_is_listed() {

@@ -44,6 +44,20 @@ impl Meta {
     }
 }
 
+/// The fifth word of an entry: the deadline with the version it belongs to, so that one who was slow
+/// cannot give an entry's next connection the deadline of the last.
+#[inline]
+pub(super) fn deadline_word(version: u32, deadline: u32) -> u64 {
+    u64::from(version) << 32 | u64::from(deadline)
+}
+
+/// The deadline of a fifth word.
+#[inline]
+#[allow(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+pub(super) const fn deadline_of(word: u64) -> u32 {
+    word as u32
+}
+
 /// Bits that are independent of both bucket numbers.
 #[inline]
 pub(super) const fn slot_tag(hash: u64) -> u64 {

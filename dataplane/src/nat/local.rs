@@ -7,12 +7,9 @@ use crate::frame::Frame;
 use crate::l3::report::report;
 use crate::nat::translate::not_ours;
 use crate::packet::headers::{Ipv4, L4};
-use crate::packet::icmp::{self, IcmpError};
+use crate::packet::icmp::{self, ECHO_REQUEST, IcmpError};
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
-
-/// ICMP echo request (RFC 792).
-const ECHO_REQUEST: u8 = 8;
 
 /// Delivers a packet to one of our addresses.
 pub(super) fn deliver(

@@ -171,6 +171,22 @@ fn a_reset_closes_in_every_state() {
 }
 
 #[test]
+fn an_idle_session_survives_a_blind_reset() {
+    for first in [Client, Server] {
+        let mut lab = Lab::default();
+        play(&mut lab, &OPEN);
+        pass(&mut lab, Server, RST);
+        assert_eq!(lab.connection().timeout.as_secs(), 240);
+        lab.after(Duration::from_secs(200));
+        let second = if first == Client { Server } else { Client };
+        play(&mut lab, &[(first, ACK, "CLOSE"), (first, ACK, "CLOSE")]);
+        assert_eq!(lab.connection().timeout.as_secs(), 240);
+        play(&mut lab, &[(second, ACK, "ESTABLISHED")]);
+        assert_eq!(lab.connection().timeout.as_secs(), 432_000);
+    }
+}
+
+#[test]
 fn segments_that_fit_no_connection() {
     let mut lab = Lab::default();
     for flags in [ACK, SYN | ACK, FIN | ACK, RST, SYN | FIN, 0] {
