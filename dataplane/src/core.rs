@@ -79,8 +79,8 @@ pub struct Core {
 const HOUSEKEEPING: std::time::Duration = std::time::Duration::from_millis(100);
 /// How often datagrams that wait for fragments no longer are forgotten.
 const CLEAR_FRAGMENTS: std::time::Duration = std::time::Duration::from_secs(1);
-/// How often unused neighbors are forgotten.
-const FORGET_NEIGHBORS: std::time::Duration = std::time::Duration::from_secs(60);
+/// How often unused and silent neighbors are forgotten.
+const FORGET_NEIGHBORS: std::time::Duration = std::time::Duration::from_secs(5);
 /// FDB buckets looked at in one round of housekeeping: a table of 2^16 buckets in 26 s.
 const FDB_BUCKETS: u64 = 256;
 
@@ -102,7 +102,7 @@ impl Core {
             counters,
             pool: Pool::new(buffers),
             ports: PortTable::default(),
-            waiting: Waiting::with_capacity(),
+            waiting: Waiting::beside(buffers),
             remembered: Remembered::default(),
             errors: Limiter::default(),
             rng: PortRng::new(key),

@@ -12,6 +12,7 @@ use crate::io::vnet_hdr::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
 use crate::io::{Offloads, TxReport};
 use crate::l2::forward::fits;
 use crate::l3::neighbor::Held;
+use crate::l3::waiting;
 use crate::packet::types::{NetworkId, PortId};
 use crate::packet::{parse, segment};
 use crate::pipeline::{From, Lane};
@@ -302,12 +303,12 @@ pub(crate) fn stage(
                 cx.counters.consumed.add(1);
                 cx.pool.put(frame);
             }
-            Some(Verdict::Hold { link, next_hop }) => {
+            Some(Verdict::Hold { link, next_hop, begun }) => {
+                let held = Held { frame, link, next_hop, fragment: lane.fragment, begun };
                 if cx.waiting.has_room(link, next_hop) {
-                    cx.waiting.push(Held { frame, link, next_hop, fragment: lane.fragment });
+                    cx.waiting.push(held);
                 } else {
-                    cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NeighborQueueFull);
-                    cx.pool.put(frame);
+                    waiting::give_up(cx, held, DropReason::NeighborQueueFull);
                 }
             }
             Some(Verdict::Drop(reason)) => {

@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 
+use crate::conntrack::ConnId;
 use crate::engine::Link;
 use crate::packet::types::{NetworkId, PortId};
 
@@ -46,9 +47,9 @@ drop_reasons! {
     ConntrackInvalid = "conntrack_invalid",
     /// A fragment whose first fragment was not seen, so that it belongs to no connection.
     FragmentUntracked = "fragment_untracked",
-    /// An ICMP error about no connection we know.
     /// The host's stack passed it on for somebody else: the source is no address of the host.
     HostForwarded = "host_forwarded",
+    /// An ICMP error about no connection we know.
     IcmpUnrelated = "icmp_unrelated",
     /// Containers of this network may not talk to each other (`icc=false`).
     IccDisabled = "icc_disabled",
@@ -74,6 +75,8 @@ drop_reasons! {
     MtuExceeded = "mtu_exceeded",
     /// Too many frames wait for the same or for all neighbors.
     NeighborQueueFull = "neighbor_queue_full",
+    /// Too many neighbors of this link are asked for, or known, to enter another.
+    NeighborTableFull = "neighbor_table_full",
     /// The neighbor did not answer ARP in time.
     NeighborUnresolved = "neighbor_unresolved",
     /// The worker's buffers are all in use.
@@ -151,5 +154,8 @@ pub enum Verdict {
         link: Link,
         /// The neighbor.
         next_hop: Ipv4Addr,
+        /// The connection that this is a packet of the first side's, while nobody has answered: it
+        /// ends with its packets if the neighbor never does.
+        begun: Option<ConnId>,
     },
 }

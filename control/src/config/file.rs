@@ -214,7 +214,7 @@ pub struct LimitsSection {
     pub fdb: Option<Ranged<1024, 16_777_216>>,
     pub fdb_per_port: Option<Ranged<1, 16_777_216>>,
     pub fragments: Option<Ranged<1, 65_536>>,
-    pub buffers: Option<Ranged<128, 65_536>>,
+    pub buffers: Option<Ranged<256, 65_536>>,
 }
 
 /// `[[network]]`: the flags of `network create`.

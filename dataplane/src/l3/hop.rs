@@ -79,7 +79,7 @@ pub(crate) fn reach(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
             };
         }
         Resolution::Failed => return Err(DropReason::NeighborUnresolved),
-        Resolution::Full => return Err(DropReason::NeighborQueueFull),
+        Resolution::Full => return Err(DropReason::NeighborTableFull),
     };
     if cx.waiting.holds(hop.link, hop.next_hop) {
         // It was confirmed in this very batch: what came before leaves before.

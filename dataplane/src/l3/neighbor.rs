@@ -5,23 +5,36 @@
 //! (`Waiting`). States follow RFC 4861 as Linux applies them to ARP, reduced to what matters here:
 //! incomplete, reachable, and stale with a probe on the way.
 //!
-//! Limits: [`MAX_NEIGHBORS`] entries, [`MAX_WAITING`] frames a worker and [`MAX_WAITING_FOR_ONE`]
-//! frames for one neighbor.
+//! Limits: [`MAX_NEIGHBORS`] entries, of which [`MAX_FOR_ONE_NETWORK`] in one network,
+//! [`MAX_FOR_ONE_UPLINK`] on one wire and [`MAX_UNHEARD`] on one link that never answered, and
+//! [`KEPT_FOR_UPLINKS`] for uplinks alone; so whoever asks for addresses that nobody has harms its
+//! own link only. An entry that never answered goes when the last question has failed. Frames: [`MAX_WAITING`] a worker, but never more than a quarter of
+//! its buffers, and [`MAX_WAITING_FOR_ONE`] for one neighbor.
 
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use crate::clock::Timestamp;
+use crate::conntrack::ConnId;
 use crate::engine::{Link, NeighborEntry};
 use crate::frame::Frame;
 use crate::packet::types::Mac;
 
 /// Entries at most; Linux' `gc_thresh3` is 1024 a family, we serve many networks.
-pub const MAX_NEIGHBORS: usize = 16_384;
+pub const MAX_NEIGHBORS: u32 = 16_384;
+/// Entries of one network at most: endpoints need none. Linux' `gc_thresh3`.
+pub const MAX_FOR_ONE_NETWORK: u32 = 1024;
+/// Entries of one uplink at most.
+pub const MAX_FOR_ONE_UPLINK: u32 = 8192;
+/// Entries of one link at most that have never answered: one question a second for each of them is
+/// as much as a link is to bear.
+pub const MAX_UNHEARD: u32 = 512;
+/// Places that networks cannot take from uplinks.
+pub const KEPT_FOR_UPLINKS: u32 = 4096;
 /// Frames a worker holds for all unresolved neighbors.
 pub const MAX_WAITING: usize = 128;
 /// Frames held for one neighbor.
@@ -32,8 +45,11 @@ const REACHABLE: Duration = Duration::from_secs(30);
 const RETRANSMIT: Duration = Duration::from_secs(1);
 /// Questions asked before giving up. Linux `mcast_solicit`: 3.
 const ATTEMPTS: u8 = 3;
-/// An entry that nobody has asked for this long goes. Linux `gc_stale_time`: 60 s.
+/// An entry that nobody has used and that has said nothing for this long goes. Linux forgets after
+/// 60 s (`gc_stale_time`), but only where many are known; nothing else makes room here.
 const FORGET: Duration = Duration::from_secs(600);
+/// The same for an entry without a MAC: all its questions have been asked by then.
+const FORGET_SILENT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy)]
 struct Neighbor {
@@ -42,6 +58,15 @@ struct Neighbor {
     asked: Timestamp,
     used: Timestamp,
     attempts: u8,
+    /// It has answered some day.
+    heard: bool,
+}
+
+/// How many entries a link has.
+#[derive(Debug, Default)]
+struct LinkUse {
+    entries: AtomicU32,
+    unheard: AtomicU32,
 }
 
 /// What the table says about a neighbor.
@@ -66,6 +91,10 @@ pub enum Resolution {
 #[derive(Debug, Default)]
 pub struct Neighbors {
     table: DashMap<(Link, Ipv4Addr), Neighbor>,
+    /// Locked while an entry of `table` is, never the other way round.
+    links: DashMap<Link, LinkUse>,
+    /// Entries of all links.
+    entries: AtomicU32,
     changes: AtomicU64,
 }
 
@@ -86,28 +115,35 @@ impl Neighbors {
     }
 
     fn resolve_slow(&self, link: Link, address: Ipv4Addr, now: Timestamp) -> Resolution {
-        let full = self.table.len() >= MAX_NEIGHBORS;
         let mut entry = match self.table.entry((link, address)) {
-            Entry::Occupied(entry) => entry.into_ref(),
-            Entry::Vacant(_) if full => return Resolution::Full,
+            Entry::Occupied(entry) => entry,
             Entry::Vacant(entry) => {
+                if !self.take_place(link, false) {
+                    return Resolution::Full;
+                }
                 entry.insert(Neighbor {
                     mac: None,
                     confirmed: now,
                     asked: now,
                     used: now,
                     attempts: 1,
+                    heard: false,
                 });
                 return Resolution::Unknown { ask: true };
             }
         };
-        let neighbor = entry.value_mut();
+        let neighbor = entry.get_mut();
         neighbor.used = now;
         let due = now.since(neighbor.asked) >= RETRANSMIT;
         if due && neighbor.attempts >= ATTEMPTS {
-            // Unanswered: forget the MAC, tell this sender, and begin anew with the next frame.
+            // Unanswered: tell this sender, and begin anew with the next frame. One that has
+            // answered before keeps its place, so that no flood of questions takes it meanwhile.
             neighbor.mac = None;
             neighbor.attempts = 0;
+            if !neighbor.heard {
+                self.leave_place(link, false);
+                entry.remove();
+            }
             return Resolution::Failed;
         }
         let ask = due || neighbor.attempts == 0;
@@ -136,19 +172,61 @@ impl Neighbors {
         if !mac.is_valid_source() || address.is_unspecified() || address.is_multicast() {
             return;
         }
-        let fresh = Neighbor { mac: Some(mac), confirmed: now, asked: now, used: now, attempts: 0 };
-        let full = self.table.len() >= MAX_NEIGHBORS;
+        let fresh = Neighbor {
+            mac: Some(mac),
+            confirmed: now,
+            asked: now,
+            used: now,
+            attempts: 0,
+            heard: true,
+        };
         match self.table.entry((link, address)) {
             Entry::Occupied(mut entry) => {
-                let used = entry.get().used;
-                entry.insert(Neighbor { used, ..fresh });
+                let old = *entry.get();
+                if !old.heard
+                    && let Some(has) = self.links.get(&link)
+                {
+                    has.unheard.fetch_sub(1, Ordering::Relaxed);
+                }
+                entry.insert(Neighbor { used: old.used, ..fresh });
             }
-            Entry::Vacant(_) if !solicited || full => return,
+            Entry::Vacant(_) if !solicited => return,
             Entry::Vacant(entry) => {
+                if !self.take_place(link, true) {
+                    return;
+                }
                 entry.insert(fresh);
             }
         }
         self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// Takes a place for an entry of `link`; false: there is none. Workers that ask at the same time
+    /// may overstep a limit by their number.
+    fn take_place(&self, link: Link, heard: bool) -> bool {
+        let (own, all) = match link {
+            Link::Network(_) => (MAX_FOR_ONE_NETWORK, MAX_NEIGHBORS - KEPT_FOR_UPLINKS),
+            Link::Uplink(_) => (MAX_FOR_ONE_UPLINK, MAX_NEIGHBORS),
+        };
+        let has = self.links.entry(link).or_default();
+        if self.entries.load(Ordering::Relaxed) >= all
+            || has.entries.load(Ordering::Relaxed) >= own
+            || (!heard && has.unheard.load(Ordering::Relaxed) >= MAX_UNHEARD)
+        {
+            return false;
+        }
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        has.entries.fetch_add(1, Ordering::Relaxed);
+        has.unheard.fetch_add(u32::from(!heard), Ordering::Relaxed);
+        true
+    }
+
+    fn leave_place(&self, link: Link, heard: bool) {
+        self.entries.fetch_sub(1, Ordering::Relaxed);
+        if let Some(has) = self.links.get(&link) {
+            has.entries.fetch_sub(1, Ordering::Relaxed);
+            has.unheard.fetch_sub(u32::from(!heard), Ordering::Relaxed);
+        }
     }
 
     /// Rises with every confirmation and when a link is forgotten: a worker with waiting frames
@@ -167,12 +245,26 @@ impl Neighbors {
 
     /// Forgets what nobody has used for long.
     pub fn forget_unused(&self, now: Timestamp) {
-        self.table.retain(|_, n| now.since(n.used.max(n.confirmed)) < FORGET);
+        self.retain(|_, neighbor| {
+            let idle = now.since(neighbor.used.max(neighbor.confirmed));
+            idle < if neighbor.mac.is_some() { FORGET } else { FORGET_SILENT }
+        });
+    }
+
+    fn retain(&self, keep: impl Fn(Link, &Neighbor) -> bool) {
+        self.table.retain(|(link, _), neighbor| {
+            let stays = keep(*link, neighbor);
+            if !stays {
+                self.leave_place(*link, neighbor.heard);
+            }
+            stays
+        });
     }
 
     /// Forgets all of a link.
     pub fn forget_link(&self, link: Link) {
-        self.table.retain(|(have, _), _| *have != link);
+        self.retain(|have, _| have != link);
+        self.links.remove_if(&link, |_, has| has.entries.load(Ordering::Relaxed) == 0);
         self.changes.fetch_add(1, Ordering::Release);
     }
 
@@ -257,11 +349,14 @@ pub(crate) struct Held {
     pub(crate) link: Link,
     pub(crate) next_hop: Ipv4Addr,
     pub(crate) fragment: Option<u16>,
+    /// See [`crate::verdict::Verdict::Hold`].
+    pub(crate) begun: Option<ConnId>,
 }
 
 /// One worker's frames that wait, in the order they came.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
+    limit: usize,
     frames: Vec<Held>,
     spare: Vec<Held>,
     seen: u64,
@@ -269,10 +364,14 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    pub(crate) fn with_capacity() -> Self {
+    /// For a worker with so many buffers: three quarters of them are always there to receive into,
+    /// the answers that the others wait for among it.
+    pub(crate) fn beside(buffers: usize) -> Self {
+        let limit = MAX_WAITING.min(buffers / 4).max(1);
         Self {
-            frames: Vec::with_capacity(MAX_WAITING),
-            spare: Vec::with_capacity(MAX_WAITING),
+            limit,
+            frames: Vec::with_capacity(limit),
+            spare: Vec::with_capacity(limit),
             ..Self::default()
         }
     }
@@ -284,7 +383,7 @@ impl Waiting {
     /// Whether there is room for one more frame to this neighbor.
     pub(crate) fn has_room(&self, link: Link, next_hop: Ipv4Addr) -> bool {
         let same = |held: &&Held| held.link == link && held.next_hop == next_hop;
-        self.frames.len() < MAX_WAITING
+        self.frames.len() < self.limit
             && self.frames.iter().filter(same).count() < MAX_WAITING_FOR_ONE
     }
 
@@ -327,7 +426,7 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::types::NetworkId;
+    use crate::packet::types::{NetworkId, UplinkId};
 
     const LINK: Link = Link::Network(NetworkId(1));
     const A: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -389,6 +488,119 @@ mod tests {
         assert_eq!(resolve(30_500), Resolution::Known(MAC));
         let there = worker.resolve(&table, elsewhere, A, at(30_500));
         assert_eq!(there, Resolution::Unknown { ask: true });
+    }
+
+    fn address(n: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + n)
+    }
+
+    fn network(n: u16) -> Link {
+        Link::Network(NetworkId(n))
+    }
+
+    const WIRE: Link = Link::Uplink(UplinkId(0));
+
+    #[test]
+    fn a_silent_neighbor_leaves_no_entry_behind() {
+        let table = Neighbors::default();
+        for tick in 0..=30 {
+            table.resolve(LINK, A, at(tick * 100));
+        }
+        assert!(table.entries(at(3000)).is_empty(), "the last question failed");
+        assert_eq!(table.resolve(LINK, A, at(3100)), Resolution::Unknown { ask: true });
+        // Nobody asks again.
+        table.forget_unused(at(8_099));
+        assert_eq!(table.entries(at(8_099)).len(), 1);
+        table.forget_unused(at(8_100));
+        assert!(table.entries(at(8_100)).is_empty());
+        // The place is free again, as often as that happens.
+        for n in 0..4 * MAX_UNHEARD {
+            let now = at(10_000 + u64::from(n) * 100);
+            assert_eq!(table.resolve(LINK, address(n), now), Resolution::Unknown { ask: true });
+            table.forget_unused(now);
+        }
+    }
+
+    #[test]
+    fn one_link_that_asks_for_everybody_leaves_the_others_their_places() {
+        let table = Neighbors::default();
+        let ask = |link, n| table.resolve(link, address(n), at(0));
+        for n in 0..MAX_UNHEARD {
+            assert_eq!(ask(LINK, n), Resolution::Unknown { ask: true }, "{n}");
+        }
+        assert_eq!(ask(LINK, MAX_UNHEARD), Resolution::Full);
+        assert_eq!(ask(network(2), 0), Resolution::Unknown { ask: true });
+        // An answer makes room for a question.
+        table.confirm(LINK, address(0), MAC, false, at(0));
+        assert_eq!(ask(LINK, MAX_UNHEARD), Resolution::Unknown { ask: true });
+        assert_eq!(ask(LINK, MAX_UNHEARD + 1), Resolution::Full);
+        table.forget_link(LINK);
+        assert_eq!(ask(LINK, MAX_UNHEARD + 1), Resolution::Unknown { ask: true });
+    }
+
+    #[test]
+    fn answers_of_one_network_are_limited_too() {
+        let table = Neighbors::default();
+        for n in 0..MAX_FOR_ONE_NETWORK {
+            table.resolve(LINK, address(n), at(0));
+            table.confirm(LINK, address(n), MAC, false, at(0));
+        }
+        assert_eq!(table.resolve(LINK, address(70_000), at(0)), Resolution::Full);
+        assert_eq!(table.resolve(LINK, address(7), at(0)), Resolution::Known(MAC));
+    }
+
+    #[test]
+    fn networks_leave_places_for_uplinks() {
+        let table = Neighbors::default();
+        let networks = || (1..100).map(network);
+        for link in networks() {
+            for n in 0..MAX_UNHEARD {
+                table.resolve(link, address(n), at(0));
+            }
+        }
+        let used = u32::try_from(table.entries(at(0)).len()).unwrap();
+        assert_eq!(used, MAX_NEIGHBORS - KEPT_FOR_UPLINKS);
+        assert_eq!(table.resolve(network(200), A, at(0)), Resolution::Full);
+        for n in 0..KEPT_FOR_UPLINKS {
+            table.confirm(WIRE, address(n), MAC, true, at(0));
+        }
+        assert_eq!(table.peek(WIRE, address(KEPT_FOR_UPLINKS - 1)), Some(MAC));
+        table.confirm(WIRE, address(KEPT_FOR_UPLINKS), MAC, true, at(0));
+        assert_eq!(table.peek(WIRE, address(KEPT_FOR_UPLINKS)), None);
+        table.forget_unused(at(5_000));
+        assert_eq!(table.entries(at(5_000)).len(), KEPT_FOR_UPLINKS as usize);
+        assert_eq!(table.resolve(network(200), A, at(5_000)), Resolution::Unknown { ask: true });
+    }
+
+    #[test]
+    fn a_neighbor_that_once_answered_keeps_its_place_while_it_is_asked_for() {
+        let table = Neighbors::default();
+        table.confirm(WIRE, A, MAC, true, at(0));
+        for n in 0..MAX_UNHEARD {
+            table.resolve(WIRE, address(n), at(0));
+        }
+        let silent = (300..400).map(|tick| table.resolve(WIRE, A, at(tick * 100)));
+        assert!(silent.clone().any(|it| it == Resolution::Failed), "it is silent now");
+        assert!(!silent.clone().any(|it| it == Resolution::Full));
+        table.confirm(WIRE, A, MAC, false, at(40_000));
+        assert_eq!(table.resolve(WIRE, A, at(40_000)), Resolution::Known(MAC));
+    }
+
+    #[test]
+    fn frames_that_wait_leave_the_worker_buffers_to_receive_into() {
+        for (buffers, room) in [(4, 1), (256, 64), (512, 128), (65_536, 128)] {
+            let mut waiting = Waiting::beside(buffers);
+            let mut held = 0;
+            for n in 0.. {
+                if !waiting.has_room(LINK, address(n)) {
+                    break;
+                }
+                let (frame, next_hop) = (Frame::new(), address(n));
+                waiting.push(Held { frame, link: LINK, next_hop, fragment: None, begun: None });
+                held += 1;
+            }
+            assert_eq!(held, room, "of {buffers}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::egress;
 use crate::engine::Link;
 use crate::l3::neighbor::{Held, Resolution};
 use crate::l3::{arp, hop};
+use crate::packet::parse::ETH_LEN;
 use crate::packet::rewrite;
 use crate::packet::types::{Mac, PortId};
 use crate::verdict::DropReason;
@@ -20,7 +21,7 @@ pub(crate) fn release(cx: &mut Cx<'_>) {
     for held in all.drain(..) {
         let neighbor = (held.link, held.next_hop);
         if failed == Some(neighbor) {
-            give_up(cx, held);
+            give_up(cx, held, DropReason::NeighborUnresolved);
             continue;
         }
         match cx.tables.neighbors.resolve(held.link, held.next_hop, cx.now) {
@@ -33,21 +34,28 @@ pub(crate) fn release(cx: &mut Cx<'_>) {
             }
             Resolution::Failed | Resolution::Full => {
                 failed = Some(neighbor);
-                give_up(cx, held);
+                give_up(cx, held, DropReason::NeighborUnresolved);
             }
         }
     }
     cx.waiting.recycle(all);
 }
 
-fn give_up(cx: &mut Cx<'_>, held: Held) {
-    cx.ports.drop_rx(cx.counters, held.frame.ingress, DropReason::NeighborUnresolved);
+/// Drops a frame that is not to wait any longer; the connection that it began goes with it.
+#[cold]
+pub(crate) fn give_up(cx: &mut Cx<'_>, held: Held, reason: DropReason) {
+    if let Some(id) = held.begun {
+        // What waits has no VLAN tag, and its padding is gone: see `nat::translate::finish`.
+        let packet = held.frame.len().saturating_sub(ETH_LEN);
+        cx.tables.connections.take_back(id, packet as u64);
+    }
+    cx.ports.drop_rx(cx.counters, held.frame.ingress, reason);
     cx.pool.put(held.frame);
 }
 
 fn send(cx: &mut Cx<'_>, mut held: Held, mac: Mac) {
     let Some((port, src)) = way(cx, held.link, mac) else {
-        return give_up(cx, held);
+        return give_up(cx, held, DropReason::NeighborUnresolved);
     };
     rewrite::set_ethernet(&mut held.frame, mac, src);
     egress::send_held(cx, port, held);

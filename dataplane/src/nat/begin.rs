@@ -1,5 +1,6 @@
 //! A new connection: DNAT, route, SNAT, commit, in this order. Until the commit nothing is kept: a
-//! packet that is dropped leaves no trace.
+//! packet that is dropped leaves no trace. One that then waits for a neighbor in vain takes its
+//! connection along (`l3::waiting::give_up`).
 
 use std::net::Ipv4Addr;
 
@@ -17,7 +18,7 @@ use crate::nat::local;
 use crate::nat::port_alloc::Candidates;
 use crate::nat::translate::{established, finish, not_ours, note, way_out};
 use crate::packet::headers::{Ipv4, L4};
-use crate::packet::icmp::IcmpError;
+use crate::packet::icmp::{self, IcmpError};
 use crate::packet::types::{NetworkId, ip_proto};
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
@@ -99,7 +100,7 @@ fn first_state(ip: &Ipv4) -> Option<u8> {
     match ip.l4 {
         L4::Tcp { flags, .. } => TcpState::first(flags).map(|state| state as u8),
         // An echo reply answers something, or nothing.
-        L4::Icmp { kind, .. } => (kind != 0).then_some(0),
+        L4::Icmp { kind, .. } => (kind != icmp::ECHO_REPLY).then_some(0),
         _ => Some(0),
     }
 }

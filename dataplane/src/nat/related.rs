@@ -3,6 +3,7 @@
 //!
 //! An error neither refreshes nor ends a connection (RFC 4787 REQ-12).
 
+use crate::conntrack::tuple::is_tracked;
 use crate::conntrack::{Hit, Tuple, Zone};
 use crate::core::Cx;
 use crate::frame::Frame;
@@ -49,14 +50,16 @@ pub(super) fn translate(
     };
     rewrite::apply(frame, outer, &envelope);
     lane.fragment = way.fragment.then_some(way.hop.mtu);
-    Ok(translate::leave(cx, frame, &way))
+    Ok(translate::leave(frame, &way, None))
 }
 
 /// The connection of the packet that an error quotes, and the tuple of the answers to it.
 fn lookup(cx: &Cx<'_>, inner: &InnerPacket, zone: Zone) -> Option<(Tuple, Hit)> {
     let (src_port, dst_port) = match inner.l4 {
         InnerL4::Ports { src_port, dst_port } => (src_port, dst_port),
-        InnerL4::Query { id, .. } => (id, id),
+        InnerL4::Query { kind, id } if is_tracked(kind) => (id, id),
+        // A timestamp query with the identifier of somebody's ping is not that ping.
+        InnerL4::Query { .. } => return None,
         InnerL4::None => (0, 0),
     };
     let answers = Tuple::new(inner.dst, inner.src, dst_port, src_port, zone, inner.proto);

@@ -211,7 +211,7 @@ pub(super) fn finish(
         rewrite::apply(frame, ip, &change);
     }
     lane.fragment = way.fragment.then_some(way.hop.mtu);
-    Ok(leave(cx, frame, way))
+    Ok(leave(frame, way, Some(hit)))
 }
 
 /// What a packet of this direction becomes: the other direction's tuple, reversed.
@@ -225,9 +225,9 @@ pub(super) fn translation(tuple: Tuple, hit: &Hit) -> Rewrite {
     }
 }
 
-/// Addresses the frame to its next hop.
+/// Addresses the frame to its next hop. `hit` is the connection in which the packet was counted.
 #[inline(always)]
-pub(super) fn leave(_cx: &Cx<'_>, frame: &mut Frame, way: &WayOut) -> Verdict {
+pub(super) fn leave(frame: &mut Frame, way: &WayOut, hit: Option<&Hit>) -> Verdict {
     match way.reach {
         Reach::Port { port, dst, src } => {
             rewrite::set_ethernet(frame, dst, src);
@@ -237,8 +237,17 @@ pub(super) fn leave(_cx: &Cx<'_>, frame: &mut Frame, way: &WayOut) -> Verdict {
             rewrite::set_ethernet(frame, dst, src);
             Verdict::Flood(network)
         }
-        Reach::Wait => Verdict::Hold { link: way.hop.link, next_hop: way.hop.next_hop },
+        Reach::Wait => Verdict::Hold {
+            link: way.hop.link,
+            next_hop: way.hop.next_hop,
+            begun: hit.filter(|hit| is_unanswered(hit)).map(|hit| hit.id),
+        },
     }
+}
+
+/// Whether only the side that began has spoken, and this is it.
+fn is_unanswered(hit: &Hit) -> bool {
+    hit.direction == Direction::Original && hit.flags() & SEEN_REPLY == 0
 }
 
 /// What to do with a packet from outside that is nothing of ours.

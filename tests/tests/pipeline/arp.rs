@@ -4,7 +4,10 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use dataplane::config::UplinkMode;
+use dataplane::l3::neighbor::MAX_UNHEARD;
+use dataplane::l3::route::Prefix;
 use dataplane::packet::types::Mac;
+use dataplane::verdict::DropReason;
 use tests::lab::{
     A, B, C, D, GATEWAY1, GATEWAY2, Lab, NEIGHBOR, SERVER, Step, UP, small, topology, without_guard,
 };
@@ -27,6 +30,7 @@ fn outside(packet: &Packet) -> Packet {
 trait Asking {
     fn asks_again(self, target: Ipv4Addr) -> Self;
     fn waits_for(self, target: Ipv4Addr) -> Self;
+    fn gives_up(self, port: &str) -> Self;
 }
 
 impl Asking for Step<'_> {
@@ -38,6 +42,14 @@ impl Asking for Step<'_> {
     /// A frame waits while the engine asks for a neighbor that is new to it.
     fn waits_for(self, target: Ipv4Addr) -> Self {
         self.asks_again(target).moved("neighbors", 1)
+    }
+
+    /// The last frame that waited for a silent neighbor is dropped; entry and connection go with it.
+    fn gives_up(self, port: &str) -> Self {
+        self.dropped(port, "neighbor_unresolved")
+            .moved("neighbors", -1)
+            .moved("conn.entries", -1)
+            .moved("conn.expired", 1)
     }
 }
 
@@ -142,9 +154,116 @@ fn after_three_questions_the_frame_is_given_up() {
     lab.after(Duration::from_millis(900));
     lab.after(Duration::from_millis(250)).tx(UP.port, question(NEIGHBOR.ip)).moved("generated", 1);
     lab.after(Duration::from_secs(1)).tx(UP.port, question(NEIGHBOR.ip)).moved("generated", 1);
-    lab.after(Duration::from_secs(1)).moved("queued", -1).dropped("a", "neighbor_unresolved");
+    lab.after(Duration::from_secs(1)).moved("queued", -1).gives_up("a");
     // The next frame begins anew.
+    lab.rx(A.port, &frame).waits_for(NEIGHBOR.ip).masqueraded(&frame);
+}
+
+#[test]
+fn a_connection_goes_with_the_last_of_its_packets_that_waited() {
+    let mut lab = Lab::default();
+    let first = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
+    lab.rx(A.port, &first).waits_for(NEIGHBOR.ip).masqueraded(&first);
+    lab.rx(A.port, first.clone().payload(b"more")).moved("queued", 1);
+    assert_eq!(lab.connection().packets, [2, 0]);
+    for wait in [1000, 1000] {
+        lab.after(Duration::from_millis(wait))
+            .tx(UP.port, question(NEIGHBOR.ip))
+            .moved("generated", 1);
+    }
+    lab.after(Duration::from_secs(1))
+        .moved("queued", -2)
+        .moved("a.drop.neighbor_unresolved", 1)
+        .moved("drop.neighbor_unresolved", 1)
+        .gives_up("a");
+    assert!(lab.connections().is_empty());
+}
+
+#[test]
+fn a_flow_of_which_packets_have_left_stays_when_its_neighbor_goes() {
+    let mut lab = Lab::default();
+    let frame = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
+    lab.rx(A.port, &frame).waits_for(NEIGHBOR.ip).masqueraded(&frame);
+    lab.rx(UP.port, arp_reply(&NEIGHBOR, &UP)).moved("consumed", 1);
+    lab.after(Duration::ZERO).tx(UP.port, outside(&frame)).moved("queued", -1);
+    // It is asked while it is believed to be there, and then it is not.
+    lab.after(Duration::from_secs(31));
+    lab.rx(A.port, &frame)
+        .tx(UP.port, question(NEIGHBOR.ip))
+        .tx(UP.port, outside(&frame))
+        .moved("generated", 1);
+    for _ in 0..2 {
+        lab.after(Duration::from_secs(1));
+        lab.rx(A.port, &frame)
+            .tx(UP.port, question(NEIGHBOR.ip))
+            .tx(UP.port, outside(&frame))
+            .moved("generated", 1);
+    }
+    lab.after(Duration::from_secs(1));
+    lab.rx(A.port, &frame)
+        .moved("generated", 1)
+        .dropped("a", "neighbor_unresolved")
+        .take_one(A.port);
     lab.rx(A.port, &frame).asks_again(NEIGHBOR.ip);
+    assert_eq!(lab.connection().packets, [5, 0]);
+    for _ in 0..2 {
+        lab.after(Duration::from_secs(1)).tx(UP.port, question(NEIGHBOR.ip)).moved("generated", 1);
+    }
+    lab.after(Duration::from_secs(1)).moved("queued", -1).dropped("a", "neighbor_unresolved");
+    assert_eq!(lab.connection().packets, [4, 0], "those that left");
+}
+
+#[test]
+fn flows_that_find_no_room_to_wait_leave_nothing() {
+    let mut lab = Lab::default();
+    let flow = |n: u16| udp(&A, 4000 + n, &NEIGHBOR, 2000).via(GATEWAY1.mac);
+    let batch = (0..64).map(|n| (A.port, flow(n).into())).collect();
+    let bytes = 64 * flow(0).ip_len() as i64;
+    lab.batch(batch)
+        .tx(UP.port, question(NEIGHBOR.ip))
+        .moved("generated", 1)
+        .moved("neighbors", 1)
+        .moved("queued", 32)
+        .moved("a.drop.neighbor_queue_full", 32)
+        .moved("drop.neighbor_queue_full", 32)
+        .moved("conn.inserted", 64)
+        .moved("conn.expired", 32)
+        .moved("conn.entries", 32)
+        .moved("masquerade.1.packets", 64)
+        .moved("masquerade.1.bytes", bytes);
+    assert_eq!(lab.connections().len(), 32);
+}
+
+#[test]
+fn a_container_that_asks_for_everybody_leaves_other_links_their_places() {
+    let mut spec = topology();
+    spec.networks[0].subnets[0].prefix = Prefix::new(GATEWAY1.ip, 16);
+    let mut lab = Lab::new(spec);
+    let addresses: Vec<u16> = (0x0100..0x0100 + 3200).collect();
+    for some in addresses.chunks(32) {
+        let frames = some.iter().map(|n| {
+            let [high, low] = n.to_be_bytes();
+            let nobody = Host { ip: [10, 1, high, low].into(), ..B };
+            (A.port, udp(&A, 4000, &nobody, 2000).via(GATEWAY1.mac).into())
+        });
+        lab.batch(frames.collect()).only_balanced();
+    }
+    let refused = lab.plane.worker_stats()[0].drops_for(DropReason::NeighborTableFull);
+    assert_eq!(refused, 3200 - u64::from(MAX_UNHEARD));
+    assert_eq!(lab.plane.neighbors().len(), 1 + MAX_UNHEARD as usize, "and the router");
+    let frame = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
+    // Another link's is asked for; that this container has used up the places to wait is its loss.
+    lab.rx(A.port, &frame)
+        .tx(UP.port, question(NEIGHBOR.ip))
+        .moved("generated", 1)
+        .moved("neighbors", 1)
+        .dropped("a", "neighbor_queue_full");
+    // Nobody answered.
+    for _ in 0..10 {
+        lab.after(Duration::from_secs(1)).only_balanced();
+    }
+    assert_eq!(lab.plane.neighbors().len(), 1, "the router");
+    assert!(lab.connections().is_empty());
 }
 
 #[test]
