@@ -1,0 +1,190 @@
+//! Questions, answers, and who may enter how much.
+
+use super::*;
+use crate::packet::types::{NetworkId, UplinkId};
+
+const LINK: Link = Link::Network(NetworkId(1));
+const A: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+fn at(millis: u64) -> Timestamp {
+    Timestamp::from_nanos(100_000_000_000 + millis * 1_000_000)
+}
+
+#[test]
+fn asked_three_times_a_second_apart_then_failed() {
+    let table = Neighbors::default();
+    let mut asked = Vec::new();
+    for tick in 0..40 {
+        match table.resolve(LINK, A, at(tick * 100)) {
+            Resolution::Unknown { ask: true } => asked.push(tick),
+            Resolution::Unknown { ask: false } => {}
+            Resolution::Failed => {
+                assert_eq!((tick, asked.as_slice()), (30, &[0, 10, 20][..]));
+                return;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("never failed");
+}
+
+#[test]
+fn an_answer_is_believed_and_later_confirmed() {
+    let table = Neighbors::default();
+    table.resolve(LINK, A, at(0));
+    let before = table.changes();
+    table.confirm(LINK, A, MAC, false, at(10));
+    assert!(table.changes() > before);
+    assert_eq!(table.resolve(LINK, A, at(20_000)), Resolution::Known(MAC));
+    assert_eq!(table.resolve(LINK, A, at(40_000)), Resolution::KnownAsk(MAC));
+    assert_eq!(table.resolve(LINK, A, at(40_100)), Resolution::Known(MAC));
+    assert_eq!(table.resolve(LINK, A, at(41_100)), Resolution::KnownAsk(MAC));
+    table.confirm(LINK, A, MAC, false, at(41_200));
+    assert_eq!(table.resolve(LINK, A, at(41_300)), Resolution::Known(MAC));
+}
+
+#[test]
+fn what_a_worker_remembers_follows_the_table() {
+    let table = Neighbors::default();
+    let mut worker = Remembered::default();
+    let other = Mac([2, 0, 0, 0, 0, 2]);
+    table.confirm(LINK, A, MAC, true, at(0));
+    let mut resolve = |millis| worker.resolve(&table, LINK, A, at(millis));
+    assert_eq!(resolve(1), Resolution::Known(MAC));
+    assert_eq!(resolve(29_999), Resolution::Known(MAC));
+    assert_eq!(resolve(30_000), Resolution::KnownAsk(MAC));
+    table.confirm(LINK, A, other, false, at(30_100));
+    assert_eq!(resolve(30_200), Resolution::Known(other));
+    table.forget_link(LINK);
+    assert_eq!(resolve(30_300), Resolution::Unknown { ask: true });
+    let elsewhere = Link::Network(NetworkId(2));
+    table.confirm(LINK, A, MAC, true, at(30_400));
+    assert_eq!(resolve(30_500), Resolution::Known(MAC));
+    let there = worker.resolve(&table, elsewhere, A, at(30_500));
+    assert_eq!(there, Resolution::Unknown { ask: true });
+}
+
+fn address(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + n)
+}
+
+fn network(n: u16) -> Link {
+    Link::Network(NetworkId(n))
+}
+
+const WIRE: Link = Link::Uplink(UplinkId(0));
+
+#[test]
+fn a_silent_neighbor_leaves_no_entry_behind() {
+    let table = Neighbors::default();
+    for tick in 0..=30 {
+        table.resolve(LINK, A, at(tick * 100));
+    }
+    assert!(table.entries(at(3000)).is_empty(), "the last question failed");
+    assert_eq!(table.resolve(LINK, A, at(3100)), Resolution::Unknown { ask: true });
+    // Nobody asks again.
+    table.forget_unused(at(8_099));
+    assert_eq!(table.entries(at(8_099)).len(), 1);
+    table.forget_unused(at(8_100));
+    assert!(table.entries(at(8_100)).is_empty());
+    // The place is free again, as often as that happens.
+    for n in 0..4 * MAX_UNHEARD {
+        let now = at(10_000 + u64::from(n) * 100);
+        assert_eq!(table.resolve(LINK, address(n), now), Resolution::Unknown { ask: true });
+        table.forget_unused(now);
+    }
+}
+
+#[test]
+fn one_link_that_asks_for_everybody_leaves_the_others_their_places() {
+    let table = Neighbors::default();
+    let ask = |link, n| table.resolve(link, address(n), at(0));
+    for n in 0..MAX_UNHEARD {
+        assert_eq!(ask(LINK, n), Resolution::Unknown { ask: true }, "{n}");
+    }
+    assert_eq!(ask(LINK, MAX_UNHEARD), Resolution::Full);
+    assert_eq!(ask(network(2), 0), Resolution::Unknown { ask: true });
+    // An answer makes room for a question.
+    table.confirm(LINK, address(0), MAC, false, at(0));
+    assert_eq!(ask(LINK, MAX_UNHEARD), Resolution::Unknown { ask: true });
+    assert_eq!(ask(LINK, MAX_UNHEARD + 1), Resolution::Full);
+    table.forget_link(LINK);
+    assert_eq!(ask(LINK, MAX_UNHEARD + 1), Resolution::Unknown { ask: true });
+}
+
+#[test]
+fn answers_of_one_network_are_limited_too() {
+    let table = Neighbors::default();
+    for n in 0..MAX_FOR_ONE_NETWORK {
+        table.resolve(LINK, address(n), at(0));
+        table.confirm(LINK, address(n), MAC, false, at(0));
+    }
+    assert_eq!(table.resolve(LINK, address(70_000), at(0)), Resolution::Full);
+    assert_eq!(table.resolve(LINK, address(7), at(0)), Resolution::Known(MAC));
+}
+
+#[test]
+fn networks_leave_places_for_uplinks() {
+    let table = Neighbors::default();
+    let networks = || (1..100).map(network);
+    for link in networks() {
+        for n in 0..MAX_UNHEARD {
+            table.resolve(link, address(n), at(0));
+        }
+    }
+    let used = u32::try_from(table.entries(at(0)).len()).unwrap();
+    assert_eq!(used, MAX_NEIGHBORS - KEPT_FOR_UPLINKS);
+    assert_eq!(table.resolve(network(200), A, at(0)), Resolution::Full);
+    for n in 0..KEPT_FOR_UPLINKS {
+        table.confirm(WIRE, address(n), MAC, true, at(0));
+    }
+    assert_eq!(table.peek(WIRE, address(KEPT_FOR_UPLINKS - 1)), Some(MAC));
+    table.confirm(WIRE, address(KEPT_FOR_UPLINKS), MAC, true, at(0));
+    assert_eq!(table.peek(WIRE, address(KEPT_FOR_UPLINKS)), None);
+    table.forget_unused(at(5_000));
+    assert_eq!(table.entries(at(5_000)).len(), KEPT_FOR_UPLINKS as usize);
+    assert_eq!(table.resolve(network(200), A, at(5_000)), Resolution::Unknown { ask: true });
+}
+
+#[test]
+fn a_neighbor_that_once_answered_keeps_its_place_while_it_is_asked_for() {
+    let table = Neighbors::default();
+    table.confirm(WIRE, A, MAC, true, at(0));
+    for n in 0..MAX_UNHEARD {
+        table.resolve(WIRE, address(n), at(0));
+    }
+    let silent = (300..400).map(|tick| table.resolve(WIRE, A, at(tick * 100)));
+    assert!(silent.clone().any(|it| it == Resolution::Failed), "it is silent now");
+    assert!(!silent.clone().any(|it| it == Resolution::Full));
+    table.confirm(WIRE, A, MAC, false, at(40_000));
+    assert_eq!(table.resolve(WIRE, A, at(40_000)), Resolution::Known(MAC));
+}
+
+#[test]
+fn frames_that_wait_leave_the_worker_buffers_to_receive_into() {
+    for (buffers, room) in [(4, 1), (256, 64), (512, 128), (65_536, 128)] {
+        let mut waiting = Waiting::beside(buffers);
+        let mut held = 0;
+        for n in 0.. {
+            if !waiting.has_room(LINK, address(n)) {
+                break;
+            }
+            let (frame, next_hop) = (Frame::new(), address(n));
+            waiting.push(Held { frame, link: LINK, next_hop, fragment: None, begun: None });
+            held += 1;
+        }
+        assert_eq!(held, room, "of {buffers}");
+    }
+}
+
+#[test]
+fn unasked_announcements_do_not_enter() {
+    let table = Neighbors::default();
+    table.confirm(LINK, A, MAC, false, at(0));
+    assert_eq!(table.peek(LINK, A), None);
+    table.confirm(LINK, A, MAC, true, at(0));
+    assert_eq!(table.peek(LINK, A), Some(MAC));
+    table.confirm(LINK, A, Mac::BROADCAST, true, at(0));
+    assert_eq!(table.peek(LINK, A), Some(MAC));
+}
