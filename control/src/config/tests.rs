@@ -160,6 +160,7 @@ fn faults_name_line_and_key() {
             "[[uplink]]\ninterface = \"e\"\nnat_ports = \"9-8\"",
             "v.toml:3: uplink.nat_ports: port range \"9-8\": ends before it begins",
         ),
+        ("[limits]\nbuffers = 255", "v.toml:2: limits.buffers: 255 is not a number from 256 to"),
         ("[timeouts]\nudp = 0", "v.toml:2: timeouts.udp: 0 is not a number from 1 to 31536000"),
         (
             "[timeouts]\nudp = \"30s\"",

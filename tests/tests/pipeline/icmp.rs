@@ -4,7 +4,7 @@
 use dataplane::config::UplinkMode;
 use dataplane::packet::types::tcp_flags::SYN;
 use tests::lab::{A, B, CLIENT, GATEWAY1, Lab, ROUTER, SERVER, UP, publish_tcp, topology};
-use tests::packet::{Host, Packet, Wire, echo, icmp_error, tcp, udp};
+use tests::packet::{Host, Packet, Wire, echo, icmp, icmp_error, tcp, udp};
 
 /// Bytes of the quoted packet that there are: the header and eight bytes, some, or all.
 const QUOTES: [usize; 4] = [28, 40, 68, 548];
@@ -24,6 +24,17 @@ fn flipped(error: &Packet, at: usize) -> Wire {
     let mut bytes = error.bytes();
     bytes[at] ^= 1;
     bytes.into()
+}
+
+#[test]
+fn an_error_about_another_query_with_a_ping_s_identifier_is_nobody_s() {
+    let mut lab = Lab::default();
+    let (out, _) = begun(&mut lab, &A, &echo(&A, &SERVER, 40_000).via(GATEWAY1.mac));
+    assert_eq!(lab.connection().reply.dst_port, 40_000);
+    lab.rx(UP.port, icmp_error(&ROUTER, &UP, 3, 1, &out, 548)).take_one(A.port);
+    // A timestamp query (RFC 792), which is not translated and so was not the container's.
+    let foreign = icmp(&UP, &SERVER, 13, 0, [0x9c, 0x40, 0, 0]).payload(&[0; 12]);
+    lab.rx(UP.port, icmp_error(&ROUTER, &UP, 3, 1, &foreign, 548)).dropped("up", "icmp_unrelated");
 }
 
 #[test]

@@ -3,10 +3,10 @@
 use std::net::Ipv4Addr;
 
 use dataplane::EngineOptions;
-use dataplane::config::SnapshotSpec;
+use dataplane::config::{ConfigError, Snapshot, SnapshotSpec};
 use dataplane::engine::{Connection, NatRule};
 use dataplane::packet::types::tcp_flags::{ACK, SYN};
-use dataplane::packet::types::{Mac, PortId};
+use dataplane::packet::types::{Mac, NetworkId, PortId};
 use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, Lab, NET1, NET2, ROUTER, SERVER, UP, endpoint,
     publish_tcp, small, topology, without_guard,
@@ -39,6 +39,14 @@ fn out(lab: &mut Lab, from: &Host, gateway: &Host, network: u16) -> Packet {
         .moved(&format!("masquerade.{network}.packets"), 1)
         .moved(&format!("masquerade.{network}.bytes"), there.ip_len() as i64);
     there
+}
+
+#[test]
+fn no_network_has_the_number_of_the_outside() {
+    let mut spec = topology();
+    spec.networks[1].id = NetworkId(u16::MAX);
+    let refused = Snapshot::build(spec).unwrap_err();
+    assert_eq!(refused, ConfigError::ReservedId(u16::MAX));
 }
 
 #[test]
