@@ -15,6 +15,7 @@ pub mod demo;
 pub mod error;
 pub mod host;
 pub mod ipam;
+pub mod lab;
 pub mod model;
 pub mod name;
 pub mod netlink;

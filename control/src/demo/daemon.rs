@@ -8,7 +8,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::lab::Lab;
 use super::{DemoError, log_path};
 use crate::api::client::Client;
 use crate::api::types::{
@@ -16,6 +15,7 @@ use crate::api::types::{
     Uplink,
 };
 use crate::error::Error;
+use crate::lab::Lab;
 use crate::name::Name;
 use crate::netns::Netns;
 
@@ -57,7 +57,8 @@ impl Daemon {
             .process_group(0);
         // A child belongs to the namespace of the thread that starts it.
         let child = host.run(|| command.spawn())?.map_err(io("start the daemon"))?;
-        lab.keep_daemon(child);
+        let pid = child.id();
+        lab.keep(child);
         let daemon = Self { client: Client::new(socket) };
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
@@ -69,7 +70,7 @@ impl Daemon {
                 }
                 Err(_) => {}
             }
-            if let Some(status) = lab.daemon_ended() {
+            if let Some(status) = lab.ended(pid) {
                 return Err(DemoError::Daemon(format!("the daemon ended: {status}")));
             }
             tokio::time::sleep(START_POLL).await;

@@ -3,11 +3,10 @@
 //! One host with the real daemon (this very executable, started again), two sandboxes on a bridge
 //! network, and an outside machine behind the uplink, each a network namespace of its own. The
 //! traffic is made and taken by the kernel's own stacks. No link of the caller's namespace is
-//! touched, no program but our own is run, and nothing is left behind (see `lab`).
+//! touched, no program but our own is run, and nothing is left behind (see [`crate::lab`]).
 
 mod daemon;
 mod http;
-mod lab;
 mod nft;
 mod ping;
 mod report;
@@ -25,15 +24,18 @@ use std::time::Duration;
 
 use crate::cli::output::Format;
 use crate::error::Error;
+use crate::lab::{Lab, LabError, Owner};
 use crate::netlink::NetlinkError;
 use crate::netns::NetnsError;
-use lab::Lab;
 use report::{Report, Seen, Throughput, say};
 use scene::Scene;
 use wiring::KernelSwitch;
 
 /// The oldest kernel with all that is used (contract).
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
+
+/// What it calls itself and its namespaces.
+const OWNER: Owner = Owner { program: "vswitchd demo", prefix: "vswitchd-demo-" };
 
 /// Each rate is the median of so many measurements, ours and the kernel's in turns, so that a busy
 /// moment of the machine hits both.
@@ -58,6 +60,8 @@ enum DemoError {
         /// What the kernel said.
         source: io::Error,
     },
+    #[error(transparent)]
+    Lab(#[from] LabError),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
@@ -84,7 +88,7 @@ pub fn run(format: Format) -> ExitCode {
 
 fn run_with(program: &Path, format: Format) -> ExitCode {
     let mut report = Report::new(format);
-    let lab = match Lab::open() {
+    let lab = match Lab::open(OWNER) {
         Ok(lab) => lab,
         Err(error) => {
             eprintln!("vswitchd demo: {error}");
@@ -99,7 +103,10 @@ fn run_with(program: &Path, format: Format) -> ExitCode {
         }
     };
     if format == Format::Table {
-        say(&format!("building host, web, client and outside as namespaces {}", lab::name_of("*")));
+        say(&format!(
+            "building host, web, client and outside as namespaces {}",
+            OWNER.name_of("*")
+        ));
     }
     runtime.block_on(demonstrate(&lab, &mut report, program));
     // Netlink connections keep namespaces alive; they end with the runtime.

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use super::daemon::Daemon;
 use super::http::{self, Server};
-use super::lab::{Lab, name_of};
 use super::ping::Pinger;
 use super::report::Seen;
 use super::wiring::{HOST, SERVER, UPLINK, wire_outside};
 use super::{DemoError, log_path};
 use crate::api::types::{Connection, IpProtocol, NatKind, Sandbox, Tuple};
+use crate::lab::Lab;
 use crate::netns::{self, Netns};
 
 /// Where the web server listens, inside and outside.
@@ -61,9 +61,9 @@ impl Scene {
         daemon.create_network("demo").await?;
         let web = lab.machine("web")?;
         let publish = format!("{PUBLISHED_PORT}:{HTTP_PORT}");
-        let web_box = daemon.adopt("web", "demo", &path_of("web")?, &[&publish]).await?;
+        let web_box = daemon.adopt("web", "demo", &path_of(lab, "web")?, &[&publish]).await?;
         let client = lab.machine("client")?;
-        let client_box = daemon.adopt("client", "demo", &path_of("client")?, &[]).await?;
+        let client_box = daemon.adopt("client", "demo", &path_of(lab, "client")?, &[]).await?;
         Ok(Self {
             daemon,
             web,
@@ -238,8 +238,8 @@ pub(super) fn with_log(message: &str, lab: &Lab) -> String {
     text
 }
 
-fn path_of(role: &str) -> Result<String, DemoError> {
-    Ok(netns::path_of(&name_of(role))?.display().to_string())
+fn path_of(lab: &Lab, role: &str) -> Result<String, DemoError> {
+    Ok(netns::path_of(&lab.name_of(role))?.display().to_string())
 }
 
 fn ipv4_of(sandbox: &Sandbox) -> Result<Ipv4Addr, DemoError> {

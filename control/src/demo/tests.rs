@@ -15,7 +15,7 @@ fn kernel_versions_are_read() {
 #[test]
 #[ignore = "needs root"]
 fn the_kernels_switch_carries_traffic() {
-    let lab = Lab::open().unwrap();
+    let lab = Lab::open(OWNER).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let kernel = runtime.block_on(KernelSwitch::build(&lab)).unwrap();
     let [a, b] = &kernel.machines;
@@ -33,7 +33,7 @@ fn the_kernels_switch_carries_traffic() {
     drop(runtime);
     drop(kernel);
     assert_eq!(lab.close(), Vec::<String>::new());
-    let prefix = lab::name_of("");
+    let prefix = OWNER.name_of("");
     let left = crate::netns::list().unwrap();
     assert!(!left.iter().any(|name| name.starts_with(&prefix)), "{left:?}");
 }

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::lab::Lab;
 use super::{DemoError, nft};
+use crate::lab::Lab;
 use crate::netlink::{Handle, IfExists, LinkChange, RouteSpec};
 use crate::netns::Netns;
 
