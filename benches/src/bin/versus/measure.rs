@@ -1,0 +1,233 @@
+//! What is measured, on one contender, in one run.
+//!
+//! Traffic is made and taken by the kernel's own sockets, opened in the namespaces and used by
+//! threads of this program.
+
+mod connections;
+mod cpu;
+mod flows;
+mod round_trip;
+mod stream;
+mod udp;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use control::netns::Netns;
+use serde::Serialize;
+
+use crate::contender::Contender;
+use crate::error::VersusError;
+use crate::wiring::{B, HOST, OUTSIDE, PUBLISHED};
+
+/// Slow start, address resolution and the first wakeups are not what is to be measured.
+const WARM_UP: Duration = Duration::from_millis(200);
+/// What stands still for so long has failed.
+const STALL: Duration = Duration::from_secs(5);
+
+/// A kind of traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Measure {
+    /// New TCP connections a second through SNAT, opened and closed.
+    Connections,
+    /// What a daemon keeps for tracked connections.
+    Memory,
+    /// One byte there and back over TCP.
+    RoundTrip(Way),
+    /// So many TCP streams at once.
+    Streams(Way, usize),
+    /// 64-byte UDP frames.
+    Udp(Way),
+}
+
+/// Which way through the switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// From outside into a published port.
+    Down,
+    /// From container to container.
+    Switched,
+    /// From a container to outside, through SNAT.
+    Up,
+}
+
+/// Which of two figures is the better one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Better {
+    Less,
+    More,
+}
+
+/// One figure of one run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Sample {
+    /// What it is a figure of, unless the measure has only one.
+    pub figure: &'static str,
+    pub unit: &'static str,
+    pub better: Better,
+    pub value: f64,
+}
+
+impl Sample {
+    const fn new(figure: &'static str, unit: &'static str, better: Better, value: f64) -> Self {
+        Self { figure, unit, better, value }
+    }
+}
+
+/// How a run is made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run<'a> {
+    pub duration: Duration,
+    /// Congestion control of TCP; `None`: the kernel's default.
+    pub cc: Option<&'a str>,
+    /// Connections of the memory measure.
+    pub connections: u32,
+}
+
+impl Measure {
+    /// All, in the order of the table.
+    pub(crate) const ALL: [Self; 15] = [
+        Self::Streams(Way::Switched, 1),
+        Self::Streams(Way::Switched, 4),
+        Self::Streams(Way::Switched, 16),
+        Self::Streams(Way::Up, 1),
+        Self::Streams(Way::Up, 4),
+        Self::Streams(Way::Up, 16),
+        Self::Streams(Way::Down, 1),
+        Self::Streams(Way::Down, 4),
+        Self::Streams(Way::Down, 16),
+        Self::Udp(Way::Switched),
+        Self::Udp(Way::Up),
+        Self::RoundTrip(Way::Switched),
+        Self::RoundTrip(Way::Up),
+        Self::Connections,
+        Self::Memory,
+    ];
+
+    /// As options and JSON have it.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Connections => "conn".to_owned(),
+            Self::Memory => "memory".to_owned(),
+            Self::RoundTrip(Way::Switched) => "rtt".to_owned(),
+            Self::RoundTrip(way) => format!("rtt-{}", way.name()),
+            Self::Streams(way, streams) => format!("{}{streams}", way.name()),
+            Self::Udp(Way::Switched) => "udp".to_owned(),
+            Self::Udp(way) => format!("udp-{}", way.name()),
+        }
+    }
+
+    /// For people.
+    pub(crate) fn title(&self) -> String {
+        match self {
+            Self::Connections => "new connections through SNAT".to_owned(),
+            Self::Memory => "memory".to_owned(),
+            Self::RoundTrip(way) => format!("round trip, {}", way.title()),
+            Self::Streams(way, 1) => format!("TCP, 1 stream, {}", way.title()),
+            Self::Streams(way, streams) => format!("TCP, {streams} streams, {}", way.title()),
+            Self::Udp(way) => format!("64-byte UDP frames, {}", way.title()),
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|measure| measure.name() == text);
+        found.ok_or_else(|| {
+            let names: Vec<String> = Self::ALL.iter().map(Self::name).collect();
+            format!("is none of {}", names.join(", "))
+        })
+    }
+
+    /// Whether the choice of congestion control matters to it.
+    pub(crate) const fn has_congestion_control(self) -> bool {
+        matches!(self, Self::Streams(..))
+    }
+
+    /// Measures once.
+    pub(crate) fn run(self, on: &Contender, run: Run<'_>) -> Result<Vec<Sample>, VersusError> {
+        match self {
+            Self::Connections => connections::measure(on, run.duration),
+            Self::Memory => flows::measure(on, run.connections),
+            Self::RoundTrip(way) => round_trip::measure(&way.path(on), run.duration),
+            Self::Streams(way, streams) => stream::measure(on, &way.path(on), streams, run),
+            Self::Udp(way) => udp::measure(&way.path(on), run.duration),
+        }
+    }
+}
+
+/// From where to where.
+#[derive(Debug, Clone, Copy)]
+struct Path<'a> {
+    client: &'a Netns,
+    server: &'a Netns,
+    /// What the client connects to.
+    address: Ipv4Addr,
+    /// Where the server must listen; 0: anywhere.
+    port: u16,
+}
+
+impl Path<'_> {
+    fn target(&self, port: u16) -> SocketAddr {
+        SocketAddr::from((self.address, port))
+    }
+}
+
+impl Way {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Switched => "tcp",
+            Self::Up => "up",
+        }
+    }
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Down => "into a published port",
+            Self::Switched => "switched",
+            Self::Up => "out through SNAT",
+        }
+    }
+
+    const fn path(self, on: &Contender) -> Path<'_> {
+        let machines = &on.machines;
+        match self {
+            Self::Down => Path {
+                client: &machines.outside,
+                server: &machines.b,
+                address: HOST,
+                port: PUBLISHED,
+            },
+            Self::Switched => {
+                Path { client: &machines.a, server: &machines.b, address: B, port: 0 }
+            }
+            Self::Up => {
+                Path { client: &machines.a, server: &machines.outside, address: OUTSIDE, port: 0 }
+            }
+        }
+    }
+}
+
+/// For figures: what is counted here is far below 2^52.
+#[allow(clippy::cast_precision_loss, reason = "see above")]
+const fn float(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_measure_is_found_by_its_name() {
+        for measure in Measure::ALL {
+            assert_eq!(Measure::parse(&measure.name()), Ok(measure));
+        }
+        let names: Vec<String> = Measure::ALL.iter().map(Measure::name).collect();
+        assert_eq!(
+            names.join(" "),
+            "tcp1 tcp4 tcp16 up1 up4 up16 down1 down4 down16 udp udp-up rtt rtt-up conn memory"
+        );
+        assert!(Measure::parse("tcp").is_err());
+    }
+}

@@ -1,0 +1,169 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::contender::Kind;
+use crate::measure::Measure;
+
+/// One short round, for a look whether everything works.
+const QUICK_PAIRS: usize = 1;
+const QUICK_DURATION: Duration = Duration::from_millis(300);
+/// Linux `TCP_CA_NAME_MAX`.
+const CC_NAME_MAX: usize = 16;
+
+/// Measures vswitchd beside other switches, all in network namespaces of this machine.
+#[derive(Debug, Parser)]
+#[command(name = "versus", version)]
+pub(crate) struct Options {
+    /// Measure only these: tcp1, tcp4, tcp16 (within the network), up1… (through SNAT), down1… (into
+    /// a published port), udp, udp-up, rtt, rtt-up, conn, memory
+    #[arg(long, value_name = "MEASURE", value_delimiter = ',', value_parser = Measure::parse)]
+    pub only: Vec<Measure>,
+
+    /// Compare only these: tap, veth (vswitchd), bridge, bridge-nf (the kernel's), ovs
+    #[arg(long, value_name = "CONTENDER", value_delimiter = ',', value_parser = Kind::parse)]
+    pub contenders: Vec<Kind>,
+
+    /// Congestion control of the TCP measures, such as bbr,cubic; left out, the kernel's default
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = congestion_control)]
+    pub cc: Vec<String>,
+
+    /// Every figure is the median of so many runs, contenders in turns
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = pairs)]
+    pairs: usize,
+
+    /// Length of one run
+    #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
+    seconds: Duration,
+
+    /// One run of 300 ms each: whether everything works, not how fast it is
+    #[arg(long)]
+    pub quick: bool,
+
+    /// Also write the figures, run by run, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Also draw the ratios
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+impl Options {
+    /// Runs of each measure and contender.
+    pub(crate) fn pairs(&self) -> usize {
+        if self.quick { QUICK_PAIRS } else { self.pairs }
+    }
+
+    /// Length of a run, without its warm-up.
+    pub(crate) fn duration(&self) -> Duration {
+        if self.quick { QUICK_DURATION } else { self.seconds }
+    }
+
+    /// What is measured, in the order of the table.
+    pub(crate) fn measures(&self) -> Vec<Measure> {
+        let chosen = |measure: &Measure| self.only.is_empty() || self.only.contains(measure);
+        Measure::ALL.into_iter().filter(chosen).collect()
+    }
+
+    /// What a measure is repeated with; `None`: the kernel's default.
+    pub(crate) fn congestion_controls(&self, measure: Measure) -> Vec<Option<&str>> {
+        if measure.has_congestion_control() && !self.cc.is_empty() {
+            self.cc.iter().map(|cc| Some(cc.as_str())).collect()
+        } else {
+            vec![None]
+        }
+    }
+
+    /// What is compared, in the order of the columns.
+    pub(crate) fn kinds(&self) -> Vec<Kind> {
+        let chosen = |kind: &Kind| self.contenders.is_empty() || self.contenders.contains(kind);
+        Kind::ALL.into_iter().filter(chosen).collect()
+    }
+}
+
+fn pairs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=1000) => Ok(number),
+        _ => Err("must be a number from 1 to 1000".to_owned()),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(number) if (0.1..=60.0).contains(&number) => Ok(Duration::from_secs_f64(number)),
+        _ => Err("must be a number from 0.1 to 60".to_owned()),
+    }
+}
+
+fn congestion_control(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if !text.is_empty() && text.len() < CC_NAME_MAX && text.chars().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be the name of a congestion control, such as bbr".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Options, clap::Error> {
+        Options::try_parse_from(["versus"].iter().chain(arguments))
+    }
+
+    #[test]
+    fn everything_is_measured_five_times_by_default() {
+        let options = parse(&[]).unwrap();
+        assert_eq!(options.measures(), Measure::ALL);
+        assert_eq!(options.kinds(), Kind::ALL);
+        assert_eq!((options.pairs(), options.duration()), (5, Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_choice_keeps_the_order_of_the_table() {
+        let options = parse(&["--only", "rtt,tcp4", "--contenders", "bridge,tap"]).unwrap();
+        let names: Vec<String> = options.measures().iter().map(Measure::name).collect();
+        assert_eq!(names, ["tcp4", "rtt"]);
+        assert_eq!(options.kinds(), [Kind::Tap, Kind::Bridge]);
+    }
+
+    #[test]
+    fn only_streams_are_repeated_with_each_congestion_control() {
+        let options = parse(&["--cc", "bbr,cubic", "--only", "up4,udp"]).unwrap();
+        let controls = |measure: &Measure| options.congestion_controls(*measure);
+        let all: Vec<_> = options.measures().iter().map(controls).collect();
+        assert_eq!(all, [vec![Some("bbr"), Some("cubic")], vec![None]]);
+        let default = parse(&[]).unwrap();
+        assert_eq!(
+            default.congestion_controls(Measure::Streams(crate::measure::Way::Up, 1)),
+            [None]
+        );
+    }
+
+    #[test]
+    fn quick_is_short_whatever_else_is_said() {
+        let options = parse(&["--quick", "--pairs", "9", "--seconds", "60"]).unwrap();
+        assert_eq!((options.pairs(), options.duration()), (QUICK_PAIRS, QUICK_DURATION));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let bad = [
+            ["--only", "tcp5"],
+            ["--contenders", "hub"],
+            ["--cc", "a b"],
+            ["--cc", ""],
+            ["--pairs", "0"],
+            ["--seconds", "0"],
+            ["--seconds", "NaN"],
+        ];
+        for arguments in bad {
+            assert!(parse(&arguments).is_err(), "{arguments:?}");
+        }
+    }
+}
