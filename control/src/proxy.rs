@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use self::bind::{Held, Served};
@@ -75,14 +75,6 @@ pub enum ProxyError {
         /// Its protocol.
         proto: Proto,
     },
-    /// No range of that length is free.
-    #[error("no {count} consecutive free {proto} ports on the host")]
-    Exhausted {
-        /// How many were asked for.
-        count: u16,
-        /// Their protocol.
-        proto: Proto,
-    },
     /// The address is not one of the host.
     #[error("{0} is not an address of this host")]
     NotOurs(Ipv4Addr),
@@ -121,10 +113,9 @@ pub enum ProxyError {
 impl From<ProxyError> for Error {
     fn from(error: ProxyError) -> Self {
         let kind = match &error {
-            ProxyError::Busy { .. }
-            | ProxyError::Connected { .. }
-            | ProxyError::Exhausted { .. }
-            | ProxyError::TooMany { .. } => Kind::Conflict,
+            ProxyError::Busy { .. } | ProxyError::Connected { .. } | ProxyError::TooMany { .. } => {
+                Kind::Conflict
+            }
             ProxyError::NotOurs(_) => Kind::Invalid,
             ProxyError::Sockets(_) | ProxyError::System { .. } => Kind::Failed,
         };
@@ -175,6 +166,8 @@ pub struct Reservation {
     ports: PortRange,
     // Dropping the set aborts every task, and with it every connection.
     tasks: JoinSet<()>,
+    /// Dropping it lets every task end by itself, once what it began has ended.
+    serving: watch::Sender<()>,
     held: Vec<Held>,
     /// Ports still to be held.
     rest: Option<Rest>,
@@ -190,10 +183,17 @@ struct Rest {
 }
 
 impl Reservation {
+    fn unserved(ports: PortRange, held: Vec<Held>, rest: Option<Rest>) -> Self {
+        let (serving, _) = watch::channel(());
+        Self { ports, tasks: JoinSet::new(), serving, held, rest }
+    }
+
     /// Ends the sockets and the connections through them; returns when the ports are free. Dropping
     /// does the same, a moment later.
-    pub async fn release(mut self) {
-        self.tasks.shutdown().await;
+    pub async fn release(self) {
+        let Self { mut tasks, serving, .. } = self;
+        drop(serving);
+        while tasks.join_next().await.is_some() {}
     }
 
     /// The ports.
@@ -264,9 +264,7 @@ pub fn reserve(
     }
     match host.first_busy(proto, host_ip, host_ports) {
         Some(port) => Err(ProxyError::Busy { port, proto }),
-        None => {
-            Ok(Reservation { ports: host_ports, tasks: JoinSet::new(), held: vec![], rest: None })
-        }
+        None => Ok(Reservation::unserved(host_ports, Vec::new(), None)),
     }
 }
 
@@ -294,38 +292,7 @@ fn hold(publication: &Publication) -> Result<Reservation, ProxyError> {
         }
         rest = Some(Rest { proto, host_ip, ports: kept });
     }
-    Ok(Reservation { ports: host_ports, tasks: JoinSet::new(), held, rest })
-}
-
-/// Reserves as many consecutive ports as `publication.host_ports` has, wherever the host has them
-/// free. They are taken from the end of `ip_local_port_range`, which the NAT of a shared uplink
-/// never uses.
-///
-/// # Errors
-/// When no such range is free.
-///
-/// # Panics
-/// Outside a tokio runtime.
-pub fn reserve_any(publication: &Publication) -> Result<Reservation, ProxyError> {
-    let Publication { proto, host_ip, host_ports, .. } = *publication;
-    let count = host_ports.len();
-    let exhausted = ProxyError::Exhausted { count, proto };
-    let (floor, ceiling) = HostPorts::read()?.ephemeral();
-    let mut last = ceiling;
-    loop {
-        let first = match last.checked_sub(count - 1) {
-            Some(first) if first >= floor => first,
-            _ => return Err(exhausted),
-        };
-        let Some(host_ports) = PortRange::new(first, last) else { return Err(exhausted) };
-        let candidate = Publication { host_ports, ..*publication };
-        match reserve(&candidate, LongRanges::new(0, false), &OwnAddresses::default()) {
-            // Everything from the busy port upwards is out; try right below it.
-            Err(ProxyError::Busy { port, .. }) => last = port.saturating_sub(1),
-            Err(ProxyError::NotOurs(_)) => return Err(ProxyError::NotOurs(host_ip)),
-            other => return other,
-        }
-    }
+    Ok(Reservation::unserved(host_ports, held, rest))
 }
 
 fn serve(publication: &Publication, bound: Vec<Served>, own: &OwnAddresses) -> Reservation {
@@ -333,18 +300,30 @@ fn serve(publication: &Publication, bound: Vec<Served>, own: &OwnAddresses) -> R
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let clients = Arc::new(Semaphore::new(udp::MAX_CLIENTS));
     let mut tasks = JoinSet::new();
+    let (serving, stopped) = watch::channel(());
     for (offset, socket) in (0..=u16::MAX).zip(bound) {
         let target = SocketAddr::from((to, to_port.saturating_add(offset)));
         match socket {
             Served::Tcp(listener) => {
-                tasks.spawn(serve_tcp(listener, target, Arc::clone(&connections), own.clone()));
+                let serve = serve_tcp(listener, target, Arc::clone(&connections), own.clone());
+                tasks.spawn(until(stopped.clone(), serve));
             }
             Served::Udp(socket) => {
-                tasks.spawn(udp::serve(socket, target, Arc::clone(&clients), own.clone()));
+                let limit = Arc::clone(&clients);
+                tasks.spawn(udp::serve(socket, target, limit, own.clone(), stopped.clone()));
             }
         }
     }
-    Reservation { ports: host_ports, tasks, held: Vec::new(), rest: None }
+    Reservation { ports: host_ports, tasks, serving, held: Vec::new(), rest: None }
+}
+
+/// Runs until the reservation goes.
+async fn until(mut stopped: watch::Receiver<()>, serve: impl Future<Output = ()>) {
+    tokio::select! {
+        // An error says that the sender is gone, which is what is waited for.
+        _ = stopped.changed() => {}
+        () = serve => {}
+    }
 }
 
 async fn serve_tcp(

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{Instant, timeout};
 
@@ -34,6 +34,7 @@ pub(super) async fn serve(
     target: SocketAddr,
     limit: Arc<Semaphore>,
     own: OwnAddresses,
+    mut stopped: watch::Receiver<()>,
 ) {
     let socket = Arc::new(socket);
     let mut clients: HashMap<SocketAddr, Client> = HashMap::new();
@@ -42,6 +43,8 @@ pub(super) async fn serve(
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
         tokio::select! {
+            // An error says that the sender is gone, which is what is waited for.
+            _ = stopped.changed() => break,
             received = socket.recv_from(&mut buffer) => {
                 // Errors are ICMP answers to what was sent to a client that is gone.
                 let Ok((length, from)) = received else { continue };
@@ -83,6 +86,8 @@ pub(super) async fn serve(
             }
         }
     }
+    // Each of them has the socket: the port is free when the last one is gone.
+    replies.shutdown().await;
 }
 
 async fn open(
