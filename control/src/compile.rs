@@ -57,7 +57,7 @@ pub struct UplinkState {
     pub addresses: Vec<Ipv4Net>,
     /// Default next hop.
     pub gateway: Option<Ipv4Addr>,
-    /// Ports that SNAT may use before published ones are taken out.
+    /// Ports that SNAT may use; the engine leaves out those that are published.
     pub nat_ports: Vec<PortRange>,
     /// Longest IP packet.
     pub mtu: u16,
@@ -96,7 +96,7 @@ pub fn compile(
     }
     for uplink in desired.uplinks.values() {
         if let Some(state) = attached.uplinks.get(&uplink.interface) {
-            compile_uplink(uplink.uplink_id(), uplink.mode, state, desired, &mut spec);
+            compile_uplink(uplink.uplink_id(), uplink.mode, state, &mut spec);
         }
     }
     for sandbox in desired.sandboxes.values() {
@@ -157,15 +157,7 @@ fn compile_network(
     Ok(())
 }
 
-fn compile_uplink(
-    id: UplinkId,
-    mode: UplinkMode,
-    state: &UplinkState,
-    desired: &Desired,
-    spec: &mut SnapshotSpec,
-) {
-    let published: Vec<PortRange> =
-        desired.publishes().map(|(_, publish)| publish.host_ports).collect();
+fn compile_uplink(id: UplinkId, mode: UplinkMode, state: &UplinkState, spec: &mut SnapshotSpec) {
     spec.uplinks.push(UplinkConfig {
         id,
         port: state.port,
@@ -176,7 +168,7 @@ fn compile_uplink(
         mac: state.mac,
         addresses: state.addresses.iter().map(|net| (net.addr(), prefix(*net))).collect(),
         gateway: state.gateway,
-        nat_ports: subtract(&state.nat_ports, &published)
+        nat_ports: merge(&state.nat_ports)
             .into_iter()
             .map(|range| (range.first(), range.last()))
             .collect(),

@@ -103,7 +103,7 @@ struct Work {
     /// what names the device.
     remade: HashMap<(Option<Name>, String), Instant>,
     /// Uplinks that had no port for NAT when last looked at.
-    without_nat_ports: BTreeSet<String>,
+    without_nat_ports: BTreeSet<warnings::NoPorts>,
 }
 
 /// What readers see.

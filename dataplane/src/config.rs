@@ -15,6 +15,7 @@ use rustc_hash::FxHashMap;
 use crate::conntrack::Zone;
 use crate::l3::route::{Prefix, RouteTable, RouteTarget};
 use crate::nat::dnat::DnatTable;
+use crate::nat::free_ports::FreePorts;
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
 
 /// What control says; order does not matter.
@@ -129,7 +130,8 @@ pub struct UplinkConfig {
     pub addresses: Vec<(Ipv4Addr, Prefix)>,
     /// Default next hop.
     pub gateway: Option<Ipv4Addr>,
-    /// Ports that SNAT may use, inclusive ranges, ascending, not overlapping.
+    /// Ports that SNAT may use, inclusive ranges, ascending, not overlapping. Published ones are left
+    /// out where they are published.
     pub nat_ports: Vec<(u16, u16)>,
     /// The longest IP packet of the wire, in bytes.
     pub mtu: u16,
@@ -245,6 +247,8 @@ pub struct Snapshot {
     pub routes: RouteTable,
     /// Published ports.
     pub dnat: DnatTable,
+    /// Ports for SNAT.
+    pub free_ports: FreePorts,
     /// Addresses at which published ports answer and which belong to the host or to us.
     local: FxHashMap<Ipv4Addr, LocalAddress>,
     /// See [`SnapshotSpec::timeouts`].
@@ -353,6 +357,7 @@ impl Snapshot {
             snapshot.network(rule.network).ok_or(ConfigError::UnknownTarget)?;
         }
         snapshot.dnat = DnatTable::build(&spec.dnat)?;
+        snapshot.free_ports = FreePorts::build(snapshot.uplinks(), &snapshot.dnat);
         Ok(snapshot)
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use dataplane::config::Snapshot;
+use dataplane::packet::types::ip_proto;
 use proptest::prelude::*;
 
 use super::*;
@@ -144,10 +145,14 @@ fn published_ports_lead_to_the_network_with_a_way_in() {
 }
 
 #[test]
-fn snat_never_uses_a_published_port() {
+fn snat_never_uses_a_port_that_is_published_for_its_protocol() {
     let (desired, attached) = scene();
-    let spec = spec(&desired, &attached);
-    assert_eq!(spec.uplinks[0].nat_ports, [(1024, 8079), (8082, 65535)]);
+    let snapshot = Snapshot::build(spec(&desired, &attached)).unwrap();
+    let uplink = snapshot.uplinks().next().unwrap();
+    let left = |proto| snapshot.free_ports.at(uplink, proto, ip("192.0.2.2"));
+    assert_eq!(left(ip_proto::TCP), [(1024, 8079), (8082, 65535)]);
+    assert_eq!(left(ip_proto::UDP), [(1024, 65535)]);
+    assert_eq!(left(ip_proto::ICMP), [(1024, 65535)]);
 }
 
 #[test]

@@ -21,7 +21,6 @@ use crate::model::{
     Endpoint, HOST_NETWORK, NONE_NETWORK, Namespace, Network, Origin, Publish, Sandbox, Uplink,
 };
 use crate::name::Name;
-use crate::publish::PortRange;
 
 /// Public ids of the networks that have no record: never those of another, which are random.
 const HOST_UID: &str = "0000000000000000000000000000000000000000000000000000000000000001";
@@ -253,17 +252,10 @@ impl World {
             mac: state.map(|state| state.mac).unwrap_or_default().into(),
             addresses: state.map_or_else(|| uplink.addresses.clone(), |s| s.addresses.clone()),
             gateway: state.map_or(uplink.gateway, |state| state.gateway),
-            nat_ports: state.map(|state| self.nat_ports_left(&state.nat_ports)).unwrap_or_default(),
+            nat_ports: state.map(|state| state.nat_ports.clone()).unwrap_or_default(),
             up: state.is_some_and(|state| state.up && !state.addresses.is_empty()),
             automatic: uplink.origin == Origin::Automatic,
         }
-    }
-
-    /// Ports for SNAT without published ones.
-    pub(super) fn nat_ports_left(&self, all: &[PortRange]) -> Vec<PortRange> {
-        let published: Vec<PortRange> =
-            self.desired.publishes().map(|(_, publish)| publish.host_ports).collect();
-        crate::compile::subtract(all, &published)
     }
 
     fn endpoint_port(&self, sandbox: &Sandbox, endpoint: &Endpoint) -> Option<(PortId, String)> {

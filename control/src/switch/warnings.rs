@@ -4,10 +4,14 @@
 //! they are kept with their [`Subject`], which tells when they are over.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::net::Ipv4Addr;
 
 use super::{Switch, Work, World};
+use crate::compile::{UplinkState, subtract};
 use crate::model::Origin;
 use crate::name::Name;
+use crate::publish::{PortRange, Proto};
 
 /// Warnings kept at most; older ones are in the log.
 const KEPT: usize = 32;
@@ -103,11 +107,11 @@ impl Switch {
     /// Says in the log when NAT runs out of ports, and when it has some again.
     pub(super) fn note_nat_ports(&self, work: &mut Work) {
         let now = self.world().without_nat_ports();
-        for interface in now.difference(&work.without_nat_ports) {
-            tracing::warn!("{}", no_nat_ports(interface));
+        for lack in now.difference(&work.without_nat_ports) {
+            tracing::warn!("{lack}");
         }
-        for interface in work.without_nat_ports.difference(&now) {
-            tracing::info!("uplink {interface:?}: has no lack of NAT ports any more");
+        for lack in work.without_nat_ports.difference(&now) {
+            tracing::info!("over: {lack}");
         }
         work.without_nat_ports = now;
     }
@@ -122,7 +126,7 @@ impl World {
         kept.map(|(_, text)| text)
             .chain(unheld)
             .cloned()
-            .chain(self.without_nat_ports().iter().map(|interface| no_nat_ports(interface)))
+            .chain(self.without_nat_ports().iter().map(ToString::to_string))
             .collect()
     }
 
@@ -160,26 +164,69 @@ impl World {
         }
     }
 
-    fn without_nat_ports(&self) -> BTreeSet<String> {
-        self.attached
-            .uplinks
-            .iter()
-            .filter(|(_, state)| self.nat_ports_left(&state.nat_ports).is_empty())
-            .map(|(interface, _)| interface.clone())
-            .collect()
+    fn without_nat_ports(&self) -> BTreeSet<NoPorts> {
+        let mut without = BTreeSet::new();
+        for (interface, state) in &self.attached.uplinks {
+            if state.nat_ports.is_empty() {
+                without.insert(NoPorts { interface: interface.clone(), proto: "" });
+                continue;
+            }
+            for (proto, text) in [(Proto::Tcp, "tcp "), (Proto::Udp, "udp ")] {
+                let mut addresses = state.addresses.iter().map(|net| Some(net.addr())).peekable();
+                let lacks = if addresses.peek().is_some() {
+                    addresses.all(|address| self.all_are_published(state, proto, address))
+                } else {
+                    self.all_are_published(state, proto, None)
+                };
+                if lacks {
+                    without.insert(NoPorts { interface: interface.clone(), proto: text });
+                }
+            }
+        }
+        without
+    }
+
+    /// Whether nothing is left for NAT at an address; `None`: at any.
+    fn all_are_published(
+        &self,
+        state: &UplinkState,
+        proto: Proto,
+        address: Option<Ipv4Addr>,
+    ) -> bool {
+        let taken: Vec<PortRange> = self
+            .desired
+            .publishes()
+            .map(|(_, publish)| publish)
+            .filter(|p| p.proto == proto && (p.host_ip.is_none() || p.host_ip == address))
+            .map(|publish| publish.host_ports)
+            .collect();
+        subtract(&state.nat_ports, &taken).is_empty()
     }
 }
 
-fn no_nat_ports(interface: &str) -> String {
-    format!(
-        "uplink {interface:?}: no port is left for NAT, new connections of sandboxes are dropped \
-         (snat_ports_exhausted); unpublish some, or narrow ip_local_port_range"
-    )
+/// An uplink that has no port left for NAT.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct NoPorts {
+    interface: String,
+    /// With a blank after it; empty: of none.
+    proto: &'static str,
+}
+
+impl fmt::Display for NoPorts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { interface, proto } = self;
+        write!(
+            f,
+            "uplink {interface:?}: no {proto}port is left for NAT, new connections of sandboxes are \
+             dropped (snat_ports_exhausted); unpublish some, or narrow ip_local_port_range"
+        )
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Edit, Namespace, Publish, Sandbox};
 
     #[test]
     fn a_warning_ends_with_its_cause() {
@@ -213,6 +260,22 @@ mod tests {
         };
         world.attached.uplinks.insert("up0".to_owned(), state);
         assert_eq!(world.warnings(), ["start", "sandbox", "uplink"]);
+        let ports = PortRange::new(10_000, 65_535).unwrap();
+        let publish = Publish { id: 1, proto: Proto::Udp, host_ip: None, host_ports: ports, ports };
+        let mut sandbox = Sandbox {
+            name: "db".parse().unwrap(),
+            namespace: Namespace::Host,
+            endpoints: Vec::new(),
+            publishes: vec![publish],
+            created: 0,
+        };
+        world.desired.apply(Edit::PutSandbox(sandbox.clone()));
+        assert_eq!(world.warnings().len(), 4);
+        assert!(world.warnings()[3].contains("no udp port is left for NAT"));
+        // Elsewhere it takes nothing from NAT.
+        sandbox.publishes[0].host_ip = Some(Ipv4Addr::LOCALHOST);
+        world.desired.apply(Edit::PutSandbox(sandbox));
+        assert_eq!(world.warnings().len(), 3);
         world.attached.uplinks.get_mut("up0").unwrap().nat_ports.clear();
         assert_eq!(world.warnings().len(), 4);
         assert!(world.warnings()[3].contains("no port is left for NAT"));

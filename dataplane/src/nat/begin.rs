@@ -156,7 +156,7 @@ fn outside_source<'a>(
             }
             let on_link = uplink.addresses.iter().find(|(_, p)| p.contains(hop.next_hop));
             let (address, _) = on_link.or_else(|| uplink.addresses.first())?;
-            Some((*address, &uplink.nat_ports))
+            Some((*address, cx.config.free_ports.at(uplink, ip.proto, *address)))
         }
         // Hairpin: the server must answer to us, so it sees the address that was spoken to
         // (RFC 4787 REQ-9a).
@@ -165,7 +165,8 @@ fn outside_source<'a>(
                 Some(LocalAddress::Gateway(_)) | None => None,
                 _ => cx.config.uplinks().find(|u| u.addresses.iter().any(|(a, _)| *a == ip.dst)),
             };
-            Some((ip.dst, owner.map_or(HAIRPIN_PORTS, |uplink| &uplink.nat_ports)))
+            let free = |uplink| cx.config.free_ports.at(uplink, ip.proto, ip.dst);
+            Some((ip.dst, owner.map_or(HAIRPIN_PORTS, free)))
         }
         Link::Network(_) => None,
     }

@@ -75,6 +75,24 @@ impl DnatTable {
         self.groups.values().flatten()
     }
 
+    /// Published ports at an address, ascending and not overlapping: those at this very address and
+    /// those at any.
+    #[must_use]
+    pub fn ranges_at(&self, proto: u8, address: Ipv4Addr) -> Vec<(u16, u16)> {
+        let groups = [Some(address), None].map(|at| self.groups.get(&(proto, at)));
+        let mut ranges: Vec<(u16, u16)> =
+            groups.into_iter().flatten().flatten().map(|rule| rule.host_ports).collect();
+        ranges.sort_unstable();
+        ranges.dedup_by(|next, kept| {
+            let overlaps = next.0 <= kept.1;
+            if overlaps {
+                kept.1 = kept.1.max(next.1);
+            }
+            overlaps
+        });
+        ranges
+    }
+
     /// Whether any rule exists.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -9,6 +9,7 @@
 
 mod begin;
 pub mod dnat;
+pub mod free_ports;
 mod local;
 pub(crate) mod lookup;
 pub mod port_alloc;

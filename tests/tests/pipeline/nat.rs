@@ -172,6 +172,20 @@ fn a_published_port_is_no_outside_port() {
 }
 
 #[test]
+fn a_long_published_range_leaves_the_rest_and_other_protocols() {
+    let mut spec = topology();
+    let mut rule = publish(RULE, ip_proto::UDP, 1024, &B, 1024);
+    rule.host_ports = (1024, 65_534);
+    spec.dnat.push(rule);
+    let mut lab = Lab::new(spec);
+    let there = udp(&A, 40_000, &SERVER, 53).via(GATEWAY1.mac);
+    let came = lab.rx(A.port, &there).masqueraded(&there).take_one(UP.port);
+    assert_eq!(ports(&came).0, 65_535);
+    let there = tcp(&A, 40_000, &SERVER, 53, SYN).via(GATEWAY1.mac);
+    lab.rx(A.port, &there).tx(UP.port, outside(&there)).masqueraded(&there);
+}
+
+#[test]
 fn when_all_ports_are_taken_the_sender_is_told() {
     let mut spec = topology();
     spec.uplinks[0].nat_ports = vec![(50_000, 50_003)];

@@ -89,7 +89,8 @@ pub struct Uplink {
     /// Default next hop.
     #[schema(value_type = Option<String>, format = Ipv4)]
     pub gateway: Option<Ipv4Addr>,
-    /// Ports that SNAT may use, ascending.
+    /// Ports that SNAT may use, ascending; a published one only for other protocols than its own, and
+    /// at other addresses than its own.
     pub nat_ports: Vec<PortRange>,
     /// The interface is up and has an address.
     pub up: bool,

@@ -52,12 +52,7 @@ impl Live {
         Ok(())
     }
 
-    fn refresh(
-        &mut self,
-        state: &UplinkState,
-        free: &[PortRange],
-        published: &[Publish],
-    ) -> Result<()> {
+    fn refresh(&mut self, state: &UplinkState, published: &[Publish]) -> Result<()> {
         let Some(steering) = &mut self.steering else { return Ok(()) };
         let context = "set the steering filter";
         // One slot each, also of those that are there with several prefixes.
@@ -75,7 +70,7 @@ impl Live {
             }
         }
         for (slot, address) in addresses.iter().enumerate() {
-            let [tcp, udp, icmp] = bitmaps(*address, free, published);
+            let [tcp, udp, icmp] = bitmaps(*address, &state.nat_ports, published);
             // Ports before the address: a slot without one matches nothing.
             steering.set_ports(slot, SteerProto::Tcp, &tcp).failed(context)?;
             steering.set_ports(slot, SteerProto::Udp, &udp).failed(context)?;
@@ -94,8 +89,7 @@ impl Switch {
         let published: Vec<Publish> = world.desired.publishes().map(|(_, p)| *p).collect();
         for (interface, live) in &mut work.uplinks {
             if let Some(state) = world.attached.uplinks.get(interface) {
-                let free = world.nat_ports_left(&state.nat_ports);
-                live.refresh(state, &free, &published)
+                live.refresh(state, &published)
                     .map_err(|error| error.context(format!("uplink {interface:?}")))?;
             }
         }

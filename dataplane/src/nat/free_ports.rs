@@ -1,0 +1,95 @@
+//! Ports that SNAT may use: those of the uplink without the published ones, which are taken at
+//! their address and for their protocol alone.
+
+use std::net::Ipv4Addr;
+
+use rustc_hash::FxHashMap;
+
+use crate::config::UplinkConfig;
+use crate::nat::dnat::DnatTable;
+use crate::packet::types::{UplinkId, ip_proto};
+
+/// First and last port of each range.
+pub type PortRanges = Vec<(u16, u16)>;
+
+/// What is left at an address of an uplink, where that is not all of the uplink's ports.
+#[derive(Debug, Default)]
+pub struct FreePorts {
+    left: FxHashMap<(UplinkId, u8, Ipv4Addr), PortRanges>,
+}
+
+impl FreePorts {
+    /// Takes the published ports out of the uplinks' own.
+    #[must_use]
+    pub fn build<'a>(uplinks: impl Iterator<Item = &'a UplinkConfig>, dnat: &DnatTable) -> Self {
+        let mut free = Self::default();
+        for uplink in uplinks {
+            for (address, _) in &uplink.addresses {
+                for proto in [ip_proto::TCP, ip_proto::UDP] {
+                    let published = dnat.ranges_at(proto, *address);
+                    let left = subtract(&uplink.nat_ports, &published);
+                    if left != uplink.nat_ports {
+                        free.left.insert((uplink.id, proto, *address), left);
+                    }
+                }
+            }
+        }
+        free
+    }
+
+    /// Ports for connections that speak from `address`.
+    #[must_use]
+    pub fn at<'a>(
+        &'a self,
+        uplink: &'a UplinkConfig,
+        proto: u8,
+        address: Ipv4Addr,
+    ) -> &'a [(u16, u16)] {
+        self.left.get(&(uplink.id, proto, address)).unwrap_or(&uplink.nat_ports)
+    }
+}
+
+/// `from` without `taken`; both ascend and do not overlap in themselves.
+fn subtract(from: &[(u16, u16)], taken: &[(u16, u16)]) -> PortRanges {
+    let mut left = PortRanges::with_capacity(from.len());
+    for (first, last) in from {
+        let mut next = Some(*first);
+        let at = taken.partition_point(|(_, end)| end < first);
+        for (start, end) in taken.iter().skip(at).take_while(|(start, _)| start <= last) {
+            if let Some(first) = next
+                && first < *start
+            {
+                left.push((first, start - 1));
+            }
+            next = end.checked_add(1);
+        }
+        if let Some(first) = next
+            && first <= *last
+        {
+            left.push((first, *last));
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_is_cut_out() {
+        let all = [(1024, 65_535)];
+        for (taken, left) in [
+            (vec![], vec![(1024, 65_535)]),
+            (vec![(80, 80), (1024, 1024)], vec![(1025, 65_535)]),
+            (vec![(53, 2000), (2001, 2001), (3000, 65_535)], vec![(2002, 2999)]),
+            (vec![(1, 65_535)], vec![]),
+            (vec![(65_535, 65_535)], vec![(1024, 65_534)]),
+        ] {
+            assert_eq!(subtract(&all, &taken), left, "{taken:?}");
+        }
+        let parts = [(1000, 1999), (3000, 3999), (5000, 5999)];
+        let left = subtract(&parts, &[(1500, 3500), (3600, 3600), (5999, 6000)]);
+        assert_eq!(left, [(1000, 1499), (3501, 3599), (3601, 3999), (5000, 5998)]);
+    }
+}
