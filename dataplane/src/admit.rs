@@ -12,7 +12,7 @@ use crate::core::Cx;
 use crate::frame::Frame;
 use crate::packet::arp::ArpPacket;
 use crate::packet::headers::{Headers, Net};
-use crate::packet::offload;
+use crate::packet::{offload, parse};
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
@@ -37,6 +37,9 @@ pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
 
 #[inline]
 fn one(config: &Snapshot, port: &PortEntry, frame: &mut Frame, lane: &mut Lane) {
+    if offload::needs_net(frame) {
+        parse::parse_net(frame.bytes(), &mut lane.headers);
+    }
     lane.from = match &port.config.role {
         PortRole::Endpoint { network, .. } => From::Endpoint(*network),
         PortRole::Host { network } => From::Host(*network),
@@ -80,14 +83,18 @@ fn admit(
     if headers.src != *mac {
         return Err(DropReason::SpoofedMac);
     }
-    match &headers.net {
-        Net::Ipv4(ip) if !ip.src.is_unspecified() && !ipv4.contains(&ip.src) => {
+    if matches!(headers.net, Net::Arp) {
+        let arp = ArpPacket::parse(frame.bytes(), headers).ok_or(DropReason::ArpMalformed)?;
+        let sender_ok = arp.sender_ip.is_unspecified() || ipv4.contains(&arp.sender_ip);
+        return if arp.sender_mac == *mac && sender_ok {
+            Ok(())
+        } else {
+            Err(DropReason::SpoofedArp)
+        };
+    }
+    match parse::ipv4_source(frame.bytes(), headers) {
+        Some(source) if !source.is_unspecified() && !ipv4.contains(&source) => {
             Err(DropReason::SpoofedIpv4)
-        }
-        Net::Arp => {
-            let arp = ArpPacket::parse(frame.bytes(), headers).ok_or(DropReason::ArpMalformed)?;
-            let sender_ok = arp.sender_ip.is_unspecified() || ipv4.contains(&arp.sender_ip);
-            if arp.sender_mac == *mac && sender_ok { Ok(()) } else { Err(DropReason::SpoofedArp) }
         }
         _ => Ok(()),
     }
@@ -97,12 +104,11 @@ fn admit(
 /// somebody's for whom the host's stack forwards, past published ports and `internal`.
 fn of_the_host(config: &Snapshot, frame: &Frame, headers: &Headers) -> Result<(), DropReason> {
     let own = |source: Ipv4Addr| source.is_unspecified() || config.local(source).is_some();
-    match &headers.net {
-        Net::Ipv4(ip) if !own(ip.src) => Err(DropReason::HostForwarded),
-        Net::Arp => {
-            let arp = ArpPacket::parse(frame.bytes(), headers).ok_or(DropReason::ArpMalformed)?;
-            if own(arp.sender_ip) { Ok(()) } else { Err(DropReason::HostForwarded) }
-        }
-        _ => Ok(()),
-    }
+    let source = if matches!(headers.net, Net::Arp) {
+        let arp = ArpPacket::parse(frame.bytes(), headers).ok_or(DropReason::ArpMalformed)?;
+        Some(arp.sender_ip)
+    } else {
+        parse::ipv4_source(frame.bytes(), headers)
+    };
+    if source.is_none_or(own) { Ok(()) } else { Err(DropReason::HostForwarded) }
 }

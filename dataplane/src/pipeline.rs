@@ -85,7 +85,7 @@ impl Lane {
         self.track = None;
         self.fragment = None;
         self.verdict = None;
-        if parse::parse_into(frame.bytes(), &mut self.headers).is_err() {
+        if parse::parse_link(frame.bytes(), &mut self.headers).is_err() {
             self.headers = Headers::EMPTY;
             self.verdict = Some(Verdict::Drop(DropReason::Runt));
         }
@@ -95,7 +95,8 @@ impl Lane {
 /// Frames whose first bytes are asked for ahead of the one that is parsed.
 const AHEAD: usize = 4;
 
-/// Parses all frames, each into its lane. Lanes are used again and again: filling one in is cheaper
+/// Reads the link headers of all frames, each into its lane; what is behind them is read by the
+/// stages that need it, as most frames of a switch are only switched. Lanes are used again and again: filling one in is cheaper
 /// than moving one.
 fn parse_stage(frames: &[Frame], lanes: &mut [Lane]) {
     let ahead = frames.iter().skip(AHEAD).map(Some).chain(std::iter::repeat(None));

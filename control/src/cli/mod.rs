@@ -228,11 +228,12 @@ async fn status(client: &Client) -> Result<Outcome> {
     ];
     let status: Status = client.get("/v1/status").await?;
     let text = format!(
-        "vswitchd {}, process {}, up {} s, devices by {}\n{} networks, {} endpoints, {} of {} connections, {} of {} MACs{}",
+        "vswitchd {}, process {}, up {} s{}\n{} networks, {} endpoints, {} of {} connections, {} of {} MACs{}",
         status.version,
         status.pid,
         status.uptime_s,
-        status.io,
+        // An older daemon does not say.
+        if status.io.is_empty() { String::new() } else { format!(", devices by {}", status.io) },
         status.networks,
         status.endpoints,
         status.conntrack.entries,

@@ -119,7 +119,8 @@ impl Value {
     }
 }
 
-fn key_word(network: NetworkId, mac: Mac) -> u64 {
+#[inline]
+pub(super) fn key_word(network: NetworkId, mac: Mac) -> u64 {
     mac.as_u64() << 16 | u64::from(network.0)
 }
 

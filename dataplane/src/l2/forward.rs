@@ -5,13 +5,45 @@ use crate::core::Cx;
 use crate::frame::Frame;
 use crate::l3::arp;
 use crate::packet::headers::Net;
-use crate::packet::types::PortId;
+use crate::packet::types::{Mac, PortId};
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
+/// The way of the last frame that was switched: frames come in trains, and a train's way is looked
+/// up once.
+struct Way {
+    from: From,
+    ingress: PortId,
+    dst: Mac,
+    dst_hash: u64,
+    port: PortId,
+    mtu: u16,
+}
+
+impl Way {
+    /// The hash stands for the VLAN, which it includes.
+    #[inline]
+    fn leads(&self, frame: &Frame, lane: &Lane) -> bool {
+        self.dst_hash == lane.dst_hash
+            && self.from == lane.from
+            && self.ingress == frame.ingress
+            && self.dst == lane.headers.dst
+            && !matches!(lane.headers.net, Net::Arp)
+    }
+}
+
 pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
+    let mut last: Option<Way> = None;
     for (frame, lane) in frames.iter_mut().zip(lanes) {
         if !lane.is_open() {
+            continue;
+        }
+        if let Some(way) = last.as_ref().filter(|way| way.leads(frame, lane)) {
+            lane.verdict = Some(if fits(frame, lane.headers.l3, way.mtu) {
+                Verdict::Forward(way.port)
+            } else {
+                Verdict::Drop(DropReason::Oversize)
+            });
             continue;
         }
         lane.verdict = match lane.from {
@@ -22,6 +54,16 @@ pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
             From::Uplink(uplink) => arp::on_uplink(cx, uplink, frame, lane),
             From::Nowhere => Some(Verdict::Drop(DropReason::PortUnconfigured)),
         };
+        if let (Some(Verdict::Forward(port)), Some(_)) = (lane.verdict, lane.from.network()) {
+            last = cx.config.port(port).map(|egress| Way {
+                from: lane.from,
+                ingress: frame.ingress,
+                dst: lane.headers.dst,
+                dst_hash: lane.dst_hash,
+                port,
+                mtu: egress.config.mtu,
+            });
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::core::Cx;
 use crate::frame::Frame;
+use crate::l2::fdb;
 use crate::packet::types::{Mac, NetworkId};
 use crate::pipeline::{From, Lane};
 
@@ -19,16 +20,22 @@ pub(crate) fn hash_stage(cx: &Cx<'_>, lanes: &mut [Lane]) {
 }
 
 /// The hash of the frame before: frames come in trains, and a train is hashed once.
-#[derive(Default)]
 struct Hashed {
-    of: Option<(NetworkId, u16, Mac)>,
+    of: (u64, u16),
     hash: u64,
+}
+
+impl Default for Hashed {
+    /// Of no frame: a VLAN id has 12 bits.
+    fn default() -> Self {
+        Self { of: (0, u16::MAX), hash: 0 }
+    }
 }
 
 impl Hashed {
     #[inline]
     fn hash(&mut self, cx: &Cx<'_>, network: NetworkId, vlan: u16, mac: Mac) -> u64 {
-        let of = Some((network, vlan, mac));
+        let of = (fdb::key_word(network, mac), vlan);
         if self.of != of {
             self.of = of;
             self.hash = cx.tables.fdb.hash(network, vlan, mac);
@@ -40,6 +47,7 @@ impl Hashed {
 
 // Learn before lookup: a host that moved must get the answer to this very frame.
 pub(crate) fn stage(cx: &Cx<'_>, frames: &[Frame], lanes: &[Lane]) {
+    let mut last = None;
     for (frame, lane) in frames.iter().zip(lanes) {
         if !lane.is_open() {
             continue;
@@ -48,6 +56,12 @@ pub(crate) fn stage(cx: &Cx<'_>, frames: &[Frame], lanes: &[Lane]) {
         // stack behind it may speak with others.
         if let From::Endpoint(network) | From::Host(network) = lane.from {
             let Lane { headers, src_hash, .. } = lane;
+            // A train of frames says the same again and again.
+            let says = Some((*src_hash, headers.src, frame.ingress));
+            if last == says {
+                continue;
+            }
+            last = says;
             let fdb = &cx.tables.fdb;
             fdb.learn_hashed(*src_hash, network, headers.vlan, headers.src, frame.ingress, cx.secs);
         }

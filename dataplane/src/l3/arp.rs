@@ -9,6 +9,7 @@ use crate::engine::Link;
 use crate::frame::Frame;
 use crate::packet::arp::{ArpOp, ArpPacket};
 use crate::packet::headers::Net;
+use crate::packet::parse::parse_net;
 use crate::packet::types::{Mac, UplinkId};
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
@@ -51,8 +52,9 @@ pub(crate) fn on_uplink(
     cx: &mut Cx<'_>,
     id: UplinkId,
     frame: &mut Frame,
-    lane: &Lane,
+    lane: &mut Lane,
 ) -> Option<Verdict> {
+    parse_net(frame.bytes(), &mut lane.headers);
     let Some(uplink) = cx.config.uplink(id) else {
         return Some(Verdict::Drop(DropReason::PortUnconfigured));
     };

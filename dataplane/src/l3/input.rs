@@ -8,14 +8,17 @@ use crate::core::Cx;
 use crate::frame::Frame;
 use crate::packet::checksum;
 use crate::packet::headers::{Ipv4, L4, Net};
+use crate::packet::parse::parse_net;
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
 pub(crate) fn stage(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane]) {
     for (frame, lane) in frames.iter().zip(lanes) {
-        if lane.is_open()
-            && let Err(reason) = check(cx, frame, lane)
-        {
+        if !lane.is_open() {
+            continue;
+        }
+        parse_net(frame.bytes(), &mut lane.headers);
+        if let Err(reason) = check(cx, frame, lane) {
             lane.verdict = Some(match lane.from {
                 // The host's stack receives the same frame and counts its own errors.
                 From::Uplink(id) if is_shared(cx, id) => Verdict::Consume,
@@ -34,7 +37,7 @@ fn check(cx: &Cx<'_>, frame: &Frame, lane: &Lane) -> Result<(), DropReason> {
         Net::Ipv4(ip) => ip,
         Net::Ipv6(_) => return Err(DropReason::Ipv6NotRouted),
         Net::Malformed(_) => return Err(DropReason::Ipv4Malformed),
-        Net::Arp | Net::Other => return Err(DropReason::NoService),
+        Net::Arp | Net::Other | Net::Unread => return Err(DropReason::NoService),
     };
     if ip.l4 == L4::Truncated {
         return Err(DropReason::L4Malformed);

@@ -33,7 +33,7 @@ impl Headers {
         tagged: false,
         ethertype: 0,
         l3: 0,
-        net: Net::Other,
+        net: Net::Unread,
     };
 }
 
@@ -51,6 +51,8 @@ pub enum Net {
     Malformed(ParseError),
     /// Anything else. The frame can still be bridged.
     Other,
+    /// Not looked at: the frame is only switched.
+    Unread,
 }
 
 /// Fields of an IPv4 packet.

@@ -44,7 +44,8 @@ const GSO_BY_FRAGS: u16 = 0xffff;
 const MAX_IP_LEN: usize = u16::MAX as usize;
 const IPV6_HEADER: usize = super::parse::IPV6_LEN;
 
-/// Checks the virtio-net header of a frame and replaces it by one derived from `headers`.
+/// Checks the virtio-net header of a frame and replaces it by one derived from `headers`, which
+/// have been read as far as [`needs_net`] says.
 ///
 /// # Errors
 /// [`DropReason::VnetInvalid`] when it contradicts the frame.
@@ -61,6 +62,13 @@ pub fn admit(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason> {
     // `DATA_VALID` is a claim that nobody after us should have to believe.
     frame.vnet = VnetHdr::default();
     Ok(())
+}
+
+/// Whether [`admit`] looks behind the link headers.
+#[must_use]
+#[inline]
+pub fn needs_net(frame: &Frame) -> bool {
+    frame.vnet.needs_csum() || frame.len() > MAX_IP_LEN
 }
 
 /// Whether the IP packet is one that its length field can hold.

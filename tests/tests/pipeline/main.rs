@@ -9,6 +9,7 @@
 )]
 
 mod arp;
+mod batches;
 mod gateway;
 mod icmp;
 mod l2;
