@@ -3,6 +3,7 @@
 //! Workers, tests, replay and benches call exactly this. Time is an argument; devices are a
 //! [`Transmit`].
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::capture::{self, Sinks};
@@ -10,10 +11,11 @@ use crate::clock::Timestamp;
 use crate::config::Snapshot;
 use crate::conntrack::expiry::Sweep;
 use crate::egress::PortTable;
-use crate::engine::WorkerStats;
+use crate::engine::{Link, WorkerStats};
 use crate::frame::Frame;
 use crate::hash::HashKey;
 use crate::io::{Offloads, TxReport};
+use crate::l3::hop::Reach;
 use crate::l3::neighbor::{Remembered, Waiting};
 use crate::limiter::Limiter;
 use crate::nat::port_alloc::PortRng;
@@ -46,6 +48,8 @@ pub(crate) struct Cx<'a> {
     pub(crate) ports: &'a mut PortTable,
     pub(crate) waiting: &'a mut Waiting,
     pub(crate) remembered: &'a mut Remembered,
+    /// The neighbor that a packet of this batch was last sent to, and how.
+    pub(crate) last_reach: Option<(Link, Ipv4Addr, Reach)>,
     pub(crate) errors: &'a mut Limiter,
     pub(crate) rng: &'a mut PortRng,
     pub(crate) now: Timestamp,
@@ -156,6 +160,7 @@ impl Core {
             ports: &mut self.ports,
             waiting: &mut self.waiting,
             remembered: &mut self.remembered,
+            last_reach: None,
             errors: &mut self.errors,
             rng: &mut self.rng,
             now,

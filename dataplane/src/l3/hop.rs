@@ -51,6 +51,22 @@ pub(crate) fn route(cx: &Cx<'_>, dst: Ipv4Addr) -> Result<Hop, DropReason> {
 /// The way to the neighbor of a hop; asks for it when needed.
 #[inline(always)]
 pub(crate) fn reach(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
+    // Most packets of a batch that leave by an uplink go to its gateway.
+    if let Some((link, next_hop, reach)) = cx.last_reach
+        && next_hop == hop.next_hop
+        && link == hop.link
+    {
+        return Ok(reach);
+    }
+    let reach = find(cx, hop)?;
+    if matches!(reach, Reach::Port { .. }) {
+        cx.last_reach = Some((hop.link, hop.next_hop, reach));
+    }
+    Ok(reach)
+}
+
+#[inline]
+fn find(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
     if let Link::Network(id) = hop.link
         && let Some(network) = cx.config.network(id)
     {
