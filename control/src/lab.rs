@@ -1,7 +1,7 @@
 //! A laboratory: network namespaces with names of their own, programs in them, and how to be rid of
 //! both. The demo and the comparison with other switches work in one.
 //!
-//! Whatever is made is noted first in one place, [`LEFTOVERS`], which is cleared on every way out:
+//! Whatever is made is noted first in one place, `LEFTOVERS`, which is cleared on every way out:
 //! at the end, by a signal, by a panic (the release build aborts on panic, so unwinding alone would
 //! not do). Only `kill -9` leaves something; the next laboratory of the same kind removes what dead
 //! ones left. A process has one laboratory at a time.

@@ -293,7 +293,7 @@ impl Ring {
         self.gone.pop()
     }
 
-    /// Queues frames for a port. What became of them is told by [`Ring::finish`].
+    /// Queues frames for a port. What became of them is told by [`Ring::reports`].
     pub fn write(
         &mut self,
         port: PortId,
