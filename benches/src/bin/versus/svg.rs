@@ -5,9 +5,9 @@ use std::fmt::{self, Write};
 use crate::measure::Better;
 use crate::results::{Results, Row};
 
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 930.0;
 /// Where the bars begin; left of it are the labels.
-const LEFT: f64 = 350.0;
+const LEFT: f64 = 420.0;
 /// Room for the number behind a bar.
 const RIGHT: f64 = 60.0;
 const TOP: f64 = 40.0;
