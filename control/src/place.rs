@@ -13,6 +13,9 @@ use crate::error::{Error, Result, ResultExt};
 use crate::netlink::{Handle, IfExists, Link, LinkChange, RouteSpec};
 use crate::netns::Netns;
 
+/// "Always use the best local address for this target" (`ip-sysctl.rst`, `arp_announce`).
+const ARP_ANNOUNCE_BEST: &str = "2";
+
 /// A namespace that devices are made in.
 #[derive(Debug)]
 pub struct Place {
@@ -186,6 +189,10 @@ impl Place {
     async fn configure(&self, spec: &DeviceSpec) -> Result<()> {
         let context = || format!("interface {:?}", spec.ifname);
         self.netns.disable_ipv6(&spec.ifname, true).failed(context())?;
+        // A sandbox in two networks may send from one's address by the other. Left to itself, Linux
+        // then asks for the gateway in the name of that address, which the source guard refuses.
+        let announce = format!("net/ipv4/conf/{}/arp_announce", spec.ifname);
+        self.netns.write_sysctl(&announce, ARP_ANNOUNCE_BEST).failed(context())?;
         let link = self.netlink.link_by_name(&spec.ifname).await.failed(context())?;
         let change = LinkChange::new().mac(spec.mac).mtu(u32::from(spec.mtu)).up();
         self.netlink.change_link(link.index, &change).await.failed(context())?;

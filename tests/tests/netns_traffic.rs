@@ -60,6 +60,23 @@ fn networks_are_apart() {
     assert!(counted, "{drops:?}");
 }
 
+/// A server in two networks answers by the one that has the default route, whichever address it
+/// was asked at: it must find the gateway there all the same.
+#[test]
+#[ignore = "needs root"]
+fn an_address_of_one_network_does_not_keep_the_gateway_of_another_away() {
+    let host = host_with_app(Uplink::None);
+    host.network("other", "--subnet 10.91.2.0/24 --gateway 10.91.2.1");
+    let both = host.sandbox("both", "--network app --network other");
+    // The source guard keeps the packet itself out of the other network.
+    let from_app = both.ns.run(&format!("ping -n -c 1 -W 1 -I {} 10.91.2.1", both.ip));
+    assert!(from_app.stdout.contains(" 0 received"), "{}", from_app.stdout);
+    let known = both.ns.ip("neighbor show to 10.91.2.1 dev eth1");
+    assert!(known.contains("lladdr"), "{known:?}");
+    let drops = rows(&host.json(["drops", "--sandbox", &both.name]));
+    assert!(drops.iter().all(|d| d["reason"] != "spoofed_arp"), "{drops:?}");
+}
+
 /// The TTLs and source addresses of the next two echo requests that the outside gets.
 fn requests_outside(host: &Host, ping_from: impl FnOnce()) -> String {
     let filter = "icmp[icmptype] == icmp-echo";
