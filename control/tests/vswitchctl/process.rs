@@ -48,7 +48,7 @@ fn exec_passes_the_code_on() {
         (
             &["/nonexistent/x"],
             127,
-            "vswitchctl: /nonexistent/x: No such file or directory (os error 2)\n",
+            "vswitchctl: command \"/nonexistent/x\": No such file or directory (os error 2)\n",
         ),
     ];
     for (command, code, stderr) in table {
@@ -57,7 +57,10 @@ fn exec_passes_the_code_on() {
     }
     let ended = fake.run(&["exec", "sb", &plain]);
     assert_eq!(ended.code, Some(126));
-    assert_eq!(ended.stderr, format!("vswitchctl: {plain}: Permission denied (os error 13)\n"));
+    assert_eq!(
+        ended.stderr,
+        format!("vswitchctl: command {plain:?}: Permission denied (os error 13)\n")
+    );
     let output = fake.client(&["exec", "sb", "sh", "-c", "kill -TERM $$"]).output().unwrap();
     assert_eq!(output.status.signal(), Some(15), "exec is the command, also to signals");
     // Arguments that look like ours belong to the command.
