@@ -268,8 +268,12 @@ impl Worker {
             }
             self.process(now);
         }
-        while let Some(port) = self.devices.ring.as_mut().and_then(Ring::take_gone) {
-            self.lose(port);
+        while let Some(port) = self.devices.ring.as_mut().and_then(Ring::take_ended) {
+            let device = self.devices.rx.get(port.index()).and_then(Option::as_ref);
+            match &mut self.devices.ring {
+                Some(ring) if device.is_some_and(|rx| !rx.is_gone()) => ring.add(port),
+                _ => self.lose(port),
+            }
         }
     }
 

@@ -39,7 +39,7 @@ pub struct DaemonFlags {
     /// Worker threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = workers)]
     pub workers: Option<usize>,
-    /// How to read and write TAP devices [default: by io_uring if the kernel allows it]
+    /// How to read and write TAPs and uplinks [default: by io_uring if the kernel allows it]
     #[arg(long, value_enum, value_name = "WAY")]
     pub io: Option<super::Io>,
     /// Serve Docker's plugin API from this directory, e.g. /run/docker/plugins [default: off]

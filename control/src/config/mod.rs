@@ -68,7 +68,7 @@ pub struct Daemon {
     pub metrics: Option<SocketAddr>,
 }
 
-/// How TAP devices are read and written.
+/// How TAPs and uplinks are read and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Io {

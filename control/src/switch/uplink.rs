@@ -8,7 +8,8 @@
 
 use std::net::Ipv4Addr;
 
-use dataplane::io::packet_socket::{PacketOptions, PacketSocket};
+use dataplane::io::IoBackend;
+use dataplane::io::packet_socket::{DEFAULT_SLOTS, PacketOptions, PacketSocket, Receive};
 use dataplane::io::steer::MAX_ADDRESSES;
 use dataplane::packet::types::{Mac, PortId};
 use ipnet::Ipv4Net;
@@ -151,6 +152,10 @@ impl Switch {
     pub(super) async fn bring_up(&self, work: &mut Work, uplink: &Uplink) -> Result<()> {
         let ports = self.host_ports()?;
         let live = Live::open(uplink)?;
+        let receive = match self.engine.backend() {
+            IoBackend::Uring => Receive::Stream,
+            IoBackend::Epoll { .. } => Receive::Ring(DEFAULT_SLOTS),
+        };
         let socket = self
             .host
             .netns
@@ -158,7 +163,7 @@ impl Switch {
                 let options = PacketOptions {
                     promiscuous: uplink.mode == UplinkMode::Dedicated,
                     filter: live.filter(),
-                    ..PacketOptions::default()
+                    receive,
                 };
                 PacketSocket::open(&uplink.interface, &options)
             })

@@ -12,6 +12,7 @@ pub(crate) mod prefetch;
 pub mod region;
 pub mod ring;
 pub mod steer;
+mod stream;
 mod sys;
 pub mod tap;
 #[cfg(test)]
@@ -146,6 +147,11 @@ pub trait PortRx: Send + fmt::Debug {
     /// may read it by its [`ring::Ring`] instead of calling [`PortRx::rx`].
     fn stream(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    /// After reading its [`PortRx::stream`] has failed: whether there will never be another frame.
+    fn is_gone(&self) -> bool {
+        true
     }
 }
 

@@ -54,7 +54,8 @@ pub struct Ring {
     /// Ports to read from again, because there was no buffer when there was a frame.
     unread: Vec<PortId>,
     received: VecDeque<Frame>,
-    gone: Vec<PortId>,
+    /// Ports whose reading failed.
+    ended: Vec<PortId>,
     writing: usize,
     reports: Vec<(PortId, TxReport)>,
     poller: PollState,
@@ -111,7 +112,7 @@ impl Ring {
             serial: 0,
             unread: Vec::new(),
             received: VecDeque::with_capacity(usize::from(READ_AHEAD)),
-            gone: Vec::new(),
+            ended: Vec::new(),
             writing: 0,
             reports: Vec::new(),
             poller: PollState::Due,
@@ -126,7 +127,7 @@ impl Ring {
             self.streams.resize(port.index() + 1, None);
             // Attaching may allocate; a batch may not.
             self.unread.reserve(self.streams.len());
-            self.gone.reserve(self.streams.len());
+            self.ended.reserve(self.streams.len());
             self.reports.reserve(self.streams.len());
         }
         if let Some(stream) = self.streams.get_mut(port.index()) {
@@ -150,7 +151,7 @@ impl Ring {
             self.collect(pool);
         }
         self.unread.retain(|other| *other != port);
-        self.gone.retain(|other| *other != port);
+        self.ended.retain(|other| *other != port);
         for _ in 0..self.received.len() {
             match self.received.pop_front() {
                 Some(frame) if frame.ingress == port => pool.put(frame),
@@ -226,12 +227,12 @@ impl Ring {
     }
 
     fn has_work(&self) -> bool {
-        !self.received.is_empty() || !self.gone.is_empty() || self.poller == PollState::Ready
+        !self.received.is_empty() || !self.ended.is_empty() || self.poller == PollState::Ready
     }
 
     /// Takes what the kernel has completed.
     fn collect(&mut self, pool: &mut Pool) {
-        let Self { uring, streams, unread, received, gone, writing, reports, poller, .. } = self;
+        let Self { uring, streams, unread, received, ended, writing, reports, poller, .. } = self;
         uring.completions(|completion| match completion {
             Completion::Ready => *poller = PollState::Ready,
             Completion::Written { token, frame, outcome } => {
@@ -266,12 +267,12 @@ impl Ring {
                             unread.push(port);
                         }
                     }
-                    // As of `read`: no other error ends by itself.
+                    // Whether it will ever be read again is for the device to say.
                     Err(_) => {
                         if let Some(stream) = streams.get_mut(port.index()) {
                             *stream = None;
                         }
-                        gone.push(port);
+                        ended.push(port);
                     }
                 }
             }
@@ -288,9 +289,9 @@ impl Ring {
         }
     }
 
-    /// A port whose device turned out to be gone.
-    pub fn take_gone(&mut self) -> Option<PortId> {
-        self.gone.pop()
+    /// A port whose reading failed, and which is not read any more.
+    pub fn take_ended(&mut self) -> Option<PortId> {
+        self.ended.pop()
     }
 
     /// Queues frames for a port. What became of them is told by [`Ring::reports`].

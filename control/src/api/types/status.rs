@@ -116,7 +116,7 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since it was started.
     pub uptime_s: u64,
-    /// How TAP devices are read and written: `io_uring` or `epoll`.
+    /// How TAPs and uplinks are read and written: `io_uring` or `epoll`.
     #[serde(default)]
     pub io: String,
     /// Its workers.

@@ -2,7 +2,9 @@
 //!
 //! Frames are received through a ring shared with the kernel (`TPACKET_V2`), each slot as large as
 //! the largest frame, with the virtio-net header before it; they are copied into buffers of the
-//! pool. They are sent, many in a call, by a second socket that passes by the queueing discipline.
+//! pool. Or they are read one by one into these buffers, which a worker's io_uring does best
+//! ([`Receive`]). They are sent, many in a call, by a second socket that passes by the queueing
+//! discipline.
 //! What the host itself sends on the interface is not received.
 //!
 //! The kernel takes the outer VLAN tag out of a frame; it is put back in here.
@@ -22,6 +24,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
 use nix::sys::utsname::uname;
 
+use super::stream::StreamRx;
 use super::sys::packet::{self as sys, Received, RxRing, SEND_BATCH};
 use super::tap::with_vnet_hdr;
 use super::vnet_hdr::VnetHdr;
@@ -41,6 +44,10 @@ pub const DEFAULT_SLOTS: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 /// Send buffer. The default of 208 KiB holds three frames of 64 KiB.
 const SEND_BUFFER: libc::c_int = 4 << 20;
 
+/// Receive buffer without a ring; the kernel doubles it. A frame counts with its bookkeeping, so
+/// that 64 KiB of payload take up to twice that.
+const RECEIVE_BUFFER: libc::c_int = 8 << 20;
+
 /// An error of the socket is looked for in every this many calls that find no frame: it costs a
 /// syscall, and a worker that spins calls very often.
 const IDLE_CALLS_PER_CHECK: u32 = 8;
@@ -52,13 +59,24 @@ pub struct PacketOptions<'a> {
     pub promiscuous: bool,
     /// A BPF socket filter program that chooses the frames, e.g. [`super::steer::Steering`]'s.
     pub filter: Option<BorrowedFd<'a>>,
-    /// Slots of the receive ring, 72 KiB each.
-    pub slots: NonZeroUsize,
+    /// How frames are received.
+    pub receive: Receive,
+}
+
+/// How a packet socket receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Receive {
+    /// Through a ring of so many slots of 72 KiB, into which the kernel copies while it delivers.
+    /// VLAN tags are kept.
+    Ring(NonZeroUsize),
+    /// Frame by frame, as [`super::ring::Ring`] reads best: copied once, by the worker. Frames with
+    /// a VLAN tag are not received, as a read does not tell the tag.
+    Stream,
 }
 
 impl Default for PacketOptions<'_> {
     fn default() -> Self {
-        Self { promiscuous: false, filter: None, slots: DEFAULT_SLOTS }
+        Self { promiscuous: false, filter: None, receive: Receive::Ring(DEFAULT_SLOTS) }
     }
 }
 
@@ -91,7 +109,8 @@ pub enum PacketSocketError {
 pub struct PacketSocket {
     rx: Arc<OwnedFd>,
     tx: OwnedFd,
-    ring: RxRing,
+    /// `None`: [`Receive::Stream`].
+    ring: Option<RxRing>,
     counts: Arc<Counts>,
     offloads: Offloads,
 }
@@ -166,13 +185,25 @@ impl PacketSocket {
         // Refused once there is a ring.
         packet_option(fd, libc::PACKET_VNET_HDR, 1, "turn virtio-net headers on")?;
         packet_option(fd, libc::PACKET_IGNORE_OUTGOING, 1, "ignore outgoing frames")?;
-        if let Some(filter) = options.filter {
-            let program = std::os::fd::AsRawFd::as_raw_fd(&filter);
-            sys::set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program)
-                .map_err(failed("attach the socket filter"))?;
-        }
-        let ring =
-            RxRing::new(fd, SLOT_LEN, options.slots).map_err(failed("make a receive ring"))?;
+        let attached = match (options.filter, options.receive) {
+            (Some(filter), _) => {
+                let program = std::os::fd::AsRawFd::as_raw_fd(&filter);
+                sys::set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program)
+            }
+            (None, Receive::Stream) => sys::refuse_tagged(fd),
+            (None, Receive::Ring(_)) => Ok(()),
+        };
+        attached.map_err(failed("attach the socket filter"))?;
+        let ring = match options.receive {
+            Receive::Ring(slots) => {
+                Some(RxRing::new(fd, SLOT_LEN, slots).map_err(failed("make a receive ring"))?)
+            }
+            Receive::Stream => {
+                force(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER)
+                    .map_err(failed("set the receive buffer"))?;
+                None
+            }
+        };
         // Only now frames come, so none of them passes by filter or ring.
         sys::bind(fd, index, ETH_P_ALL).map_err(failed("bind"))?;
         if options.promiscuous {
@@ -183,9 +214,7 @@ impl PacketSocket {
         let fd = tx.as_fd();
         packet_option(fd, libc::PACKET_VNET_HDR, 1, "turn virtio-net headers on")?;
         packet_option(fd, libc::PACKET_QDISC_BYPASS, 1, "pass by the queueing discipline")?;
-        // Beyond net.core.wmem_max only with CAP_NET_ADMIN; without, what that allows.
-        sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER)
-            .or_else(|_| sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, SEND_BUFFER))
+        force(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER)
             .map_err(failed("set the send buffer"))?;
         sys::bind(fd, index, 0).map_err(failed("bind"))?;
 
@@ -203,6 +232,22 @@ impl PacketSocket {
     pub fn counters(&self) -> PacketCounters {
         PacketCounters { rx: Arc::downgrade(&self.rx), counts: Arc::clone(&self.counts) }
     }
+}
+
+/// Sets the size of a buffer: beyond what `net.core` allows only with `CAP_NET_ADMIN`.
+fn force(
+    fd: BorrowedFd<'_>,
+    forced: libc::c_int,
+    plain: libc::c_int,
+    bytes: libc::c_int,
+) -> io::Result<()> {
+    sys::set_option(fd, libc::SOL_SOCKET, forced, bytes)
+        .or_else(|_| sys::set_option(fd, libc::SOL_SOCKET, plain, bytes))
+}
+
+/// Whether a socket's interface has been removed: one that is only down may come up again.
+fn is_gone(fd: BorrowedFd<'_>) -> bool {
+    sys::bound_interface(fd).map_or(true, |index| index <= 0)
 }
 
 /// `ETH_P_ALL`.
@@ -234,10 +279,16 @@ impl Port for PacketSocket {
 
     fn split(self: Box<Self>, workers: usize) -> io::Result<PortHalves> {
         let fd = Arc::new(self.tx);
-        let half = |_| -> Box<dyn PortTx> { Box::new(PacketTx { fd: Arc::clone(&fd) }) };
+        let is_stream = self.ring.is_none();
+        let half = |_| -> Box<dyn PortTx> { Box::new(PacketTx { fd: Arc::clone(&fd), is_stream }) };
         let tx = (0..workers).map(half).collect();
-        let rx = PacketRx { fd: self.rx, ring: self.ring, counts: self.counts, idle_calls: 0 };
-        Ok(PortHalves { rx: Box::new(rx), tx })
+        let rx: Box<dyn PortRx> = match self.ring {
+            Some(ring) => {
+                Box::new(PacketRx { fd: self.rx, ring, counts: self.counts, idle_calls: 0 })
+            }
+            None => Box::new(StreamRx::new(self.rx, is_gone)),
+        };
+        Ok(PortHalves { rx, tx })
     }
 }
 
@@ -297,7 +348,7 @@ impl PacketRx {
     fn check(&self) -> Result<(), Gone> {
         match getsockopt(&self.fd, sockopt::SocketError) {
             Ok(0) => Ok(()),
-            _ if sys::bound_interface(self.fd.as_fd()).is_ok_and(|index| index > 0) => Ok(()),
+            _ if !is_gone(self.fd.as_fd()) => Ok(()),
             _ => Err(Gone),
         }
     }
@@ -340,6 +391,8 @@ fn fill(frame: &mut Frame, received: Received<'_>) -> bool {
 #[derive(Debug)]
 struct PacketTx {
     fd: Arc<OwnedFd>,
+    /// May be written to by the worker's ring.
+    is_stream: bool,
 }
 
 impl PacketTx {
@@ -398,6 +451,10 @@ impl PortTx for PacketTx {
         let mut report = TxReport::default();
         self.send(std::slice::from_mut(frame), &mut report);
         report
+    }
+
+    fn stream(&self) -> Option<BorrowedFd<'_>> {
+        self.is_stream.then(|| self.fd.as_fd())
     }
 }
 

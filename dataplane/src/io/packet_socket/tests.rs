@@ -8,6 +8,8 @@ use crate::io::poll::Poller;
 use crate::io::testing::{Netns, WAIT, command, halves, ip, receive, wait_until_up};
 use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_UDP_L4};
 
+const BOTH: [Receive; 2] = [Receive::Ring(DEFAULT_SLOTS), Receive::Stream];
+
 /// Two namespaces with a cable between `ours` in the first and `theirs` (192.0.2.1/24) in the
 /// second. The neighbor 192.0.2.2 of the second is only an entry in its table.
 struct Cable {
@@ -105,50 +107,56 @@ fn interfaces_that_cannot_be_had_are_named() {
 #[test]
 #[ignore = "needs root"]
 fn frames_and_offload_state_pass_both_ways() {
-    let cable = Cable::new();
-    let (mut rx, mut tx) = halves(cable.open(&PacketOptions::default()));
-    let mut pool = Pool::new(4);
-    let socket = cable.far.run(|| UdpSocket::bind("192.0.2.1:5000").unwrap());
-    socket.set_read_timeout(WAIT).unwrap();
-    socket.send_to(b"over there", "192.0.2.2:6000").unwrap();
-    let mut frame = receive(&mut *rx, &mut pool, is_udp);
-    assert_eq!(frame.len(), 52);
-    assert_eq!(frame.vnet.flags, F_NEEDS_CSUM);
-    assert_eq!((frame.vnet.csum_start, frame.vnet.csum_offset), (34, 6));
-    turn_round(&mut frame);
-    let report = tx.tx_copy(&mut frame, &mut pool);
-    assert_eq!(report, TxReport { sent: 1, sent_bytes: 52, ..TxReport::default() });
-    let mut buffer = [0; 64];
-    let (len, from) = socket.recv_from(&mut buffer).unwrap();
-    assert_eq!(&buffer[..len], b"over there");
-    assert_eq!(from.to_string(), "192.0.2.2:6000");
-    // What we sent ourselves does not come back.
-    let mut batch = Vec::new();
-    while rx.rx(4, &mut pool, &mut batch).unwrap() > 0 {
-        assert!(!batch.drain(..).any(|frame| is_udp(&frame)));
+    for how in BOTH {
+        let cable = Cable::new();
+        let (mut rx, mut tx) =
+            halves(cable.open(&PacketOptions { receive: how, ..PacketOptions::default() }));
+        let mut pool = Pool::new(4);
+        let socket = cable.far.run(|| UdpSocket::bind("192.0.2.1:5000").unwrap());
+        socket.set_read_timeout(WAIT).unwrap();
+        socket.send_to(b"over there", "192.0.2.2:6000").unwrap();
+        let mut frame = receive(&mut *rx, &mut pool, is_udp);
+        assert_eq!(frame.len(), 52);
+        assert_eq!(frame.vnet.flags, F_NEEDS_CSUM);
+        assert_eq!((frame.vnet.csum_start, frame.vnet.csum_offset), (34, 6));
+        turn_round(&mut frame);
+        let report = tx.tx_copy(&mut frame, &mut pool);
+        assert_eq!(report, TxReport { sent: 1, sent_bytes: 52, ..TxReport::default() });
+        let mut buffer = [0; 64];
+        let (len, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"over there");
+        assert_eq!(from.to_string(), "192.0.2.2:6000");
+        // What we sent ourselves does not come back.
+        let mut batch = Vec::new();
+        while rx.rx(4, &mut pool, &mut batch).unwrap() > 0 {
+            assert!(!batch.drain(..).any(|frame| is_udp(&frame)));
+        }
     }
 }
 
 #[test]
 #[ignore = "needs root"]
 fn a_large_send_passes_both_ways_as_one_frame() {
-    let cable = Cable::new();
-    let (mut rx, mut tx) = halves(cable.open(&PacketOptions::default()));
-    let mut pool = Pool::new(4);
-    let socket = cable.far.run(|| UdpSocket::bind("192.0.2.1:5000").unwrap());
-    socket.set_read_timeout(WAIT).unwrap();
-    setsockopt(&socket, sockopt::UdpGsoSegment, &1000).unwrap();
-    socket.send_to(&[7; 40_000], "192.0.2.2:6000").unwrap();
-    let mut frame = receive(&mut *rx, &mut pool, is_udp);
-    // Before Linux 6.2 the stack segments by itself.
-    let whole = kernel_has_uso();
-    let expected = if whole { (40_042, GSO_UDP_L4, 1000) } else { (1042, GSO_NONE, 0) };
-    assert_eq!((frame.len(), frame.vnet.gso_type, frame.vnet.gso_size), expected);
-    turn_round(&mut frame);
-    assert_eq!(tx.tx_copy(&mut frame, &mut pool).sent, 1);
-    let mut buffer = [0; 2000];
-    for _ in 0..if whole { 40 } else { 1 } {
-        assert_eq!(socket.recv(&mut buffer).unwrap(), 1000);
+    for how in BOTH {
+        let cable = Cable::new();
+        let (mut rx, mut tx) =
+            halves(cable.open(&PacketOptions { receive: how, ..PacketOptions::default() }));
+        let mut pool = Pool::new(4);
+        let socket = cable.far.run(|| UdpSocket::bind("192.0.2.1:5000").unwrap());
+        socket.set_read_timeout(WAIT).unwrap();
+        setsockopt(&socket, sockopt::UdpGsoSegment, &1000).unwrap();
+        socket.send_to(&[7; 40_000], "192.0.2.2:6000").unwrap();
+        let mut frame = receive(&mut *rx, &mut pool, is_udp);
+        // Before Linux 6.2 the stack segments by itself.
+        let whole = kernel_has_uso();
+        let expected = if whole { (40_042, GSO_UDP_L4, 1000) } else { (1042, GSO_NONE, 0) };
+        assert_eq!((frame.len(), frame.vnet.gso_type, frame.vnet.gso_size), expected);
+        turn_round(&mut frame);
+        assert_eq!(tx.tx_copy(&mut frame, &mut pool).sent, 1);
+        let mut buffer = [0; 2000];
+        for _ in 0..if whole { 40 } else { 1 } {
+            assert_eq!(socket.recv(&mut buffer).unwrap(), 1000);
+        }
     }
 }
 
@@ -182,6 +190,27 @@ fn a_vlan_tag_arrives_as_it_was_sent() {
     }
 }
 
+/// A read does not tell the tag, and the frame without it would pass for an untagged one.
+#[test]
+#[ignore = "needs root"]
+fn without_a_ring_no_tagged_frame_comes() {
+    let cable = Cable::new();
+    let options = PacketOptions { receive: Receive::Stream, ..PacketOptions::default() };
+    let (mut rx, _tx) = halves(cable.open(&options));
+    let far = cable.far.run(|| PacketSocket::open("theirs", &PacketOptions::default()).unwrap());
+    let (_far_rx, mut far_tx) = halves(far);
+    let mut pool = Pool::new(4);
+    let tagged = [0x81, 0, 0x20, 5, 0x88, 0xb5];
+    for kind in [&tagged[..], &[0x88, 0xa8, 0, 5, 0x88, 0xb5], &[0x88, 0xb5]] {
+        let mut frame = pool.take().unwrap();
+        frame.copy_from(&[&[2; 12], kind, &[7; 46]].concat());
+        assert_eq!(far_tx.tx_copy(&mut frame, &mut pool).sent, 1);
+        pool.put(frame);
+    }
+    let first = receive(&mut *rx, &mut pool, |frame| frame.bytes().starts_with(&[2; 12]));
+    assert_eq!(first.bytes()[12..], [&[0x88, 0xb5][..], &[7; 46]].concat());
+}
+
 #[test]
 #[ignore = "needs root"]
 fn only_the_frame_at_fault_is_refused() {
@@ -213,7 +242,8 @@ fn only_the_frame_at_fault_is_refused() {
 #[ignore = "needs root"]
 fn a_full_ring_is_counted() {
     let cable = Cable::new();
-    let socket = cable.open(&PacketOptions { slots: NonZeroUsize::MIN, ..Default::default() });
+    let socket = cable
+        .open(&PacketOptions { receive: Receive::Ring(NonZeroUsize::MIN), ..Default::default() });
     let counters = socket.counters();
     let (mut rx, _tx) = halves(socket);
     let sender = cable.far.run(|| UdpSocket::bind("192.0.2.1:5000").unwrap());

@@ -229,7 +229,7 @@ fn what_ends_reading_is_told_once() {
     let listener = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
     let Bench { ring, pool, poller, .. } = &mut bench;
     ring.wait(LONG, pool, poller.fd(), |_| Some(listener.as_fd()));
-    assert_eq!((ring.take_gone(), ring.take_gone()), (Some(gone), None));
+    assert_eq!((ring.take_ended(), ring.take_ended()), (Some(gone), None));
     assert!(!ring.has(gone));
 }
 

@@ -43,6 +43,27 @@ pub(in crate::io) fn set_option(
     set(fd, level, name, &value)
 }
 
+/// Receives frames without a VLAN tag only. The tag that the kernel took out of a frame is told
+/// beside the frame, where a plain read does not see it.
+pub(in crate::io) fn refuse_tagged(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // `linux/filter.h`: SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT.
+    const TAG_PRESENT: u32 = (-0x1000i32 + 48).cast_unsigned();
+    // `linux/bpf_common.h`: BPF_LD | BPF_B | BPF_ABS; BPF_JMP | BPF_JEQ | BPF_K; BPF_RET | BPF_K.
+    let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut program = [
+        instruction(0x30, 0, 0, TAG_PRESENT),
+        instruction(0x15, 0, 1, 0),
+        instruction(0x06, 0, 0, u32::MAX),
+        instruction(0x06, 0, 0, 0),
+    ];
+    let filter = libc::sock_fprog {
+        len: libc::c_ushort::try_from(program.len()).unwrap_or(0),
+        filter: program.as_mut_ptr(),
+    };
+    // The kernel copies the program before the call returns.
+    set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
+}
+
 /// Receives everything on the wire of the interface, not only what is for it.
 pub(in crate::io) fn add_promiscuous(fd: BorrowedFd<'_>, ifindex: libc::c_int) -> io::Result<()> {
     let request = libc::packet_mreq {

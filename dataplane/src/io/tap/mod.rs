@@ -15,7 +15,7 @@
 //! stack leaves checksums partial and hands over segments of up to 64 KiB, and takes both.
 //!
 //! **End of life.** A device that was deleted, alone or with its namespace, polls as an error for
-//! ever; reading says `EBADFD`, reported as [`Gone`]. One that is down takes nothing (`EIO`).
+//! ever; reading says `EBADFD`, reported as [`super::Gone`]. One that is down takes nothing (`EIO`).
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -25,11 +25,12 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
-use nix::unistd::{read, write};
+use nix::unistd::write;
 
+use super::stream::StreamRx;
 use super::sys::tun;
-use super::vnet_hdr::{VNET_HDR_LEN, VnetHdr};
-use super::{Gone, Offloads, Port, PortHalves, PortRx, PortTx, TxReport};
+use super::vnet_hdr::VNET_HDR_LEN;
+use super::{Offloads, Port, PortHalves, PortTx, TxReport};
 use crate::frame::Frame;
 use crate::pool::Pool;
 
@@ -189,55 +190,10 @@ impl Port for Tap {
         let fd = Arc::new(self.fd);
         let half = |_| -> Box<dyn PortTx> { Box::new(TapTx { fd: Arc::clone(&fd) }) };
         let tx = (0..workers).map(half).collect();
-        Ok(PortHalves { rx: Box::new(TapRx { fd }), tx })
-    }
-}
-
-#[derive(Debug)]
-struct TapRx {
-    fd: Arc<OwnedFd>,
-}
-
-impl PortRx for TapRx {
-    fn rx(
-        &mut self,
-        budget: usize,
-        pool: &mut Pool,
-        batch: &mut Vec<Frame>,
-    ) -> Result<usize, Gone> {
-        let mut count = 0;
-        while count < budget {
-            let Some(mut frame) = pool.take() else { break };
-            let buffer = frame.receive_buffer(VNET_HDR_LEN);
-            match read(&self.fd, buffer) {
-                Ok(len) => {
-                    let vnet = buffer.first_chunk().copied().map(VnetHdr::decode);
-                    frame.set_received(len.saturating_sub(VNET_HDR_LEN));
-                    frame.vnet = vnet.unwrap_or_default();
-                    batch.push(frame);
-                    count += 1;
-                }
-                Err(Errno::EINTR) => pool.put(frame),
-                Err(errno) => {
-                    pool.put(frame);
-                    // EBADFD: deleted. EFAULT: being deleted just now (the driver's answer once
-                    // its queue is shut down). No other error ends by itself either.
-                    if errno != Errno::EAGAIN && count == 0 {
-                        return Err(Gone);
-                    }
-                    break;
-                }
-            }
-        }
-        Ok(count)
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd.as_fd())
-    }
-
-    fn stream(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd.as_fd())
+        // EBADFD: deleted. EFAULT: being deleted just now (the driver's answer once its queue is
+        // shut down). No other error of reading ends by itself either.
+        let rx = StreamRx::new(fd, |_| true);
+        Ok(PortHalves { rx: Box::new(rx), tx })
     }
 }
 

@@ -5,6 +5,7 @@ use super::*;
 use crate::io::poll::Poller;
 use crate::io::testing::{Netns, WAIT, command, eventually, halves, ip, receive};
 use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_UDP_L4};
+use crate::io::{Gone, PortRx};
 
 fn options(name: &str, persistent: bool) -> TapOptions {
     TapOptions { name: name.to_owned(), persistent }
