@@ -1,7 +1,7 @@
 //! A laboratory: network namespaces with names of their own, programs in them, and how to be rid of
 //! both. The demo and the comparison with other switches work in one.
 //!
-//! Whatever is made is noted first in one place, `LEFTOVERS`, which is cleared on every way out:
+//! Whatever is made is noted with it in one place, `LEFTOVERS`, which is cleared on every way out:
 //! at the end, by a signal, by a panic (the release build aborts on panic, so unwinding alone would
 //! not do). Only `kill -9` leaves something; the next laboratory of the same kind removes what dead
 //! ones left. A process has one laboratory at a time.
@@ -10,7 +10,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{self, Child};
+use std::process::{self, Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -85,6 +86,40 @@ fn leftovers() -> MutexGuard<'static, Leftovers> {
     LEFTOVERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A signal came: its thread clears up and ends the process.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Held while one thread clears up: another one waits until all of it is gone.
+static CLEARING: Mutex<()> = Mutex::new(());
+
+/// A signal interrupts what other threads do before its own thread can say so.
+const SIGNAL_IS_TOLD: Duration = Duration::from_millis(300);
+
+/// Never returns once a signal came. Whatever fails then does so because everything is being taken
+/// away, and ending the process meanwhile would leave the rest of it.
+pub fn stay_if_ending() {
+    while ENDING.load(Ordering::SeqCst) {
+        thread::park_timeout(GRACE);
+    }
+}
+
+/// The same after something has failed, perhaps because of a signal that has not been told yet.
+pub fn stay_if_interrupted() {
+    thread::sleep(SIGNAL_IS_TOLD);
+    stay_if_ending();
+}
+
+/// What is made under this lock is noted, or not made: clearing up takes the notes under it too.
+fn making() -> MutexGuard<'static, Leftovers> {
+    let guard = leftovers();
+    if ENDING.load(Ordering::SeqCst) {
+        drop(guard);
+        stay_if_ending();
+        return leftovers();
+    }
+    guard
+}
+
 /// Clears up when dropped, and on signals and panics as long as the process lives.
 #[derive(Debug)]
 pub struct Lab {
@@ -104,13 +139,15 @@ impl Lab {
         watch_signals(owner)?;
         watch_panics(owner);
         remove_what_dead_ones_left(owner);
-        leftovers().names = Some(netns::directory());
+        let mut notes = making();
+        notes.names = Some(netns::directory());
         let directory = owner.directory_of(process::id());
-        leftovers().directory = Some(directory.clone());
-        fs::DirBuilder::new().mode(0o700).create(&directory).map_err(|source| {
-            leftovers().directory = None;
-            LabError::Io { action: format!("create {}", directory.display()), source }
+        fs::DirBuilder::new().mode(0o700).create(&directory).map_err(|source| LabError::Io {
+            action: format!("create {}", directory.display()),
+            source,
         })?;
+        notes.directory = Some(directory.clone());
+        drop(notes);
         Ok(Self { owner, directory })
     }
 
@@ -132,17 +169,23 @@ impl Lab {
     /// When the role is taken or the kernel refuses.
     pub fn machine(&self, role: &str) -> Result<Netns, LabError> {
         let name = self.name_of(role);
-        leftovers().namespaces.push(name.clone());
-        Netns::create(&name).map_err(|error| {
-            // Not ours, if somebody has that name.
-            leftovers().namespaces.retain(|noted| *noted != name);
-            error.into()
-        })
+        let mut notes = making();
+        // Not ours when it fails: somebody has that name.
+        let machine = Netns::create(&name)?;
+        notes.namespaces.push(name);
+        Ok(machine)
     }
 
-    /// Entrusts a process to the laboratory, which ends the last one first.
-    pub fn keep(&self, child: Child) {
-        leftovers().programs.push(child);
+    /// Starts a program, which the laboratory ends, the last one first; its process id.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self, command: &mut Command) -> io::Result<u32> {
+        let mut notes = making();
+        let child = command.spawn()?;
+        let pid = child.id();
+        notes.programs.push(child);
+        Ok(pid)
     }
 
     /// The exit status of a kept process, if it has ended.
@@ -174,6 +217,7 @@ impl Lab {
         let names = leftovers().namespaces.clone();
         let directory = self.directory.clone();
         drop(self);
+        stay_if_ending();
         let mut left: Vec<String> = names
             .into_iter()
             .filter(|name| netns::path_of(name).is_ok_and(|path| path.exists()))
@@ -194,6 +238,7 @@ impl Drop for Lab {
 /// Ends the programs and removes namespaces and files. Safe to call again. Goes on after failures:
 /// the next thing may still be removable.
 fn clear(owner: Owner) {
+    let _clearing = CLEARING.lock().unwrap_or_else(PoisonError::into_inner);
     let Leftovers { programs, namespaces, directory, names } = std::mem::take(&mut *leftovers());
     let program = owner.program;
     for child in programs.into_iter().rev() {
@@ -252,6 +297,7 @@ fn watch_signals(owner: Owner) -> Result<(), LabError> {
                     _ = terminate.recv() => Signal::SIGTERM,
                 }
             });
+            ENDING.store(true, Ordering::SeqCst);
             eprintln!("{}: {caught}, cleaning up", owner.program);
             clear(owner);
             // The shell's way to say "ended by a signal".

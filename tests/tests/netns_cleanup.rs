@@ -8,12 +8,17 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tests::host::inventory::Inventory;
 use tests::host::namespace::{Namespace, Owned};
 use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
-use tests::host::{GATEWAY, HOST_IP, Host, Uplink, rows};
+use tests::host::{GATEWAY, HOST_IP, Host, Uplink, programs, rows};
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
@@ -182,4 +187,35 @@ fn a_namespace_of_the_same_name_made_by_others_is_not_touched() {
     host.ok(["sandbox", "rm", &a.name]);
     assert!(a.ns.exists(), "a namespace of others was removed");
     assert!(a.ns.ip("link show").contains("own0"));
+}
+
+/// At any moment: while it builds, measures, or has just begun to take everything away.
+#[test]
+#[ignore = "needs root"]
+fn a_demo_that_is_broken_off_leaves_nothing() {
+    for millis in [50, 400, 900, 1500, 3000] {
+        let mut demo = Command::new(programs().join("vswitchd"))
+            .arg("demo")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(millis));
+        let pid = Pid::from_raw(i32::try_from(demo.id()).unwrap());
+        kill(pid, Signal::SIGINT).unwrap();
+        let ended = demo.wait().unwrap();
+        // Before it listens to signals, one ends it as it ends any program.
+        let by_signal = ended.code() == Some(130) || ended.signal() == Some(2);
+        assert!(by_signal, "after {millis} ms: {ended}");
+        let name = format!("vswitchd-demo-{pid}");
+        for folder in [Path::new("/run/netns"), &std::env::temp_dir()] {
+            let left: Vec<_> = fs::read_dir(folder)
+                .into_iter()
+                .flatten()
+                .map(|entry| entry.unwrap().file_name())
+                .filter(|found| found.to_string_lossy().starts_with(&name))
+                .collect();
+            assert!(left.is_empty(), "after {millis} ms: {left:?}");
+        }
+    }
 }

@@ -56,9 +56,7 @@ impl Daemon {
             // A Ctrl-C is for the demo alone, which then ends the daemon in order.
             .process_group(0);
         // A child belongs to the namespace of the thread that starts it.
-        let child = host.run(|| command.spawn())?.map_err(io("start the daemon"))?;
-        let pid = child.id();
-        lab.keep(child);
+        let pid = host.run(|| lab.start(&mut command))?.map_err(io("start the daemon"))?;
         let daemon = Self { client: Client::new(socket) };
         let deadline = Instant::now() + START_TIMEOUT;
         loop {

@@ -5,6 +5,7 @@ use std::io::Write;
 use serde::Serialize;
 
 use crate::cli::output::Format;
+use crate::lab;
 
 /// What one step showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +68,12 @@ impl Report {
 
     /// Records a step and, for a person, prints it at once.
     pub(super) fn add(&mut self, name: &'static str, expected: &str, seen: &Seen) {
+        // A step that a signal broke off has shown nothing.
+        if seen.ok {
+            lab::stay_if_ending();
+        } else {
+            lab::stay_if_interrupted();
+        }
         if self.format == Format::Table {
             let mark = if seen.ok { " ok " } else { "FAIL" };
             say(&format!("[{mark}] {name}"));

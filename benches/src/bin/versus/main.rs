@@ -59,6 +59,9 @@ fn compare(options: &Options) -> Result<bool, VersusError> {
     let mut bench = Bench { lab: &lab, ours, options, left_out: Vec::new(), failures: Vec::new() };
     let results = bench.measure();
     let Bench { left_out, mut failures, .. } = bench;
+    if results.is_err() {
+        control::lab::stay_if_interrupted();
+    }
     let left = lab.close();
     if !left.is_empty() {
         failures.push(format!("left behind: {}", left.join(", ")));

@@ -106,10 +106,7 @@ pub(crate) fn start(
         .process_group(0);
     let name = command.get_program().to_string_lossy().into_owned();
     // A child belongs to the namespace of the thread that starts it.
-    let child = netns.run(|| command.spawn())?.map_err(io(format!("start {name}")))?;
-    let pid = child.id();
-    lab.keep(child);
-    Ok(pid)
+    netns.run(|| lab.start(&mut command))?.map_err(io(format!("start {name}")))
 }
 
 /// Runs a program in a namespace, with `input` to read, and gives what it prints. Its last message
