@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::conntrack::EarlierRun;
 use dataplane::io::IoBackend;
 use dataplane::{Engine, EngineOptions};
 use futures::StreamExt;
@@ -183,6 +184,9 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     let socket = SocketFile(config.daemon.socket.clone());
 
     let engine = start_engine(&config, &store)?;
+    if let Some(lost) = lost_connections(&engine) {
+        tracing::warn!("{lost}");
+    }
     let host = Place::open(Netns::current().failed("open the host's namespace")?)?;
     let monitor = Monitor::open().failed("watch the host's interfaces")?;
     let settings = Settings {
@@ -222,6 +226,21 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     drop(socket);
     let purged = switch.world().purged;
     outcome.map(|()| if purged { End::Purged } else { End::Stopped })
+}
+
+/// What a person should know about the connections of an earlier run.
+fn lost_connections(engine: &Engine) -> Option<String> {
+    match engine.earlier_run() {
+        EarlierRun::None | EarlierRun::TakenOver { refused: 0 } => None,
+        EarlierRun::TakenOver { refused } => Some(format!(
+            "the connection table of the earlier run had {refused} damaged entries; those \
+             connections are lost"
+        )),
+        EarlierRun::Unsound => Some(
+            "the connection table of the earlier run is damaged; its connections are lost"
+                .to_owned(),
+        ),
+    }
 }
 
 fn start_engine(config: &Config, store: &Store) -> Result<Engine> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 pub use crate::capture::Capture;
 use crate::config::Snapshot;
+use crate::conntrack::EarlierRun;
 use crate::io::{IoBackend, IoChoice, Port};
 pub use crate::l2::fdb::StaticRefused;
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
@@ -417,6 +418,12 @@ impl Engine {
     /// run, once everything that exists is published. Returns how many.
     pub fn end_orphans(&self) -> usize {
         self.plane.end_orphans()
+    }
+
+    /// What became of the connections that an earlier run left.
+    #[must_use]
+    pub fn earlier_run(&self) -> EarlierRun {
+        self.plane.tables().earlier
     }
 
     /// Totals of the connection table.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 
 use crate::clock::Timestamp;
-use crate::conntrack::ConnTable;
+use crate::conntrack::{ConnTable, EarlierRun};
 use crate::engine::{EngineOptions, NatRule};
 use crate::hash::HashKey;
 use crate::l2::fdb::Fdb;
@@ -22,6 +22,8 @@ pub struct Tables {
     pub connections: ConnTable,
     /// Datagrams whose later fragments are expected.
     pub fragments: Fragments,
+    /// What became of the connections of an earlier run.
+    pub earlier: EarlierRun,
     /// Neighbors.
     pub neighbors: Neighbors,
     /// First packets of connections and their bytes, by rule.
@@ -36,13 +38,14 @@ impl Tables {
     pub fn new(options: &EngineOptions, now: Timestamp) -> io::Result<Self> {
         let key = HashKey::random()?;
         let limit = options.conntrack_limit;
-        let connections = match &options.conntrack_file {
+        let (connections, earlier) = match &options.conntrack_file {
             Some(path) => ConnTable::adopt(path, limit, key, now.as_secs())?,
-            None => ConnTable::new(limit, key)?,
+            None => (ConnTable::new(limit, key)?, EarlierRun::None),
         };
         Ok(Self {
             fdb: Fdb::new(options.fdb_limit, HashKey::random()?)?,
             connections,
+            earlier,
             fragments: Fragments::default(),
             neighbors: Neighbors::default(),
             rules: DashMap::new(),

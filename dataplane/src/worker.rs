@@ -86,6 +86,10 @@ impl WorkerHandle {
                 IoChoice::Auto | IoChoice::Uring => match Ring::new() {
                     Ok(ring) => (Ok(Some(ring)), IoBackend::Uring),
                     Err(error) if choice == IoChoice::Uring => {
+                        let hint =
+                            "allow it (sysctl kernel.io_uring_disabled, seccomp) or use epoll";
+                        let text = format!("io_uring is not to be had: {error}; {hint}");
+                        let error = io::Error::new(error.kind(), text);
                         (Err(error), IoBackend::Epoll { refused: None })
                     }
                     Err(error) => (Ok(None), IoBackend::Epoll { refused: Some(error.to_string()) }),

@@ -16,4 +16,4 @@ mod words;
 
 pub use table::{ConnId, ConnTable, Hit, Insert, NewConnection};
 pub use tuple::{Direction, Tuple, Zone};
-pub use view::STATES;
+pub use view::{EarlierRun, STATES};

@@ -200,20 +200,20 @@ fn a_file_is_adopted_and_rubbish_is_not() {
     let path = dir.path().join("conntrack");
     let new = connection(1, 1000, 2000, 1000);
     {
-        let table = ConnTable::adopt(&path, 64, HashKey::new(1, 1), 0).unwrap();
+        let table = ConnTable::adopt(&path, 64, HashKey::new(1, 1), 0).unwrap().0;
         table.insert(&new, 0);
         table.insert(&connection(2, 1, 1, 5), 0);
         let hit = table.lookup(new.original, 0).unwrap();
         table.touch(&hit, 99, 0, 0, 1000);
     }
-    let table = ConnTable::adopt(&path, 128, HashKey::new(2, 2), 10).unwrap();
+    let table = ConnTable::adopt(&path, 128, HashKey::new(2, 2), 10).unwrap().0;
     assert_eq!(table.len(), 1, "the expired one is left behind");
     assert_eq!(table.entries(10).next().unwrap().connection.bytes, [99, 0]);
     assert!(table.lookup(new.reply, 10).is_some());
     drop(table);
     for rubbish in [vec![0xff; 96 * 64], vec![0xff; 7], Vec::new()] {
         std::fs::write(&path, rubbish).unwrap();
-        let table = ConnTable::adopt(&path, 64, HashKey::new(1, 1), 10).unwrap();
+        let table = ConnTable::adopt(&path, 64, HashKey::new(1, 1), 10).unwrap().0;
         for entry in table.entries(10) {
             assert!(entry.connection.timeout.as_secs() <= 30 * 86_400);
         }

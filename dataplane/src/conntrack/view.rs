@@ -108,34 +108,47 @@ impl ConnTable {
     ///
     /// # Errors
     /// When the new file cannot be made. An unsound old file is an empty one.
-    pub fn adopt(path: &Path, limit: u32, key: HashKey, now: u32) -> io::Result<Self> {
+    pub fn adopt(
+        path: &Path,
+        limit: u32,
+        key: HashKey,
+        now: u32,
+    ) -> io::Result<(Self, EarlierRun)> {
         let fresh = path.with_extension("new");
         // Left by a crash between making and renaming.
         let _ = std::fs::remove_file(&fresh);
         let table = Self::in_file(&fresh, limit, key)?;
+        let mut earlier = EarlierRun::None;
         if let Ok(old) = std::fs::symlink_metadata(path) {
             let words = usize::try_from(old.len()).unwrap_or(0) / size_of::<u64>();
-            match Region::file(path, words) {
+            earlier = match Region::file(path, words) {
                 Ok(old) => table.take_over(old, now),
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(error),
-                Err(_) => {}
-            }
+                Err(_) => EarlierRun::Unsound,
+            };
         }
         std::fs::rename(&fresh, path)?;
-        Ok(table)
+        Ok((table, earlier))
     }
 
     /// Entries are taken one by one, each checked: the file may be torn or made by anybody who
     /// could write to the run directory.
-    fn take_over(&self, old: Region, now: u32) {
+    fn take_over(&self, old: Region, now: u32) -> EarlierRun {
         let words = old.words().len();
-        let Ok(limit) = u32::try_from(words / (HOT_WORDS + COLD_WORDS)) else { return };
+        let Ok(limit) = u32::try_from(words / (HOT_WORDS + COLD_WORDS)) else {
+            return EarlierRun::Unsound;
+        };
         if limit == 0 || Self::entry_words(limit) != words {
-            return;
+            return EarlierRun::Unsound;
         }
-        let Ok(old) = Self::over(old, limit) else { return };
+        let Ok(old) = Self::over(old, limit) else { return EarlierRun::Unsound };
+        let mut refused = 0;
         for raw in (0..limit).filter_map(|index| old.raw(index)) {
+            if raw.new.deadline <= now {
+                continue;
+            }
             if !is_plausible(&raw.new, now) {
+                refused += 1;
                 continue;
             }
             if let Insert::Inserted(id) = self.insert(&raw.new, now)
@@ -146,15 +159,29 @@ impl ConnTable {
                 }
             }
         }
+        EarlierRun::TakenOver { refused }
     }
+}
+
+/// What became of the connections that an earlier run left in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EarlierRun {
+    /// There was no file.
+    None,
+    /// They go on.
+    TakenOver {
+        /// Entries that no run of ours can have written.
+        refused: u32,
+    },
+    /// The file is not one of ours, or is damaged: all are lost.
+    Unsound,
 }
 
 fn is_plausible(new: &NewConnection, now: u32) -> bool {
     let state_ok = new.original.proto() != ip_proto::TCP || TcpState::from_u8(new.state).is_some();
     state_ok
         && new.original.proto() == new.reply.proto()
-        && new.deadline > now
-        && new.deadline - now <= MAX_TIMEOUT_SECS
+        && new.deadline.saturating_sub(now) <= MAX_TIMEOUT_SECS
         && new.network != NetworkId(u16::MAX)
 }
 
@@ -212,10 +239,25 @@ mod tests {
             assert!(matches!(table.insert(new, 1000), Insert::Inserted(_)));
         }
         drop(table);
-        let table = ConnTable::adopt(&path, 16, HashKey::new(3, 4), 1000).unwrap();
+        let (table, earlier) = ConnTable::adopt(&path, 16, HashKey::new(3, 4), 1000).unwrap();
+        assert_eq!(earlier, EarlierRun::TakenOver { refused: 1 });
         let hit = table.lookup(longest.original, 1000).unwrap();
         assert_eq!(hit.deadline, longest.deadline);
         assert_eq!((table.len(), table.lookup(unsound.original, 1000)), (1, None));
+    }
+
+    #[test]
+    fn a_damaged_file_is_told_from_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("conntrack");
+        let adopt = || ConnTable::adopt(&path, 16, HashKey::new(1, 2), 1000).unwrap().1;
+        assert_eq!(adopt(), EarlierRun::None);
+        assert_eq!(adopt(), EarlierRun::TakenOver { refused: 0 });
+        for length in [0, 7, 500] {
+            std::fs::write(&path, vec![0xa5; length]).unwrap();
+            assert_eq!(adopt(), EarlierRun::Unsound, "{length}");
+            assert_eq!(adopt(), EarlierRun::TakenOver { refused: 0 });
+        }
     }
 
     #[test]
