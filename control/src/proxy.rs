@@ -75,6 +75,17 @@ pub enum ProxyError {
         /// Its protocol.
         proto: Proto,
     },
+    /// The kernel keeps it for a connection of the host that has ended.
+    #[error(
+        "port {port}/{proto} is kept for a minute after a connection of the host \
+         (TIME_WAIT, see `ss -tan`)"
+    )]
+    Closing {
+        /// The first such port.
+        port: u16,
+        /// Its protocol.
+        proto: Proto,
+    },
     /// The address is not one of the host.
     #[error("{0} is not an address of this host")]
     NotOurs(Ipv4Addr),
@@ -113,9 +124,10 @@ pub enum ProxyError {
 impl From<ProxyError> for Error {
     fn from(error: ProxyError) -> Self {
         let kind = match &error {
-            ProxyError::Busy { .. } | ProxyError::Connected { .. } | ProxyError::TooMany { .. } => {
-                Kind::Conflict
-            }
+            ProxyError::Busy { .. }
+            | ProxyError::Closing { .. }
+            | ProxyError::Connected { .. }
+            | ProxyError::TooMany { .. } => Kind::Conflict,
             ProxyError::NotOurs(_) => Kind::Invalid,
             ProxyError::Sockets(_) | ProxyError::System { .. } => Kind::Failed,
         };
@@ -275,7 +287,9 @@ fn hold(publication: &Publication) -> Result<Reservation, ProxyError> {
     for port in host_ports.first()..=host_ports.last() {
         match bind::hold(proto, host_ip, port) {
             Ok(socket) => held.push(socket),
-            Err(ProxyError::Busy { port, .. }) => kept.push(port),
+            Err(ProxyError::Busy { port, .. } | ProxyError::Closing { port, .. }) => {
+                kept.push(port);
+            }
             Err(error) => return Err(error),
         }
     }

@@ -212,7 +212,10 @@ fn what_left_the_file_goes_and_what_others_made_stays() {
     assert!(log.contains("\"second\": removed, as from the config file"), "{log}");
     assert!(log.contains("\"app\": is not in the config file any more, but in use by"), "{log}");
     assert!(exists(&host, "app") && !exists(&host, "second") && exists(&host, "mine"));
+    assert!(host.ok(["status"]).contains("in use by"));
     host.ok(["sandbox", "rm", &a.name]);
+    let status = host.ok(["status"]);
+    assert!(!status.contains("in use by"), "nobody uses it any more: {status}");
     // At a start too.
     host.stop(Signal::SIGKILL);
     host.launch();

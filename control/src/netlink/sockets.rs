@@ -165,6 +165,14 @@ impl HostPorts {
             .min()
     }
 
+    /// Whether nothing but what is left of closed connections has the port.
+    #[must_use]
+    pub fn is_closing(&self, proto: Proto, port: u16) -> bool {
+        let mut there = self.sockets.iter().filter(|s| s.proto == proto && s.port == port);
+        let left_over = |socket: &BoundSocket| !socket.serves && socket.peer.is_none();
+        there.next().is_some_and(left_over) && there.all(left_over)
+    }
+
     /// First and last port the host hands out to its own outgoing connections
     /// (`ip_local_port_range`).
     #[must_use]
@@ -306,6 +314,25 @@ mod tests {
         for line in ["", "0:", "0: 0100007F 0", "0: 01:1F90 02:0000 0A", "0: 0100007F:XX 0:0 0A"] {
             assert_eq!(parse_socket(Proto::Tcp, line), None, "{line:?}");
         }
+    }
+
+    #[test]
+    fn what_is_left_of_connections_is_told_from_what_lives() {
+        let rest = "00000000:00000000 00:00000000 00000000     0        0";
+        let row = |state: &str, inode: &str| {
+            let remote = if state == "0A" { "00000000:0000" } else { "010200C0:01BB" };
+            let line = format!("   0: 0100007F:1F90 {remote} {state} {rest} {inode} 1 0");
+            parse_socket(Proto::Tcp, &line).unwrap()
+        };
+        let is_closing = |sockets: Vec<BoundSocket>| {
+            let ports = HostPorts { sockets, ..HostPorts::default() };
+            assert!(!ports.is_closing(Proto::Udp, 8080) && !ports.is_closing(Proto::Tcp, 8081));
+            ports.is_closing(Proto::Tcp, 8080)
+        };
+        assert!(is_closing(vec![row("06", "0"), row("06", "0")]));
+        assert!(!is_closing(vec![]));
+        assert!(!is_closing(vec![row("06", "0"), row("0A", "48213")]));
+        assert!(!is_closing(vec![row("06", "0"), row("01", "48214")]));
     }
 
     #[test]

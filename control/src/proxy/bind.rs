@@ -8,6 +8,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::ProxyError;
+use crate::netlink::sockets::HostPorts;
 use crate::publish::Proto;
 
 /// Every namespace has one, under this name.
@@ -75,7 +76,14 @@ fn tcp(address: SocketAddr, reuse: bool) -> io::Result<TcpSocket> {
 
 fn explain(source: io::Error, proto: Proto, host_ip: Ipv4Addr, port: u16) -> ProxyError {
     match source.kind() {
-        io::ErrorKind::AddrInUse => ProxyError::Busy { port, proto },
+        io::ErrorKind::AddrInUse => {
+            let closing = HostPorts::read().is_ok_and(|ports| ports.is_closing(proto, port));
+            if closing {
+                ProxyError::Closing { port, proto }
+            } else {
+                ProxyError::Busy { port, proto }
+            }
+        }
         io::ErrorKind::AddrNotAvailable => ProxyError::NotOurs(host_ip),
         _ => ProxyError::System { port, proto, source },
     }

@@ -70,7 +70,10 @@ impl Switch {
         declared: &[NetworkCreate],
     ) -> Result<()> {
         self.forget_warnings(|subject| {
-            matches!(subject, Subject::Declared(_) | Subject::MissingNetwork(_))
+            matches!(
+                subject,
+                Subject::Declared(_) | Subject::MissingNetwork(_) | Subject::Undeclared(_)
+            )
         });
         let plan = self.plan_declared(declared);
         for network in &plan.remove {
@@ -142,7 +145,8 @@ impl Switch {
                         "is not in the config file any more, but in use by {users}; disconnect \
                          and reload, or put it back"
                     );
-                    self.warn_declared(network, &text);
+                    let subject = Subject::Undeclared(network.uid.clone());
+                    self.warn(subject, format!("network {:?}: {text}", network.name));
                 }
                 Some(Ok(comparison)) => {
                     self.plan_one(&mut plan, &desired, network, comparison, &users);

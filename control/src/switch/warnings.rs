@@ -30,6 +30,8 @@ pub(super) enum Subject {
     /// A network, by its public id, that is not as the config file has it: until it is removed, or
     /// the file is read again.
     Declared(String),
+    /// A network, by its public id, that left the config file while it was in use.
+    Undeclared(String),
     /// A sandbox that could not be taken over, or lost a device or its namespace.
     Sandbox(Name),
     /// Something in a sandbox that could not be set, until it is removed: what others do there is
@@ -151,6 +153,9 @@ impl World {
             }
             Subject::MissingNetwork(name) => desired.networks.contains_key(name),
             Subject::Declared(uid) => !desired.networks.values().any(|network| network.uid == *uid),
+            Subject::Undeclared(uid) => !desired.networks.values().any(|network| {
+                network.uid == *uid && desired.endpoints_of(network.name.as_str()).next().is_some()
+            }),
             Subject::Sandbox(name) => !self.gone.contains(name),
             Subject::InSandbox(name) => !desired.sandboxes.contains_key(name),
             Subject::Uplink(interface) => {

@@ -147,12 +147,14 @@ impl Switch {
             let candidate = Publish { host_ports, ..choice.wanted };
             match self.try_reserve(work, &candidate, choice.target.address, choice.host) {
                 Ok(()) => return Ok(Some(candidate)),
-                Err(ProxyError::Busy { port, .. } | ProxyError::Connected { port, .. }) => {
-                    match port.checked_add(1) {
-                        Some(next) => first = next,
-                        None => return Ok(None),
-                    }
-                }
+                Err(
+                    ProxyError::Busy { port, .. }
+                    | ProxyError::Closing { port, .. }
+                    | ProxyError::Connected { port, .. },
+                ) => match port.checked_add(1) {
+                    Some(next) => first = next,
+                    None => return Ok(None),
+                },
                 Err(error) => return Err(error.into()),
             }
         }

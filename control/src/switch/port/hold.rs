@@ -45,9 +45,9 @@ impl Switch {
     ) -> Result<()> {
         self.try_reserve(work, publish, target, host).map_err(|error| {
             let hint = match error {
-                ProxyError::Busy { .. } | ProxyError::Connected { .. } => {
-                    "; choose another host port"
-                }
+                ProxyError::Busy { .. }
+                | ProxyError::Closing { .. }
+                | ProxyError::Connected { .. } => "; choose another host port",
                 _ => "",
             };
             let error = Error::from(error);
