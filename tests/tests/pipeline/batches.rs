@@ -15,15 +15,21 @@ use tests::lab::{A, B, C, D, GATEWAY1, GATEWAY2, UP, small, topology, without_gu
 use tests::outlet::{Outlet, Outside, sent};
 use tests::packet::{Host, Wire, arp_request, ethernet, tcp, udp};
 
-/// What came out, by port: switched frames in order, then the router's. What it answers and what it
-/// reports leave a batch in another order than one by one, which no flow can see.
+/// What came out of one port. What the router answers and what it reports leave a batch in another
+/// order than one by one, which no flow can see; so its frames are only counted.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Recorded(BTreeMap<PortId, (Vec<Wire>, BTreeMap<Vec<u8>, usize>)>);
+struct Sent {
+    switched: Vec<Wire>,
+    routed: BTreeMap<Vec<u8>, usize>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Recorded(BTreeMap<PortId, Sent>);
 
 impl Outlet for Recorded {
     fn take(&mut self, port: PortId, frame: &Frame, report: &mut TxReport) {
         let wire = Wire { bytes: frame.bytes().to_vec(), vnet: frame.vnet };
-        let (switched, routed) = self.0.entry(port).or_default();
+        let Sent { switched, routed } = self.0.entry(port).or_default();
         if [GATEWAY1.mac.0, GATEWAY2.mac.0, UP.mac.0]
             .contains(&wire.bytes[6..12].try_into().unwrap())
         {
