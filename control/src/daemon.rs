@@ -251,6 +251,7 @@ fn start_engine(config: &Config, store: &Store) -> Result<Engine> {
         conntrack_file: Some(conntrack_file(&config.daemon.run_dir, store.installation())),
         fdb_limit: config.limits.fdb,
         io: config.daemon.io_choice(),
+        gro: config.daemon.gro,
     };
     let engine = Engine::start(&options).failed("start the engine")?;
     match engine.backend() {

@@ -119,6 +119,11 @@ impl Core {
         }
     }
 
+    /// Whether TCP segments that wait for the same device are merged.
+    pub(crate) fn set_gro(&mut self, on: bool) {
+        self.ports.set_gro(on);
+    }
+
     /// Makes a port known; its frames go out through `Transmit` from now on.
     pub(crate) fn add_port(&mut self, port: PortId, offloads: Offloads, counters: PortCounters) {
         self.ports.add(port, offloads, counters, self.worker);

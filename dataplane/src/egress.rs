@@ -2,7 +2,7 @@
 //!
 //! Every port has a queue of the worker's own; queues are sent when the batch is through, or when a
 //! flood must not overtake what is queued. What a port cannot take whole is completed, segmented or
-//! fragmented here. Every frame is counted where it ends.
+//! fragmented here; TCP segments that could be one frame to it are merged. Every frame is counted where it ends.
 
 use crate::capture::{self, Sinks};
 use crate::config::PortRole;
@@ -13,6 +13,7 @@ use crate::io::{Offloads, TxReport};
 use crate::l2::forward::fits;
 use crate::l3::neighbor::Held;
 use crate::l3::waiting;
+use crate::packet::gro::Gro;
 use crate::packet::types::{NetworkId, PortId};
 use crate::packet::{parse, segment};
 use crate::pipeline::{From, Lane};
@@ -34,6 +35,8 @@ pub(crate) struct PortTable {
     /// Ports with something queued.
     dirty: Vec<PortId>,
     pieces: Vec<Frame>,
+    /// `None`: segments are not merged.
+    gro: Option<Gro>,
     sinks: Sinks,
     worker: usize,
 }
@@ -55,6 +58,10 @@ impl PortTable {
         if let Some(slot) = self.slots.get_mut(port.index()) {
             *slot = Some(Slot { offloads, counters, queue: Vec::with_capacity(BATCH) });
         }
+    }
+
+    pub(crate) fn set_gro(&mut self, on: bool) {
+        self.gro = on.then(Gro::default);
     }
 
     pub(crate) fn remove(&mut self, port: PortId) {
@@ -231,6 +238,9 @@ impl PortTable {
             return;
         }
         let mut queue = std::mem::take(&mut slot.queue);
+        if let Some(gro) = &mut self.gro {
+            counters.merged.add(gro.merge(&mut queue, slot.offloads, pool));
+        }
         let report = out.tx(port, &mut queue, pool);
         if let Some(slot) = self.slots.get_mut(port.index()).and_then(Option::as_mut) {
             slot.queue = queue;

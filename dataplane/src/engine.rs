@@ -33,6 +33,8 @@ pub struct EngineOptions {
     pub fdb_limit: u32,
     /// How devices are read and written.
     pub io: IoChoice,
+    /// Merge TCP segments that wait for the same device (GRO).
+    pub gro: bool,
 }
 
 impl Default for EngineOptions {
@@ -44,6 +46,7 @@ impl Default for EngineOptions {
             conntrack_file: None,
             fdb_limit: 65_536,
             io: IoChoice::Auto,
+            gro: true,
         }
     }
 }
@@ -65,7 +68,7 @@ pub enum EngineError {
     Stopped,
 }
 
-/// Totals of one worker. `rx + replicated + generated = tx + consumed + queued + Σ drops`.
+/// Totals of one worker. `rx + replicated + generated = tx + merged + consumed + queued + Σ drops`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkerStats {
     /// Frames received.
@@ -76,6 +79,9 @@ pub struct WorkerStats {
     pub generated: u64,
     /// Frames sent.
     pub tx_frames: u64,
+    /// Frames that became part of another one before it was sent (GRO), which counts once as sent
+    /// or dropped.
+    pub merged: u64,
     /// Frames that ended here by design: ARP and echo for us, what is left to the host's stack.
     pub consumed: u64,
     /// Frames waiting for a neighbor now.

@@ -33,6 +33,7 @@ pub struct Plane {
     counters: Vec<Arc<WorkerCounters>>,
     ports: Mutex<BTreeMap<PortId, PortCounters>>,
     buffers: usize,
+    gro: bool,
 }
 
 impl Plane {
@@ -48,6 +49,7 @@ impl Plane {
             counters: (0..options.workers.max(1)).map(|_| Arc::default()).collect(),
             ports: Mutex::new(BTreeMap::new()),
             buffers: options.buffers_per_worker.max(2),
+            gro: options.gro,
         })
     }
 
@@ -57,7 +59,7 @@ impl Plane {
     /// When a random key cannot be had.
     pub fn core(&self, worker: usize) -> io::Result<Core> {
         let counters = self.counters.get(worker).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Core::new(
+        let mut core = Core::new(
             worker,
             Arc::clone(&self.tables),
             self.config.subscribe(),
@@ -65,7 +67,9 @@ impl Plane {
             Arc::clone(counters),
             self.buffers,
             HashKey::random()?,
-        ))
+        );
+        core.set_gro(self.gro);
+        Ok(core)
     }
 
     /// The tables.

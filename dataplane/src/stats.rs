@@ -58,6 +58,7 @@ pub(crate) struct WorkerCounters {
     pub(crate) replicated: Counter,
     pub(crate) generated: Counter,
     pub(crate) tx_frames: Counter,
+    pub(crate) merged: Counter,
     pub(crate) consumed: Counter,
     pub(crate) queued: Counter,
     pub(crate) drops: DropCounters,
@@ -75,6 +76,7 @@ impl WorkerCounters {
             replicated: self.replicated.value(),
             generated: self.generated.value(),
             tx_frames: self.tx_frames.value(),
+            merged: self.merged.value(),
             consumed: self.consumed.value(),
             queued: self.queued.value(),
             drops: self.drops.values().collect(),
@@ -148,6 +150,6 @@ impl WorkerStats {
     #[must_use]
     pub fn is_balanced(&self) -> bool {
         self.rx_frames + self.replicated + self.generated
-            == self.tx_frames + self.consumed + self.queued + self.dropped()
+            == self.tx_frames + self.merged + self.consumed + self.queued + self.dropped()
     }
 }

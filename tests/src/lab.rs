@@ -169,6 +169,7 @@ pub fn small() -> EngineOptions {
         conntrack_file: None,
         fdb_limit: 1024,
         io: crate::io_choice(),
+        gro: true,
     }
 }
 

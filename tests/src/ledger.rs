@@ -3,7 +3,7 @@
 //!
 //! | name | |
 //! |---|---|
-//! | `rx`, `tx`, `replicated`, `generated`, `consumed`, `queued`, `drop.REASON` | all workers |
+//! | `rx`, `tx`, `merged`, `replicated`, `generated`, `consumed`, `queued`, `drop.REASON` | all workers |
 //! | `PORT.rx`, `PORT.rx_bytes`, `PORT.tx`, `PORT.tx_bytes`, `PORT.drop.REASON`, `PORT.tx_drop.REASON` | a port |
 //! | `fdb.learned`, `fdb.moves`, `fdb.evictions`, `neighbors` | tables |
 //! | `conn.entries`, `conn.inserted`, `conn.expired`, `conn.flushed`, `conn.full`, `conn.clashes`, `conn.ports_exhausted` | connections |
@@ -32,6 +32,7 @@ impl Ledger {
         for worker in plane.worker_stats() {
             ledger.add("rx", signed(worker.rx_frames));
             ledger.add("tx", signed(worker.tx_frames));
+            ledger.add("merged", signed(worker.merged));
             ledger.add("replicated", signed(worker.replicated));
             ledger.add("generated", signed(worker.generated));
             ledger.add("consumed", signed(worker.consumed));

@@ -222,6 +222,7 @@ async fn status(client: &Client) -> Result<Outcome> {
         ("TX FRAMES", |worker| worker.tx_frames.to_string()),
         ("DROPS", |worker| worker.drops.to_string()),
         ("REPLICATED", |worker| worker.replicated.to_string()),
+        ("MERGED", |worker| worker.merged.to_string()),
         ("GENERATED", |worker| worker.generated.to_string()),
         ("CONSUMED", |worker| worker.consumed.to_string()),
         ("QUEUED", |worker| worker.queued.to_string()),

@@ -42,6 +42,9 @@ pub struct DaemonFlags {
     /// How to read and write TAPs and uplinks [default: by io_uring if the kernel allows it]
     #[arg(long, value_enum, value_name = "WAY")]
     pub io: Option<super::Io>,
+    /// Merge TCP segments that wait for the same device [default: true]
+    #[arg(long, value_name = "BOOL")]
+    pub gro: Option<bool>,
     /// Serve Docker's plugin API from this directory, e.g. /run/docker/plugins [default: off]
     #[arg(long, value_name = "DIR")]
     pub docker_plugin_dir: Option<PathBuf>,
@@ -116,6 +119,7 @@ impl DaemonFlags {
         validate::socket_path(&daemon.socket).map_err(|error| error.context("--socket"))?;
         daemon.workers = self.workers.or(daemon.workers);
         daemon.io = self.io.or(daemon.io);
+        daemon.gro = self.gro.unwrap_or(daemon.gro);
         if self.docker_plugin_dir.is_some() {
             daemon.docker_plugin_dir.clone_from(&self.docker_plugin_dir);
         }

@@ -145,6 +145,7 @@ pub struct DaemonSection {
     pub run_dir: Option<Spanned<PathBuf>>,
     pub workers: Option<Ranged<1, { super::validate::MAX_WORKERS_U32 }>>,
     pub io: Option<super::Io>,
+    pub gro: Option<bool>,
     pub docker_plugin_dir: Option<Spanned<PathBuf>>,
     pub metrics: Option<SocketAddr>,
 }

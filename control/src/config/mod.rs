@@ -62,6 +62,8 @@ pub struct Daemon {
     pub workers: Option<usize>,
     /// How devices are read and written; `None`: the fastest way that the kernel allows.
     pub io: Option<Io>,
+    /// Merge TCP segments that wait for the same device.
+    pub gro: bool,
     /// Where Docker looks for plugin sockets; `None`: no plugin.
     pub docker_plugin_dir: Option<PathBuf>,
     /// Where metrics are served; `None`: nowhere.
@@ -108,6 +110,7 @@ impl Default for Daemon {
             run_dir: DEFAULT_RUN_DIR.into(),
             workers: None,
             io: None,
+            gro: true,
             docker_plugin_dir: None,
             metrics: None,
         }

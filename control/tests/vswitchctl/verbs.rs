@@ -91,7 +91,7 @@ impl Case {
 
 fn cases() -> Vec<Case> {
     let status = json!({"version": "1.2.3", "pid": 7, "uptime_s": 60, "io": "io_uring",
-        "workers": [{"id": 0, "rx_frames": 10, "tx_frames": 8, "drops": 2, "replicated": 0,
+        "workers": [{"id": 0, "rx_frames": 10, "tx_frames": 8, "drops": 2, "replicated": 0, "merged": 0,
             "generated": 0, "consumed": 0, "queued": 0}],
         "networks": 3, "endpoints": 1, "conntrack": {"entries": 4, "limit": 262_144},
         "fdb": {"entries": 5, "limit": 65_536, "moves": 6, "evictions": 7, "refused": 8},

@@ -6,6 +6,7 @@ pub mod checksum;
 mod field;
 #[cfg(test)]
 mod fixtures;
+pub(crate) mod gro;
 pub mod headers;
 pub mod icmp;
 pub mod offload;

@@ -31,7 +31,7 @@ const TCP_MIN_SND_MSS: usize = 48;
 /// Segments of any size that may be one frame all the same: a kernel that received them one by one
 /// merges small equal ones too (GRO), as many as one poll of a device gives it
 /// (`NAPI_POLL_WEIGHT` in `linux/netdevice.h`).
-const GRO_SEGMENTS: usize = 64;
+pub(super) const GRO_SEGMENTS: usize = 64;
 /// TCP segments of one frame at most: 64 KiB in segments of [`TCP_MIN_SND_MSS`] less 12 bytes of
 /// timestamps are 1,820.
 const TCP_MAX_SEGMENTS: usize = 2048;

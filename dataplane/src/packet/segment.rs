@@ -21,7 +21,7 @@ use crate::pool::Pool;
 use crate::verdict::DropReason;
 
 /// Offset of the flags in the TCP header.
-const TCP_FLAGS: usize = 13;
+pub(super) const TCP_FLAGS: usize = 13;
 /// Offset of the sequence number in the TCP header.
 const TCP_SEQUENCE: usize = 4;
 
@@ -120,7 +120,7 @@ fn finish_segment(piece: &mut Frame, whole: &Transport, index: usize, from: usiz
 }
 
 /// Sets the checksum of an IPv4 header anew.
-fn seal_ipv4_header(bytes: &mut [u8], l3: usize, header_len: usize) {
+pub(super) fn seal_ipv4_header(bytes: &mut [u8], l3: usize, header_len: usize) {
     write_u16(bytes, l3 + IPV4_CHECKSUM, 0);
     if let Some(header) = bytes.get(l3..l3 + header_len) {
         let sum = checksum(header);

@@ -50,7 +50,7 @@ impl Transport {
 
     /// The sum of the pseudo-header with the addresses of `bytes` and a transport length of
     /// `length`.
-    fn pseudo_header(&self, bytes: &[u8], length: usize) -> Option<Sum> {
+    pub(super) fn pseudo_header(&self, bytes: &[u8], length: usize) -> Option<Sum> {
         let addresses = if self.is_ipv6 {
             bytes.get(self.l3 + 8..self.l3 + 40)
         } else {

@@ -11,6 +11,7 @@
 mod arp;
 mod batches;
 mod gateway;
+mod gro;
 mod icmp;
 mod l2;
 mod lifecycle;

@@ -62,7 +62,7 @@ pub struct PortStats {
     pub tx_drops: u64,
 }
 
-/// Totals of one worker: `rx + replicated + generated = tx + consumed + queued + drops`.
+/// Totals of one worker: `rx + replicated + generated = tx + merged + consumed + queued + drops`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WorkerStatus {
     /// Its number.
@@ -75,6 +75,9 @@ pub struct WorkerStatus {
     pub drops: u64,
     /// Copies made by floods, and segments.
     pub replicated: u64,
+    /// Segments that became part of another frame before it was sent.
+    #[serde(default)]
+    pub merged: u64,
     /// Frames made by the daemon.
     pub generated: u64,
     /// Frames that were for the daemon or left to the host.

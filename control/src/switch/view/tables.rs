@@ -109,6 +109,7 @@ impl Switch {
                 tx_frames: stats.tx_frames,
                 drops: stats.drops.iter().sum(),
                 replicated: stats.replicated,
+                merged: stats.merged,
                 generated: stats.generated,
                 consumed: stats.consumed,
                 queued: stats.queued,
