@@ -252,6 +252,7 @@ fn start_engine(config: &Config, store: &Store) -> Result<Engine> {
         fdb_limit: config.limits.fdb,
         io: config.daemon.io_choice(),
         gro: config.daemon.gro,
+        placement: config.daemon.placement.into(),
     };
     let engine = Engine::start(&options).failed("start the engine")?;
     match engine.backend() {

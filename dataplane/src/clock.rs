@@ -57,6 +57,11 @@ impl Timestamp {
     }
 }
 
+/// Processor time that the calling thread has used. A system call.
+pub(crate) fn thread_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 impl Add<Duration> for Timestamp {
     type Output = Self;
 

@@ -1,21 +1,21 @@
 //! The engine as control sees it: start, attach, publish, look inside, stop.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::balance::{Balancer, Load, Meter};
 pub use crate::capture::Capture;
 use crate::config::Snapshot;
 use crate::conntrack::EarlierRun;
+use crate::crew::Crew;
 use crate::io::{IoBackend, IoChoice, Port};
 pub use crate::l2::fdb::StaticRefused;
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
 use crate::plane::Plane;
-use crate::sync::Mutex;
-use crate::worker::{Command, GonePorts, WorkerHandle};
+use crate::worker::{GonePorts, WorkerHandle};
 
 /// Sizes that are fixed for the life of the engine.
 #[derive(Debug, Clone)]
@@ -35,6 +35,20 @@ pub struct EngineOptions {
     pub io: IoChoice,
     /// Merge TCP segments that wait for the same device (GRO).
     pub gro: bool,
+    /// Which worker receives from which port.
+    pub placement: Placement,
+}
+
+/// Which worker receives from which port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// One worker receives from all, until it has more to do than it can; then ports move to
+    /// others, and back when it is quiet. The least time a frame, and the most processor time for
+    /// everybody else.
+    #[default]
+    Load,
+    /// Each worker receives from as many ports as every other, for good.
+    Spread,
 }
 
 impl Default for EngineOptions {
@@ -47,6 +61,7 @@ impl Default for EngineOptions {
             fdb_limit: 65_536,
             io: IoChoice::Auto,
             gro: true,
+            placement: Placement::Load,
         }
     }
 }
@@ -260,8 +275,9 @@ pub struct CapturedFrame {
 #[derive(Debug)]
 pub struct Engine {
     plane: Plane,
-    workers: Vec<WorkerHandle>,
-    owners: Mutex<BTreeMap<PortId, usize>>,
+    /// Before the workers it moves ports between. `None`: there is nobody to move them to.
+    _balancer: Option<Balancer>,
+    crew: Arc<Crew>,
     gone: GonePorts,
 }
 
@@ -274,15 +290,26 @@ impl Engine {
         let plane = Plane::new(options)
             .map_err(|error| EngineError::Io("cannot make the engine's tables", error))?;
         let gone = GonePorts::default();
-        let mut workers = Vec::new();
+        let (notes, inbox) = Balancer::channel();
+        let (mut workers, mut loads) = (Vec::new(), Vec::new());
         for number in 0..options.workers.max(1) {
+            let load = Arc::<Load>::default();
+            let meter = Meter::new(Arc::clone(&load), notes.clone());
+            let gone = Arc::clone(&gone);
             let handle = plane
                 .core(number)
-                .and_then(|core| WorkerHandle::spawn(number, core, Arc::clone(&gone), options.io))
+                .and_then(|core| WorkerHandle::spawn(number, core, gone, meter, options.io))
                 .map_err(|error| EngineError::Io("cannot start a worker", error))?;
             workers.push(handle);
+            loads.push(load);
         }
-        Ok(Self { plane, workers, owners: Mutex::default(), gone })
+        let moves = options.placement == Placement::Load && workers.len() > 1;
+        let crew = Arc::new(Crew::new(workers, loads, options.placement));
+        let balancer = moves
+            .then(|| Balancer::start(Arc::clone(&crew), notes, inbox))
+            .transpose()
+            .map_err(|error| EngineError::Io("cannot start the balancer", error))?;
+        Ok(Self { plane, _balancer: balancer, crew, gone })
     }
 
     /// Takes a device. Its frames are dropped as `port_unconfigured` until a snapshot with the
@@ -293,21 +320,9 @@ impl Engine {
     pub fn attach(&self, device: Box<dyn Port>) -> Result<PortId, EngineError> {
         let offloads = device.offloads();
         let halves = device
-            .split(self.workers.len())
+            .split(self.crew.workers().len())
             .map_err(|error| EngineError::Io("cannot share the device", error))?;
-        let mut owners = self.owners.lock();
-        let port = self.plane.free_port().ok_or(EngineError::PortsExhausted)?;
-        let load = |worker: &usize| owners.values().filter(|owner| *owner == worker).count();
-        let owner = (0..self.workers.len()).min_by_key(load).unwrap_or(0);
-        let counters = self.plane.register(port);
-        let mut rx = Some(halves.rx);
-        for (number, (worker, tx)) in self.workers.iter().zip(halves.tx).enumerate() {
-            let rx = if number == owner { rx.take() } else { None };
-            let counters = counters.clone();
-            worker.tell(|done| Command::Attach { port, rx, tx, offloads, counters, done })?;
-        }
-        owners.insert(port, owner);
-        Ok(port)
+        self.crew.attach(halves, offloads, &self.plane)
     }
 
     /// Closes the device; returns when no worker uses it any more. Its FDB entries are gone then.
@@ -315,30 +330,32 @@ impl Engine {
     /// # Errors
     /// When there is no such port.
     pub fn detach(&self, port: PortId) -> Result<(), EngineError> {
-        self.owners.lock().remove(&port).ok_or(EngineError::UnknownPort)?;
-        for worker in &self.workers {
-            worker.tell(|done| Command::Detach { port, done })?;
-        }
+        self.crew.detach(port)?;
         self.plane.unregister(port);
         self.gone.lock().retain(|gone| *gone != port);
         Ok(())
     }
 
+    /// Lets the worker of this number receive from a port, its frames in order as ever. With
+    /// [`Placement::Load`] it may move again. False: it has it already, frames of it wait for a
+    /// neighbor, or there is no such port or worker.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub fn receive_by(&self, port: PortId, worker: usize) -> Result<bool, EngineError> {
+        self.crew.hand_over(port, worker)
+    }
+
     /// Replaces the configuration. Workers use it from their next batch on. Connections end whose
     /// DNAT rule, network, endpoint or outside address is gone.
     pub fn publish(&self, snapshot: Snapshot) {
-        self.plane.publish_then(snapshot, || {
-            for worker in &self.workers {
-                // A worker that has stopped processes no batch either.
-                let _ = worker.tell(|done| Command::Sync { done });
-            }
-        });
+        self.plane.publish_then(snapshot, || self.crew.sync());
     }
 
     /// How the workers read and write devices; the same for all.
     #[must_use]
     pub fn backend(&self) -> IoBackend {
-        let first = self.workers.first().map(WorkerHandle::backend);
+        let first = self.crew.workers().first().map(WorkerHandle::backend);
         first.cloned().unwrap_or(IoBackend::Epoll { refused: None })
     }
 

@@ -12,11 +12,13 @@
 #![deny(unsafe_code)]
 
 mod admit;
+mod balance;
 pub mod capture;
 pub mod clock;
 pub mod config;
 pub mod conntrack;
 pub mod core;
+mod crew;
 mod egress;
 pub mod engine;
 pub mod frame;

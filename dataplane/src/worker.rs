@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
+use crate::balance::Meter;
 use crate::clock::Timestamp;
 use crate::core::{BATCH, Core, Transmit};
 use crate::engine::EngineError;
@@ -52,6 +53,19 @@ pub(crate) enum Command {
         port: PortId,
         done: Sender<()>,
     },
+    /// Gives the receiving half of a port back, everything received sent. Not answered in `give`
+    /// when it cannot be now.
+    Release {
+        port: PortId,
+        give: Sender<Box<dyn PortRx>>,
+        done: Sender<()>,
+    },
+    /// The receiving half that another worker gave back.
+    Adopt {
+        port: PortId,
+        rx: Box<dyn PortRx>,
+        done: Sender<()>,
+    },
     Stop,
     /// Nothing: the answer says that the batch that was under way is through.
     Sync {
@@ -73,6 +87,7 @@ impl WorkerHandle {
         number: usize,
         core: Core,
         gone: GonePorts,
+        meter: Meter,
         choice: IoChoice,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
@@ -111,6 +126,7 @@ impl WorkerHandle {
                 polled: Vec::new(),
                 batch: Vec::with_capacity(BATCH + PORT_BUDGET),
                 gone,
+                meter,
             };
             worker.run();
         };
@@ -214,6 +230,7 @@ struct Worker {
     polled: Vec<PortId>,
     batch: Vec<Frame>,
     gone: GonePorts,
+    meter: Meter,
 }
 
 impl Worker {
@@ -243,6 +260,8 @@ impl Worker {
             }
             self.process(now);
             self.core.housekeep(now, &mut self.devices);
+            let looked = self.devices.ring.as_ref().map_or(Duration::ZERO, Ring::looked_for_work);
+            self.meter.look(now, looked);
         }
     }
 
@@ -314,15 +333,9 @@ impl Worker {
         if let Some(ring) = &mut self.devices.ring {
             ring.remove(port, self.core.pool());
         }
-        if let Some(Some(rx)) = self.devices.rx.get(port.index())
-            && let Some(fd) = rx.fd()
-        {
-            // It may have removed itself with its descriptor.
-            let _ = self.poller.remove(fd);
-        }
-        self.polled.retain(|polled| *polled != port);
-        if let Some(slot) = self.devices.rx.get_mut(port.index()) {
-            *slot = None;
+        let rx = self.devices.rx.get_mut(port.index()).and_then(Option::take);
+        if let Some(rx) = rx {
+            self.unwatch(port, rx.as_ref());
         }
     }
 
@@ -342,6 +355,19 @@ impl Worker {
                     self.core.remove_port(port);
                     let _ = done.send(());
                 }
+                Command::Release { port, give, done } => {
+                    if let Some(rx) = self.release(port) {
+                        let _ = give.send(rx);
+                    }
+                    let _ = done.send(());
+                }
+                Command::Adopt { port, rx, done } => {
+                    self.watch(port, Some(rx.as_ref()));
+                    if let Some(slot) = self.devices.rx.get_mut(port.index()) {
+                        *slot = Some(rx);
+                    }
+                    let _ = done.send(());
+                }
                 Command::Stop => return false,
                 Command::Sync { done } => {
                     let _ = done.send(());
@@ -349,6 +375,34 @@ impl Worker {
             }
         }
         true
+    }
+
+    /// Receives from a port no more, and sends what was received. `None`: some of it waits for a
+    /// neighbor and could be overtaken, or the device is not ours or gone.
+    fn release(&mut self, port: PortId) -> Option<Box<dyn PortRx>> {
+        if self.core.is_waiting() {
+            return None;
+        }
+        if let Some(ring) = &mut self.devices.ring {
+            ring.stop(port, self.core.pool());
+        }
+        self.receive_from_ring(Timestamp::now());
+        let rx = self.devices.rx.get_mut(port.index())?.take()?;
+        self.unwatch(port, rx.as_ref());
+        if self.core.is_waiting() {
+            self.watch(port, Some(rx.as_ref()));
+            *self.devices.rx.get_mut(port.index())? = Some(rx);
+            return None;
+        }
+        Some(rx)
+    }
+
+    fn unwatch(&mut self, port: PortId, rx: &dyn PortRx) {
+        if let Some(fd) = rx.fd() {
+            // It may have removed itself with its descriptor, or be read by the ring.
+            let _ = self.poller.remove(fd);
+        }
+        self.polled.retain(|polled| *polled != port);
     }
 
     fn watch(&mut self, port: PortId, rx: Option<&dyn PortRx>) {

@@ -169,7 +169,8 @@ impl Host {
         match crate::io_choice() {
             IoChoice::Auto => {}
             IoChoice::Uring => drop(command.args(["--io", "io_uring"])),
-            IoChoice::Epoll => drop(command.args(["--io", "epoll"])),
+            // The other placement too: neither is seen by the suites' default.
+            IoChoice::Epoll => drop(command.args(["--io", "epoll", "--placement", "spread"])),
         }
         command
     }

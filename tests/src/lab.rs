@@ -25,7 +25,7 @@ use dataplane::config::{
     UplinkMode,
 };
 use dataplane::core::Core;
-use dataplane::engine::{Connection, Link};
+use dataplane::engine::{Connection, Link, Placement};
 use dataplane::frame::Frame;
 use dataplane::io::{Offloads, TxReport};
 use dataplane::l3::route::Prefix;
@@ -170,6 +170,7 @@ pub fn small() -> EngineOptions {
         fdb_limit: 1024,
         io: crate::io_choice(),
         gro: true,
+        placement: Placement::Spread,
     }
 }
 

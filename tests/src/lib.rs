@@ -32,7 +32,7 @@ use dataplane::io::IoChoice;
 
 /// How the engines and daemons of the tests read and write devices: as `VSWITCHD_TEST_IO` says
 /// (`io_uring` or `epoll`), else the best way there is. `tests/run` runs the suites that use
-/// devices both ways.
+/// devices both ways. A daemon by epoll spreads its ports over all workers, for the same reason.
 ///
 /// # Panics
 /// When it says anything else.

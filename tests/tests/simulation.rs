@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use dataplane::config::{PortConfig, PortRole, Snapshot, SnapshotSpec};
 use dataplane::io::Offloads;
 use dataplane::io::memory::{MemoryPeer, MemoryPort};
 use dataplane::io::vnet_hdr::VnetHdr;
-use dataplane::packet::types::{Mac, ip_proto};
+use dataplane::packet::types::{Mac, PortId, ip_proto};
 use dataplane::{Engine, EngineOptions};
 use smoltcp::socket::udp;
 use tests::lab::{
@@ -236,6 +237,7 @@ fn on_a_good_cable_nothing_is_sent_twice() {
 struct Attached {
     engine: Engine,
     peers: Vec<(Host, MemoryPeer)>,
+    ids: Vec<(Host, PortId)>,
 }
 
 impl Attached {
@@ -245,7 +247,7 @@ impl Attached {
         let engine = Engine::start(&options).unwrap();
         let mut spec = published();
         let all = std::mem::take(&mut spec.ports);
-        let mut peers = Vec::new();
+        let (mut peers, mut ids) = (Vec::new(), Vec::new());
         for host in hosts {
             let (port, peer) = MemoryPort::pair_with(512, offloads).unwrap();
             let id = engine.attach(Box::new(port)).unwrap();
@@ -255,9 +257,10 @@ impl Attached {
             }
             spec.ports.push(PortConfig { id, ..known.clone() });
             peers.push((*host, peer));
+            ids.push((*host, id));
         }
         engine.publish(Snapshot::build(spec).unwrap());
-        Self { engine, peers }
+        Self { engine, peers, ids }
     }
 
     fn peer(&self, host: &Host) -> &MemoryPeer {
@@ -323,6 +326,35 @@ fn two_workers_keep_the_order_of_each_flow() {
     assert_eq!(first[..6], OUTSIDE.mac.0);
     numbered(&attached, &flows, &OUTSIDE, GATEWAY1.mac, 20_000);
     assert_eq!(attached.engine.connections().len(), 4);
+    attached.finish();
+}
+
+#[test]
+fn flows_stay_in_order_while_their_ports_move_between_workers() {
+    let attached = Attached::new(&[A, B, C, UP], Offloads::ALL);
+    let over = AtomicBool::new(false);
+    let moves = thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            let mut moves = 0u32;
+            let mut worker = 0;
+            while !over.load(Ordering::Relaxed) {
+                worker = 1 - worker;
+                for (_, port) in &attached.ids {
+                    moves += u32::from(attached.engine.receive_by(*port, worker).unwrap());
+                }
+            }
+            moves
+        });
+        let flows = [(A, 1001), (C, 1002), (A, 1003)];
+        numbered(&attached, &flows, &B, B.mac, 20_000);
+        over.store(true, Ordering::Relaxed);
+        mover.join().unwrap()
+    });
+    assert!(moves > 20, "{moves} moves");
+    let last = attached.ids.last().unwrap().1;
+    assert!(!attached.engine.receive_by(last, 2).unwrap(), "there is no third worker");
+    attached.engine.detach(last).unwrap();
+    assert!(!attached.engine.receive_by(last, 1).unwrap(), "the port is gone");
     attached.finish();
 }
 

@@ -24,6 +24,7 @@ use dataplane::io::Offloads;
 use dataplane::io::memory::{MemoryPeer, MemoryPort};
 use dataplane::io::tap::{Tap, TapOptions};
 use dataplane::io::vnet_hdr::VnetHdr;
+use dataplane::packet::types::PortId;
 use dataplane::packet::types::tcp_flags::{ACK, PSH};
 use dataplane::{Engine, EngineOptions};
 use nix::sched::{CloneFlags, unshare};
@@ -103,6 +104,7 @@ struct Bench {
     engine: Engine,
     foreign: Foreign,
     peer: MemoryPeer,
+    tap: PortId,
 }
 
 impl Bench {
@@ -125,7 +127,7 @@ impl Bench {
         (spec.ports[0].id, spec.ports[1].id) = (tap_port, memory_port);
         spec.uplinks.clear();
         engine.publish(Snapshot::build(spec).unwrap());
-        Self { engine, foreign, peer }
+        Self { engine, foreign, peer, tap: tap_port }
     }
 
     fn finish(self) {
@@ -160,8 +162,12 @@ fn tcp_between_a_foreign_tap_and_ours() {
             Talk::new(1, listening, rng.bytes(500_000)),
         ];
         let deadline = Instant::now() + DEADLINE;
+        let mut reader = 0;
         while !(talks[0].is_over(&behind_tap) && talks[1].is_over(&behind_memory)) {
             assert!(Instant::now() < deadline, "{:?}", bench.engine.worker_stats());
+            // Another worker reads the TAP now and then.
+            reader = (reader + 1) % 64;
+            bench.engine.receive_by(bench.tap, reader / 32).unwrap();
             behind_tap.nic.rx.extend(bench.foreign.frames.try_iter());
             behind_tap.poll(Timestamp::now());
             for frame in behind_tap.nic.tx.drain(..) {

@@ -39,6 +39,9 @@ pub struct DaemonFlags {
     /// Worker threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = workers)]
     pub workers: Option<usize>,
+    /// Which worker receives from which port [default: load]
+    #[arg(long, value_enum, value_name = "RULE")]
+    pub placement: Option<super::Placement>,
     /// How to read and write TAPs and uplinks [default: by io_uring if the kernel allows it]
     #[arg(long, value_enum, value_name = "WAY")]
     pub io: Option<super::Io>,
@@ -118,6 +121,7 @@ impl DaemonFlags {
         set(&mut daemon.run_dir, &self.run_dir);
         validate::socket_path(&daemon.socket).map_err(|error| error.context("--socket"))?;
         daemon.workers = self.workers.or(daemon.workers);
+        daemon.placement = self.placement.unwrap_or(daemon.placement);
         daemon.io = self.io.or(daemon.io);
         daemon.gro = self.gro.unwrap_or(daemon.gro);
         if self.docker_plugin_dir.is_some() {

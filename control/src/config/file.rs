@@ -144,6 +144,7 @@ pub struct DaemonSection {
     pub state_dir: Option<Spanned<PathBuf>>,
     pub run_dir: Option<Spanned<PathBuf>>,
     pub workers: Option<Ranged<1, { super::validate::MAX_WORKERS_U32 }>>,
+    pub placement: Option<super::Placement>,
     pub io: Option<super::Io>,
     pub gro: Option<bool>,
     pub docker_plugin_dir: Option<Spanned<PathBuf>>,

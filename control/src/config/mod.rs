@@ -60,6 +60,8 @@ pub struct Daemon {
     pub run_dir: PathBuf,
     /// Worker threads; `None`: one per core.
     pub workers: Option<usize>,
+    /// Which worker receives from which port.
+    pub placement: Placement,
     /// How devices are read and written; `None`: the fastest way that the kernel allows.
     pub io: Option<Io>,
     /// Merge TCP segments that wait for the same device.
@@ -79,6 +81,26 @@ pub enum Io {
     IoUring,
     /// By epoll, read and write.
     Epoll,
+}
+
+/// Which worker receives from which port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Placement {
+    /// One worker from all ports, others when it has too much to do.
+    #[default]
+    Load,
+    /// All workers from equally many.
+    Spread,
+}
+
+impl From<Placement> for dataplane::engine::Placement {
+    fn from(placement: Placement) -> Self {
+        match placement {
+            Placement::Load => Self::Load,
+            Placement::Spread => Self::Spread,
+        }
+    }
 }
 
 impl Daemon {
@@ -109,6 +131,7 @@ impl Default for Daemon {
             state_dir: DEFAULT_STATE_DIR.into(),
             run_dir: DEFAULT_RUN_DIR.into(),
             workers: None,
+            placement: Placement::Load,
             io: None,
             gro: true,
             docker_plugin_dir: None,

@@ -103,7 +103,7 @@ fn faults_name_line_and_key() {
     let table = [
         (
             "\n[daemon]\nsokcet = \"/x\"",
-            "v.toml:3: unknown key \"sokcet\" in [daemon]; known keys are socket, state_dir, run_dir, workers, io, gro, docker_plugin_dir, metrics",
+            "v.toml:3: unknown key \"sokcet\" in [daemon]; known keys are socket, state_dir, run_dir, workers, placement, io, gro, docker_plugin_dir, metrics",
         ),
         (
             "[deamon]",

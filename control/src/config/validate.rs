@@ -93,6 +93,7 @@ fn daemon(section: DaemonSection, config: &mut Config, source: &Source<'_>) -> R
     }
     config.daemon.workers =
         section.workers.map(|workers| usize::try_from(workers.0).unwrap_or(MAX_WORKERS));
+    config.daemon.placement = section.placement.unwrap_or_default();
     config.daemon.io = section.io;
     config.daemon.gro = section.gro.unwrap_or(config.daemon.gro);
     config.daemon.metrics = section.metrics;

@@ -218,6 +218,40 @@ fn a_removed_port_is_read_no_more_and_keeps_no_buffer() {
     assert_eq!(number(&bench.receive()[0]), 2);
 }
 
+/// A port moves from ring to ring while frames come: none is lost, none overtaken.
+#[test]
+fn a_stopped_port_is_read_on_by_another_ring_in_order() {
+    let Some(mut bench) = Bench::new(64) else { return };
+    let mut other = Ring::new().unwrap();
+    let count = 10_000;
+    let theirs = bench.theirs.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for number in 0..count {
+                let mut bytes = vec![0; VNET_HDR_LEN];
+                bytes.extend([0xab; 60]);
+                bytes.extend(u16::to_be_bytes(number));
+                theirs.send(&bytes).unwrap();
+            }
+        });
+        let (mut next, mut taken) = (0, Vec::new());
+        while next < count {
+            bench.wait(Duration::from_millis(1));
+            bench.ring.stop(PORT, &mut bench.pool);
+            assert!(!bench.ring.has(PORT));
+            bench.ring.take(&mut taken, usize::MAX, usize::MAX);
+            for frame in taken.drain(..) {
+                assert_eq!(number(&frame), next);
+                next += 1;
+                bench.pool.put(frame);
+            }
+            assert_eq!(bench.ring.take_ended(), None);
+            std::mem::swap(&mut bench.ring, &mut other);
+            bench.ring.add(PORT);
+        }
+    });
+}
+
 #[test]
 fn what_ends_reading_is_told_once() {
     let Some(mut bench) = Bench::new(8) else { return };
