@@ -12,7 +12,7 @@
 //! afterwards if it stood still before. Whatever does not come out the same is not merged.
 //! Frames of a flow stay in order: one that does not join ends what was gathered before it.
 //!
-//! Limits: plain frames only (one that stands for several segments already is left as it is), TCP
+//! Limits: nothing begins with a frame of fewer than [`SHORTEST`] bytes; plain frames only (one that stands for several segments already is left as it is), TCP
 //! only, and only what waits at the same moment.
 
 use super::checksum::ipv4_header_is_valid;
@@ -32,6 +32,9 @@ const MAX_PACKET: usize = 65_535;
 /// Segments of one frame at most: as many of any size as [`super::offload`] believes, of which
 /// another switch behind the next device may be the judge.
 const MAX_SEGMENTS: usize = super::offload::GRO_SEGMENTS;
+/// The shortest frame that others may join. Merging such as are shorter would not pay for looking at
+/// them, and they come in great numbers: acknowledgements, datagrams of 64 bytes.
+const SHORTEST: usize = 128;
 /// Flows gathered at a time; the one begun first makes room for another.
 const MAX_FLOWS: usize = 8;
 /// VLAN tags of a frame that is merged at most: 802.1ad has two.
@@ -123,13 +126,16 @@ impl Gro {
         offloads: Offloads,
         pool: &mut Pool,
     ) -> u64 {
-        if queue.len() < 2 || !(offloads.csum && (offloads.tso4 || offloads.tso6)) {
+        let takes = offloads.csum && (offloads.tso4 || offloads.tso6);
+        if queue.len() < 2 || !takes || !queue.iter().any(may_begin) {
             return 0;
         }
         let mut kept = 0;
         for at in 0..queue.len() {
             if !self.absorb(queue, kept, at, offloads) {
-                queue.swap(kept, at);
+                if kept != at {
+                    queue.swap(kept, at);
+                }
                 kept += 1;
             }
         }
@@ -169,8 +175,9 @@ impl Gro {
                 return true;
             }
         }
+        let begins = may_begin(frame) && segment.joins && segment.flags & LAST == 0;
         let takes = if segment.at.is_ipv6 { offloads.tso6 } else { offloads.tso4 };
-        if segment.joins && takes && segment.flags & LAST == 0 {
+        if begins && takes {
             if self.open.len() == MAX_FLOWS {
                 let oldest = self.open.remove(0);
                 oldest.seal_in(before);
@@ -288,6 +295,29 @@ impl Open {
             csum_start: low_u16(start),
             csum_offset: low_u16(TCP_CHECKSUM),
         };
+    }
+}
+
+/// Whether other frames might join this one, by the little that is quickly seen: most batches have
+/// none of that kind and are left at that.
+#[inline]
+fn may_begin(frame: &Frame) -> bool {
+    const IPV4_PROTO: usize = ETH_LEN + 9;
+    const IPV6_NEXT: usize = ETH_LEN + 6;
+    if frame.len() < SHORTEST || frame.vnet.is_gso() {
+        return false;
+    }
+    let Some(&[.., t0, t1, _, _, _, _, _, _, next, _, _, proto]) =
+        chunk::<{ IPV4_PROTO + 1 }>(frame.bytes(), 0)
+    else {
+        return false;
+    };
+    const { assert!(IPV6_NEXT + 4 == IPV4_PROTO + 1) };
+    match u16::from_be_bytes([t0, t1]) {
+        ethertype::IPV4 => proto == ip_proto::TCP,
+        ethertype::IPV6 => matches!(next, ip_proto::TCP | HOP_BY_HOP | DESTINATION_OPTIONS),
+        ethertype::VLAN | ethertype::QINQ => true,
+        _ => false,
     }
 }
 

@@ -3,8 +3,8 @@
 //! Frames are received through a ring shared with the kernel (`TPACKET_V2`), each slot as large as
 //! the largest frame, with the virtio-net header before it; they are copied into buffers of the
 //! pool. Or they are read one by one into these buffers, which a worker's io_uring does best
-//! ([`Receive`]). They are sent, many in a call, by a second socket that passes by the queueing
-//! discipline.
+//! ([`Receive`]). They are sent, many in a call, by a second socket, through the interface's queueing
+//! discipline as the host's own are: what the card cannot cut or sum, the kernel does.
 //! What the host itself sends on the interface is not received.
 //!
 //! The kernel takes the outer VLAN tag out of a frame; it is put back in here.
@@ -213,7 +213,8 @@ impl PacketSocket {
         let tx = open_socket().map_err(failed("open a packet socket"))?;
         let fd = tx.as_fd();
         packet_option(fd, libc::PACKET_VNET_HDR, 1, "turn virtio-net headers on")?;
-        packet_option(fd, libc::PACKET_QDISC_BYPASS, 1, "pass by the queueing discipline")?;
+        // Through the queueing discipline, not past it (`PACKET_QDISC_BYPASS`): past it the kernel
+        // drops what the device cannot take as it is, segments that it would have to cut above all.
         force(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER)
             .map_err(failed("set the send buffer"))?;
         sys::bind(fd, index, 0).map_err(failed("bind"))?;

@@ -162,6 +162,47 @@ fn a_large_send_passes_both_ways_as_one_frame() {
 
 #[test]
 #[ignore = "needs root"]
+fn the_kernel_cuts_and_sums_for_a_card_that_does_not() {
+    if !kernel_has_uso() {
+        // Nothing to cut: such a kernel refuses the frame.
+        return;
+    }
+    let cable = Cable::new();
+    cable.near.run(|| command("ethtool -K ours tx off tso off gso off"));
+    let (_rx, mut tx) = halves(cable.open(&PacketOptions::default()));
+    let mut pool = Pool::new(1);
+    let socket = cable.far.run(|| UdpSocket::bind("192.0.2.1:5000").unwrap());
+    socket.set_read_timeout(WAIT).unwrap();
+    let mut bytes = Vec::new();
+    etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1])
+        .ipv4([192, 0, 2, 2], [192, 0, 2, 1], 64)
+        .udp(6000, 5000)
+        .write(&mut bytes, &[7; 5000])
+        .unwrap();
+    let mut frame = pool.take().unwrap();
+    frame.copy_from(&bytes);
+    // The sum of the pseudo-header, not inverted.
+    let words = [0xc000, 0x0202, 0xc000, 0x0201, 17, frame.len() - 34];
+    let sum = words.iter().sum::<usize>();
+    let sum = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap().to_be_bytes();
+    frame.bytes_mut()[40..42].copy_from_slice(&sum);
+    frame.vnet = VnetHdr {
+        flags: F_NEEDS_CSUM,
+        gso_type: GSO_UDP_L4,
+        hdr_len: 42,
+        gso_size: 1000,
+        csum_start: 34,
+        csum_offset: 6,
+    };
+    assert_eq!(tx.tx_copy(&mut frame, &mut pool).sent, 1);
+    let mut buffer = [0; 2000];
+    for _ in 0..5 {
+        assert_eq!(socket.recv(&mut buffer).unwrap(), 1000);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_vlan_tag_arrives_as_it_was_sent() {
     let cable = Cable::new();
     let (mut near_rx, mut near_tx) = halves(cable.open(&PacketOptions::default()));

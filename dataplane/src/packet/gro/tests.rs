@@ -209,7 +209,7 @@ fn data_of_the_same_size_coalesces() {
 fn data_followed_by_a_smaller_segment_coalesces_and_that_ends_it() {
     both(|v6| vec![Made::new(v6, 0, 100), Made::new(v6, 100, 50)], &[150]);
     let four = [(0, 100), (100, 50), (150, 50), (200, 50)];
-    both(|v6| four.map(|(at, len)| Made::new(v6, at, len)).to_vec(), &[150, 100]);
+    both(|v6| four.map(|(at, len)| Made::new(v6, at, len)).to_vec(), &[150, 50, 50]);
 }
 
 #[test]
@@ -560,10 +560,10 @@ fn tags_and_addresses_are_part_of_the_flow() {
 
 #[test]
 fn flows_between_each_other_coalesce_each_for_itself() {
-    let frames = (0..12).map(|i| Made::from_port(i % 4, i % 2 == 0, usize::from(i / 4) * 9, 9));
+    let frames = (0..12).map(|i| Made::from_port(i % 4, i % 2 == 0, usize::from(i / 4) * 90, 90));
     let queue = merge(frames.map(Frame::from).collect());
     let lengths: Vec<_> = queue.iter().map(Frame::len).collect();
-    assert_eq!(lengths, [14 + 60 + 27, 14 + 40 + 27, 14 + 60 + 27, 14 + 40 + 27]);
+    assert_eq!(lengths, [14 + 60 + 270, 14 + 40 + 270, 14 + 60 + 270, 14 + 40 + 270]);
     // More than are gathered at a time: the oldest goes out as it is.
     let ports = (0..=u16::try_from(MAX_FLOWS).unwrap()).chain([1, 0]);
     let frames = ports.enumerate().map(|(i, port)| {
@@ -574,8 +574,8 @@ fn flows_between_each_other_coalesce_each_for_itself() {
 
 #[test]
 fn no_more_segments_than_another_switch_believes() {
-    let train = |v6| (0..MAX_SEGMENTS + 2).map(|i| Made::new(v6, i, 1)).collect();
-    both(train, &[MAX_SEGMENTS, 2]);
+    let train = |v6| (0..MAX_SEGMENTS + 2).map(|i| Made::new(v6, i * 90, 90)).collect();
+    both(train, &[MAX_SEGMENTS * 90, 180]);
 }
 
 #[test]
@@ -586,6 +586,17 @@ fn what_stands_for_segments_already_is_left_alone_and_not_overtaken() {
     let lengths: Vec<_> = queue.iter().map(|frame| frame.len() - 54).collect();
     assert_eq!(lengths, [1000, 5000, 2000]);
     assert_eq!(merge(vec![large(0), large(5000)]).len(), 2);
+}
+
+#[test]
+fn short_frames_are_left_alone() {
+    for v6 in [false, true] {
+        for (frame, left) in [(SHORTEST, 1), (SHORTEST - 1, 2)] {
+            let length = frame - if v6 { 74 } else { 54 };
+            let train = (0..2).map(|i| Made::new(v6, i * length, length).into());
+            assert_eq!(merge(train.collect()).len(), left);
+        }
+    }
 }
 
 #[test]
@@ -605,7 +616,7 @@ fn nothing_is_merged_for_a_device_that_does_not_take_it() {
     for (offloads, expected) in cases {
         for (v6, left) in [false, true].into_iter().zip(expected) {
             let mut queue: Vec<Frame> =
-                vec![Made::new(v6, 0, 9).into(), Made::new(v6, 9, 9).into()];
+                vec![Made::new(v6, 0, 99).into(), Made::new(v6, 99, 99).into()];
             Gro::default().merge(&mut queue, offloads, &mut Pool::new(0));
             assert_eq!(queue.len(), left, "{offloads:?}");
         }
@@ -731,7 +742,7 @@ proptest! {
     #[test]
     fn an_undisturbed_train_becomes_as_few_frames_as_can_be(
         v6: bool,
-        size in 1..1449usize,
+        size in 74..1449usize,
         count in 2..64usize,
     ) {
         let train: Vec<_> = (0..count).map(|_| (1, Twist::None)).collect();

@@ -1,0 +1,255 @@
+//! Random data over random offloads: every byte arrives, no checksum is wrong, no segment is longer
+//! than the MTU.
+//!
+//! `VSWITCHD_TEST_SEED` repeats what a run did; each prints its own.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tests::host::namespace::Namespace;
+use tests::host::watch::{Seen, Watch};
+use tests::host::{GATEWAY, HOST_IP, Host, Uplink, WIRE};
+use tests::sim::Rng;
+
+/// Of every device here, unless it is made smaller.
+const MTU: usize = 1500;
+/// Data that is sent in all, over all rounds of both uplinks: 1 GiB.
+const ALL: usize = 1 << 30;
+/// Settings that are tried with each uplink.
+const ROUNDS: usize = 16;
+/// Data of one round.
+const AMOUNT: usize = ALL / (2 * ROUNDS);
+/// The longest pause of a connection.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Random bytes, over and over: their number is a prime, so that no part of a segment is what it is
+/// one segment further on.
+fn data(rng: &mut Rng) -> Vec<u8> {
+    const LENGTH: usize = 1_048_583;
+    let mut bytes: Vec<u8> = (0..=LENGTH / 8).flat_map(|_| rng.number().to_le_bytes()).collect();
+    bytes.truncate(LENGTH);
+    bytes
+}
+
+/// Sizes from one byte to 256 KiB, small ones as often as large ones.
+fn size(rng: &mut Rng) -> usize {
+    let most = 1 << (rng.number() % 19);
+    1 + usize::try_from(rng.number()).unwrap() % most
+}
+
+/// Sends so much by writes of random sizes; every byte is compared where it arrives.
+fn transfer(amount: usize, from: &Namespace, to: &Namespace, at: (Ipv4Addr, u16), rng: &mut Rng) {
+    let sent = data(rng);
+    let expected = sent.clone();
+    let listener = to.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, at.1))).unwrap();
+    let mut sizes = Rng(rng.number());
+    let receiver = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut got = vec![0; 1 << 18];
+        let mut position = 0;
+        loop {
+            let most = size(&mut sizes).max(1000);
+            let length = stream.read(&mut got[..most]).unwrap();
+            if length == 0 {
+                break;
+            }
+            let mut here = &got[..length];
+            while !here.is_empty() {
+                let at = position % expected.len();
+                let (now, later) = here.split_at(here.len().min(expected.len() - at));
+                assert!(*now == expected[at..at + now.len()], "wrong bytes after {position}");
+                position += now.len();
+                here = later;
+            }
+        }
+        assert_eq!(position, amount, "received");
+    });
+    let mut stream =
+        from.enter(|| TcpStream::connect_timeout(&at.into(), Duration::from_secs(5))).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(rng.happens(500)).unwrap();
+    let mut position = 0;
+    while position < amount {
+        let at = position % sent.len();
+        let length = size(rng).min(amount - position).min(sent.len() - at);
+        stream.write_all(&sent[at..at + length]).unwrap();
+        position += length;
+    }
+    drop(stream);
+    receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// Segments that the stack of a namespace refused for their checksum, and IP packets it refused.
+fn errors(ns: &Namespace) -> Vec<(String, u64)> {
+    let text = ns.ok("cat /proc/net/snmp");
+    let mut found = Vec::new();
+    let lines: Vec<_> = text.lines().collect();
+    for pair in lines.chunks_exact(2) {
+        for (name, value) in pair[0].split_whitespace().zip(pair[1].split_whitespace()) {
+            if name.contains("Csum") || name == "InHdrErrors" {
+                found.push((name.to_owned(), value.parse().unwrap()));
+            }
+        }
+    }
+    assert!(found.iter().any(|(name, _)| name == "InCsumErrors"), "{text}");
+    found
+}
+
+/// Turns each feature of a device on or off.
+fn shuffle(ns: &Namespace, device: &str, rng: &mut Rng) -> String {
+    ns.ok(&format!("ethtool -K {device} tx on rx on tso on gso on gro on"));
+    let all_off = rng.happens(250);
+    let off: Vec<_> = ["tx", "rx", "tso", "gso", "gro"]
+        .into_iter()
+        .filter(|_| all_off || rng.happens(400))
+        .map(|feature| format!("{feature} off"))
+        .collect();
+    if !off.is_empty() {
+        ns.ok(&format!("ethtool -K {device} {}", off.join(" ")));
+    }
+    let mtu = [1500, 1500, 1499, 1280, 576][usize::try_from(rng.number() % 5).unwrap()];
+    if device != WIRE {
+        ns.ip(&format!("link set {device} mtu {mtu}"));
+    }
+    format!("{}: mtu {mtu} {}", ns.name(), off.join(" "))
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("VSWITCHD_TEST_SEED").map_or_else(
+        |_| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            u64::from(now.subsec_nanos()) ^ now.as_secs()
+        },
+        |text| text.parse().expect("a number"),
+    );
+    println!("VSWITCHD_TEST_SEED={seed}");
+    seed
+}
+
+fn random_transfers(uplink: Uplink) {
+    let mut rng = Rng(seed());
+    let host = Host::start(uplink);
+    let a = host.sandbox("a", "-p 7000-7100:7000-7100");
+    let b = host.sandbox("b", "");
+    let spaces = [&a.ns, &b.ns, &host.outside];
+    let before = spaces.map(errors);
+    for (round, port) in (7000..).take(ROUNDS).enumerate() {
+        let settings = [
+            shuffle(&a.ns, "eth0", &mut rng),
+            shuffle(&b.ns, "eth0", &mut rng),
+            shuffle(&host.ns, WIRE, &mut rng),
+            shuffle(&host.outside, WIRE, &mut rng),
+        ];
+        let (what, from, to, device, at) = match round % 4 {
+            0 => ("switched", &a.ns, &b.ns, "eth0", b.ip),
+            1 => ("through SNAT", &b.ns, &host.outside, WIRE, GATEWAY),
+            2 => ("into a published port", &host.outside, &a.ns, "eth0", HOST_IP),
+            _ => ("switched", &b.ns, &a.ns, "eth0", a.ip),
+        };
+        println!("{what}, {settings:#?}");
+        let watch = rng.happens(500).then(|| Watch::start(to, device));
+        let began = Instant::now();
+        transfer(AMOUNT, from, to, (at, port), &mut rng);
+        println!("{:?}", began.elapsed());
+        if let Some(watch) = watch {
+            let seen = watch.seen();
+            println!("{seen:?}");
+            seen.assert_sound(MTU);
+        }
+    }
+    for (ns, before) in spaces.into_iter().zip(before) {
+        assert_eq!(errors(ns), before, "{}", ns.name());
+    }
+    assert_balanced(&host);
+}
+
+/// Every worker's frames are accounted for.
+fn assert_balanced(host: &Host) {
+    tests::host::eventually(Duration::from_secs(5), "the sums balance", || {
+        let status = host.json(["status"]);
+        tests::host::rows(&status["workers"]).iter().all(|worker| {
+            let of = |name: &str| worker[name].as_u64().unwrap();
+            of("rx_frames") + of("replicated") + of("generated")
+                == of("tx_frames") + of("merged") + of("consumed") + of("queued") + of("drops")
+        })
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn random_data_over_random_offloads_by_a_shared_uplink() {
+    random_transfers(Uplink::Shared);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn random_data_over_random_offloads_by_a_dedicated_uplink() {
+    random_transfers(Uplink::Dedicated);
+}
+
+/// What the far end of the wire sees when the host's end cuts and sums: nothing is left to be
+/// believed.
+#[test]
+#[ignore = "needs root"]
+fn a_wire_without_offloads_carries_frames_of_the_mtu_with_complete_checksums() {
+    let mut rng = Rng(seed());
+    let host = Host::start(Uplink::Shared);
+    let a = host.sandbox("a", "");
+    host.outside.ok(&format!("ethtool -K {WIRE} gro off"));
+    host.ns.ok(&format!("ethtool -K {WIRE} tx off tso off gso off"));
+    let before = errors(&host.outside);
+    for (port, features) in [(7000, "gso on"), (7001, "tx off tso off gso off")] {
+        a.ns.ok(&format!("ethtool -K eth0 {features}"));
+        let watch = Watch::start(&host.outside, WIRE);
+        transfer(20_000_000, &a.ns, &host.outside, (GATEWAY, port), &mut rng);
+        let seen = watch.seen();
+        seen.assert_sound(MTU);
+        assert!(seen.longest <= MTU, "{seen:?}");
+        assert_eq!((seen.large, seen.complete), (0, seen.frames), "{seen:?}");
+    }
+    assert_eq!(errors(&host.outside), before);
+}
+
+/// Sends from a sandbox without offloads to another one; what arrived there, and how many segments
+/// were merged.
+fn from_a_plain_sender(host: &Host) -> (Seen, u64) {
+    let (a, b) = (host.sandbox("a", ""), host.sandbox("b", ""));
+    a.ns.ok("ethtool -K eth0 tx off tso off gso off");
+    let watch = Watch::start(&b.ns, "eth0");
+    transfer(60_000_000, &a.ns, &b.ns, (b.ip, 7000), &mut Rng(seed()));
+    assert_balanced(host);
+    let workers = tests::host::rows(&host.json(["status"])["workers"]);
+    (watch.seen(), workers.iter().map(|worker| worker["merged"].as_u64().unwrap()).sum())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn segments_of_a_sender_without_offloads_are_merged() {
+    let (seen, merged) = from_a_plain_sender(&Host::start(Uplink::None));
+    println!("{seen:?}, {merged} merged");
+    seen.assert_sound(MTU);
+    // How many depends on how fast the machine is; 60 MB are about 41,000 segments.
+    assert!(seen.large > 0 && merged > 1000, "{seen:?}, {merged} merged");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn with_gro_off_they_arrive_as_they_were_sent() {
+    let mut host = Host::prepare(Uplink::None);
+    host.flags(["--gro", "false"]);
+    host.launch();
+    let (seen, merged) = from_a_plain_sender(&host);
+    println!("{seen:?}");
+    seen.assert_sound(MTU);
+    assert!(seen.longest <= MTU, "{seen:?}");
+    assert_eq!((seen.large, seen.complete, merged), (0, seen.frames, 0), "{seen:?}");
+}
