@@ -12,7 +12,7 @@ use benches::frames::{CONTAINER, OUTSIDE, SERVER_PORT, flow};
 use benches::random::Random;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use dashmap::DashMap;
-use dataplane::conntrack::table::SNAT;
+use dataplane::conntrack::entry::SNAT;
 use dataplane::conntrack::{ConnTable, Insert, NewConnection, Tuple, Zone};
 use dataplane::hash::HashKey;
 use dataplane::packet::types::{NetworkId, ip_proto};

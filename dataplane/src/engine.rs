@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,6 @@ use std::time::Duration;
 use crate::balance::{Balancer, Load, Meter};
 pub use crate::capture::Capture;
 use crate::config::Snapshot;
-use crate::conntrack::EarlierRun;
 use crate::crew::Crew;
 use crate::io::{IoBackend, IoChoice, Port};
 pub use crate::l2::fdb::StaticRefused;
@@ -365,109 +365,16 @@ impl Engine {
         self.gone.lock().clone()
     }
 
-    /// The configuration in force.
-    #[must_use]
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.plane.snapshot()
-    }
-
-    /// Totals of each worker.
-    #[must_use]
-    pub fn worker_stats(&self) -> Vec<WorkerStats> {
-        self.plane.worker_stats()
-    }
-
-    /// Totals of one port.
-    #[must_use]
-    pub fn port_stats(&self, port: PortId) -> Option<PortStats> {
-        self.plane.port_stats(port)
-    }
-
-    /// All FDB entries: learned, static and local.
-    #[must_use]
-    pub fn fdb_entries(&self) -> Vec<FdbEntry> {
-        self.plane.fdb_entries()
-    }
-
-    /// Adds a static FDB entry.
-    ///
-    /// # Errors
-    /// When the MAC is an endpoint's own, or the table is full.
-    pub fn fdb_add(
-        &self,
-        network: NetworkId,
-        vlan: u16,
-        mac: Mac,
-        port: PortId,
-    ) -> Result<(), StaticRefused> {
-        self.plane.fdb_add(network, vlan, mac, port)
-    }
-
-    /// Totals of the FDB.
-    #[must_use]
-    pub fn fdb_stats(&self) -> FdbStats {
-        self.plane.fdb_stats()
-    }
-
-    /// Removes a learned or static entry. False: there was none.
-    pub fn fdb_remove(&self, network: NetworkId, vlan: u16, mac: Mac) -> bool {
-        self.plane.fdb_remove(network, vlan, mac)
-    }
-
-    /// Removes learned entries of one or all networks; returns how many.
-    pub fn fdb_flush(&self, network: Option<NetworkId>) -> usize {
-        self.plane.fdb_flush(network)
-    }
-
-    /// Neighbors found by ARP.
-    #[must_use]
-    pub fn neighbors(&self) -> Vec<NeighborEntry> {
-        self.plane.neighbors()
-    }
-
-    /// Tracked connections.
-    #[must_use]
-    pub fn connections(&self) -> Vec<Connection> {
-        self.plane.connections()
-    }
-
-    /// Ends the connections for which `matches` says so; returns how many.
-    pub fn flush_connections(&self, matches: &dyn Fn(&Connection) -> bool) -> usize {
-        self.plane.flush_connections(matches)
-    }
-
-    /// Ends the connections that the configuration in force has no place for: their rule leads
-    /// elsewhere, their network, endpoint or outside address is not there. For those of an earlier
-    /// run, once everything that exists is published. Returns how many.
-    pub fn end_orphans(&self) -> usize {
-        self.plane.end_orphans()
-    }
-
-    /// What became of the connections that an earlier run left.
-    #[must_use]
-    pub fn earlier_run(&self) -> EarlierRun {
-        self.plane.tables().earlier
-    }
-
-    /// Totals of the connection table.
-    #[must_use]
-    pub fn conntrack_stats(&self) -> ConntrackStats {
-        self.plane.conntrack_stats()
-    }
-
-    /// Packets and bytes of the first packets of connections that used the rule, as
-    /// `iptables -t nat -vnL` counts.
-    #[must_use]
-    pub fn rule_counters(&self, rule: NatRule) -> (u64, u64) {
-        self.plane.rule_counters(rule)
-    }
-
-    /// Starts to copy frames of these ports, both ways, cut to `snaplen`.
-    #[must_use]
-    pub fn capture(&self, ports: &[PortId], snaplen: usize) -> Capture {
-        self.plane.capture(ports, snaplen)
-    }
-
     /// Stops the workers and closes the devices. Persistent devices stay.
     pub fn stop(self) {}
+}
+
+/// What control looks at and changes by hand has nothing to do with threads and devices: it is the
+/// plane's. [`Engine::publish`] takes the place of [`Plane::publish`], because it waits for the workers.
+impl Deref for Engine {
+    type Target = Plane;
+
+    fn deref(&self) -> &Plane {
+        &self.plane
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::capture::{self, Capture, Sinks};
 use crate::clock::Timestamp;
 use crate::config::{Network, Snapshot};
+use crate::conntrack::EarlierRun;
 use crate::core::Core;
 use crate::engine::{
     Connection, ConntrackStats, EngineOptions, FdbEntry, FdbKind, FdbStats, Link, NatRule,
@@ -175,7 +176,7 @@ impl Plane {
         self.ports.lock().get(&port).map(PortCounters::view)
     }
 
-    /// All FDB entries.
+    /// All FDB entries: learned, static and local.
     #[must_use]
     pub fn fdb_entries(&self) -> Vec<FdbEntry> {
         let ageing = self.config.current().fdb_ageing;
@@ -217,7 +218,7 @@ impl Plane {
         self.tables.fdb.retain_not(doomed, now_secs()) > 0
     }
 
-    /// Removes learned entries; returns how many.
+    /// Removes learned entries of one or all networks; returns how many.
     pub fn fdb_flush(&self, network: Option<NetworkId>) -> usize {
         let doomed = |e: &FdbEntry| {
             e.kind == FdbKind::Learned && network.is_none_or(|network| e.network == network)
@@ -247,7 +248,9 @@ impl Plane {
             .count()
     }
 
-    /// See [`crate::Engine::end_orphans`].
+    /// Ends the connections that the configuration in force has no place for: their rule leads
+    /// elsewhere, their network, endpoint or outside address is not there. For those of an earlier
+    /// run, once everything that exists is published. Returns how many.
     pub fn end_orphans(&self) -> usize {
         let snapshot = self.config.current();
         self.tables
@@ -258,13 +261,20 @@ impl Plane {
             .count()
     }
 
+    /// What became of the connections that an earlier run left.
+    #[must_use]
+    pub fn earlier_run(&self) -> EarlierRun {
+        self.tables.earlier
+    }
+
     /// Totals of the connection table.
     #[must_use]
     pub fn conntrack_stats(&self) -> ConntrackStats {
         self.tables.connections.stats()
     }
 
-    /// See [`crate::Engine::rule_counters`].
+    /// Packets and bytes of the first packets of connections that used the rule, as
+    /// `iptables -t nat -vnL` counts.
     #[must_use]
     pub fn rule_counters(&self, rule: NatRule) -> (u64, u64) {
         self.tables.rule(rule)

@@ -5,10 +5,12 @@ use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
 
+use super::super::entry::{Insert, NewConnection, SEEN_REPLY, SNAT};
 use super::super::expiry::Sweep;
 use super::super::tuple::Zone;
 use super::*;
 use crate::clock::Timestamp;
+use crate::packet::types::NetworkId;
 
 const ZONE: Zone = Zone(1);
 

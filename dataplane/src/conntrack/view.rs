@@ -5,10 +5,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::table::{
-    ASSURED, COLD_WORDS, ConnId, ConnTable, DNAT, HOT_WORDS, Insert, NewConnection, SEEN_REPLY,
-    SNAT,
-};
+use super::entry::{ASSURED, ConnId, DNAT, Insert, NewConnection, SEEN_REPLY, SNAT};
+use super::table::{COLD_WORDS, ConnTable, HOT_WORDS};
 use super::tcp::TcpState;
 use super::tuple::Tuple;
 use super::words::{Meta, deadline_of};

@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 
 use crate::config::{LocalAddress, Network, UplinkConfig};
-use crate::conntrack::table::{DNAT, SNAT};
+use crate::conntrack::entry::{DNAT, SNAT};
 use crate::conntrack::tcp::TcpState;
 use crate::conntrack::{Hit, Insert, NewConnection, Tuple, Zone, timeout};
 use crate::core::Cx;

@@ -1,7 +1,7 @@
 //! What becomes of a routed packet: the established way, and the common end of both ways.
 
 use crate::config::UplinkMode;
-use crate::conntrack::table::{ASSURED, SEEN_REPLY};
+use crate::conntrack::entry::{ASSURED, SEEN_REPLY};
 use crate::conntrack::tcp::TcpState;
 use crate::conntrack::{Direction, Hit, Tuple, timeout};
 use crate::core::Cx;

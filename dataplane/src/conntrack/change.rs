@@ -1,0 +1,226 @@
+//! Entering connections and ending them: under the locks of both tuples.
+
+use std::sync::MutexGuard;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use super::entry::{ConnId, Insert, NewConnection, SEEN_REPLY};
+use super::table::{ConnTable, HOT_WORDS, SHARDS};
+use super::tuple::{Direction, Tuple};
+use super::words::{LIVE, Meta, deadline_of, deadline_word, slot_word};
+use crate::packet::types::NetworkId;
+use crate::sync::Mutex;
+
+/// A tuple goes into the emptier of its buckets once the first one has this many: at the limit, all
+/// find a place (filling the first one up loses one in 4,000) and one lookup in 20 needs the second.
+const FIRST_CHOICE: usize = 6;
+/// Entries that the packet which finds the table full looks at for such as have expired: 2 KiB of
+/// memory, read in order.
+const RECLAIM: u32 = 32;
+
+impl ConnTable {
+    /// Adds a connection: both tuples, or neither.
+    pub fn insert(&self, new: &NewConnection, now: u32) -> Insert {
+        let hashes = [self.hash(new.original), self.hash(new.reply)];
+        // What has expired but not been swept must not stand in the way; it goes before the locks
+        // are taken, because its other tuple may lie in a third shard.
+        for (hash, tuple) in [(hashes[0], new.original), (hashes[1], new.reply)] {
+            if let Some(stale) = self.find(hash, tuple).filter(|hit| hit.deadline <= now) {
+                self.expire(stale.id.index, now);
+            }
+        }
+        if self.len() >= self.limit {
+            self.reclaim(now);
+        }
+        let _pair = self.lock_pair(hashes);
+        if let Some(hit) = self.find(hashes[0], new.original) {
+            self.totals.clashes.fetch_add(1, Ordering::Relaxed);
+            return Insert::Exists(hit);
+        }
+        // A connection whose two directions look the same (a host talking to itself through one
+        // port) cannot be told apart.
+        if new.reply == new.original || self.find(hashes[1], new.reply).is_some() {
+            return Insert::ReplyTaken;
+        }
+        let Some(index) = self.allocate() else {
+            self.totals.full.fetch_add(1, Ordering::Relaxed);
+            return Insert::Full;
+        };
+        let id = self.fill(index, new);
+        let claimed = self.claim(hashes[1], index, Direction::Reply)
+            && (self.claim(hashes[0], index, Direction::Original) || {
+                self.unclaim(hashes[1], index, Direction::Reply);
+                false
+            });
+        if !claimed {
+            self.release(id);
+            self.totals.full.fetch_add(1, Ordering::Relaxed);
+            return Insert::Full;
+        }
+        self.totals.inserted.fetch_add(1, Ordering::Relaxed);
+        Insert::Inserted(id)
+    }
+
+    /// Makes room in a full table: ends what has expired among the next few entries. All who come
+    /// share one round over the table, so that the work of each is bounded and no expired entry stays
+    /// hidden.
+    #[cold]
+    fn reclaim(&self, now: u32) {
+        let from = self.reclaim.fetch_add(RECLAIM, Ordering::Relaxed);
+        for step in 0..RECLAIM {
+            self.expire(from.wrapping_add(step) % self.limit, now);
+        }
+    }
+
+    fn lock_pair(&self, hashes: [u64; 2]) -> [Option<MutexGuard<'_, ()>>; 2] {
+        #[allow(clippy::cast_possible_truncation, reason = "reduced to the number of shards")]
+        let [a, b] = hashes.map(|hash| (hash >> 16) as usize % SHARDS);
+        let lock = |shard: usize| self.shards.get(shard).map(Mutex::lock);
+        let first = lock(a.min(b));
+        [first, if a == b { None } else { lock(a.max(b)) }]
+    }
+
+    fn allocate(&self) -> Option<u32> {
+        let mut free = self.free.lock();
+        let index = if let Some(index) = free.head.checked_sub(1) {
+            let next = self.hot(index)?[7].load(Ordering::Relaxed);
+            free.head = u32::try_from(next).unwrap_or(0);
+            index
+        } else {
+            let fresh = self.high_water.load(Ordering::Relaxed);
+            if fresh >= self.limit {
+                return None;
+            }
+            self.high_water.store(fresh + 1, Ordering::Relaxed);
+            fresh
+        };
+        self.used.fetch_add(1, Ordering::Relaxed);
+        Some(index)
+    }
+
+    fn fill(&self, index: u32, new: &NewConnection) -> ConnId {
+        let (Some(hot), Some(cold)) = (self.hot(index), self.cold(index)) else {
+            return ConnId { index, version: 0 };
+        };
+        let version = Meta(hot[4].load(Ordering::Relaxed)).version().wrapping_add(1) | LIVE;
+        // Whoever reads a word of the new connection must not find the old one's version after it:
+        // the entry was marked free before, and this keeps what follows behind that. It pairs with
+        // the fence of `read`.
+        fence(Ordering::Release);
+        hot[0].store(new.original.addresses, Ordering::Relaxed);
+        hot[1].store(new.original.rest, Ordering::Relaxed);
+        hot[2].store(new.reply.addresses, Ordering::Relaxed);
+        hot[3].store(new.reply.rest, Ordering::Relaxed);
+        hot[5].store(deadline_word(version, new.deadline), Ordering::Relaxed);
+        hot[6].store(u64::from(new.rule), Ordering::Relaxed);
+        for counter in cold {
+            counter.store(0, Ordering::Relaxed);
+        }
+        let meta = Meta::new(version, new.state, new.flags, new.network);
+        hot[4].store(meta.0, Ordering::Release);
+        ConnId { index, version }
+    }
+
+    fn claim(&self, hash: u64, index: u32, direction: Direction) -> bool {
+        let slot = slot_word(hash, index, direction);
+        let [first, second] = self.buckets(hash);
+        let used = |bucket: &[AtomicU64]| {
+            bucket.iter().filter(|cell| cell.load(Ordering::Relaxed) != 0).count()
+        };
+        let order = if used(first) < FIRST_CHOICE || used(first) <= used(second) {
+            [first, second]
+        } else {
+            [second, first]
+        };
+        order.into_iter().flatten().any(|cell| {
+            cell.load(Ordering::Relaxed) == 0
+                && cell.compare_exchange(0, slot, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })
+    }
+
+    fn unclaim(&self, hash: u64, index: u32, direction: Direction) {
+        let slot = slot_word(hash, index, direction);
+        for cell in self.buckets(hash).into_iter().flatten() {
+            if cell.compare_exchange(slot, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                return;
+            }
+        }
+    }
+
+    fn release(&self, id: ConnId) {
+        let Some(hot) = self.hot(id.index) else { return };
+        let meta = Meta::new(id.version.wrapping_add(1), 0, 0, NetworkId(0));
+        hot[4].store(meta.0, Ordering::Release);
+        let mut free = self.free.lock();
+        hot[7].store(u64::from(free.head), Ordering::Relaxed);
+        free.head = id.index + 1;
+        self.used.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Ends a connection; false when it has ended already.
+    fn remove_if(&self, index: u32, ends: impl Fn(&[AtomicU64; HOT_WORDS], Meta) -> bool) -> bool {
+        let Some(hot) = self.hot(index) else { return false };
+        let tuples = || {
+            let tuple = |at: usize| Tuple {
+                addresses: hot[at].load(Ordering::Acquire),
+                rest: hot[at + 1].load(Ordering::Acquire),
+            };
+            [tuple(0), tuple(2)]
+        };
+        let meta = Meta(hot[4].load(Ordering::Acquire));
+        if meta.version() & LIVE == 0 || !ends(hot, meta) {
+            return false;
+        }
+        let hashes = tuples().map(|tuple| self.hash(tuple));
+        let _pair = self.lock_pair(hashes);
+        // Between the look and the locks it may have ended and been used again.
+        let now = Meta(hot[4].load(Ordering::Acquire));
+        if now.version() != meta.version()
+            || !ends(hot, now)
+            || tuples().map(|tuple| self.hash(tuple)) != hashes
+        {
+            return false;
+        }
+        self.unclaim(hashes[0], index, Direction::Original);
+        self.unclaim(hashes[1], index, Direction::Reply);
+        self.release(ConnId { index, version: meta.version() });
+        true
+    }
+
+    /// Ends entry `index` if its time has come.
+    pub fn expire(&self, index: u32, now: u32) -> bool {
+        let expired =
+            self.remove_if(index, |hot, _| deadline_of(hot[5].load(Ordering::Relaxed)) <= now);
+        if expired {
+            self.totals.expired.fetch_add(1, Ordering::Relaxed);
+        }
+        expired
+    }
+
+    /// Ends a connection; false when it has ended already.
+    pub fn remove(&self, id: ConnId) -> bool {
+        let removed = self.remove_if(id.index, |_, meta| meta.version() == id.version);
+        self.totals.flushed.fetch_add(u64::from(removed), Ordering::Relaxed);
+        removed
+    }
+
+    /// Takes back a packet of the side that began, which was noted but never sent. A connection of
+    /// which nothing is left, and that nobody has answered, ends: true.
+    pub fn take_back(&self, id: ConnId, bytes: u64) -> bool {
+        let (Some(hot), Some(cold)) = (self.hot(id.index), self.cold(id.index)) else {
+            return false;
+        };
+        if Meta(hot[4].load(Ordering::Relaxed)).version() != id.version {
+            return false;
+        }
+        let [packets, octets, ..] = cold;
+        let left = packets.load(Ordering::Relaxed).saturating_sub(1);
+        packets.store(left, Ordering::Relaxed);
+        octets.store(octets.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);
+        let ended = left == 0
+            && self.remove_if(id.index, |_, meta| {
+                meta.version() == id.version && meta.flags() & SEEN_REPLY == 0
+            });
+        self.totals.expired.fetch_add(u64::from(ended), Ordering::Relaxed);
+        ended
+    }
+}

@@ -1,0 +1,104 @@
+//! A connection as it is entered and as a lookup finds it.
+
+use super::tuple::{Direction, Tuple};
+use super::words::Meta;
+use crate::packet::types::NetworkId;
+
+/// The reply side has sent.
+pub const SEEN_REPLY: u8 = 1;
+/// Both sides have spoken and the first one again; TCP: it was established. For people only, as
+/// `conntrack -L` shows it: nothing is evicted.
+pub const ASSURED: u8 = 2;
+/// The source was rewritten.
+pub const SNAT: u8 = 4;
+/// The destination was rewritten.
+pub const DNAT: u8 = 8;
+
+/// A connection's number, good until the connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConnId {
+    pub(super) index: u32,
+    pub(super) version: u32,
+}
+
+/// What a lookup found, copied out. Whole words: a copy made soon after of what was written in
+/// bytes would have to wait for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hit {
+    /// The connection.
+    pub id: ConnId,
+    /// The tuple of the other direction.
+    pub other: Tuple,
+    pub(super) meta: Meta,
+    /// Until when it lives, in seconds.
+    pub deadline: u32,
+    /// Which of its directions the tuple is.
+    pub direction: Direction,
+}
+
+impl Hit {
+    /// The original direction of a connection that was just inserted.
+    #[must_use]
+    pub fn begun(id: ConnId, new: &NewConnection) -> Self {
+        Self {
+            id,
+            other: new.reply,
+            meta: Meta::new(id.version, new.state, new.flags, new.network),
+            deadline: new.deadline,
+            direction: Direction::Original,
+        }
+    }
+
+    /// State of the protocol.
+    #[must_use]
+    #[inline]
+    pub const fn state(&self) -> u8 {
+        self.meta.state()
+    }
+
+    /// [`SEEN_REPLY`], [`ASSURED`], [`SNAT`], [`DNAT`].
+    #[must_use]
+    #[inline]
+    pub const fn flags(&self) -> u8 {
+        self.meta.flags()
+    }
+
+    /// The inside network.
+    #[must_use]
+    #[inline]
+    pub const fn network(&self) -> NetworkId {
+        self.meta.network()
+    }
+}
+
+/// A connection to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewConnection {
+    /// As its packets come.
+    pub original: Tuple,
+    /// As the replies will come.
+    pub reply: Tuple,
+    /// State of the protocol.
+    pub state: u8,
+    /// [`SNAT`], [`DNAT`] and the like.
+    pub flags: u8,
+    /// The inside network.
+    pub network: NetworkId,
+    /// DNAT rule or zero.
+    pub rule: u32,
+    /// Until when it lives, in seconds.
+    pub deadline: u32,
+}
+
+/// What inserting did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Insert {
+    /// Somebody was faster: the original tuple has a connection already.
+    Exists(Hit),
+    /// No entry is free.
+    Full,
+    /// Done.
+    Inserted(ConnId),
+    /// The reply tuple belongs to another connection: take another port.
+    ReplyTaken,
+}
