@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use super::entry::{ConnId, Hit};
 use super::tuple::{Direction, Tuple};
 use super::words::{LIVE, Meta, deadline_of, slot_direction, slot_index, slot_tag};
-use crate::hash::HashKey;
+use crate::hash::{HashKey, TableHash};
 use crate::io::prefetch::prefetch;
 use crate::io::region::Region;
 use crate::sync::Mutex;
@@ -63,7 +63,7 @@ pub struct ConnTable {
     pub(super) entries: Region,
     index: Region,
     mask: u64,
-    key: HashKey,
+    hash: TableHash,
     pub(super) limit: u32,
     pub(super) used: AtomicU32,
     pub(super) high_water: AtomicU32,
@@ -108,7 +108,7 @@ impl ConnTable {
             entries,
             index: Region::anonymous(buckets * BUCKET_SLOTS)?,
             mask: buckets as u64 - 1,
-            key,
+            hash: TableHash::new(key),
             limit,
             used: AtomicU32::new(0),
             high_water: AtomicU32::new(0),
@@ -123,7 +123,7 @@ impl ConnTable {
     #[must_use]
     #[inline]
     pub fn hash(&self, tuple: Tuple) -> u64 {
-        self.key.hash(tuple.addresses, tuple.rest)
+        self.hash.hash(tuple.addresses, tuple.rest)
     }
 
     /// Connections now.

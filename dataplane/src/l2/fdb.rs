@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use crate::engine::{FdbEntry, FdbKind, FdbStats};
-use crate::hash::HashKey;
+use crate::hash::{HashKey, TableHash};
 use crate::io::prefetch::prefetch;
 use crate::io::region::Region;
 use crate::packet::types::{Mac, NetworkId, PortId};
@@ -42,7 +42,7 @@ const FIRST_CHOICE: usize = 2;
 pub struct Fdb {
     region: Region,
     mask: u64,
-    key: HashKey,
+    hash: TableHash,
     limit: u32,
     /// Learned and static entries.
     used: AtomicU32,
@@ -134,7 +134,7 @@ impl Fdb {
         Ok(Self {
             region: Region::anonymous(buckets * WORDS)?,
             mask: buckets as u64 - 1,
-            key,
+            hash: TableHash::new(key),
             limit: limit.max(1),
             used: AtomicU32::new(0),
             moves: AtomicU64::new(0),
@@ -148,7 +148,7 @@ impl Fdb {
     #[must_use]
     #[inline]
     pub fn hash(&self, network: NetworkId, vlan: u16, mac: Mac) -> u64 {
-        self.key.hash(key_word(network, mac), u64::from(vlan))
+        self.hash.hash(key_word(network, mac), u64::from(vlan))
     }
 
     #[inline]
