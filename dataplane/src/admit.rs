@@ -16,27 +16,12 @@ use crate::packet::{offload, parse};
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
-pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
-    cx.counters.rx_frames.add(frames.len() as u64);
-    // Frames come in trains of one port: it is looked up and counted once a train.
-    let same_port = |a: &Frame, b: &Frame| a.ingress == b.ingress;
-    let mut lanes = lanes.iter_mut();
-    for train in frames.chunk_by_mut(same_port) {
-        let Some(ingress) = train.first().map(|frame| frame.ingress) else { continue };
-        let bytes = train.iter().map(|frame| frame.len() as u64).sum();
-        cx.ports.count_rx(ingress, train.len() as u64, bytes);
-        let port = cx.config.port(ingress);
-        for (frame, lane) in train.iter_mut().zip(&mut lanes) {
-            match port {
-                Some(port) => one(cx.config, port, frame, lane),
-                None => lane.verdict = Some(Verdict::Drop(DropReason::PortUnconfigured)),
-            }
-        }
-    }
-}
-
-#[inline]
-fn one(config: &Snapshot, port: &PortEntry, frame: &mut Frame, lane: &mut Lane) {
+#[inline(always)]
+pub(crate) fn frame(cx: &Cx<'_>, frame: &mut Frame, lane: &mut Lane) {
+    let Some(port) = cx.config.port(frame.ingress) else {
+        lane.verdict = Some(Verdict::Drop(DropReason::PortUnconfigured));
+        return;
+    };
     if offload::needs_net(frame) {
         parse::parse_net(frame.bytes(), &mut lane.headers);
     }
@@ -46,13 +31,13 @@ fn one(config: &Snapshot, port: &PortEntry, frame: &mut Frame, lane: &mut Lane) 
         PortRole::Uplink { uplink } => From::Uplink(*uplink),
     };
     if lane.is_open()
-        && let Err(reason) = admit(config, port, frame, &lane.headers)
+        && let Err(reason) = admit(cx.config, port, frame, &lane.headers)
     {
         lane.verdict = Some(Verdict::Drop(reason));
     }
 }
 
-#[inline]
+#[inline(always)]
 fn admit(
     config: &Snapshot,
     port: &PortEntry,

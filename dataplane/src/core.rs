@@ -12,6 +12,7 @@ use crate::config::Snapshot;
 use crate::conntrack::expiry::Sweep;
 use crate::egress::PortTable;
 use crate::engine::{Link, WorkerStats};
+use crate::express::Express;
 use crate::frame::Frame;
 use crate::hash::HashKey;
 use crate::io::{Offloads, TxReport};
@@ -47,6 +48,9 @@ pub(crate) struct Cx<'a> {
     pub(crate) pool: &'a mut Pool,
     pub(crate) ports: &'a mut PortTable,
     pub(crate) waiting: &'a mut Waiting,
+    pub(crate) express: &'a mut Express,
+    /// The number of `config`.
+    pub(crate) generation: u64,
     pub(crate) remembered: &'a mut Remembered,
     /// The neighbor that a packet of this batch was last sent to, and how.
     pub(crate) last_reach: Option<(Link, Ipv4Addr, Reach)>,
@@ -68,6 +72,7 @@ pub struct Core {
     pool: Pool,
     ports: PortTable,
     waiting: Waiting,
+    express: Express,
     remembered: Remembered,
     errors: Limiter,
     rng: PortRng,
@@ -107,6 +112,7 @@ impl Core {
             pool: Pool::new(buffers),
             ports: PortTable::default(),
             waiting: Waiting::beside(buffers),
+            express: Express::new(worker),
             remembered: Remembered::default(),
             errors: Limiter::default(),
             rng: PortRng::new(key),
@@ -164,6 +170,8 @@ impl Core {
             pool: &mut self.pool,
             ports: &mut self.ports,
             waiting: &mut self.waiting,
+            express: &mut self.express,
+            generation: self.config.generation(),
             remembered: &mut self.remembered,
             last_reach: None,
             errors: &mut self.errors,

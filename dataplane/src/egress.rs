@@ -16,7 +16,7 @@ use crate::l3::waiting;
 use crate::packet::gro::Gro;
 use crate::packet::types::{NetworkId, PortId};
 use crate::packet::{parse, segment};
-use crate::pipeline::{From, Lane};
+use crate::pipeline::{From, Hold, Lane};
 use crate::pool::Pool;
 use crate::stats::{PortCounters, WorkerCounters};
 use crate::verdict::{DropReason, Verdict};
@@ -111,6 +111,37 @@ impl PortTable {
     pub(crate) fn push_generated(&mut self, counters: &WorkerCounters, port: PortId, frame: Frame) {
         counters.generated.add(1);
         self.enqueue(counters, port, frame);
+    }
+
+    /// Queues a frame and those behind it that go to the same port; returns the first one that does
+    /// not, if there is one.
+    #[inline]
+    fn push_train<'a>(
+        &mut self,
+        counters: &WorkerCounters,
+        pool: &mut Pool,
+        port: PortId,
+        mut frame: Frame,
+        behind: &mut impl Iterator<Item = (Frame, &'a mut Lane)>,
+    ) -> Option<(Frame, &'a mut Lane)> {
+        if self.sinks.is_empty()
+            && let Some(Some(slot)) = self.slots.get_mut(port.index())
+        {
+            if slot.queue.is_empty() {
+                self.dirty.push(port);
+            }
+            // Nearly all frames: nobody captures, and the port takes them as they are.
+            while matches!(help_needed(&frame, slot.offloads), Help::None) {
+                slot.queue.push(frame);
+                let next = behind.next()?;
+                if next.1.verdict != Some(Verdict::Forward(port)) {
+                    return Some(next);
+                }
+                frame = next.0;
+            }
+        }
+        self.push(counters, pool, port, frame);
+        None
     }
 
     /// Queues a frame, in pieces if the port cannot take it whole.
@@ -298,12 +329,20 @@ pub(crate) fn stage(
     lanes: &mut [Lane],
     out: &mut dyn Transmit,
 ) {
-    for (frame, lane) in frames.drain(..).zip(lanes) {
+    let mut frames = frames.drain(..).zip(lanes);
+    let mut next = frames.next();
+    while let Some((frame, lane)) = next.take() {
         match lane.verdict {
-            Some(Verdict::Forward(port)) => match lane.fragment {
-                Some(mtu) => cx.ports.push_fragments(cx.counters, cx.pool, port, frame, mtu),
-                None => cx.ports.push(cx.counters, cx.pool, port, frame),
-            },
+            Some(Verdict::Forward(port)) => {
+                // Frames leave in trains too: a port's queue is found once a train.
+                next = cx.ports.push_train(cx.counters, cx.pool, port, frame, &mut frames);
+                if next.is_some() {
+                    continue;
+                }
+            }
+            Some(Verdict::ForwardInPieces(port)) => {
+                cx.ports.push_fragments(cx.counters, cx.pool, port, frame, lane.mtu);
+            }
             Some(Verdict::Flood(network)) => flood(cx, frame, lane, network, out),
             Some(Verdict::Answer) => {
                 cx.counters.consumed.add(1);
@@ -313,14 +352,7 @@ pub(crate) fn stage(
                 cx.counters.consumed.add(1);
                 cx.pool.put(frame);
             }
-            Some(Verdict::Hold { link, next_hop, begun }) => {
-                let held = Held { frame, link, next_hop, fragment: lane.fragment, begun };
-                if cx.waiting.has_room(link, next_hop) {
-                    cx.waiting.push(held);
-                } else {
-                    waiting::give_up(cx, held, DropReason::NeighborQueueFull);
-                }
-            }
+            Some(Verdict::Hold) => hold(cx, frame, lane),
             Some(Verdict::Drop(reason)) => {
                 cx.ports.drop_rx(cx.counters, frame.ingress, reason);
                 cx.pool.put(frame);
@@ -331,8 +363,24 @@ pub(crate) fn stage(
                 cx.pool.put(frame);
             }
         }
+        next = frames.next();
     }
+    drop(frames);
     cx.ports.flush(cx.counters, cx.pool, out);
+}
+
+/// Lets a frame wait for its neighbor, if there is room.
+fn hold(cx: &mut Cx<'_>, frame: Frame, lane: &mut Lane) {
+    let Some(Hold { link, next_hop, fragment, begun }) = lane.hold.take() else {
+        cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NoService);
+        return cx.pool.put(frame);
+    };
+    let held = Held { frame, link, next_hop, fragment, begun };
+    if cx.waiting.has_room(link, next_hop) {
+        cx.waiting.push(held);
+    } else {
+        waiting::give_up(cx, held, DropReason::NeighborQueueFull);
+    }
 }
 
 /// Sends a frame that waited, whole or in pieces.

@@ -117,7 +117,7 @@ impl TableHash {
     }
 }
 
-#[inline]
+#[inline(always)]
 const fn multilinear(m: [u64; 5], a: u64, b: u64) -> u64 {
     const LOW: u64 = 0xffff_ffff;
     let [m0, m1, m2, m3, m4] = m;

@@ -21,6 +21,7 @@ pub mod core;
 mod crew;
 mod egress;
 pub mod engine;
+mod express;
 pub mod frame;
 pub mod hash;
 pub mod io;

@@ -3,10 +3,15 @@
 //! A stage looks at every frame whose fate is still open and may decide it; the last stage carries
 //! the decisions out in the order in which the frames came, so that no flow is reordered.
 
+use std::net::Ipv4Addr;
+
 use crate::admit;
-use crate::conntrack::{Hit, Tuple};
+use crate::conntrack::{ConnId, Direction, Tuple};
 use crate::core::{Cx, Transmit};
 use crate::egress;
+use crate::engine::Link;
+use crate::express;
+use crate::express::switch::{LastPort, switch};
 use crate::frame::Frame;
 use crate::l2;
 use crate::l3;
@@ -16,29 +21,81 @@ use crate::packet::parse;
 use crate::packet::types::{NetworkId, UplinkId};
 use crate::verdict::{DropReason, Verdict};
 
-/// What is known about one frame of the batch.
+/// What is known about one frame of the batch. The first cache line is all that a frame with a shortcut
+/// needs.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Lane {
-    pub(crate) headers: Headers,
-    pub(crate) from: From,
-    /// Of the source MAC in the FDB, for frames from a network.
+    /// For packets that are routed, with their place in the connection table, if `is_tracked`.
+    pub(crate) tuple: Tuple,
+    pub(crate) hash: u64,
+    /// Of the source MAC in the FDB, for frames from a network; of packets that look for a shortcut, where
+    /// their connection will be found.
     pub(crate) src_hash: u64,
     /// Of the destination MAC.
     pub(crate) dst_hash: u64,
+    /// For packets with a shortcut: their connection.
+    pub(crate) id: ConnId,
     /// `None`: still open.
     pub(crate) verdict: Option<Verdict>,
-    /// For frames that are routed.
-    pub(crate) track: Option<Track>,
-    /// The link takes IP packets up to this length only, and the packet may be cut.
-    pub(crate) fragment: Option<u16>,
+    pub(crate) from: From,
+    /// For packets with a shortcut: which way.
+    pub(crate) way: u16,
+    /// For packets that look for a shortcut: their length and TCP flags.
+    pub(crate) total_len: u16,
+    pub(crate) tcp_flags: u8,
+    pub(crate) shortcut: Shortcut,
+    pub(crate) is_tracked: bool,
+    /// Decided by its link header.
+    pub(crate) is_by_link: bool,
+    /// As the frame before of those that go the whole way.
+    pub(crate) comes_again: bool,
+    pub(crate) headers: Headers,
+    /// With [`Verdict::ForwardInPieces`]: the link takes IP packets up to this length only.
+    pub(crate) mtu: u16,
+    /// With [`Verdict::Hold`].
+    pub(crate) hold: Option<Hold>,
 }
 
-/// Which connection a routed packet belongs to.
+/// What a frame waits for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Track {
-    pub(crate) tuple: Tuple,
-    pub(crate) hash: u64,
-    pub(crate) hit: Option<Hit>,
+pub(crate) struct Hold {
+    /// Where the neighbor is.
+    pub(crate) link: Link,
+    /// The neighbor.
+    pub(crate) next_hop: Ipv4Addr,
+    /// Longer than the link takes: see [`Lane::mtu`].
+    pub(crate) fragment: Option<u16>,
+    /// The connection that this is a packet of the first side's, while nobody has answered: it ends
+    /// with its packets if the neighbor never does.
+    pub(crate) begun: Option<ConnId>,
+}
+
+/// Whether a frame goes by a shortcut: see [`crate::express`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shortcut {
+    /// It is routed, and looks for one.
+    Candidate,
+    /// It goes through all stages.
+    None,
+    /// It has one, in the original direction of its connection.
+    Original,
+    /// In the reply direction.
+    Reply,
+    /// Nothing is known against switching it.
+    Switch,
+}
+
+impl Shortcut {
+    /// The direction, of a packet that has one.
+    #[inline]
+    pub(crate) const fn direction(self) -> Option<Direction> {
+        match self {
+            Self::Original => Some(Direction::Original),
+            Self::Reply => Some(Direction::Reply),
+            Self::Candidate | Self::None | Self::Switch => None,
+        }
+    }
 }
 
 /// Where a frame came from.
@@ -64,27 +121,50 @@ impl From {
 }
 
 impl Lane {
+    /// Whether the stages have to decide.
+    #[inline]
     pub(crate) fn is_open(&self) -> bool {
-        self.verdict.is_none()
+        self.verdict.is_none() && self.shortcut == Shortcut::None
     }
 
     const EMPTY: Self = Self {
-        headers: Headers::EMPTY,
-        from: From::Nowhere,
+        tuple: Tuple { addresses: 0, rest: 0 },
+        hash: 0,
         src_hash: 0,
         dst_hash: 0,
+        id: ConnId::NONE,
         verdict: None,
-        track: None,
-        fragment: None,
+        from: From::Nowhere,
+        way: 0,
+        total_len: 0,
+        tcp_flags: 0,
+        shortcut: Shortcut::None,
+        is_tracked: false,
+        is_by_link: false,
+        comes_again: false,
+        headers: Headers::EMPTY,
+        mtu: 0,
+        hold: None,
     };
 
-    /// Forgets the frame before and takes the first look at this one.
+    /// Forgets the frame before. Lanes are used again and again: filling one in is cheaper than moving
+    /// one. What no stage reads before it has written it stays as it was.
     #[inline]
-    fn begin(&mut self, frame: &Frame) {
-        self.from = From::Nowhere;
-        self.track = None;
-        self.fragment = None;
+    pub(crate) fn reset(&mut self) {
         self.verdict = None;
+        self.shortcut = Shortcut::None;
+        self.is_tracked = false;
+        self.is_by_link = false;
+        self.comes_again = false;
+    }
+
+    /// Reads the link header; what is behind it is read by the stages that need it, as most frames of
+    /// a switch are only switched.
+    #[inline]
+    pub(crate) fn begin(&mut self, frame: &Frame) {
+        self.verdict = None;
+        self.shortcut = Shortcut::None;
+        self.from = From::Nowhere;
         if parse::parse_link(frame.bytes(), &mut self.headers).is_err() {
             self.headers = Headers::EMPTY;
             self.verdict = Some(Verdict::Drop(DropReason::Runt));
@@ -92,19 +172,68 @@ impl Lane {
     }
 }
 
-/// Frames whose first bytes are asked for ahead of the one that is parsed.
-const AHEAD: usize = 4;
-
-/// Reads the link headers of all frames, each into its lane; what is behind them is read by the
-/// stages that need it, as most frames of a switch are only switched. Lanes are used again and again: filling one in is cheaper
-/// than moving one.
-fn parse_stage(frames: &[Frame], lanes: &mut [Lane]) {
-    let ahead = frames.iter().skip(AHEAD).map(Some).chain(std::iter::repeat(None));
-    for ((frame, lane), next) in frames.iter().zip(lanes).zip(ahead) {
-        if let Some(next) = next {
-            next.prefetch();
+/// Parses and admits the frames that have no shortcut, and asks for what their lookups will need.
+fn open_stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
+    for (frame, lane) in frames.iter_mut().zip(lanes) {
+        if lane.is_open() {
+            open(cx, frame, lane);
         }
-        lane.begin(frame);
+    }
+}
+
+#[inline(always)]
+fn open(cx: &Cx<'_>, frame: &mut Frame, lane: &mut Lane) {
+    lane.begin(frame);
+    admit::frame(cx, frame, lane);
+    l2::learn::hash(cx, lane);
+}
+
+/// Learns and switches, frame by frame: a host that moved must get the answer to this very frame. What
+/// a frame changed, by learning or by ARP, ends the shortcuts of those behind it.
+fn switch_stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
+    let mut changed = false;
+    let mut last = LastPort::default();
+    for (frame, lane) in frames.iter_mut().zip(lanes) {
+        if lane.shortcut == Shortcut::Switch && switch(cx, frame, lane, &mut last) {
+            continue;
+        }
+        if lane.is_open() {
+            l2::learn::frame(cx, frame, lane);
+            l2::forward::frame(cx, frame, lane);
+        } else if lane.shortcut == Shortcut::Switch
+            || changed && (lane.shortcut != Shortcut::None || lane.is_by_link)
+        {
+            reswitch(cx, frame, lane);
+        } else {
+            continue;
+        }
+        if express::is_changed(cx) {
+            changed = true;
+            express::renew(cx);
+        }
+    }
+}
+
+/// Parses, admits, learns and switches a frame that had a shortcut.
+#[cold]
+fn reswitch(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) {
+    open(cx, frame, lane);
+    if lane.is_open() {
+        l2::learn::frame(cx, frame, lane);
+        l2::forward::frame(cx, frame, lane);
+    }
+}
+
+/// Takes a frame whose shortcut has turned out to end nowhere through the stages before translation.
+#[cold]
+pub(crate) fn reopen(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) {
+    reswitch(cx, frame, lane);
+    if lane.is_open() {
+        l3::input::frame(cx, frame, lane);
+    }
+    lane.is_tracked = false;
+    if lane.is_open() {
+        nat::lookup::hash(cx, lane);
     }
 }
 
@@ -121,13 +250,16 @@ pub(crate) fn process(
         lanes.resize_with(frames.len(), || Lane::EMPTY);
     }
     let lanes = lanes.get_mut(..frames.len()).unwrap_or_default();
-    parse_stage(frames, lanes);
-    admit::stage(cx, frames, lanes);
-    l2::learn::hash_stage(cx, lanes);
-    l2::learn::stage(cx, frames, lanes);
-    l2::forward::stage(cx, frames, lanes);
-    l3::input::stage(cx, frames, lanes);
-    nat::lookup::stage(cx, lanes);
-    nat::translate::stage(cx, frames, lanes);
+    let by_shortcut = express::stage(cx, frames, lanes);
+    open_stage(cx, frames, lanes);
+    switch_stage(cx, frames, lanes);
+    let whole = lanes.iter().any(Lane::is_open);
+    if whole {
+        l3::input::stage(cx, frames, lanes);
+        nat::lookup::stage(cx, lanes);
+    }
+    if whole || by_shortcut {
+        nat::translate::stage(cx, frames, lanes);
+    }
     egress::stage(cx, frames, lanes, out);
 }

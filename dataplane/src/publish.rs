@@ -93,6 +93,13 @@ impl<T> Subscriber<T> {
         true
     }
 
+    /// The number of the value of the last refresh.
+    #[must_use]
+    #[inline]
+    pub const fn generation(&self) -> u64 {
+        self.seen
+    }
+
     /// The value of the last refresh.
     #[must_use]
     #[inline]

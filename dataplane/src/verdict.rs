@@ -1,10 +1,6 @@
 //! How a frame ends. Every frame that enters the engine is forwarded, queued, consumed or dropped,
 //! and each drop has exactly one of the reasons below.
 
-use std::net::Ipv4Addr;
-
-use crate::conntrack::ConnId;
-use crate::engine::Link;
 use crate::packet::types::{NetworkId, PortId};
 
 macro_rules! drop_reasons {
@@ -148,14 +144,8 @@ pub enum Verdict {
     Flood(NetworkId),
     /// To this port.
     Forward(PortId),
+    /// To this port, in fragments that fit the link.
+    ForwardInPieces(PortId),
     /// It waits until the neighbor is known.
-    Hold {
-        /// Where the neighbor is.
-        link: Link,
-        /// The neighbor.
-        next_hop: Ipv4Addr,
-        /// The connection that this is a packet of the first side's, while nobody has answered: it
-        /// ends with its packets if the neighbor never does.
-        begun: Option<ConnId>,
-    },
+    Hold,
 }

@@ -3,7 +3,7 @@
 use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::entry::{ConnId, Insert, NewConnection, SEEN_REPLY};
+use super::entry::{ConnId, DNAT, Insert, NewConnection, SEEN_REPLY};
 use super::table::{ConnTable, HOT_WORDS, SHARDS};
 use super::tuple::{Direction, Tuple};
 use super::words::{LIVE, Meta, deadline_of, deadline_word, slot_word};
@@ -82,8 +82,8 @@ impl ConnTable {
     fn allocate(&self) -> Option<u32> {
         let mut free = self.free.lock();
         let index = if let Some(index) = free.head.checked_sub(1) {
-            let next = self.hot(index)?[7].load(Ordering::Relaxed);
-            free.head = u32::try_from(next).unwrap_or(0);
+            let next = self.hot(index)?[5].load(Ordering::Relaxed);
+            free.head = deadline_of(next);
             index
         } else {
             let fresh = self.high_water.load(Ordering::Relaxed);
@@ -98,9 +98,7 @@ impl ConnTable {
     }
 
     fn fill(&self, index: u32, new: &NewConnection) -> ConnId {
-        let (Some(hot), Some(cold)) = (self.hot(index), self.cold(index)) else {
-            return ConnId { index, version: 0 };
-        };
+        let Some(hot) = self.hot(index) else { return ConnId { index, version: 0 } };
         let version = Meta(hot[4].load(Ordering::Relaxed)).version().wrapping_add(1) | LIVE;
         // Whoever reads a word of the new connection must not find the old one's version after it:
         // the entry was marked free before, and this keeps what follows behind that. It pairs with
@@ -111,9 +109,17 @@ impl ConnTable {
         hot[2].store(new.reply.addresses, Ordering::Relaxed);
         hot[3].store(new.reply.rest, Ordering::Relaxed);
         hot[5].store(deadline_word(version, new.deadline), Ordering::Relaxed);
-        hot[6].store(u64::from(new.rule), Ordering::Relaxed);
-        for counter in cold {
-            counter.store(0, Ordering::Relaxed);
+        // Pairs with the swap of `set_way`: whoever notes a way after this sees that the connection it
+        // was for has ended.
+        hot[6].store(0, Ordering::Release);
+        hot[7].store(0, Ordering::Release);
+        if new.flags & DNAT != 0 {
+            self.set_rule(index, new.rule);
+        }
+        for direction in [Direction::Original, Direction::Reply] {
+            for counter in self.cold(index, direction).into_iter().flatten() {
+                counter.store(0, Ordering::Relaxed);
+            }
         }
         let meta = Meta::new(version, new.state, new.flags, new.network);
         hot[4].store(meta.0, Ordering::Release);
@@ -151,7 +157,8 @@ impl ConnTable {
         let meta = Meta::new(id.version.wrapping_add(1), 0, 0, NetworkId(0));
         hot[4].store(meta.0, Ordering::Release);
         let mut free = self.free.lock();
-        hot[7].store(u64::from(free.head), Ordering::Relaxed);
+        // No version: nobody who is late with a deadline for it writes here any more.
+        hot[5].store(u64::from(free.head), Ordering::Relaxed);
         free.head = id.index + 1;
         self.used.fetch_sub(1, Ordering::Relaxed);
     }
@@ -206,13 +213,12 @@ impl ConnTable {
     /// Takes back a packet of the side that began, which was noted but never sent. A connection of
     /// which nothing is left, and that nobody has answered, ends: true.
     pub fn take_back(&self, id: ConnId, bytes: u64) -> bool {
-        let (Some(hot), Some(cold)) = (self.hot(id.index), self.cold(id.index)) else {
-            return false;
-        };
+        let original = self.cold(id.index, Direction::Original);
+        let (Some(hot), Some(cold)) = (self.hot(id.index), original) else { return false };
         if Meta(hot[4].load(Ordering::Relaxed)).version() != id.version {
             return false;
         }
-        let [packets, octets, ..] = cold;
+        let [packets, octets] = cold;
         let left = packets.load(Ordering::Relaxed).saturating_sub(1);
         packets.store(left, Ordering::Relaxed);
         octets.store(octets.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);

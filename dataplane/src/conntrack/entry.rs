@@ -21,6 +21,11 @@ pub struct ConnId {
     pub(super) version: u32,
 }
 
+impl ConnId {
+    /// Of no connection: no live entry has an even version.
+    pub(crate) const NONE: Self = Self { index: u32::MAX, version: 0 };
+}
+
 /// What a lookup found, copied out. Whole words: a copy made soon after of what was written in
 /// bytes would have to wait for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! What packets change in a connection that exists: state, deadline, counters. Without a lock.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::entry::Hit;
+use super::entry::{ConnId, Hit};
 use super::table::ConnTable;
-use super::tuple::Direction;
+use super::tuple::{Direction, Tuple};
 use super::words::{Meta, deadline_of, deadline_word};
 
 impl ConnTable {
@@ -19,12 +19,33 @@ impl ConnTable {
         (meta.version() == hit.id.version).then_some(Hit { meta, deadline, ..*hit })
     }
 
+    /// A direction of a connection that was found earlier. `None` when it has ended.
+    #[inline]
+    pub(crate) fn at(&self, id: ConnId, direction: Direction) -> Option<Hit> {
+        let words = self.hot(id.index)?;
+        let meta = Meta(words[4].load(Ordering::Acquire));
+        let at = match direction {
+            Direction::Original => 2,
+            Direction::Reply => 0,
+        };
+        let other = Tuple {
+            addresses: words[at].load(Ordering::Relaxed),
+            rest: words[at + 1].load(Ordering::Relaxed),
+        };
+        let deadline = deadline_of(words[5].load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        let again = Meta(words[4].load(Ordering::Relaxed));
+        let holds = meta.version() == id.version && again.version() == id.version;
+        holds.then_some(Hit { id, other, meta, deadline, direction })
+    }
+
     /// Notes packets of a direction and, when it changed, state, flags and deadline. False, and
     /// nothing is noted: another worker has changed the state since `hit` was read, so that `state`
     /// may not be what follows.
     #[inline]
     pub fn touch(&self, hit: &Hit, bytes: u64, state: u8, flags: u8, deadline: u32) -> bool {
-        let (Some(hot), Some(cold)) = (self.hot(hit.id.index), self.cold(hit.id.index)) else {
+        let cold = self.cold(hit.id.index, hit.direction);
+        let (Some(hot), Some([packets, octets])) = (self.hot(hit.id.index), cold) else {
             return true;
         };
         let meta = Meta(hot[4].load(Ordering::Relaxed));
@@ -52,13 +73,37 @@ impl ConnTable {
         }
         // Counters may get a packet of the connection that was here before: for people only.
         // Each direction is counted by the one worker that receives it, so load and store suffice.
-        let [packets_o, bytes_o, packets_r, bytes_r] = cold;
-        let (packet_cell, byte_cell) = match hit.direction {
-            Direction::Original => (packets_o, bytes_o),
-            Direction::Reply => (packets_r, bytes_r),
-        };
-        packet_cell.store(packet_cell.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        byte_cell.store(byte_cell.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
+        packets.store(packets.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        octets.store(octets.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
         true
+    }
+
+    /// What was noted last of how packets of this direction go; zero: nothing.
+    #[inline]
+    pub(crate) fn way(&self, hit: &Hit) -> u64 {
+        self.way_cell(hit).map_or(0, |cell| cell.load(Ordering::Relaxed))
+    }
+
+    /// Notes a way, which no worker but this one goes.
+    pub(crate) fn set_way(&self, hit: &Hit, way: u64) {
+        let (Some(cell), Some(hot)) = (self.way_cell(hit), self.hot(hit.id.index)) else { return };
+        if cell.load(Ordering::Relaxed) == way {
+            return;
+        }
+        cell.swap(way, Ordering::AcqRel);
+        // Since the lookup the entry may have become another connection's, which has other ways. Nobody
+        // has gone this one yet: only we would, and we are here.
+        if Meta(hot[4].load(Ordering::Acquire)).version() != hit.id.version {
+            let _ = cell.compare_exchange(way, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    fn way_cell(&self, hit: &Hit) -> Option<&AtomicU64> {
+        let [.., original, reply] = self.hot(hit.id.index)?;
+        Some(match hit.direction {
+            Direction::Original => original,
+            Direction::Reply => reply,
+        })
     }
 }

@@ -12,16 +12,19 @@
 //!         2  reply addresses                a tuple is in one of its two buckets
 //!         3  reply ports, zone
 //!         4  version:32 | state:8 | flags:8 | network:16
-//!         5  version:32 | deadline, seconds:32
-//!         6  rule
-//!         7  next free entry
-//! (cold)  packets and bytes of both directions
+//!         5  version:32 | deadline, seconds:32; free: 0:32 | next free entry + 1:32
+//!         6  way of the original direction
+//!         7  way of the reply direction
+//! (cold)  packets and bytes of every original direction, then of every reply direction
+//! (rules) DNAT rules, two a word, of the connections that have one
 //! ```
+//!
+//! A way is what a worker remembers of how packets of that direction go ([`crate::express`]).
 //!
 //! Looking up takes no lock: slot, entry, version again. Inserting and removing lock the shards of
 //! both tuples, the lower one first, so that two workers inserting one flow meet; slots are claimed
-//! by compare-and-swap because one bucket serves tuples of many shards. Memory: 96 bytes an entry
-//! and 32 to 64 bytes of index (a power of two).
+//! by compare-and-swap because one bucket serves tuples of many shards. Memory: 96 bytes an entry, 4
+//! more with a DNAT rule, and 32 to 64 bytes of index (a power of two).
 
 use std::io;
 use std::path::Path;
@@ -36,7 +39,8 @@ use crate::io::region::Region;
 use crate::sync::Mutex;
 
 pub(super) const HOT_WORDS: usize = 8;
-pub(super) const COLD_WORDS: usize = 4;
+/// Of one direction.
+pub(super) const COLD_WORDS: usize = 2;
 const BUCKET_SLOTS: usize = 8;
 pub(super) const SHARDS: usize = 256;
 
@@ -94,7 +98,7 @@ impl ConnTable {
     }
 
     pub(super) fn entry_words(limit: u32) -> usize {
-        limit as usize * (HOT_WORDS + COLD_WORDS)
+        limit as usize * (HOT_WORDS + 2 * COLD_WORDS) + (limit as usize).div_ceil(2)
     }
 
     pub(super) fn over(entries: Region, limit: u32) -> io::Result<Self> {
@@ -155,10 +159,40 @@ impl ConnTable {
         self.entries.words().get(index as usize * HOT_WORDS..)?.first_chunk()
     }
 
+    /// Packets and bytes of a direction. Each is written by the one worker that receives it, so that
+    /// the two directions lie apart.
     #[inline]
-    pub(super) fn cold(&self, index: u32) -> Option<&[AtomicU64; COLD_WORDS]> {
-        let base = self.limit as usize * HOT_WORDS;
+    pub(super) fn cold(
+        &self,
+        index: u32,
+        direction: Direction,
+    ) -> Option<&[AtomicU64; COLD_WORDS]> {
+        let limit = self.limit as usize;
+        let base = limit * HOT_WORDS + direction.index() * limit * COLD_WORDS;
         self.entries.words().get(base + index as usize * COLD_WORDS..)?.first_chunk()
+    }
+
+    /// Where the rule of an entry is, and how far from the lowest bit.
+    fn rule_cell(&self, index: u32) -> Option<(&AtomicU64, u32)> {
+        let base = self.limit as usize * (HOT_WORDS + 2 * COLD_WORDS);
+        Some((self.entries.words().get(base + index as usize / 2)?, index % 2 * 32))
+    }
+
+    /// The rule of a connection with [`super::entry::DNAT`].
+    pub(super) fn rule(&self, index: u32) -> u32 {
+        self.rule_cell(index).map_or(0, |(cell, shift)| {
+            let [a, b, c, d, ..] = (cell.load(Ordering::Acquire) >> shift).to_le_bytes();
+            u32::from_le_bytes([a, b, c, d])
+        })
+    }
+
+    /// Sets it. The other half of the word is another entry's.
+    pub(super) fn set_rule(&self, index: u32, rule: u32) {
+        if let Some((cell, shift)) = self.rule_cell(index) {
+            let with = |word: u64| word & !(0xffff_ffff << shift) | u64::from(rule) << shift;
+            let set = Ordering::AcqRel;
+            let _ = cell.fetch_update(set, Ordering::Relaxed, |word| Some(with(word)));
+        }
     }
 
     /// Asks for the part of the index that a lookup will look at.
@@ -169,18 +203,22 @@ impl ConnTable {
         }
     }
 
-    /// Asks for the entry that a lookup will probably find. The index should be there by now.
+    /// Asks for the entry that a lookup will probably find, and says where: see
+    /// [`ConnTable::lookup_at`]. The index should be there by now.
     #[inline]
-    pub(crate) fn prefetch_entry(&self, hash: u64) {
+    pub(crate) fn prefetch_entry(&self, hash: u64) -> u64 {
         let tag = slot_tag(hash);
         let slots = self.bucket(hash).iter().map(|slot| slot.load(Ordering::Relaxed));
-        for slot in slots.filter(|slot| slot >> 33 == tag && slot_index(*slot) != 0) {
-            let index = slot_index(slot) - 1;
-            if let (Some(hot), Some(cold)) = (self.hot(index), self.cold(index)) {
-                prefetch(hot);
-                prefetch(cold);
-            }
+        let mut likely = slots.filter(|slot| slot >> 33 == tag && slot_index(*slot) != 0);
+        let slot = likely.next().unwrap_or(0);
+        if let Some(index) = slot_index(slot).checked_sub(1)
+            && let (Some(hot), Some(cold)) =
+                (self.hot(index), self.cold(index, slot_direction(slot)))
+        {
+            prefetch(hot);
+            prefetch(cold);
         }
+        slot
     }
 
     #[inline]
@@ -207,6 +245,15 @@ impl ConnTable {
     #[inline]
     pub fn lookup_hashed(&self, hash: u64, tuple: Tuple, now: u32) -> Option<Hit> {
         self.find(hash, tuple).filter(|hit| hit.deadline > now)
+    }
+
+    /// [`ConnTable::lookup_hashed`] that looks first where [`ConnTable::prefetch_entry`] said.
+    #[must_use]
+    #[inline]
+    pub(crate) fn lookup_at(&self, slot: u64, hash: u64, tuple: Tuple, now: u32) -> Option<Hit> {
+        let likely = slot_index(slot).checked_sub(1);
+        let hit = likely.and_then(|index| self.read(index, slot_direction(slot), tuple));
+        hit.or_else(|| self.find(hash, tuple)).filter(|hit| hit.deadline > now)
     }
 
     #[inline]

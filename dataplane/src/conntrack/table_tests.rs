@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
 
-use super::super::entry::{Insert, NewConnection, SEEN_REPLY, SNAT};
+use super::super::entry::{DNAT, Insert, NewConnection, SEEN_REPLY, SNAT};
 use super::super::expiry::Sweep;
 use super::super::tuple::Zone;
 use super::*;
@@ -300,5 +300,47 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_way_belongs_to_one_direction_of_one_connection() {
+    let table = table(1);
+    let (first, second) = (connection(1, 1000, 2000, 100), connection(2, 1000, 2001, 100));
+    let Insert::Inserted(id) = table.insert(&first, 0) else { panic!("not inserted") };
+    let there = table.lookup(first.original, 0).unwrap();
+    let back = table.lookup(first.reply, 0).unwrap();
+    table.set_way(&there, 7);
+    assert_eq!((table.way(&there), table.way(&back)), (7, 0));
+    table.set_way(&back, 8);
+    assert_eq!((table.way(&there), table.way(&back)), (7, 8));
+    assert_eq!(table.at(id, Direction::Reply), Some(back));
+    assert!(table.remove(id));
+    assert_eq!(table.at(id, Direction::Reply), None);
+
+    // The only entry is another connection's now: it has no way, and is given none by who is late.
+    assert!(matches!(table.insert(&second, 0), Insert::Inserted(_)));
+    let next = table.lookup(second.original, 0).unwrap();
+    assert_eq!((next.id.index, table.way(&next)), (id.index, 0));
+    table.set_way(&there, 9);
+    assert_eq!(table.way(&next), 0);
+}
+
+#[test]
+fn rules_of_neighbors_do_not_mix() {
+    let table = table(8);
+    let with_rule = |n: u16| NewConnection {
+        flags: DNAT,
+        rule: u32::MAX - u32::from(n),
+        ..connection(1, n, n, 100)
+    };
+    for n in 0..8 {
+        assert!(matches!(table.insert(&with_rule(n), 0), Insert::Inserted(_)));
+    }
+    assert!(table.remove(table.lookup(with_rule(3).original, 0).unwrap().id));
+    assert!(matches!(table.insert(&connection(2, 3, 3, 100), 0), Insert::Inserted(_)));
+    for entry in table.entries(0) {
+        let port = entry.connection.original.src_port;
+        assert_eq!(entry.rule, if port == 3 { 0 } else { with_rule(port).rule });
     }
 }

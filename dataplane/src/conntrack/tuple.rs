@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use crate::engine::FlowTuple;
 use crate::packet::headers::{Ipv4, L4};
 use crate::packet::icmp;
+use crate::packet::quick::Quick;
 use crate::packet::types::NetworkId;
 
 /// Where packets of a direction enter: a network, or the outside. Part of the tuple, so that two
@@ -94,6 +95,30 @@ impl Tuple {
             L4::Icmp { .. } | L4::LaterFragment | L4::Truncated => return None,
         };
         Some(Self::new(ip.src, ip.dst, src_port, dst_port, zone, ip.proto))
+    }
+
+    /// The tuple of a packet of the commonest kind.
+    #[inline]
+    pub(crate) fn of_quick(quick: &Quick, zone: Zone) -> Self {
+        Self {
+            addresses: quick.addresses,
+            rest: u64::from(quick.ports) << 32
+                | u64::from(zone.0) << 16
+                | u64::from(quick.proto) << 8,
+        }
+    }
+
+    /// Addresses and ports of the packets that go where packets with this tuple come from.
+    #[inline]
+    pub(crate) const fn back(self) -> (u64, u32) {
+        let ports = (self.rest >> 32) as u32;
+        (self.addresses.rotate_left(32), ports.rotate_left(16))
+    }
+
+    /// Source and destination port.
+    #[inline]
+    pub(crate) const fn ports(self) -> u32 {
+        (self.rest >> 32) as u32
     }
 
     /// Source address.

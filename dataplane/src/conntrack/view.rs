@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::entry::{ASSURED, ConnId, DNAT, Insert, NewConnection, SEEN_REPLY, SNAT};
 use super::table::{COLD_WORDS, ConnTable, HOT_WORDS};
 use super::tcp::TcpState;
-use super::tuple::Tuple;
+use super::tuple::{Direction, Tuple};
 use super::words::{Meta, deadline_of};
 use crate::config::MAX_TIMEOUT_SECS;
 use crate::engine::{Connection, ConntrackStats};
@@ -30,12 +30,14 @@ pub struct Entry {
 struct Raw {
     version: u32,
     new: NewConnection,
-    counters: [u64; COLD_WORDS],
+    counters: [[u64; COLD_WORDS]; 2],
 }
 
 impl ConnTable {
     fn raw(&self, index: u32) -> Option<Raw> {
-        let (hot, cold) = (self.hot(index)?, self.cold(index)?);
+        let hot = self.hot(index)?;
+        let cold = |direction| self.cold(index, direction);
+        let cold = [cold(Direction::Original)?, cold(Direction::Reply)?];
         let meta = Meta(hot[4].load(Ordering::Acquire));
         let tuple = |at: usize| Tuple {
             addresses: hot[at].load(Ordering::Acquire),
@@ -47,10 +49,10 @@ impl ConnTable {
             state: meta.state(),
             flags: meta.flags(),
             network: meta.network(),
-            rule: u32::try_from(hot[6].load(Ordering::Acquire)).ok()?,
+            rule: if meta.flags() & DNAT != 0 { self.rule(index) } else { 0 },
             deadline: deadline_of(hot[5].load(Ordering::Acquire)),
         };
-        let counters = std::array::from_fn(|at| cold[at].load(Ordering::Acquire));
+        let counters = cold.map(|of| std::array::from_fn(|at| of[at].load(Ordering::Acquire)));
         let again = Meta(hot[4].load(Ordering::Acquire));
         (meta.is_live() && again.version() == meta.version()).then_some(Raw {
             version: meta.version(),
@@ -64,7 +66,7 @@ impl ConnTable {
         (0..self.high_water()).filter_map(move |index| {
             let Raw { version, new, counters } = self.raw(index)?;
             let left = new.deadline.checked_sub(now).filter(|left| *left > 0)?;
-            let [packets_o, bytes_o, packets_r, bytes_r] = counters;
+            let [[packets_o, bytes_o], [packets_r, bytes_r]] = counters;
             Some(Entry {
                 id: ConnId { index, version },
                 rule: new.rule,
@@ -133,7 +135,8 @@ impl ConnTable {
     /// could write to the run directory.
     fn take_over(&self, old: Region, now: u32) -> EarlierRun {
         let words = old.words().len();
-        let Ok(limit) = u32::try_from(words / (HOT_WORDS + COLD_WORDS)) else {
+        // Half a word an entry is for rules.
+        let Ok(limit) = u32::try_from(words * 2 / (2 * HOT_WORDS + 4 * COLD_WORDS + 1)) else {
             return EarlierRun::Unsound;
         };
         if limit == 0 || Self::entry_words(limit) != words {
@@ -149,11 +152,13 @@ impl ConnTable {
                 refused += 1;
                 continue;
             }
-            if let Insert::Inserted(id) = self.insert(&raw.new, now)
-                && let Some(cold) = self.cold(id.index)
-            {
-                for (cell, value) in cold.iter().zip(raw.counters) {
-                    cell.store(value, Ordering::Relaxed);
+            if let Insert::Inserted(id) = self.insert(&raw.new, now) {
+                let [original, reply] = raw.counters;
+                for (of, values) in [(Direction::Original, original), (Direction::Reply, reply)] {
+                    let cells = self.cold(id.index, of).into_iter().flatten();
+                    for (cell, value) in cells.zip(values) {
+                        cell.store(value, Ordering::Relaxed);
+                    }
                 }
             }
         }

@@ -49,6 +49,7 @@ pub struct Fdb {
     moves: AtomicU64,
     evictions: AtomicU64,
     refused: AtomicU64,
+    changes: AtomicU64,
     writer: Mutex<()>,
 }
 
@@ -140,6 +141,7 @@ impl Fdb {
             moves: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
             writer: Mutex::new(()),
         })
     }
@@ -152,33 +154,37 @@ impl Fdb {
     }
 
     #[inline]
-    fn bucket(&self, number: u64) -> &[AtomicU64] {
+    fn bucket(&self, number: u64) -> Option<&[AtomicU64; WORDS]> {
         #[allow(clippy::cast_possible_truncation, reason = "masked to the number of buckets")]
         let at = (number & self.mask) as usize * WORDS;
-        self.region.words().get(at..at + WORDS).unwrap_or_default()
+        self.region.words().get(at..)?.first_chunk()
     }
 
     /// Asks for the memory that a lookup will look at.
     #[inline]
     pub(crate) fn prefetch(&self, hash: u64) {
-        if let Some(first) = self.bucket(hash).first() {
+        if let Some(first) = self.bucket(hash) {
             prefetch(first);
         }
     }
 
     #[inline]
-    fn buckets(&self, hash: u64) -> [&[AtomicU64]; 2] {
+    fn buckets(&self, hash: u64) -> [Option<&[AtomicU64; WORDS]>; 2] {
         [self.bucket(hash), self.bucket(hash >> 32)]
     }
 
-    #[inline]
+    #[inline(always)]
     fn find(&self, hash: u64, key: u64, vlan: u16) -> Option<(&AtomicU64, &AtomicU64, Value)> {
-        for bucket in self.buckets(hash) {
-            for slot in bucket.chunks_exact(2) {
-                let [word, value] = slot else { continue };
-                if word.load(Ordering::Acquire) != key {
-                    continue;
-                }
+        for bucket in self.buckets(hash).into_iter().flatten() {
+            // All slots are compared before any is chosen: which one it is cannot be foretold, and a
+            // wrong guess of the processor costs more than the four comparisons.
+            let [a, _, b, _, c, _, d, _] = bucket;
+            let is = |word: &AtomicU64| u32::from(word.load(Ordering::Acquire) == key);
+            let mut found = is(a) | is(b) << 2 | is(c) << 4 | is(d) << 6;
+            while found != 0 {
+                let at = found.trailing_zeros() as usize % WORDS;
+                found &= found - 1;
+                let (word, value) = (&bucket[at], &bucket[(at + 1) % WORDS]);
                 let seen = Value(value.load(Ordering::Acquire));
                 fence(Ordering::Acquire);
                 if word.load(Ordering::Relaxed) == key && seen.vlan() == vlan & 0xfff {
@@ -206,7 +212,7 @@ impl Fdb {
 
     /// [`Fdb::lookup`] with the hash computed before.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn lookup_hashed(
         &self,
         hash: u64,
@@ -218,6 +224,38 @@ impl Fdb {
     ) -> Option<PortId> {
         let (_, _, value) = self.find(hash, key_word(network, mac), vlan)?;
         value.is_live(now, ageing).then(|| value.port())
+    }
+
+    /// Whether learning would change nothing: the MAC of this [`key_word`], untagged, is behind `port` and
+    /// has been heard in this very second.
+    #[must_use]
+    #[inline(always)]
+    pub(crate) fn is_known(&self, hash: u64, key: u64, port: PortId, now: u32) -> bool {
+        self.find(hash, key, 0).is_some_and(|(_, _, value)| {
+            value.port() == port
+                && (value.seen() == now || !matches!(value.kind(), FdbKind::Learned))
+        })
+    }
+
+    /// [`Fdb::lookup_hashed`] for a [`key_word`], untagged.
+    #[must_use]
+    #[inline(always)]
+    pub(crate) fn lookup_key(
+        &self,
+        hash: u64,
+        key: u64,
+        now: u32,
+        ageing: Duration,
+    ) -> Option<PortId> {
+        let (_, _, value) = self.find(hash, key, 0)?;
+        value.is_live(now, ageing).then(|| value.port())
+    }
+
+    /// Where the lookups of a [`key_word`], untagged, go.
+    #[must_use]
+    #[inline(always)]
+    pub(crate) fn hash_key(&self, key: u64) -> u64 {
+        self.hash.hash(key, 0)
     }
 
     /// Notes that `mac` sent a frame through `port`. The caller has checked that it is a unicast
@@ -235,7 +273,7 @@ impl Fdb {
     }
 
     /// [`Fdb::learn`] with the hash computed before.
-    #[inline]
+    #[inline(always)]
     pub fn learn_hashed(
         &self,
         hash: u64,
@@ -268,6 +306,7 @@ impl Fdb {
         let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
         if cell.compare_exchange(old.0, new.0, success, failure).is_ok() {
             self.moves.fetch_add(1, Ordering::Relaxed);
+            self.note_change();
             return Learned::Moved;
         }
         // Somebody has just seen it elsewhere, or control has said where it is.
@@ -304,13 +343,14 @@ impl Fdb {
             }
             self.account(Some(old.kind()), Some(kind));
             cell.store(fresh.0, Ordering::Release);
+            self.note_change();
             return Learned::Known;
         }
         let counted = !matches!(kind, FdbKind::Local);
         let at_limit = counted && self.used.load(Ordering::Relaxed) >= self.limit;
         let mut empty = None;
         let mut oldest: Option<(&AtomicU64, &AtomicU64, u32)> = None;
-        for slot in self.by_preference(hash).into_iter().flat_map(|b| b.chunks_exact(2)) {
+        for slot in self.by_preference(hash).into_iter().flatten().flat_map(|b| b.chunks_exact(2)) {
             let [word, cell] = slot else { continue };
             let value = Value(cell.load(Ordering::Relaxed));
             if word.load(Ordering::Relaxed) == 0 {
@@ -340,11 +380,23 @@ impl Fdb {
         Learned::New
     }
 
+    /// Rises when a MAC is behind another port than before, or what control said of it has changed: who
+    /// remembers places looks again. Not when an entry ages out or is evicted: the MAC is where it was.
+    #[must_use]
+    #[inline]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    fn note_change(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
     /// The buckets of a hash, the one that a new entry should go into first.
-    fn by_preference(&self, hash: u64) -> [&[AtomicU64]; 2] {
+    fn by_preference(&self, hash: u64) -> [Option<&[AtomicU64; WORDS]>; 2] {
         let [first, second] = self.buckets(hash);
-        let used = |bucket: &[AtomicU64]| {
-            let keys = bucket.iter().step_by(2);
+        let used = |bucket: Option<&[AtomicU64; WORDS]>| {
+            let keys = bucket.into_iter().flatten().step_by(2);
             keys.filter(|key| key.load(Ordering::Relaxed) != 0).count()
         };
         if used(first) < FIRST_CHOICE || used(first) <= used(second) {
@@ -369,6 +421,7 @@ impl Fdb {
         let hash = self.hash(network, vlan, mac);
         let (word, _, value) = self.find(hash, key_word(network, mac), vlan)?;
         word.store(0, Ordering::Release);
+        self.note_change();
         self.account(Some(value.kind()), None);
         Some(value.kind())
     }
@@ -386,6 +439,9 @@ impl Fdb {
                 removed += 1;
             }
         }
+        if removed > 0 {
+            self.note_change();
+        }
         removed
     }
 
@@ -394,7 +450,7 @@ impl Fdb {
     pub fn age(&self, cursor: u64, buckets: u64, now: u32, ageing: Duration) -> u64 {
         let mut guard = None;
         for number in cursor..cursor.saturating_add(buckets.min(self.mask + 1)) {
-            for slot in self.bucket(number).chunks_exact(2) {
+            for slot in self.bucket(number).into_iter().flat_map(|b| b.chunks_exact(2)) {
                 let [word, cell] = slot else { continue };
                 if word.load(Ordering::Relaxed) == 0
                     || Value(cell.load(Ordering::Relaxed)).is_live(now, ageing)

@@ -2,69 +2,51 @@
 
 use crate::config::{Network, PortRole};
 use crate::core::Cx;
+use crate::express::links::{self, LinkHead, To};
 use crate::frame::Frame;
 use crate::l3::arp;
+use crate::nat::lookup::zone;
 use crate::packet::headers::Net;
-use crate::packet::types::{Mac, PortId};
+use crate::packet::types::{PortId, ethertype};
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
-/// The way of the last frame that was switched: frames come in trains, and a train's way is looked
-/// up once.
-struct Way {
-    from: From,
-    ingress: PortId,
-    dst: Mac,
-    dst_hash: u64,
-    port: PortId,
-    mtu: u16,
-}
-
-impl Way {
-    /// The hash stands for the VLAN, which it includes.
-    #[inline]
-    fn leads(&self, frame: &Frame, lane: &Lane) -> bool {
-        self.dst_hash == lane.dst_hash
-            && self.from == lane.from
-            && self.ingress == frame.ingress
-            && self.dst == lane.headers.dst
-            && !matches!(lane.headers.net, Net::Arp)
+#[inline(always)]
+pub(crate) fn frame(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) {
+    lane.verdict = match lane.from {
+        From::Endpoint(id) | From::Host(id) => match cx.config.network(id) {
+            Some(network) => in_network(cx, network, frame, lane),
+            None => Some(Verdict::Drop(DropReason::PortUnconfigured)),
+        },
+        From::Uplink(uplink) => arp::on_uplink(cx, uplink, frame, lane),
+        From::Nowhere => Some(Verdict::Drop(DropReason::PortUnconfigured)),
+    };
+    if let None | Some(Verdict::Forward(_)) = lane.verdict {
+        remember(cx, frame, lane);
     }
 }
 
-pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
-    let mut last: Option<Way> = None;
-    for (frame, lane) in frames.iter_mut().zip(lanes) {
-        if !lane.is_open() {
-            continue;
+/// Remembers where frames with this link header go: to another port, once they come in trains, or to the
+/// router.
+#[inline]
+fn remember(cx: &mut Cx<'_>, frame: &Frame, lane: &Lane) {
+    let Some(head) = LinkHead::of(frame) else { return };
+    let to = match lane.verdict {
+        Some(Verdict::Forward(port)) => {
+            if !lane.comes_again {
+                return;
+            }
+            let Some(egress) = cx.config.port(port) else { return };
+            let source = links::address(frame);
+            if source.is_none() && lane.headers.ethertype == ethertype::IPV4 {
+                return;
+            }
+            To::Port { port, mtu: egress.config.mtu, source }
         }
-        if let Some(way) = last.as_ref().filter(|way| way.leads(frame, lane)) {
-            lane.verdict = Some(if fits(frame, lane.headers.l3, way.mtu) {
-                Verdict::Forward(way.port)
-            } else {
-                Verdict::Drop(DropReason::Oversize)
-            });
-            continue;
-        }
-        lane.verdict = match lane.from {
-            From::Endpoint(id) | From::Host(id) => match cx.config.network(id) {
-                Some(network) => in_network(cx, network, frame, lane),
-                None => Some(Verdict::Drop(DropReason::PortUnconfigured)),
-            },
-            From::Uplink(uplink) => arp::on_uplink(cx, uplink, frame, lane),
-            From::Nowhere => Some(Verdict::Drop(DropReason::PortUnconfigured)),
-        };
-        if let (Some(Verdict::Forward(port)), Some(_)) = (lane.verdict, lane.from.network()) {
-            last = cx.config.port(port).map(|egress| Way {
-                from: lane.from,
-                ingress: frame.ingress,
-                dst: lane.headers.dst,
-                dst_hash: lane.dst_hash,
-                port,
-                mtu: egress.config.mtu,
-            });
-        }
-    }
+        None if lane.headers.ethertype == ethertype::IPV4 => To::Router { zone: zone(lane.from) },
+        _ => return,
+    };
+    cx.express.links.learn(head, cx.express.epoch, to);
 }
 
 /// `None`: the frame is for the gateway and goes on to be routed.

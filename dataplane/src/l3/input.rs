@@ -13,18 +13,22 @@ use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
 pub(crate) fn stage(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane]) {
-    for (frame, lane) in frames.iter().zip(lanes) {
-        if !lane.is_open() {
-            continue;
+    for (one, lane) in frames.iter().zip(lanes) {
+        if lane.is_open() {
+            frame(cx, one, lane);
         }
-        parse_net(frame.bytes(), &mut lane.headers);
-        if let Err(reason) = check(cx, frame, lane) {
-            lane.verdict = Some(match lane.from {
-                // The host's stack receives the same frame and counts its own errors.
-                From::Uplink(id) if is_shared(cx, id) => Verdict::Consume,
-                _ => Verdict::Drop(reason),
-            });
-        }
+    }
+}
+
+#[inline]
+pub(crate) fn frame(cx: &Cx<'_>, frame: &Frame, lane: &mut Lane) {
+    parse_net(frame.bytes(), &mut lane.headers);
+    if let Err(reason) = check(cx, frame, lane) {
+        lane.verdict = Some(match lane.from {
+            // The host's stack receives the same frame and counts its own errors.
+            From::Uplink(id) if is_shared(cx, id) => Verdict::Consume,
+            _ => Verdict::Drop(reason),
+        });
     }
 }
 

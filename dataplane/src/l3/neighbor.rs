@@ -140,6 +140,7 @@ impl Neighbors {
             // answered before keeps its place, so that no flood of questions takes it meanwhile.
             neighbor.mac = None;
             neighbor.attempts = 0;
+            self.changes.fetch_add(1, Ordering::Release);
             if !neighbor.heard {
                 self.leave_place(link, false);
                 entry.remove();
@@ -229,7 +230,7 @@ impl Neighbors {
         }
     }
 
-    /// Rises with every confirmation and when a link is forgotten: a worker with waiting frames
+    /// Rises with every confirmation, when a neighbor fails and when a link is forgotten: a worker with waiting frames
     /// looks at them when it moved, and what it remembers is no longer believed.
     #[must_use]
     #[inline]
@@ -349,7 +350,7 @@ pub(crate) struct Held {
     pub(crate) link: Link,
     pub(crate) next_hop: Ipv4Addr,
     pub(crate) fragment: Option<u16>,
-    /// See [`crate::verdict::Verdict::Hold`].
+    /// See [`crate::pipeline::Hold`].
     pub(crate) begun: Option<ConnId>,
 }
 

@@ -14,9 +14,10 @@ use crate::frame::Frame;
 use crate::l3::hop::{self, Hop};
 use crate::l3::report::report;
 use crate::nat::dnat::DnatTarget;
+use crate::nat::established::{Seen, note};
 use crate::nat::local;
 use crate::nat::port_alloc::Candidates;
-use crate::nat::translate::{established, finish, not_ours, note, way_out};
+use crate::nat::translate::{established, finish, not_ours, way_out};
 use crate::packet::headers::{Ipv4, L4};
 use crate::packet::icmp::{self, IcmpError};
 use crate::packet::types::{NetworkId, ip_proto};
@@ -91,7 +92,7 @@ pub(super) fn begin(
     };
     count_rules(cx, &hit, target.as_ref(), u64::from(ip.total_len));
     // Should the answer have come by another worker already, its state is the later one.
-    note(cx, ip, &hit, state, service);
+    note(cx, &Seen::of(ip), &hit, state, service);
     finish(cx, frame, lane, tuple, &hit, &way)
 }
 

@@ -1,43 +1,39 @@
 //! Which connection does a routed packet belong to? All packets of the batch are hashed first and
-//! ask for their part of the index, then all ask for their entries, then all are looked up: the
-//! cache trains of the batch overlap.
+//! ask for their part of the index, then all ask for their entries: the cache misses of the batch
+//! overlap. Each is looked up when it is translated, because the packet before may have begun its
+//! connection.
 
 use crate::conntrack::{Tuple, Zone};
 use crate::core::Cx;
 use crate::packet::headers::Net;
-use crate::pipeline::{From, Lane, Track};
+use crate::pipeline::{From, Lane};
 
 pub(crate) fn stage(cx: &mut Cx<'_>, lanes: &mut [Lane]) {
-    let connections = &cx.tables.connections;
-    let mut trains = 0;
-    // The tuple before: packets come in trains, and a train is hashed once.
-    let mut last: Option<(Tuple, u64)> = None;
+    let mut looks = 0;
     for lane in lanes.iter_mut().filter(|lane| lane.is_open()) {
-        let Net::Ipv4(ip) = &lane.headers.net else { continue };
-        let Some(tuple) = Tuple::of(ip, zone(lane.from)) else { continue };
-        let hash = match last {
-            Some((same, hash)) if same == tuple => hash,
-            _ => {
-                let hash = connections.hash(tuple);
-                connections.prefetch_index(hash);
-                trains += 1;
-                hash
-            }
-        };
-        last = Some((tuple, hash));
-        lane.track = Some(Track { tuple, hash, hit: None });
+        // Who has looked for a shortcut has done so already.
+        if !lane.is_tracked {
+            hash(cx, lane);
+            looks += usize::from(lane.is_tracked);
+        }
     }
     // A single connection's entry is asked for by its lookup as soon.
-    if trains > 1 {
-        for track in lanes.iter().filter(|lane| lane.is_open()).filter_map(|lane| lane.track) {
-            connections.prefetch_entry(track.hash);
+    if looks > 1 {
+        for lane in lanes.iter().filter(|lane| lane.is_open() && lane.is_tracked) {
+            cx.tables.connections.prefetch_entry(lane.hash);
         }
     }
-    for lane in lanes.iter_mut().filter(|lane| lane.is_open()) {
-        if let Some(track) = &mut lane.track {
-            track.hit = connections.lookup_hashed(track.hash, track.tuple, cx.secs);
-        }
-    }
+}
+
+/// Finds out the tuple of a packet, if it has one, and asks for its place in the index.
+#[inline]
+pub(crate) fn hash(cx: &Cx<'_>, lane: &mut Lane) {
+    let Net::Ipv4(ip) = &lane.headers.net else { return };
+    let Some(tuple) = Tuple::of(ip, zone(lane.from)) else { return };
+    lane.tuple = tuple;
+    lane.hash = cx.tables.connections.hash(tuple);
+    lane.is_tracked = true;
+    cx.tables.connections.prefetch_index(lane.hash);
 }
 
 /// The zone in which packets from there enter.

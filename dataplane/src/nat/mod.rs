@@ -9,6 +9,7 @@
 
 mod begin;
 pub mod dnat;
+mod established;
 pub mod free_ports;
 mod local;
 pub(crate) mod lookup;

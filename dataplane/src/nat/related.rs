@@ -49,8 +49,7 @@ pub(super) fn translate(
         dst: Some((hit.other.src(), 0)).filter(|(address, _)| *address != outer.dst),
     };
     rewrite::apply(frame, outer, &envelope);
-    lane.fragment = way.fragment.then_some(way.hop.mtu);
-    Ok(translate::leave(frame, &way, None))
+    Ok(translate::leave(frame, lane, &way, None))
 }
 
 /// The connection of the packet that an error quotes, and the tuple of the answers to it.

@@ -1,24 +1,32 @@
 //! What becomes of a routed packet: the established way, and the common end of both ways.
 
 use crate::config::UplinkMode;
-use crate::conntrack::entry::{ASSURED, SEEN_REPLY};
-use crate::conntrack::tcp::TcpState;
-use crate::conntrack::{Direction, Hit, Tuple, timeout};
+use crate::conntrack::entry::SEEN_REPLY;
+use crate::conntrack::{Direction, Hit, Tuple};
 use crate::core::Cx;
+use crate::express::ways::{Ends, Exit};
 use crate::frame::Frame;
 use crate::l3::hop::{self, Hop, Reach};
 use crate::l3::report::report;
+use crate::nat::established::{Seen, next_state, settle, travel};
 use crate::nat::lookup::zone;
 use crate::nat::{begin, local, related};
 use crate::packet::headers::{Ipv4, L4, Net};
 use crate::packet::icmp::{self, IcmpError};
 use crate::packet::rewrite::{self, Rewrite};
 use crate::packet::types::ip_proto;
-use crate::pipeline::{From, Lane};
+use crate::pipeline::{From, Hold, Lane, reopen};
 use crate::verdict::{DropReason, Verdict};
 
 pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
     for (frame, lane) in frames.iter_mut().zip(lanes) {
+        if let Some(direction) = lane.shortcut.direction() {
+            if let Some(end) = travel(cx, frame, lane, direction) {
+                lane.verdict = Some(end.unwrap_or_else(Verdict::Drop));
+                continue;
+            }
+            reopen(cx, frame, lane);
+        }
         if lane.is_open() {
             lane.verdict = Some(one(cx, frame, lane).unwrap_or_else(Verdict::Drop));
         }
@@ -33,14 +41,13 @@ fn one(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) -> Result<Verdict, D
     {
         return related::translate(cx, frame, lane, &ip);
     }
-    let Some(track) = lane.track else { return trackless(cx, frame, lane, &ip) };
-    // An earlier frame of this very batch may have begun the connection, or moved its state.
-    let connections = &cx.tables.connections;
-    let hit = track.hit.and_then(|hit| connections.refresh(&hit));
-    let hit = hit.or_else(|| connections.lookup_hashed(track.hash, track.tuple, cx.secs));
-    match hit {
-        Some(hit) => established(cx, frame, lane, &ip, track.tuple, hit),
-        None => begin::begin(cx, frame, lane, &ip, track.tuple),
+    if !lane.is_tracked {
+        return trackless(cx, frame, lane, &ip);
+    }
+    let tuple = lane.tuple;
+    match cx.tables.connections.lookup_hashed(lane.hash, tuple, cx.secs) {
+        Some(hit) => established(cx, frame, lane, &ip, tuple, hit),
+        None => begin::begin(cx, frame, lane, &ip, tuple),
     }
 }
 
@@ -74,47 +81,15 @@ pub(super) fn established(
     tuple: Tuple,
     mut hit: Hit,
 ) -> Result<Verdict, DropReason> {
-    let mut state = next_state(ip, &hit)?;
+    let seen = Seen::of(ip);
+    let state = next_state(&seen, &hit)?;
     let way = way_out(cx, frame, lane, ip, hit.other.src())?;
     let original = match hit.direction {
         Direction::Original => tuple,
         Direction::Reply => hit.other,
     };
-    while !note(cx, ip, &hit, state, original.dst_port()) {
-        // The worker of the other direction was faster: judge by the state that it left.
-        let Some(now) = cx.tables.connections.refresh(&hit) else { break };
-        hit = now;
-        state = next_state(ip, &hit)?;
-    }
+    settle(cx, &seen, &mut hit, state, original.dst_port())?;
     finish(cx, frame, lane, tuple, &hit, &way)
-}
-
-/// Counts the packet and moves the connection's state and deadline; false: see
-/// [`crate::conntrack::ConnTable::touch`].
-#[inline]
-pub(super) fn note(cx: &Cx<'_>, ip: &Ipv4, hit: &Hit, state: u8, service: u16) -> bool {
-    let flags = match hit.direction {
-        Direction::Reply => SEEN_REPLY,
-        Direction::Original => 0,
-    };
-    let assured = if ip.proto == ip_proto::TCP {
-        state == TcpState::Established as u8
-    } else {
-        // Both have spoken, and the first again.
-        hit.flags() & SEEN_REPLY != 0 && matches!(hit.direction, Direction::Original)
-    };
-    let flags = flags | if assured { ASSURED } else { 0 };
-    let idle = timeout::idle(&cx.config.timeouts, ip.proto, service, state);
-    let deadline = cx.secs.saturating_add(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX));
-    cx.tables.connections.touch(hit, u64::from(ip.total_len), state, flags, deadline)
-}
-
-#[inline]
-fn next_state(ip: &Ipv4, hit: &Hit) -> Result<u8, DropReason> {
-    let L4::Tcp { flags, .. } = ip.l4 else { return Ok(hit.state()) };
-    let state = TcpState::from_u8(hit.state()).ok_or(DropReason::ConntrackInvalid)?;
-    let next = state.next(flags, hit.direction).map_err(|_| DropReason::ConntrackInvalid)?;
-    Ok(next as u8)
 }
 
 /// Where a packet leaves, once nothing forbids it any more.
@@ -210,8 +185,8 @@ pub(super) fn finish(
     if !change.is_none() {
         rewrite::apply(frame, ip, &change);
     }
-    lane.fragment = way.fragment.then_some(way.hop.mtu);
-    Ok(leave(frame, way, Some(hit)))
+    remember(cx, frame, tuple, hit, way);
+    Ok(leave(frame, lane, way, Some(hit)))
 }
 
 /// What a packet of this direction becomes: the other direction's tuple, reversed.
@@ -225,23 +200,50 @@ pub(super) fn translation(tuple: Tuple, hit: &Hit) -> Rewrite {
     }
 }
 
+/// Remembers the way of packets of this direction, of the kind that can go it again by themselves.
+#[inline]
+fn remember(cx: &mut Cx<'_>, frame: &Frame, tuple: Tuple, hit: &Hit, way: &WayOut) {
+    let Reach::Port { port, dst, src } = way.reach else { return };
+    if !matches!(tuple.proto(), ip_proto::TCP | ip_proto::UDP) {
+        return;
+    }
+    let Hop { link, next_hop, mtu } = way.hop;
+    let ends = Ends { ingress: frame.ingress, link, next_hop };
+    if let Some(number) = cx.express.learn_way(ends, Exit::new(port, mtu, dst, src)) {
+        cx.tables.connections.set_way(hit, number);
+    }
+}
+
 /// Addresses the frame to its next hop. `hit` is the connection in which the packet was counted.
 #[inline(always)]
-pub(super) fn leave(frame: &mut Frame, way: &WayOut, hit: Option<&Hit>) -> Verdict {
+pub(super) fn leave(
+    frame: &mut Frame,
+    lane: &mut Lane,
+    way: &WayOut,
+    hit: Option<&Hit>,
+) -> Verdict {
     match way.reach {
         Reach::Port { port, dst, src } => {
             rewrite::set_ethernet(frame, dst, src);
+            if way.fragment {
+                lane.mtu = way.hop.mtu;
+                return Verdict::ForwardInPieces(port);
+            }
             Verdict::Forward(port)
         }
         Reach::Flood { network, dst, src } => {
             rewrite::set_ethernet(frame, dst, src);
             Verdict::Flood(network)
         }
-        Reach::Wait => Verdict::Hold {
-            link: way.hop.link,
-            next_hop: way.hop.next_hop,
-            begun: hit.filter(|hit| is_unanswered(hit)).map(|hit| hit.id),
-        },
+        Reach::Wait => {
+            lane.hold = Some(Hold {
+                link: way.hop.link,
+                next_hop: way.hop.next_hop,
+                fragment: way.fragment.then_some(way.hop.mtu),
+                begun: hit.filter(|hit| is_unanswered(hit)).map(|hit| hit.id),
+            });
+            Verdict::Hold
+        }
     }
 }
 

@@ -69,15 +69,12 @@ impl Sum {
     }
 }
 
+/// The upper half plus the lower one plus the carry of just that, which is what a sum with its halves
+/// exchanged has in its upper half: twice, from 64 to 32 and from 32 to 16 bits. Zero of zero only.
 #[inline]
 const fn fold(sum: u64) -> u16 {
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    // At most 0xffff + 1 before this last step.
-    let sum = (sum >> 16) + (sum & 0xffff);
-    (sum & 0xffff) as u16
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 /// The folded sum in the machine's byte order. The one's complement sum does not mind the byte
@@ -123,6 +120,14 @@ pub fn ipv4_header_is_valid(header: &[u8]) -> bool {
     Sum::ZERO.add_bytes(header).is_valid()
 }
 
+/// The same of a header without options.
+#[inline]
+#[must_use]
+pub(crate) fn plain_ipv4_header_is_valid(header: &[u8; 20]) -> bool {
+    let (words, _) = header.as_chunks::<4>();
+    fold(words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum()) == 0xffff
+}
+
 /// The sum of the pseudo-header of TCP and UDP over IPv4 (RFC 9293 §3.1, RFC 768); `l4_len` counts
 /// the transport header and its payload.
 #[inline]
@@ -142,10 +147,10 @@ pub fn pseudo_ipv6(src: &[u8; 16], dst: &[u8; 16], proto: u8, l4_len: u32) -> Su
     Sum::ZERO.add_bytes(src).add_bytes(dst).add_u16(u16::from(proto)).add_u32(l4_len)
 }
 
-/// What changing some fields does to a checksum over them: `~m + m'` of RFC 1624, folded. Deltas
-/// of several fields add up, so a connection can keep one for all that NAT changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Delta(u16);
+/// What changing some fields does to a checksum over them: `~m + m'` of RFC 1624. Deltas of several
+/// fields add up; they are folded once, when they are applied.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Delta(u64);
 
 impl Delta {
     /// Nothing changed.
@@ -155,14 +160,22 @@ impl Delta {
     #[inline]
     #[must_use]
     pub const fn of_u16(old: u16, new: u16) -> Self {
-        Self(fold((!old) as u64 + new as u64))
+        Self((!old) as u64 + new as u64)
     }
 
     /// A 32-bit field, at an even offset, changed.
     #[inline]
     #[must_use]
     pub const fn of_u32(old: u32, new: u32) -> Self {
-        Self(fold((!old) as u64 + new as u64))
+        Self((!old) as u64 + new as u64)
+    }
+
+    /// Four 16-bit words, at an even offset, changed.
+    #[inline]
+    #[must_use]
+    pub const fn of_u64(old: u64, new: u64) -> Self {
+        let old = !old;
+        Self((old >> 32) + (old & 0xffff_ffff) + (new >> 32) + (new & 0xffff_ffff))
     }
 
     /// An address changed.
@@ -176,14 +189,14 @@ impl Delta {
     #[inline]
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
-        Self(fold(self.0 as u64 + other.0 as u64))
+        Self(self.0 + other.0)
     }
 
     /// A complete checksum after the change: `~(~HC + ~m + m')`, RFC 1624 equation 3.
     #[inline]
     #[must_use]
     pub const fn apply(self, checksum: u16) -> u16 {
-        !fold((!checksum) as u64 + self.0 as u64)
+        !fold((!checksum) as u64 + self.0)
     }
 
     /// The same for UDP over IPv4: "no checksum" (zero) stays, and a result of zero is sent as
@@ -204,21 +217,7 @@ impl Delta {
     #[inline]
     #[must_use]
     pub const fn apply_partial(self, sum: u16) -> u16 {
-        fold(sum as u64 + self.0 as u64)
-    }
-
-    /// The delta in 16 bits, to be stored.
-    #[inline]
-    #[must_use]
-    pub const fn to_bits(self) -> u16 {
-        self.0
-    }
-
-    /// The inverse of [`Delta::to_bits`].
-    #[inline]
-    #[must_use]
-    pub const fn from_bits(bits: u16) -> Self {
-        Self(bits)
+        fold(sum as u64 + self.0)
     }
 }
 

@@ -11,6 +11,7 @@ pub mod headers;
 pub mod icmp;
 pub mod offload;
 pub mod parse;
+pub(crate) mod quick;
 pub mod rewrite;
 pub mod segment;
 mod transport;

@@ -106,7 +106,7 @@ fn port_delta(old: u16, new: Option<(Ipv4Addr, u16)>) -> Delta {
 
 /// The effect of a [`Rewrite`] on checksums. Addresses count in the IPv4 header and in the
 /// pseudo-header, ports in the transport checksum only.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Deltas {
     /// Of the addresses.
     pub addresses: Delta,

@@ -18,5 +18,6 @@ mod lifecycle;
 mod limits;
 mod nat;
 mod offload;
+mod shortcuts;
 mod tcp;
 mod uplink;

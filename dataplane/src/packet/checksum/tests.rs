@@ -102,7 +102,6 @@ proptest! {
             delta.apply_udp(sum(&words).udp_checksum()),
             sum(&after).udp_checksum()
         );
-        prop_assert_eq!(Delta::from_bits(delta.to_bits()), delta);
     }
 
     #[test]

@@ -1,0 +1,138 @@
+//! What becomes of frames with a link header that has just been seen.
+
+use crate::conntrack::Zone;
+use crate::frame::Frame;
+use crate::packet::parse::{ETH_LEN, IPV4_LEN};
+use crate::packet::types::{PortId, ethertype};
+
+/// Port and link header of a frame without a tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LinkHead {
+    /// The first eight octets: destination MAC and the first two of the source's.
+    first: u64,
+    /// The last eight: source MAC and EtherType.
+    rest: u64,
+    ingress: PortId,
+}
+
+impl LinkHead {
+    /// Of no frame: a group's address is nobody's source.
+    pub(crate) const NONE: Self = Self { first: u64::MAX, rest: u64::MAX, ingress: PortId(0) };
+
+    /// `None` for frames that are never remembered: those with a tag, ARP, those cut short, and those
+    /// longer than any that is not segmented later.
+    #[inline]
+    pub(crate) fn of(frame: &Frame) -> Option<Self> {
+        let bytes = frame.bytes();
+        let first = u64::from_be_bytes(*bytes.first_chunk()?);
+        // The two overlap, which costs nothing.
+        let rest = u64::from_be_bytes(*bytes.first_chunk::<ETH_LEN>()?.last_chunk()?);
+        #[allow(clippy::cast_possible_truncation, reason = "the EtherType is the low half")]
+        let kind = rest as u16;
+        if matches!(kind, ethertype::ARP | ethertype::VLAN | ethertype::QINQ)
+            || frame.len() > usize::from(u16::MAX)
+        {
+            return None;
+        }
+        Some(Self { first, rest, ingress: frame.ingress })
+    }
+
+    /// Destination MAC.
+    #[inline]
+    pub(crate) const fn dst(&self) -> u64 {
+        self.first >> 16
+    }
+
+    /// Source MAC.
+    #[inline]
+    pub(crate) const fn src(&self) -> u64 {
+        self.rest >> 16
+    }
+
+    /// EtherType.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+    pub(crate) const fn kind(&self) -> u16 {
+        self.rest as u16
+    }
+
+    #[inline]
+    fn place(&self) -> usize {
+        let mixed = (self.first ^ self.rest.rotate_left(23)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 58) as usize % LINKS
+    }
+}
+
+/// Where frames with such a header go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum To {
+    /// Switched, if they fit, and, where the guard looks at it, if this is the source address.
+    Port { port: PortId, mtu: u16, source: Option<u32> },
+    /// To the router, whose packets from there belong to this zone.
+    Router { zone: Zone },
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Record {
+    head: LinkHead,
+    epoch: u64,
+    to: To,
+}
+
+/// Headers that a worker remembers. Who speaks at a time is few; more only go the whole way.
+const LINKS: usize = 64;
+
+/// The headers, each in the one place that follows from it.
+#[derive(Debug)]
+pub(crate) struct Links {
+    records: [Option<Record>; LINKS],
+    /// The last header that was switched without being remembered.
+    before: LinkHead,
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self { records: [None; LINKS], before: LinkHead::NONE }
+    }
+}
+
+impl Links {
+    #[inline]
+    pub(crate) fn find(&self, head: &LinkHead, epoch: u64) -> Option<To> {
+        let record = self.records.get(head.place())?.as_ref()?;
+        (record.head == *head && record.epoch == epoch).then_some(record.to)
+    }
+
+    /// Remembers what became of a frame that went the whole way.
+    pub(crate) fn learn(&mut self, head: LinkHead, epoch: u64, to: To) {
+        if let Some(place) = self.records.get_mut(head.place()) {
+            *place = Some(Record { head, epoch, to });
+        }
+    }
+
+    /// Whether a header came twice in a row: one that does not is not worth remembering.
+    #[inline]
+    pub(crate) fn comes_again(&mut self, head: &LinkHead) -> bool {
+        let again = self.before == *head;
+        self.before = *head;
+        again
+    }
+}
+
+/// Whether a frame to be switched has the address that the guard has admitted.
+#[inline]
+pub(crate) fn comes_from(frame: &Frame, source: Option<u32>) -> bool {
+    source.is_none_or(|source| address(frame) == Some(source))
+}
+
+/// The source address of an IPv4 packet behind a header without a tag.
+#[inline]
+pub(crate) fn address(frame: &Frame) -> Option<u32> {
+    let bytes = frame.bytes();
+    let [.., kind, more] = bytes.first_chunk::<ETH_LEN>()?;
+    let header = bytes.get(ETH_LEN..)?.first_chunk::<IPV4_LEN>()?;
+    let [.., a, b, c, d, _, _, _, _] = *header;
+    (u16::from_be_bytes([*kind, *more]) == ethertype::IPV4)
+        .then_some(u32::from_be_bytes([a, b, c, d]))
+}

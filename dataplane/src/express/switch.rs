@@ -1,0 +1,142 @@
+//! Frames between two hosts that are where they have been heard in this very second: nothing is to be
+//! learned, and the FDB is asked for two places alone.
+
+use std::net::Ipv4Addr;
+
+use super::links::{LinkHead, To};
+use crate::config::PortRole;
+use crate::core::Cx;
+use crate::frame::Frame;
+use crate::io::vnet_hdr::VnetHdr;
+use crate::l2::forward::fits;
+use crate::packet::parse::{ETH_LEN, IPV4_LEN};
+use crate::packet::types::{NetworkId, PortId, ethertype};
+use crate::pipeline::{Lane, Shortcut};
+use crate::verdict::Verdict;
+
+/// Length of a link header without a tag.
+const LINK: u16 = 14;
+
+/// What the frames of a port must be like, for as long as they come from the same one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source<'a> {
+    network: NetworkId,
+    gateway: u64,
+    /// The only MAC and the only addresses, where there is a guard.
+    guard: Option<(u64, &'a [Ipv4Addr])>,
+}
+
+impl<'a> Source<'a> {
+    /// `None`: frames of this port go the whole way.
+    pub(crate) fn of(cx: &Cx<'a>, port: PortId) -> Option<Self> {
+        let PortRole::Endpoint { network, mac, ipv4, guard } = &cx.config.port(port)?.config.role
+        else {
+            return None;
+        };
+        Some(Self {
+            network: *network,
+            gateway: cx.config.network(*network)?.config.gateway_mac.as_u64(),
+            guard: guard.then_some((mac.as_u64(), ipv4.as_slice())),
+        })
+    }
+
+    /// Whether a frame is one that the stages would admit and switch. Its FDB keys then.
+    #[inline(always)]
+    fn admit(&self, head: &LinkHead, frame: &Frame) -> Option<(u64, u64)> {
+        const GROUP: u64 = 1 << 40;
+        let (dst, src) = (head.dst(), head.src());
+        if (dst | src) & GROUP != 0
+            || src == 0
+            || dst == self.gateway
+            || src == self.gateway
+            || !self.guard.is_none_or(|(mac, addresses)| {
+                src == mac && (head.kind() != ethertype::IPV4 || is_from(frame, addresses))
+            })
+        {
+            return None;
+        }
+        let network = u64::from(self.network.0);
+        Some((src << 16 | network, dst << 16 | network))
+    }
+}
+
+fn is_from(frame: &Frame, addresses: &[Ipv4Addr]) -> bool {
+    let header = frame.bytes().get(ETH_LEN..).and_then(<[u8]>::first_chunk::<IPV4_LEN>);
+    header.is_some_and(|[.., a, b, c, d, _, _, _, _]| {
+        addresses.contains(&Ipv4Addr::new(*a, *b, *c, *d))
+    })
+}
+
+/// Asks for the places of both hosts, if the frame may be switched.
+#[inline(always)]
+pub(crate) fn prepare(
+    cx: &Cx<'_>,
+    source: &Source<'_>,
+    head: &LinkHead,
+    frame: &Frame,
+    lane: &mut Lane,
+) {
+    let Some((src, dst)) = source.admit(head, frame) else { return };
+    let fdb = &cx.tables.fdb;
+    lane.src_hash = fdb.hash_key(src);
+    lane.dst_hash = fdb.hash_key(dst);
+    fdb.prefetch(lane.src_hash);
+    fdb.prefetch(lane.dst_hash);
+    lane.tuple.addresses = src;
+    lane.tuple.rest = dst;
+    lane.shortcut = Shortcut::Switch;
+}
+
+/// What is known of the port to which the frame before was switched.
+#[derive(Debug, Default)]
+pub(crate) struct LastPort(Option<(PortId, u16)>);
+
+/// Switches a frame that was prepared, if both hosts are where they were. False: it has to go the whole
+/// way.
+#[inline(always)]
+pub(crate) fn switch(
+    cx: &mut Cx<'_>,
+    frame: &mut Frame,
+    lane: &mut Lane,
+    last: &mut LastPort,
+) -> bool {
+    let (fdb, ageing) = (&cx.tables.fdb, cx.config.fdb_ageing);
+    let (src, dst) = (lane.tuple.addresses, lane.tuple.rest);
+    if !fdb.is_known(lane.src_hash, src, frame.ingress, cx.secs) {
+        return false;
+    }
+    let Some(port) = fdb.lookup_key(lane.dst_hash, dst, cx.secs, ageing) else { return false };
+    let known = last.0.filter(|(same, _)| *same == port).map(|(_, mtu)| mtu);
+    let Some(mtu) = known.or_else(|| mtu_between(cx, dst, port)) else { return false };
+    last.0 = Some((port, mtu));
+    if port == frame.ingress || !fits(frame, LINK, mtu) {
+        return false;
+    }
+    // What it claims of its checksum nobody has to believe.
+    frame.vnet = VnetHdr::default();
+    lane.verdict = Some(Verdict::Forward(port));
+    lane.shortcut = Shortcut::None;
+    if lane.comes_again {
+        remember(cx, frame, port, mtu);
+    }
+    true
+}
+
+/// The MTU of a port that endpoints of the network of `key` may send to.
+fn mtu_between(cx: &Cx<'_>, key: u64, port: PortId) -> Option<u16> {
+    let [low, high, ..] = key.to_le_bytes();
+    let network = cx.config.network(NetworkId(u16::from_le_bytes([low, high])))?;
+    let egress = cx.config.port(port).filter(|p| p.network == Some(network.config.id))?;
+    let open = network.config.icc || !matches!(egress.config.role, PortRole::Endpoint { .. });
+    open.then_some(egress.config.mtu)
+}
+
+/// Remembers a link header that comes in trains.
+#[cold]
+fn remember(cx: &mut Cx<'_>, frame: &Frame, port: PortId, mtu: u16) {
+    let Some(head) = LinkHead::of(frame) else { return };
+    let source = super::links::address(frame);
+    if source.is_some() || head.kind() != ethertype::IPV4 {
+        cx.express.links.learn(head, cx.express.epoch, To::Port { port, mtu, source });
+    }
+}
