@@ -2,7 +2,7 @@
 //!
 //! [`TableHash`] is that of the FDB and of the connection table. Keys come from the kernel's random
 //! source at start, so that nobody outside can aim frames at one bucket: see
-//! `docs/adr/0009-universal-hash.md`.
+//! `docs/adr/0011-universal-hash.md`.
 //!
 //! [`HashKey::hash`] is SipHash-1-3, as Rust's own hash maps have it, with the message length fixed to
 //! 16 bytes, so that it unrolls completely. It makes what outsiders see and must not be able to
