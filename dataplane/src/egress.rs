@@ -15,7 +15,7 @@ use crate::l3::neighbor::Held;
 use crate::l3::waiting;
 use crate::packet::gro::Gro;
 use crate::packet::types::{NetworkId, PortId};
-use crate::packet::{parse, segment};
+use crate::packet::{offload, parse, segment};
 use crate::pipeline::{From, Hold, Lane};
 use crate::pool::Pool;
 use crate::stats::{PortCounters, WorkerCounters};
@@ -187,6 +187,10 @@ impl PortTable {
                 let headers = parse::parse(frame.bytes()).map_err(|_| DropReason::Runt)?;
                 segment::segment(frame, &headers, pool, out)
             }),
+            Help::Split => self.push_pieces(counters, pool, port, frame, |frame, pool, out| {
+                let headers = parse::parse(frame.bytes()).map_err(|_| DropReason::Runt)?;
+                segment::split(frame, &headers, pool, out)
+            }),
         }
     }
 
@@ -304,12 +308,19 @@ enum Help {
     Checksum,
     None,
     Segments,
+    /// GSO frames that are shorter.
+    Split,
 }
+
+/// Up to this length a GSO frame is taken by every device that takes GSO frames: the packet's
+/// length is one that its length field can say.
+const PLAIN_GSO_LEN: usize = parse::ETH_LEN + u16::MAX as usize;
 
 #[inline]
 fn help_needed(frame: &Frame, offloads: Offloads) -> Help {
     let vnet = &frame.vnet;
-    let whole = match vnet.gso_type & !GSO_ECN {
+    let kind = vnet.gso_type & !GSO_ECN;
+    let whole = match kind {
         _ if !vnet.is_gso() => true,
         GSO_TCPV4 => offloads.tso4,
         GSO_TCPV6 => offloads.tso6,
@@ -319,6 +330,13 @@ fn help_needed(frame: &Frame, offloads: Offloads) -> Help {
     match (whole, vnet.needs_csum() && !offloads.csum) {
         (false, _) => Help::Segments,
         (true, true) => Help::Checksum,
+        (true, false) if frame.len() > PLAIN_GSO_LEN => match kind {
+            GSO_TCPV4 if !offloads.big_tcp => Help::Split,
+            // A kernel that makes jumbo payload options takes them out of what a packet socket
+            // sends, and then drops it for want of a length.
+            GSO_TCPV6 if !offloads.big_tcp || offload::has_jumbo_option(frame) => Help::Split,
+            _ => Help::None,
+        },
         (true, false) => Help::None,
     }
 }

@@ -359,6 +359,14 @@ impl Engine {
         first.cloned().unwrap_or(IoBackend::Epoll { refused: None })
     }
 
+    /// Notes that the device of a port is gone, for those who know by other ways.
+    pub fn lose(&self, port: PortId) {
+        let mut gone = self.gone.lock();
+        if !gone.contains(&port) {
+            gone.push(port);
+        }
+    }
+
     /// Ports whose device turned out to be gone.
     #[must_use]
     pub fn gone_ports(&self) -> Vec<PortId> {

@@ -3,6 +3,11 @@
 //! Layout of the buffer: `HEADROOM` bytes, then the Ethernet header. The ten bytes of the
 //! virtio-net header are read and written directly before the Ethernet header, so that a device
 //! read or write is one contiguous piece. The rest of the headroom is for encapsulation.
+//!
+//! A buffer is long enough for BIG TCP, and takes memory only as far as it was ever written to:
+//! where no device delivers such frames, 64 KiB of it. Before the headroom a few cache lines are
+//! left out, other ones in each buffer: buffers begin at page boundaries, and their headers would
+//! all fall into the same cache set.
 
 use std::fmt;
 
@@ -13,17 +18,29 @@ use crate::packet::types::PortId;
 /// Bytes before the Ethernet header of a received frame.
 pub const HEADROOM: usize = 128;
 
-/// The longest frame a buffer holds: an IP packet of 65,535 bytes, the Ethernet header and two
-/// VLAN tags, rounded up.
-pub const MAX_FRAME_LEN: usize = 65_600;
+/// The longest frame of devices without BIG TCP: an IP packet of 65,535 bytes, the Ethernet header
+/// and two VLAN tags, rounded up.
+pub const MAX_PLAIN_FRAME_LEN: usize = 65_600;
 
-/// Bytes of one buffer. An odd number of cache lines, so that the headers of buffers lying one
-/// after the other fall into different cache sets.
-pub const BUFFER_LEN: usize = HEADROOM + MAX_FRAME_LEN;
+/// The longest IP packet that veth devices are told to make of many TCP segments (BIG TCP).
+pub const MAX_BIG_PACKET_LEN: u32 = 185_000;
+
+/// The longest frame a buffer holds: such a packet, the Ethernet header and eight VLAN tags,
+/// rounded up.
+pub const MAX_FRAME_LEN: usize = 185_088;
+
+/// Cache lines of a page: where the headroom of a buffer may begin.
+const COLORS: usize = 64;
+const LINE: usize = 64;
+
+/// Bytes of one buffer.
+pub const BUFFER_LEN: usize = COLORS * LINE + HEADROOM + MAX_FRAME_LEN;
 
 /// One frame in a buffer of the pool.
 pub struct Frame {
     buffer: Box<[u8]>,
+    /// Where the Ethernet header of a received frame lies.
+    origin: usize,
     start: usize,
     len: usize,
     /// Offload state as received; re-derived from the parsed headers before it is believed.
@@ -36,9 +53,17 @@ impl Frame {
     /// A frame of length zero in a new buffer. Only pools and tests allocate.
     #[must_use]
     pub fn new() -> Self {
+        Self::colored(0)
+    }
+
+    /// The same; frames that are used side by side have different numbers.
+    #[must_use]
+    pub(crate) fn colored(number: usize) -> Self {
+        let origin = number % COLORS * LINE + HEADROOM;
         Self {
             buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
-            start: HEADROOM,
+            origin,
+            start: origin,
             len: 0,
             vnet: VnetHdr::default(),
             ingress: PortId(0),
@@ -49,7 +74,7 @@ impl Frame {
     /// sent: every writer sets the length to what it wrote.
     #[inline]
     pub fn reset(&mut self) {
-        self.start = HEADROOM;
+        self.start = self.origin;
         self.len = 0;
         self.vnet = VnetHdr::default();
     }
@@ -87,12 +112,17 @@ impl Frame {
         self.len == 0
     }
 
+    /// Where the longest frame ends.
+    const fn limit(&self) -> usize {
+        self.origin + MAX_FRAME_LEN
+    }
+
     /// Replaces the frame by a copy of `bytes`, cut to [`MAX_FRAME_LEN`]; offload state is cleared.
     pub fn copy_from(&mut self, bytes: &[u8]) {
         self.reset();
         let len = bytes.len().min(MAX_FRAME_LEN);
         if let (Some(to), Some(from)) =
-            (self.buffer.get_mut(HEADROOM..HEADROOM + len), bytes.get(..len))
+            (self.buffer.get_mut(self.origin..self.origin + len), bytes.get(..len))
         {
             to.copy_from_slice(from);
             self.len = len;
@@ -109,7 +139,7 @@ impl Frame {
     /// Sets the length to `len`, at most [`MAX_FRAME_LEN`]. Bytes that were not part of the frame
     /// before are zeroed, so that nothing of an earlier frame leaks.
     pub fn resize(&mut self, len: usize) {
-        let len = len.min(self.buffer.len() - self.start);
+        let len = len.min(self.limit() - self.start);
         if len > self.len
             && let Some(fresh) = self.buffer.get_mut(self.start + self.len..self.start + len)
         {
@@ -121,7 +151,7 @@ impl Frame {
     /// Appends `bytes`, cut to what the buffer still holds.
     pub fn append(&mut self, bytes: &[u8]) {
         let end = self.start + self.len;
-        let len = bytes.len().min(self.buffer.len().saturating_sub(end));
+        let len = bytes.len().min(self.limit().saturating_sub(end));
         if let (Some(to), Some(from)) = (self.buffer.get_mut(end..end + len), bytes.get(..len)) {
             to.copy_from_slice(from);
             self.len += len;
@@ -137,12 +167,14 @@ impl Frame {
     /// everything behind it. Resets the frame. Follow with [`Frame::set_received`].
     pub fn receive_buffer(&mut self, prefix: usize) -> &mut [u8] {
         self.reset();
-        self.buffer.get_mut(HEADROOM - prefix.min(HEADROOM)..).unwrap_or_default()
+        let from = self.origin - prefix.min(HEADROOM);
+        let to = self.limit();
+        self.buffer.get_mut(from..to).unwrap_or_default()
     }
 
     /// States how many bytes a device wrote behind the prefix of [`Frame::receive_buffer`].
     pub fn set_received(&mut self, len: usize) {
-        self.len = len.min(self.buffer.len() - self.start);
+        self.len = len.min(self.limit() - self.start);
     }
 
     /// The bytes before the frame that a device filled: a virtio-net header.

@@ -14,7 +14,7 @@ impl Pool {
     /// Allocates `size` buffers.
     #[must_use]
     pub fn new(size: usize) -> Self {
-        Self { free: (0..size).map(|_| Frame::new()).collect(), size }
+        Self { free: (0..size).map(Frame::colored).collect(), size }
     }
 
     /// An empty frame, or `None` when every buffer is in use.

@@ -471,6 +471,23 @@ impl Packet {
         wire
     }
 
+    /// As a kernel sends TCP over IPv4 with a payload that the length field cannot say (BIG TCP).
+    #[must_use]
+    pub fn big(&self, len: usize, size: u16) -> Wire {
+        let mut wire = self.clone().payload(&[]).gso(size);
+        let payload = self.clone().long(len).payload;
+        wire.bytes.extend_from_slice(&payload);
+        let (l3, l4) = (self.l3(), self.l4());
+        wire.bytes[l3 + 2..l3 + 4].fill(0);
+        wire.bytes[l3 + 10..l3 + 12].fill(0);
+        let sum = !sums::sum(&wire.bytes[l3..l4]);
+        wire.bytes[l3 + 10..l3 + 12].copy_from_slice(&sum.to_be_bytes());
+        let length = wire.bytes.len() - l4;
+        let sum = sums::pseudo_header(&self.ip.source, &self.ip.destination, 6, length);
+        wire.bytes[l4 + 16..l4 + 18].copy_from_slice(&sum.to_be_bytes());
+        wire
+    }
+
     /// The segments that a device makes of [`Packet::gso`], complete.
     #[must_use]
     pub fn segments(&self, size: usize) -> Vec<Packet> {

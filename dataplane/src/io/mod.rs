@@ -38,13 +38,17 @@ pub struct Offloads {
     pub tso6: bool,
     /// Takes UDP frames beyond the MTU with a segment size (USO).
     pub uso: bool,
+    /// Takes TCP frames with a segment size that are longer than IP's length field can say (BIG
+    /// TCP).
+    pub big_tcp: bool,
 }
 
 impl Offloads {
     /// Takes everything.
-    pub const ALL: Self = Self { csum: true, tso4: true, tso6: true, uso: true };
+    pub const ALL: Self = Self { csum: true, tso4: true, tso6: true, uso: true, big_tcp: true };
     /// Takes plain frames only.
-    pub const NONE: Self = Self { csum: false, tso4: false, tso6: false, uso: false };
+    pub const NONE: Self =
+        Self { csum: false, tso4: false, tso6: false, uso: false, big_tcp: false };
 }
 
 /// How workers shall read and write streams of frames ([`PortRx::stream`]).

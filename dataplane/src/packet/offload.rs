@@ -16,9 +16,9 @@
 use super::checksum::Sum;
 use super::field::{low_u16, read_u16, write_u16};
 use super::headers::{Headers, L4, Net};
-use super::transport::Transport;
+use super::transport::{JUMBO_LEN, Transport};
 use super::types::tcp_flags;
-use crate::frame::Frame;
+use crate::frame::{Frame, MAX_FRAME_LEN};
 use crate::io::vnet_hdr::{
     F_NEEDS_CSUM, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetHdr,
 };
@@ -32,9 +32,9 @@ const TCP_MIN_SND_MSS: usize = 48;
 /// merges small equal ones too (GRO), as many as one poll of a device gives it
 /// (`NAPI_POLL_WEIGHT` in `linux/netdevice.h`).
 pub(super) const GRO_SEGMENTS: usize = 64;
-/// TCP segments of one frame at most: 64 KiB in segments of [`TCP_MIN_SND_MSS`] less 12 bytes of
-/// timestamps are 1,820.
-const TCP_MAX_SEGMENTS: usize = 2048;
+/// TCP segments of one frame at most: the longest frame in segments of [`TCP_MIN_SND_MSS`] less 12
+/// bytes of timestamps.
+const TCP_MAX_SEGMENTS: usize = MAX_FRAME_LEN / (TCP_MIN_SND_MSS - 12);
 /// UDP datagrams of one frame at most: `UDP_MAX_SEGMENTS` in `linux/udp.h`.
 const UDP_MAX_SEGMENTS: usize = 128;
 /// `GSO_BY_FRAGS` in `linux/skbuff.h`: no size but a marker, which kernels refuse in the header.
@@ -43,12 +43,15 @@ const GSO_BY_FRAGS: u16 = 0xffff;
 /// its header.
 const MAX_IP_LEN: usize = u16::MAX as usize;
 const IPV6_HEADER: usize = super::parse::IPV6_LEN;
+/// Offset of the data offset in the TCP header.
+const TCP_DATA_OFFSET: usize = 12;
 
 /// Checks the virtio-net header of a frame and replaces it by one derived from `headers`, which
 /// have been read as far as [`needs_net`] says.
 ///
 /// # Errors
-/// [`DropReason::VnetInvalid`] when it contradicts the frame.
+/// [`DropReason::VnetInvalid`] when it contradicts the frame, [`DropReason::Oversize`] when not all
+/// of a GSO frame may be there.
 #[inline]
 pub fn admit(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason> {
     let vnet = frame.vnet;
@@ -102,7 +105,12 @@ fn admit_partial(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason>
         if transport.end - transport.payload > usize::from(size) {
             derived.gso_type = gso_type(&transport);
             derived.gso_size = size;
-            derived.hdr_len = low_u16(transport.payload);
+            // Of a segment, which has no jumbo payload option any more.
+            let jumbo = match transport.behind_jumbo_option(frame.bytes()) {
+                Some(_) => JUMBO_LEN,
+                None => 0,
+            };
+            derived.hdr_len = low_u16(transport.payload - jumbo);
         }
     }
     if derived.gso_type == GSO_NONE && !fits_length_field(headers) {
@@ -126,6 +134,10 @@ fn gso_type(transport: &Transport) -> u8 {
 
 /// The segment size, if type and size can be meant.
 fn check_gso(frame: &Frame, transport: &Transport) -> Result<u16, DropReason> {
+    // A sandbox may tell its interface to make longer frames than a buffer holds: cut by reading.
+    if frame.len() >= MAX_FRAME_LEN {
+        return Err(DropReason::Oversize);
+    }
     let VnetHdr { gso_type: claimed, gso_size, .. } = frame.vnet;
     let size = usize::from(gso_size);
     let segments = (transport.end - transport.payload).div_ceil(size.max(1));
@@ -190,6 +202,15 @@ fn complete_tunnelled(frame: &mut Frame, headers: &Headers) -> Result<(), DropRe
     }
     frame.vnet = VnetHdr::default();
     Ok(())
+}
+
+/// Whether the packet of an admitted TCP GSO frame has a jumbo payload option: the header length is
+/// that of its segments, which have none.
+#[must_use]
+pub fn has_jumbo_option(frame: &Frame) -> bool {
+    let start = usize::from(frame.vnet.csum_start);
+    let tcp_len = frame.bytes().get(start + TCP_DATA_OFFSET).map_or(0, |byte| byte >> 4) * 4;
+    start + usize::from(tcp_len) > usize::from(frame.vnet.hdr_len)
 }
 
 /// Length of the longest IP packet that will be on a wire: of a segment for GSO frames, of the

@@ -1,5 +1,6 @@
 //! What a device would do with offloads, for one that cannot: completing a partial checksum,
-//! cutting a GSO frame into segments, and cutting a packet into IPv4 fragments.
+//! cutting a GSO frame into segments or, if it is too long, into shorter GSO frames, and cutting a
+//! packet into IPv4 fragments.
 //!
 //! Frames have passed [`super::offload::admit`]. Checksums are computed from the bytes, not from
 //! the partial sum: what leaves here is right even if the sender's sum was not. On an error
@@ -13,10 +14,10 @@ use super::field::{chunk, low_u16, read_u16, write, write_u16};
 use super::headers::{Headers, Net};
 use super::parse::IPV4_LEN;
 use super::rewrite::IPV4_CHECKSUM;
-use super::transport::Transport;
+use super::transport::{IPV6_NEXT_HEADER, JUMBO_LEN, Transport};
 use super::types::tcp_flags;
 use crate::frame::Frame;
-use crate::io::vnet_hdr::VnetHdr;
+use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, VnetHdr};
 use crate::pool::Pool;
 use crate::verdict::DropReason;
 
@@ -38,6 +39,15 @@ pub fn complete_checksum(frame: &mut Frame, headers: &Headers) {
     frame.vnet = VnetHdr::default();
 }
 
+/// What a frame is cut into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pieces {
+    /// GSO frames of up to 64 KiB each, their checksums partial.
+    GsoFrames,
+    /// Plain frames, one for each segment, their checksums complete.
+    Segments,
+}
+
 /// Cuts a GSO frame into plain frames with complete checksums, appends them to `out` and returns
 /// how many. A frame that is no GSO frame becomes one frame.
 ///
@@ -50,13 +60,45 @@ pub fn segment(
     pool: &mut Pool,
     out: &mut Vec<Frame>,
 ) -> Result<usize, DropReason> {
-    let transport = Transport::of(headers).ok_or(DropReason::VnetInvalid)?;
-    let head = frame.bytes().get(..transport.payload).ok_or(DropReason::VnetInvalid)?;
-    let payload =
-        frame.bytes().get(transport.payload..transport.end).ok_or(DropReason::VnetInvalid)?;
-    let size = match usize::from(frame.vnet.gso_size) {
+    cut(frame, headers, Pieces::Segments, pool, out)
+}
+
+/// Cuts a TCP GSO frame that is longer than IP's length field can say (BIG TCP) into GSO frames
+/// that are not, appends them to `out` and returns how many.
+///
+/// # Errors
+/// As [`segment`].
+pub fn split(
+    frame: &Frame,
+    headers: &Headers,
+    pool: &mut Pool,
+    out: &mut Vec<Frame>,
+) -> Result<usize, DropReason> {
+    cut(frame, headers, Pieces::GsoFrames, pool, out)
+}
+
+fn cut(
+    frame: &Frame,
+    headers: &Headers,
+    into: Pieces,
+    pool: &mut Pool,
+    out: &mut Vec<Frame>,
+) -> Result<usize, DropReason> {
+    let whole = Transport::of(headers).ok_or(DropReason::VnetInvalid)?;
+    let payload = frame.bytes().get(whole.payload..whole.end).ok_or(DropReason::VnetInvalid)?;
+    let head = Head::of_pieces(frame.bytes(), &whole).ok_or(DropReason::VnetInvalid)?;
+    let transport = head.transport;
+    let segment = match usize::from(frame.vnet.gso_size) {
         0 => payload.len().max(1),
         size => size,
+    };
+    let size = match into {
+        Pieces::Segments => segment,
+        Pieces::GsoFrames => {
+            // A segment by itself fits anyway: it has been admitted.
+            let room = usize::from(u16::MAX).saturating_sub(transport.payload);
+            (room / segment * segment).max(segment)
+        }
     };
     let fixed = if transport.is_ipv6 { super::parse::IPV6_LEN } else { 0 };
     let longest = transport.payload - transport.l3 - fixed + size.min(payload.len());
@@ -71,51 +113,113 @@ pub fn segment(
         let Some(mut piece) = pool.take() else { return Err(DropReason::NoBuffer) };
         let from = index * size;
         let to = payload.len().min(from + size);
-        piece.copy_from(head);
+        piece.copy_from(head.before);
+        piece.append(head.after);
         piece.append(payload.get(from..to).unwrap_or_default());
         piece.ingress = frame.ingress;
-        finish_segment(&mut piece, &transport, index, from, index + 1 == count);
+        let place = Place { from, segments: from / segment, last: index + 1 == count };
+        head.finish(&mut piece, &place);
+        let piece_of = Transport { end: piece.len(), ..transport };
+        match into {
+            Pieces::Segments => {
+                if let Some(sum) = piece_of.full_checksum(piece.bytes()) {
+                    write_u16(piece.bytes_mut(), transport.start + transport.checksum, sum);
+                }
+            }
+            Pieces::GsoFrames => leave_to_device(&mut piece, &piece_of, frame.vnet.gso_size),
+        }
         out.push(piece);
     }
     Ok(count)
 }
 
-/// Sets lengths, identification, sequence number, flags and checksums of segment number `index`,
-/// whose payload starts `from` bytes into that of the GSO frame.
-fn finish_segment(piece: &mut Frame, whole: &Transport, index: usize, from: usize, last: bool) {
-    let transport = Transport { end: piece.len(), ..*whole };
-    let Transport { l3, start, .. } = transport;
-    let bytes = piece.bytes_mut();
-    let packet_len = bytes.len() - l3;
-    if transport.is_ipv6 {
-        write_u16(bytes, l3 + 4, low_u16(packet_len - super::parse::IPV6_LEN));
-    } else {
-        write_u16(bytes, l3 + 2, low_u16(packet_len));
-        // As inet_gso_segment does: segments are packets of their own (RFC 6864 §4.3).
-        let id = read_u16(bytes, l3 + 4).unwrap_or(0).wrapping_add(low_u16(index));
-        write_u16(bytes, l3 + 4, id);
-        seal_ipv4_header(bytes, l3, start - l3);
+/// The headers that every piece begins with.
+struct Head<'a> {
+    before: &'a [u8],
+    /// Behind a jumbo payload option, if there is one.
+    after: &'a [u8],
+    /// What that option was followed by.
+    next_header: Option<u8>,
+    /// Where the fields lie in a piece; `end` is that of the whole.
+    transport: Transport,
+}
+
+/// Which part of the whole a piece is.
+struct Place {
+    /// Where its payload starts in that of the whole.
+    from: usize,
+    /// How many segments come before it.
+    segments: usize,
+    /// Nothing comes behind it.
+    last: bool,
+}
+
+impl<'a> Head<'a> {
+    /// No piece needs a jumbo payload option.
+    fn of_pieces(bytes: &'a [u8], whole: &Transport) -> Option<Self> {
+        let head = bytes.get(..whole.payload)?;
+        let Some(next_header) = whole.behind_jumbo_option(bytes) else {
+            return Some(Self { before: head, after: &[], next_header: None, transport: *whole });
+        };
+        let fixed = whole.l3 + super::parse::IPV6_LEN;
+        let mut transport = *whole;
+        transport.start -= JUMBO_LEN;
+        transport.payload -= JUMBO_LEN;
+        let after = head.get(fixed + JUMBO_LEN..)?;
+        Some(Self { before: head.get(..fixed)?, after, next_header: Some(next_header), transport })
     }
-    match transport.tcp_flags {
-        Some(mut flags) => {
-            let first = chunk(bytes, start + TCP_SEQUENCE).copied().unwrap_or_default();
-            let sequence = u32::from_be_bytes(first).wrapping_add(super::field::low_u32(from));
-            write(bytes, start + TCP_SEQUENCE, sequence.to_be_bytes());
-            if index != 0 {
-                flags &= !tcp_flags::CWR;
+
+    /// Sets lengths, identification, sequence number and flags of a piece.
+    fn finish(&self, piece: &mut Frame, place: &Place) {
+        let Transport { l3, start, is_ipv6, tcp_flags, .. } = self.transport;
+        let bytes = piece.bytes_mut();
+        let packet_len = bytes.len() - l3;
+        if is_ipv6 {
+            write_u16(bytes, l3 + 4, low_u16(packet_len - super::parse::IPV6_LEN));
+            if let Some(next_header) = self.next_header {
+                write(bytes, l3 + IPV6_NEXT_HEADER, [next_header]);
             }
-            if !last {
-                flags &= !(tcp_flags::FIN | tcp_flags::PSH);
-            }
-            write(bytes, start + TCP_FLAGS, [flags]);
+        } else {
+            write_u16(bytes, l3 + 2, low_u16(packet_len));
+            // As inet_gso_segment does: segments are packets of their own (RFC 6864 §4.3).
+            let id = read_u16(bytes, l3 + 4).unwrap_or(0).wrapping_add(low_u16(place.segments));
+            write_u16(bytes, l3 + 4, id);
+            seal_ipv4_header(bytes, l3, start - l3);
         }
-        None => {
+        let Some(mut flags) = tcp_flags else {
             let length = low_u16(bytes.len() - start);
             write_u16(bytes, start + 4, length);
+            return;
+        };
+        let first = chunk(bytes, start + TCP_SEQUENCE).copied().unwrap_or_default();
+        let sequence = u32::from_be_bytes(first).wrapping_add(super::field::low_u32(place.from));
+        write(bytes, start + TCP_SEQUENCE, sequence.to_be_bytes());
+        if place.from != 0 {
+            flags &= !tcp_flags::CWR;
         }
+        if !place.last {
+            flags &= !(tcp_flags::FIN | tcp_flags::PSH);
+        }
+        write(bytes, start + TCP_FLAGS, [flags]);
     }
-    if let Some(sum) = transport.full_checksum(bytes) {
-        write_u16(bytes, start + transport.checksum, sum);
+}
+
+/// Leaves checksum and segments of a TCP piece to the device, as they were left to us.
+fn leave_to_device(piece: &mut Frame, transport: &Transport, segment: u16) {
+    let Some(sum) = transport.partial_checksum(piece.bytes()) else { return };
+    write_u16(piece.bytes_mut(), transport.start + transport.checksum, sum);
+    piece.vnet = VnetHdr {
+        flags: F_NEEDS_CSUM,
+        csum_start: low_u16(transport.start),
+        csum_offset: low_u16(transport.checksum),
+        ..VnetHdr::default()
+    };
+    if transport.end - transport.payload > usize::from(segment) {
+        let flags = piece.bytes().get(transport.start + TCP_FLAGS).copied().unwrap_or(0);
+        let ecn = if flags & tcp_flags::CWR == 0 { 0 } else { GSO_ECN };
+        piece.vnet.gso_type = ecn | if transport.is_ipv6 { GSO_TCPV6 } else { GSO_TCPV4 };
+        piece.vnet.gso_size = segment;
+        piece.vnet.hdr_len = low_u16(transport.payload);
     }
 }
 
@@ -272,5 +376,7 @@ fn blank_uncopied_options(options: &mut [u8]) {
     }
 }
 
+#[cfg(test)]
+mod big_tests;
 #[cfg(test)]
 mod tests;

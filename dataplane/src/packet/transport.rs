@@ -2,10 +2,20 @@
 //! checksum and segmentation offload need to know.
 
 use super::checksum::Sum;
+use super::field::chunk;
 use super::headers::{Headers, L4, Net};
-use super::parse::UDP_LEN;
+use super::parse::{IPV6_LEN, UDP_LEN};
 use super::rewrite::{TCP_CHECKSUM, UDP_CHECKSUM};
 use super::types::ip_proto;
+
+/// Offset of the next header field in the IPv6 header.
+pub(super) const IPV6_NEXT_HEADER: usize = 6;
+/// The hop-by-hop options header.
+const HOP_BY_HOP: u8 = 0;
+/// The jumbo payload option.
+const JUMBO_OPTION: u8 = 0xc2;
+/// Bytes of a hop-by-hop options header with that option alone.
+pub(super) const JUMBO_LEN: usize = 8;
 
 /// A TCP segment or UDP datagram in one piece. Offsets count from the Ethernet header.
 #[derive(Clone, Copy, Debug)]
@@ -76,5 +86,21 @@ impl Transport {
             Some(_) => sum.checksum(),
             None => sum.udp_checksum(),
         })
+    }
+
+    /// What follows a jumbo payload option (RFC 2675), if the packet begins with one and nothing
+    /// else. Linux up to 6 puts it into IPv6 packets that are longer than the length field can say,
+    /// and takes it out again when it cuts them (`ipv6_hopopt_jumbo_remove`).
+    pub(super) fn behind_jumbo_option(&self, bytes: &[u8]) -> Option<u8> {
+        let hop_by_hop = self.is_ipv6 && bytes.get(self.l3 + IPV6_NEXT_HEADER) == Some(&HOP_BY_HOP);
+        match chunk::<JUMBO_LEN>(bytes, self.l3 + IPV6_LEN) {
+            Some([next_header, 0, JUMBO_OPTION, 4, ..]) if hop_by_hop => Some(*next_header),
+            _ => None,
+        }
+    }
+
+    /// What the checksum field holds as long as the checksum is left to a device.
+    pub(super) fn partial_checksum(&self, bytes: &[u8]) -> Option<u16> {
+        Some(self.pseudo_header(bytes, self.end - self.start)?.fold())
     }
 }

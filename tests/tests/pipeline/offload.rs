@@ -119,6 +119,40 @@ fn a_port_without_offloads_gets_complete_segments() {
 }
 
 #[test]
+fn frames_beyond_64_kib_are_cut_for_ports_that_do_not_take_them() {
+    const LEN: usize = 180_000;
+    let mut lab = Lab::default();
+    open(&mut lab);
+    let whole = large(ACK | PSH).ident(7);
+    let there = whole.clone().via(B.mac).dst(B.ip);
+    lab.rx(A.port, there.big(LEN, MSS)).tx(B.port, there.big(LEN, MSS));
+    lab.rx(A.port, whole.big(LEN, MSS)).tx(UP.port, out(&whole).big(LEN, MSS));
+    let plain = Offloads { big_tcp: false, ..Offloads::ALL };
+    for port in [B.port, UP.port] {
+        lab.set_offloads(port, plain);
+    }
+    // 45 segments are the most that fit.
+    let pieces = |packet: &Packet| -> Vec<Wire> {
+        let pieces = packet.clone().long(LEN).segments(45 * usize::from(MSS));
+        let numbered = pieces.into_iter().zip(0..);
+        numbered.map(|(piece, number)| piece.ident(7 + 45 * number).gso(MSS)).collect()
+    };
+    for (port, sent, packet) in [(B.port, &there, there.clone()), (UP.port, &whole, out(&whole))] {
+        let mut step = lab.rx(A.port, sent.big(LEN, MSS)).moved("replicated", 2);
+        for piece in pieces(&packet) {
+            step = step.tx(port, piece);
+        }
+    }
+    // Only segments may be that long.
+    let mut lie = there.big(LEN, MSS);
+    lie.vnet.gso_type = 0;
+    lab.rx(A.port, lie).dropped("a", "vnet_invalid");
+    let mut lie = there.big(LEN, MSS);
+    lie.vnet = VnetHdr::default();
+    lab.rx(A.port, lie).dropped("a", "vnet_invalid");
+}
+
+#[test]
 fn a_port_that_sums_but_does_not_cut_gets_segments() {
     let mut lab = Lab::default();
     lab.set_offloads(B.port, Offloads { csum: true, ..Offloads::NONE });

@@ -29,6 +29,8 @@ use super::sys::packet::{self as sys, Received, RxRing, SEND_BATCH};
 use super::tap::with_vnet_hdr;
 use super::vnet_hdr::VnetHdr;
 use super::{Gone, Offloads, Port, PortHalves, PortRx, PortTx, TxReport};
+#[cfg(doc)]
+use crate::frame::MAX_BIG_PACKET_LEN;
 use crate::frame::{Frame, MAX_FRAME_LEN};
 use crate::pool::Pool;
 
@@ -61,6 +63,8 @@ pub struct PacketOptions<'a> {
     pub filter: Option<BorrowedFd<'a>>,
     /// How frames are received.
     pub receive: Receive,
+    /// The interface takes frames of up to [`MAX_BIG_PACKET_LEN`] bytes, and may deliver them.
+    pub big_tcp: bool,
 }
 
 /// How a packet socket receives.
@@ -76,7 +80,12 @@ pub enum Receive {
 
 impl Default for PacketOptions<'_> {
     fn default() -> Self {
-        Self { promiscuous: false, filter: None, receive: Receive::Ring(DEFAULT_SLOTS) }
+        Self {
+            promiscuous: false,
+            filter: None,
+            receive: Receive::Ring(DEFAULT_SLOTS),
+            big_tcp: false,
+        }
     }
 }
 
@@ -224,7 +233,7 @@ impl PacketSocket {
             tx,
             ring,
             counts: Arc::default(),
-            offloads: Offloads { uso: kernel_has_uso(), ..Offloads::ALL },
+            offloads: Offloads { uso: kernel_has_uso(), big_tcp: options.big_tcp, ..Offloads::ALL },
         })
     }
 

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::frame::Frame;
+use crate::frame::{Frame, MAX_FRAME_LEN};
 use crate::io::Port;
 use crate::pool::Pool;
 
@@ -241,7 +241,8 @@ fn the_port_replays_the_file_and_collects_what_is_sent() {
     for number in 0..5u8 {
         file.write(u64::from(number), 60, &[number; 60]).unwrap();
     }
-    file.write(5, 70_000, &vec![0; 70_000]).unwrap(); // longer than any frame
+    let long = MAX_FRAME_LEN + 1;
+    file.write(5, u32::try_from(long).unwrap(), &vec![0; long]).unwrap();
     file.inner_mut().extend([1, 2, 3]);
     let (port, peer) = PcapPort::new(file.into_inner()).unwrap();
     let mut halves = Box::new(port).split(2).unwrap();

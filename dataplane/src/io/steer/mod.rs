@@ -30,7 +30,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use program::{Verdicts, assemble};
+use program::{Verdicts, assemble, assemble_verdict};
 
 use super::sys::bpf::{Map, MapKind, ProgramKind, load_program};
 
@@ -246,6 +246,16 @@ impl Steering {
         }
         Ok(())
     }
+}
+
+/// A classifier that keeps every frame from the host's stack: for our end of a veth pair, whose
+/// frames only the engine may have.
+///
+/// # Errors
+/// As [`Steering::load`].
+pub fn hold_back() -> io::Result<OwnedFd> {
+    let program = assemble_verdict(TC_ACT_SHOT).ok_or(io::ErrorKind::InvalidData)?;
+    load_program(ProgramKind::Classifier, "vsw_hold_back", &program)
 }
 
 const fn bitmap_count() -> usize {

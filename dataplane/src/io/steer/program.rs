@@ -68,6 +68,13 @@ const SLOT: Reg = Reg::R8;
 /// First the IP protocol, then [`super::SteerProto`].
 const PROTO: Reg = Reg::R9;
 
+/// A program that gives every frame the same verdict.
+pub(super) fn assemble_verdict(verdict: i32) -> Option<Vec<Instruction>> {
+    let mut asm = Assembler::default();
+    asm.exit(verdict);
+    asm.finish()
+}
+
 /// Assembles the program. `None`: cannot be, it is tested.
 pub(super) fn assemble(
     addresses: RawFd,

@@ -118,7 +118,8 @@ impl Tap {
         Ok(Self {
             name: name.to_owned(),
             fd: file.into(),
-            offloads: Offloads { uso, ..Offloads::ALL },
+            // The driver's `tso_max_size` is that of a plain device.
+            offloads: Offloads { uso, big_tcp: false, ..Offloads::ALL },
         })
     }
 
