@@ -192,6 +192,7 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     let settings = Settings {
         pools: config.defaults.pools.clone(),
         mtu: config.defaults.mtu,
+        link: config.defaults.link,
         tuning: Tuning { timeouts: config.timeouts, fdb_ageing: Some(config.fdb_ageing) },
         uplinks: config.uplinks.clone(),
     };
@@ -366,7 +367,7 @@ async fn follow(switch: Arc<Switch>, mut monitor: Monitor, mut stopping: watch::
             () = tokio::time::sleep(HOST_POLL) => Look::Ports,
         };
         switch.follow_namespaces();
-        switch.follow_gone().await;
+        switch.follow_gone(look).await;
         if let Err(error) = switch.follow_host(look).await {
             tracing::warn!("{error}");
         }

@@ -16,6 +16,7 @@ use crate::api::types::{MacAddr, UplinkMode};
 use crate::ipam::SubnetPlan;
 use crate::name::Name;
 use crate::netns::NETNS_DIR;
+use crate::options::LinkKind;
 use crate::publish::{PortRange, Proto};
 
 /// The name of the network that exists from the first start on.
@@ -171,6 +172,43 @@ pub struct Endpoint {
     pub prefix_len: u8,
     /// Further names.
     pub aliases: Vec<Name>,
+    /// What connects it to the engine. Records of before there was a choice do not say.
+    #[serde(default)]
+    pub wire: Wire,
+}
+
+/// What connects an endpoint to the engine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wire {
+    /// Its interface is a TAP.
+    #[default]
+    Tap,
+    /// Its interface is one end of a veth pair.
+    Veth {
+        /// The other end, in the host's namespace. Never changes, whatever happens inside.
+        host_end: String,
+    },
+}
+
+impl Wire {
+    /// As users call it.
+    #[must_use]
+    pub const fn kind(&self) -> LinkKind {
+        match self {
+            Self::Tap => LinkKind::Tap,
+            Self::Veth { .. } => LinkKind::Veth,
+        }
+    }
+
+    /// What the kernel calls the kind of its interface.
+    #[must_use]
+    pub const fn link_kind(&self) -> &'static str {
+        match self {
+            Self::Tap => "tun",
+            Self::Veth { .. } => "veth",
+        }
+    }
 }
 
 /// A published port or range.

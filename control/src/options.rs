@@ -7,6 +7,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 use crate::api::types::Driver;
 use crate::error::{Error, Result};
 
@@ -51,11 +54,14 @@ pub enum GatewayMode {
 }
 
 /// What connects an endpoint to the engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum LinkKind {
-    /// A TAP device moved into the sandbox.
+    /// A TAP device in the sandbox.
     #[default]
     Tap,
+    /// A veth pair: one end in the sandbox, the other on the host.
+    Veth,
 }
 
 /// The options of a bridge network as values.
@@ -167,7 +173,7 @@ impl NetworkOptions {
                 }
                 "link" => match value.as_str() {
                     "tap" => parsed.link = Some(LinkKind::Tap),
-                    "veth" => return Err(fault("is not built yet; use tap")),
+                    "veth" => parsed.link = Some(LinkKind::Veth),
                     _ => return Err(fault("is neither tap nor veth")),
                 },
                 "masquerade" => {
@@ -250,7 +256,6 @@ mod tests {
             (("icc", "yes"), "option icc=yes: is neither true nor false"),
             (("gateway_mode", "routed"), "is not built yet"),
             (("gateway_mode", "x"), "is neither nat, routed nor isolated"),
-            (("link", "veth"), "option link=veth: is not built yet; use tap"),
             (("link", "x"), "is neither tap nor veth"),
             (("iface_prefix", "a/b"), "must be 1 to 12"),
             (("iface_prefix", ""), "must be 1 to 12"),

@@ -1,7 +1,10 @@
-//! A network namespace with a netlink connection, and the TAP devices we keep in it.
+//! A network namespace with a netlink connection, and the devices we keep in it: TAPs here, veth
+//! pairs in [`veth`].
 //!
 //! A device is made persistent, configured and handed over open, or it is not there. All its
 //! settings live in the kernel: after a restart it is attached to again without touching them.
+
+mod veth;
 
 use std::net::Ipv4Addr;
 
@@ -107,12 +110,17 @@ impl Place {
     /// # Errors
     /// When the kernel refuses.
     pub async fn restore_name(&self, ifname: &str, mac: Mac) -> Result<()> {
+        self.restore(ifname, |link| link.kind.as_deref() == Some("tun") && link.mac == Some(mac))
+            .await
+    }
+
+    /// Gives the link that is `ours` its name back, if there is none of that name.
+    async fn restore(&self, ifname: &str, ours: impl Fn(&Link) -> bool) -> Result<()> {
         if self.has(ifname).await? {
             return Ok(());
         }
         let links = self.links().await?;
-        let ours = |link: &&Link| link.kind.as_deref() == Some("tun") && link.mac == Some(mac);
-        let Some(link) = links.iter().find(ours) else { return Ok(()) };
+        let Some(link) = links.iter().find(|link| ours(link)) else { return Ok(()) };
         let context = || format!("interface {:?}: rename it to {ifname:?}", link.name);
         // Before Linux 6.0 only a link that is down can be renamed.
         let down = LinkChange::new().down();

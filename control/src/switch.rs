@@ -47,6 +47,7 @@ use crate::ipam::AddressPool;
 use crate::model::{Counters, Desired, Edit, Intent};
 use crate::name::Name;
 use crate::netlink::sockets::HostPorts;
+use crate::options::LinkKind;
 use crate::place::Place;
 use crate::proxy::OwnAddresses;
 use crate::state::Store;
@@ -65,6 +66,8 @@ pub struct Settings {
     pub pools: Vec<Pool>,
     /// MTU of networks that do not say.
     pub mtu: u16,
+    /// What connects endpoints of networks that do not say.
+    pub link: LinkKind,
     /// Timers.
     pub tuning: Tuning,
     /// Declared ways out; empty: the interface of the host's default route, shared.

@@ -72,6 +72,16 @@ pub struct Sandbox {
     pub ip: Ipv4Addr,
 }
 
+/// A configuration with the link that is to be tested, unless it has its own defaults.
+fn with_link(text: &str) -> String {
+    match crate::link() {
+        Some(link) if !text.contains("[defaults]") => {
+            format!("{text}\n[defaults]\nlink = \"{link}\"\n")
+        }
+        _ => text.to_owned(),
+    }
+}
+
 /// A host and its daemon.
 #[derive(Debug)]
 pub struct Host {
@@ -118,7 +128,7 @@ impl Host {
         uplink::connect(&ns, &outside, uplink);
         let files = TempDir::with_prefix("vsw-t-").unwrap();
         // There, so that the daemon does not warn that it is not.
-        fs::write(files.path().join("vswitchd.toml"), "").unwrap();
+        fs::write(files.path().join("vswitchd.toml"), with_link("")).unwrap();
         Self {
             prefix,
             ns,
@@ -129,6 +139,11 @@ impl Host {
             log: TempDir::with_prefix("vsw-t-log-").unwrap(),
             _namespaces: namespaces,
         }
+    }
+
+    /// Writes the daemon's configuration file, for its next start or reload.
+    pub fn configure(&self, text: &str) {
+        fs::write(self.path("vswitchd.toml"), with_link(text)).unwrap();
     }
 
     /// More flags for the daemon, from its next start on.

@@ -45,3 +45,17 @@ pub fn io_choice() -> IoChoice {
         Ok(other) => panic!("VSWITCHD_TEST_IO is {other:?}, neither io_uring nor epoll"),
     }
 }
+
+/// What connects endpoints to the engine: `VSWITCHD_TEST_LINK`, or the default.
+///
+/// # Panics
+/// When it says anything else.
+#[must_use]
+pub fn link() -> Option<&'static str> {
+    match std::env::var("VSWITCHD_TEST_LINK").as_deref() {
+        Err(_) => None,
+        Ok("tap") => Some("tap"),
+        Ok("veth") => Some("veth"),
+        Ok(other) => panic!("VSWITCHD_TEST_LINK is {other:?}, neither tap nor veth"),
+    }
+}

@@ -162,7 +162,8 @@ fn rename(ns: &Namespace, from: &str, to: &str) {
 
 fn names(ns: &Namespace) -> Vec<String> {
     let links = ns.ip("-o link show");
-    let name = |line: &str| line.split(": ").nth(1).unwrap().to_owned();
+    // A veth device is shown with its peer: `eth0@if7`.
+    let name = |line: &str| line.split([':', '@']).nth(1).unwrap().trim().to_owned();
     let mut names: Vec<String> = links.lines().map(name).collect();
     names.sort();
     names

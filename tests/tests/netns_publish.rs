@@ -271,7 +271,7 @@ fn a_declared_uplink_may_come_later() {
     let mut host = Host::prepare(Uplink::Shared);
     host.ns.ip("route del default");
     let uplink = "[[uplink]]\ninterface = \"lan0\"\nmode = \"shared\"\n";
-    fs::write(host.path("vswitchd.toml"), uplink).unwrap();
+    host.configure(uplink);
     host.launch();
     assert!(warned(&host, "lan0"), "{:?}", warnings(&host));
     assert_eq!(rows(&host.json(["uplink", "ls"])).len(), 0);

@@ -20,7 +20,7 @@ use tests::host::{GATEWAY, HOST_IP, Host, Uplink, eventually, one};
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
 fn declare(host: &Host, config: &str) {
-    fs::write(host.path("vswitchd.toml"), config).unwrap();
+    host.configure(config);
 }
 
 /// SIGHUP; returns what the daemon logged on account of it.

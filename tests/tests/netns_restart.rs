@@ -168,8 +168,7 @@ fn connections_by_an_address_that_the_file_gave_away_end() {
              gateway = \"{GATEWAY}\"\n"
         )
     };
-    let file = host.path("vswitchd.toml");
-    std::fs::write(&file, uplink("192.0.2.2")).unwrap();
+    host.configure(&uplink("192.0.2.2"));
     host.launch();
     let a = host.sandbox("a", "");
     let _server = TcpServer::start(&host.outside, (ANY, 7000));
@@ -178,7 +177,7 @@ fn connections_by_an_address_that_the_file_gave_away_end() {
     assert_eq!(way_out(&host, &a)["dst"], "192.0.2.2");
 
     host.stop(Signal::SIGTERM);
-    std::fs::write(&file, uplink("192.0.2.5")).unwrap();
+    host.configure(&uplink("192.0.2.5"));
     host.launch();
     let listed = host.json(["conntrack", "list", "--proto", "tcp", "--dport", "7000"]);
     assert_eq!(rows(&listed), Vec::<Value>::new());

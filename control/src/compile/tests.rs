@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ipam::{SubnetPlan, mac_for};
-use crate::model::{Edit, Endpoint, Namespace, Origin, Publish, Uplink};
+use crate::model::{Edit, Endpoint, Namespace, Origin, Publish, Uplink, Wire};
 use crate::publish::Proto;
 
 fn ip(text: &str) -> Ipv4Addr {
@@ -44,6 +44,7 @@ fn endpoint(network: &str, ifname: &str, address: &str) -> Endpoint {
         ipv4: ip(address),
         prefix_len: 24,
         aliases: Vec::new(),
+        wire: Wire::Tap,
     }
 }
 

@@ -179,7 +179,7 @@ impl<'de> Deserialize<'de> for LinkName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         match String::deserialize(deserializer)?.as_str() {
             "tap" => Ok(Self(LinkKind::Tap)),
-            "veth" => Err(de::Error::custom("\"veth\" is not built yet; use \"tap\"")),
+            "veth" => Ok(Self(LinkKind::Veth)),
             other => Err(de::Error::custom(format_args!("{other:?} is neither tap nor veth"))),
         }
     }

@@ -167,7 +167,7 @@ fn faults_name_line_and_key() {
             "v.toml:2: timeouts.udp: invalid type: string \"30s\", expected a number from 1 to",
         ),
         ("[defaults]\nmtu = 100", "v.toml:2: defaults.mtu: 100 is not a number from 576 to 65521"),
-        ("[defaults]\nlink = \"veth\"", "v.toml:2: defaults.link: \"veth\" is not built yet"),
+        ("[defaults]\nlink = \"tun\"", "v.toml:2: defaults.link: \"tun\" is neither tap nor veth"),
         (
             "[defaults]\npools = [{ base = \"169.254.0.0/16\", size = 24 }]",
             "v.toml:2: defaults.pools: pool 169.254.0.0/16: subnet 169.254.0.0/16 overlaps",

@@ -130,7 +130,7 @@ fn beside_endpoints(mut ifnames: Vec<String>, sandbox: &Sandbox) -> Vec<String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Counters, Endpoint};
+    use crate::model::{Counters, Endpoint, Wire};
 
     fn sandbox(name: &str, namespace: Namespace, ifnames: &[&str]) -> Sandbox {
         let endpoint = |ifname: &&str| Endpoint {
@@ -140,6 +140,7 @@ mod tests {
             ipv4: [10, 0, 0, 2].into(),
             prefix_len: 24,
             aliases: Vec::new(),
+            wire: Wire::Tap,
         };
         Sandbox {
             name: name.parse().unwrap(),

@@ -89,6 +89,7 @@ pub struct LinkChange {
     controller: Option<u32>,
     alias: Option<String>,
     big_tcp: Option<u32>,
+    no_arp: bool,
 }
 
 impl LinkChange {
@@ -147,7 +148,14 @@ impl LinkChange {
         self
     }
 
-    /// Set the largest IPv4 GSO and GRO packet (BIG TCP, Linux 6.3).
+    /// Do not answer or ask by ARP.
+    #[must_use]
+    pub fn no_arp(mut self) -> Self {
+        self.no_arp = true;
+        self
+    }
+
+    /// Set the largest GSO and GRO packets of both IP versions (BIG TCP, Linux 6.3).
     #[must_use]
     pub fn big_tcp(mut self, bytes: u32) -> Self {
         self.big_tcp = Some(bytes);
@@ -163,12 +171,19 @@ impl LinkChange {
             Some(false) => message.header.change_mask |= LinkFlags::Up,
             None => {}
         }
+        if self.no_arp {
+            message.header.flags |= LinkFlags::Noarp;
+            message.header.change_mask |= LinkFlags::Noarp;
+        }
         let attributes = &mut message.attributes;
         attributes.extend(self.name.clone().map(LinkAttribute::IfName));
         attributes.extend(self.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         attributes.extend(self.mtu.map(LinkAttribute::Mtu));
         attributes.extend(self.controller.map(LinkAttribute::Controller));
         attributes.extend(self.alias.clone().map(LinkAttribute::IfAlias));
+        // That of IPv6 first: it sets the other too, as far as that is not beyond 64 KiB.
+        attributes.extend(self.big_tcp.map(LinkAttribute::GsoMaxSize));
+        attributes.extend(self.big_tcp.map(LinkAttribute::GroMaxSize));
         attributes.extend(self.big_tcp.map(LinkAttribute::GsoIpv4MaxSize));
         attributes.extend(self.big_tcp.map(LinkAttribute::GroIpv4MaxSize));
     }

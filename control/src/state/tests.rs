@@ -9,7 +9,7 @@ use super::*;
 use crate::api::types::UplinkMode;
 use crate::error::Kind;
 use crate::ipam::SubnetPlan;
-use crate::model::{Endpoint, Namespace, Origin, Publish};
+use crate::model::{Endpoint, Namespace, Origin, Publish, Wire};
 use crate::publish::{PortRange, Proto};
 
 fn network(name: &str, id: u16) -> Network {
@@ -40,6 +40,7 @@ fn sandbox(name: &str, network: &str) -> Sandbox {
             ipv4: Ipv4Addr::new(10, 1, 0, 2),
             prefix_len: 24,
             aliases: Vec::new(),
+            wire: Wire::Tap,
         }],
         publishes: vec![Publish {
             id: 3,

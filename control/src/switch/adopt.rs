@@ -5,7 +5,7 @@
 //! one over touches nothing but its descriptor. A sandbox that cannot be taken over does not keep
 //! the others from it: it is marked as gone, and said in the log and in `status`.
 
-use super::endpoint::{endpoint_device, inode_of, open_namespace};
+use super::endpoint::{inode_of, open_namespace};
 use super::network::{address_pools, host_device};
 use super::sandbox::{clear_away, name_namespace};
 use super::warnings::Subject;
@@ -133,9 +133,9 @@ impl Switch {
         let mut made = false;
         for endpoint in &record.endpoints {
             let network = self.network_record(&endpoint.network)?;
-            let (tap, found) = place.adopt(&endpoint_device(&network, endpoint)).await?;
+            let (device, found) = self.adopt_device(&place, &network, endpoint).await?;
             made |= found == Found::Made;
-            let port = self.attach(Box::new(tap))?;
+            let port = self.attach(device)?;
             let key = (record.name.clone(), endpoint.ifname.clone());
             self.world_mut().attached.endpoints.insert(key, port);
         }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
+use dataplane::io::Port;
 use dataplane::packet::types::Mac;
 use ipnet::Ipv4Net;
 use nix::sys::stat::fstat;
@@ -10,17 +11,21 @@ use nix::sys::stat::fstat;
 use super::network::unknown as unknown_network;
 use super::sandbox::unknown as unknown_sandbox;
 use super::undo::{Done, Undo};
-use super::{Switch, Work};
+use super::{Switch, Work, random_hex};
 use crate::api::types::{self, ConnectRequest, MacAddr};
 use crate::check;
 use crate::error::{Error, Result, ResultExt};
 use crate::ipam;
-use crate::model::{Edit, Endpoint, Intent, Namespace, Network, Sandbox};
+use crate::model::{Edit, Endpoint, Intent, Namespace, Network, Sandbox, Wire};
 use crate::name::Name;
 use crate::netlink::IfExists;
 use crate::netns::{Netns, NetnsError};
-use crate::options::NetworkOptions;
-use crate::place::{DeviceSpec, Place};
+use crate::options::{LinkKind, NetworkOptions};
+use crate::place::{DeviceSpec, Found, Place};
+
+/// Random digits in the name of our end of a veth pair: with what is before them, 15 bytes, the
+/// longest name of an interface.
+const HOST_END_DIGITS: usize = 10;
 
 /// What the user asks of one endpoint.
 #[derive(Debug, Clone, Default)]
@@ -208,6 +213,10 @@ impl Switch {
             .find(|name| !names.contains(name))
             .ok_or_else(|| Error::conflict("has no interface name left"))?;
         names.insert(ifname.clone());
+        let wire = match options.link.unwrap_or(self.settings.link) {
+            LinkKind::Tap => Wire::Tap,
+            LinkKind::Veth => Wire::Veth { host_end: host_end()? },
+        };
         let prefix_len = network.subnet_of(address).map_or(32, |plan| plan.subnet.prefix_len());
         Ok(Endpoint {
             network: network.name.clone(),
@@ -216,6 +225,7 @@ impl Switch {
             ipv4: address,
             prefix_len,
             aliases: wanted.aliases.clone(),
+            wire,
         })
     }
 
@@ -244,12 +254,48 @@ impl Switch {
         endpoint: &Endpoint,
         undo: &mut Undo,
     ) -> Result<dataplane::packet::types::PortId> {
-        let tap = place.make(&endpoint_device(network, endpoint)).await?;
+        let device = self.make_device(place, network, endpoint).await?;
         let netns = place.netns.try_clone().failed("duplicate a namespace")?;
         undo.push(Done::Device(netns, endpoint.ifname.clone()));
-        let port = self.attach(Box::new(tap))?;
+        let port = self.attach(device)?;
         undo.push(Done::Port(port));
         Ok(port)
+    }
+
+    /// Makes the device of an endpoint.
+    pub(super) async fn make_device(
+        &self,
+        place: &Place,
+        network: &Network,
+        endpoint: &Endpoint,
+    ) -> Result<Box<dyn Port>> {
+        let spec = endpoint_device(network, endpoint);
+        Ok(match &endpoint.wire {
+            Wire::Tap => Box::new(place.make(&spec).await?),
+            Wire::Veth { host_end } => {
+                Box::new(place.make_veth(&spec, &self.host, host_end).await?)
+            }
+        })
+    }
+
+    /// Takes the device of an endpoint over, or makes it anew. The second value says which.
+    pub(super) async fn adopt_device(
+        &self,
+        place: &Place,
+        network: &Network,
+        endpoint: &Endpoint,
+    ) -> Result<(Box<dyn Port>, Found)> {
+        let spec = endpoint_device(network, endpoint);
+        match &endpoint.wire {
+            Wire::Tap => {
+                let (tap, found) = place.adopt(&spec).await?;
+                Ok((Box::new(tap), found))
+            }
+            Wire::Veth { host_end } => {
+                let (socket, found) = place.adopt_veth(&spec, &self.host, host_end).await?;
+                Ok((Box::new(socket), found))
+            }
+        }
     }
 
     /// Makes the default route of a namespace lead by the endpoint that should have it, unless
@@ -304,6 +350,11 @@ impl Switch {
         counters.intent = counters.intent.wrapping_add(1);
         counters
     }
+}
+
+/// A name for our end of a veth pair: unique among all daemons of the host.
+fn host_end() -> Result<String> {
+    Ok(format!("vswe-{}", random_hex(HOST_END_DIGITS)?))
 }
 
 /// The device of an endpoint.

@@ -11,16 +11,18 @@
 //! Limit: one device is made anew at most once in [`PAUSE`], so that two who disagree about it do
 //! not keep each other busy.
 
+use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
 use dataplane::packet::types::PortId;
 
-use super::endpoint::{endpoint_device, open_namespace};
+use super::endpoint::open_namespace;
+use super::uplink::Look;
 use super::warnings::Subject;
 use super::{Switch, Work, blocking};
 use crate::error::{Error, Result};
-use crate::model::{Edit, Endpoint, Namespace, Network, Sandbox};
+use crate::model::{Edit, Endpoint, Namespace, Network, Sandbox, Wire};
 use crate::name::Name;
 use crate::netlink::Link;
 use crate::netns::Netns;
@@ -68,13 +70,21 @@ impl Switch {
     }
 
     /// Makes devices anew that somebody deleted.
-    pub async fn follow_gone(&self) {
-        if self.engine.gone_ports().is_empty() {
+    pub async fn follow_gone(&self, look: Look) {
+        if look == Look::Ports && self.engine.gone_ports().is_empty() {
             return;
         }
         let mut work = self.work.lock().await;
+        if look == Look::All {
+            for port in self.unwired().await {
+                self.engine.lose(port);
+            }
+        }
         // What was detached until the lock was free is not gone any more.
         let gone = self.engine.gone_ports();
+        if gone.is_empty() {
+            return;
+        }
         work.remade.retain(|_, at| at.elapsed() < PAUSE);
         for (network, port) in self.lost_legs(&gone) {
             if let Err(error) = self.remake_leg(&mut work, &network, port).await {
@@ -85,6 +95,42 @@ impl Switch {
         for lost in self.lost_endpoints(&gone) {
             self.remake_endpoint(&mut work, &lost).await;
         }
+    }
+
+    /// Ports whose end of a veth pair is not there any more. A packet socket is told that its
+    /// interface goes down, which may be all that happens, and then nothing else.
+    async fn unwired(&self) -> Vec<PortId> {
+        let ends: Vec<(String, PortId)> = {
+            let world = self.world();
+            let all = world.desired.sandboxes.values();
+            all.flat_map(|s| s.endpoints.iter().map(move |endpoint| (s, endpoint)))
+                .filter_map(|(sandbox, endpoint)| {
+                    let Wire::Veth { host_end } = &endpoint.wire else { return None };
+                    let key = (sandbox.name.clone(), endpoint.ifname.clone());
+                    Some((host_end.clone(), *world.attached.endpoints.get(&key)?))
+                })
+                .collect()
+        };
+        if ends.is_empty() {
+            return Vec::new();
+        }
+        let there: HashSet<String> = match self.host.links().await {
+            Ok(links) => links.into_iter().map(|link| link.name).collect(),
+            Err(error) => {
+                tracing::warn!("{error}");
+                return Vec::new();
+            }
+        };
+        let mut unwired = Vec::new();
+        for (end, port) in ends.into_iter().filter(|(end, _)| !there.contains(end)) {
+            let restored = self.host.restore_end(&end).await;
+            match restored {
+                Ok(()) if self.host.has(&end).await.unwrap_or(true) => {}
+                Ok(()) => unwired.push(port),
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        unwired
     }
 
     fn lost_legs(&self, gone: &[PortId]) -> Vec<(Network, PortId)> {
@@ -173,8 +219,8 @@ impl Switch {
         let endpoint = sandbox.endpoints.get(lost.at);
         let endpoint = endpoint.ok_or_else(|| Error::failed("its record has changed"))?;
         let network = self.network_record(&endpoint.network)?;
-        let tap = place.make(&endpoint_device(&network, endpoint)).await?;
-        let port = self.attach(Box::new(tap))?;
+        let device = self.make_device(&place, &network, endpoint).await?;
+        let port = self.attach(device)?;
         let key = (sandbox.name.clone(), endpoint.ifname.clone());
         self.world_mut().attached.endpoints.insert(key, port);
         if let Err(error) = self.route_by_gateway(&place, &sandbox).await {
@@ -266,7 +312,7 @@ async fn renamed(place: &Place, sandbox: &Sandbox) -> Result<Option<Sandbox>> {
 /// renamed. One that is not there keeps the name of the record, unless another of them has it now.
 fn names_now(links: &[Link], endpoints: &[Endpoint]) -> Vec<String> {
     let ours = |link: &&Link, endpoint: &Endpoint| {
-        link.kind.as_deref() == Some("tun") && link.mac == Some(endpoint.mac.0)
+        link.kind.as_deref() == Some(endpoint.wire.link_kind()) && link.mac == Some(endpoint.mac.0)
     };
     let mut names: Vec<Option<String>> = Vec::with_capacity(endpoints.len());
     for endpoint in endpoints {
@@ -317,6 +363,7 @@ mod tests {
             ipv4: [10, 0, 0, last].into(),
             prefix_len: 24,
             aliases: Vec::new(),
+            wire: Wire::Tap,
         }
     }
 

@@ -18,6 +18,7 @@ use crate::config::{Config, Daemon};
 use crate::error::Kind;
 use crate::model::Namespace;
 use crate::netns::{self, Netns};
+use crate::options::LinkKind;
 use crate::place::DeviceSpec;
 use crate::state::Lock;
 
@@ -85,6 +86,7 @@ impl Host {
         let settings = Settings {
             pools: config.defaults.pools,
             mtu: 1500,
+            link: LinkKind::Tap,
             tuning: Tuning::default(),
             uplinks: Vec::new(),
         };

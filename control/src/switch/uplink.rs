@@ -164,6 +164,7 @@ impl Switch {
                     promiscuous: uplink.mode == UplinkMode::Dedicated,
                     filter: live.filter(),
                     receive,
+                    big_tcp: false,
                 };
                 PacketSocket::open(&uplink.interface, &options)
             })

@@ -227,6 +227,7 @@ impl World {
                     .and_then(|network| network.subnet_of(endpoint.ipv4))
                     .map(|plan| IpAddr::V4(plan.gateway)),
                 aliases: endpoint.aliases.clone(),
+                link: endpoint.wire.kind(),
                 port: port_name(sandbox, endpoint),
             })
             .collect();

@@ -20,7 +20,8 @@ pub(crate) fn sandbox(name: &str, netns: &str) -> Value {
     json!({
         "name": name, "mode": "network", "netns": netns, "adopted": false,
         "endpoints": [{"network": "app", "ifname": "eth0", "mac": "02:42:0a:01:00:02",
-            "ipv4": "10.1.0.2", "ipv6": null, "gateway": "10.1.0.1", "aliases": [], "port": "sb/eth0"}],
+            "ipv4": "10.1.0.2", "ipv6": null, "gateway": "10.1.0.1", "aliases": [],
+            "link": "tap", "port": "sb/eth0"}],
         "ports": [mapping()],
     })
 }

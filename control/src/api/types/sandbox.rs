@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use super::{MacAddr, PortMapping};
 use crate::error::{Error, Result};
 use crate::name::Name;
+use crate::options::LinkKind;
 use crate::publish::PublishSpec;
 use crate::text::serde_as_text;
 
@@ -218,6 +219,8 @@ pub struct SandboxEndpoint {
     pub gateway: Option<IpAddr>,
     /// More names by which the network's other sandboxes find it.
     pub aliases: Vec<Name>,
+    /// What connects it to the engine.
+    pub link: LinkKind,
     /// The switch port: `SANDBOX/IFNAME`.
     pub port: String,
 }

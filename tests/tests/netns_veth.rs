@@ -1,0 +1,215 @@
+//! veth endpoints: long frames of both IP versions, what the host's stack sees of them, and what
+//! becomes of their other end.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tests::host::namespace::Namespace;
+use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
+use tests::host::{GATEWAY, Host, Sandbox, Uplink, eventually, one, rows};
+
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+const MENDED: Duration = Duration::from_secs(8);
+
+/// More than a frame of a plain device can have.
+const PLAIN: u64 = 65_600;
+
+/// Sends bytes that do not repeat within a frame, and compares every one at the other end.
+fn transfer(from: &Namespace, to: &Namespace, at: SocketAddr) {
+    const WORDS: u64 = 10_000_000;
+    let word = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+    let listener = to.enter(|| TcpListener::bind(at)).unwrap();
+    let receiver = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut bytes = vec![0; 800_000];
+        for chunk in 0..WORDS / 100_000 {
+            stream.read_exact(&mut bytes).unwrap();
+            let wrong = bytes
+                .chunks_exact(8)
+                .zip(chunk * 100_000..)
+                .find(|(bytes, number)| **bytes != word(*number));
+            assert!(wrong.is_none(), "wrong bytes after {wrong:?}");
+        }
+        assert_eq!(stream.read(&mut bytes).unwrap(), 0, "more than was sent");
+    });
+    let mut stream =
+        from.enter(|| TcpStream::connect_timeout(&at, Duration::from_secs(5))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+    for chunk in 0..WORDS / 100_000 {
+        let bytes: Vec<u8> = (chunk * 100_000..(chunk + 1) * 100_000).flat_map(word).collect();
+        stream.write_all(&bytes).unwrap();
+    }
+    drop(stream);
+    receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// Bytes of an average frame that the sandbox sent while `what` ran.
+fn average_frame(host: &Host, sandbox: &Sandbox, what: impl FnOnce()) -> u64 {
+    let read = || {
+        let stats = rows(&host.json(["stats", "--sandbox", &sandbox.name]));
+        let sum = |field: &str| stats.iter().map(|port| port[field].as_u64().unwrap()).sum::<u64>();
+        (sum("rx_frames"), sum("rx_bytes"))
+    };
+    let (frames, bytes) = read();
+    what();
+    let (frames_after, bytes_after) = read();
+    (bytes_after - bytes) / (frames_after - frames).max(1)
+}
+
+/// The host's ends of all veth endpoints.
+fn host_ends(host: &Host) -> Vec<String> {
+    let links: Value = serde_json::from_str(&host.ns.ip("-j link show")).unwrap();
+    let names = links.as_array().unwrap().iter().map(|link| link["ifname"].as_str().unwrap());
+    names.filter(|name| name.starts_with("vswe-")).map(str::to_owned).collect()
+}
+
+fn veth_host(uplink: Uplink) -> (Host, Sandbox, Sandbox) {
+    let host = Host::start(uplink);
+    host.network("fast", "--subnet 10.91.1.0/24 -o link=veth");
+    let a = host.sandbox("a", "--network fast -p 8080:80");
+    let b = host.sandbox("b", "--network fast");
+    (host, a, b)
+}
+
+/// An IPv6 address in the sandbox.
+fn add_ipv6(sandbox: &Sandbox, address: &str) -> IpAddr {
+    sandbox.ns.enter(|| fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "0")).unwrap();
+    sandbox.ns.ip(&format!("-6 address add {address}/64 dev eth0 nodad"));
+    address.parse().unwrap()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn frames_beyond_64_kib_go_through_whole_or_are_cut() {
+    let (host, a, b) = veth_host(Uplink::Shared);
+    for (sandbox, name) in [(&a, "eth0"), (&b, "eth0")] {
+        let shown = one(&host.json(["sandbox", "inspect", &sandbox.name]));
+        assert_eq!(shown["endpoints"][0]["link"], "veth", "{name}");
+    }
+    // Whole, from one veth device to the other.
+    let v4 = average_frame(&host, &a, || {
+        transfer(&a.ns, &b.ns, SocketAddr::new(b.ip.into(), 7000));
+    });
+    assert!(v4 > PLAIN, "IPv4: {v4} bytes a frame");
+    add_ipv6(&a, "fd00::2");
+    let to = add_ipv6(&b, "fd00::3");
+    let v6 = average_frame(&host, &a, || transfer(&a.ns, &b.ns, SocketAddr::new(to, 7000)));
+    assert!(v6 > PLAIN, "IPv6: {v6} bytes a frame");
+    // Cut for a TAP, which the host's leg is, and for an uplink behind NAT.
+    let leg = Ipv4Addr::new(10, 91, 1, 1);
+    let to_host = average_frame(&host, &a, || {
+        transfer(&a.ns, &host.ns, SocketAddr::new(leg.into(), 7000));
+    });
+    assert!(to_host > PLAIN, "to the host: {to_host} bytes a frame");
+    let out = average_frame(&host, &a, || {
+        transfer(&a.ns, &host.outside, SocketAddr::new(GATEWAY.into(), 7000));
+    });
+    assert!(out > PLAIN, "out: {out} bytes a frame");
+    assert!(host.json(["drops"]).to_string().find("vnet_invalid").is_none());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn longer_frames_than_a_buffer_holds_are_counted_and_sent_again() {
+    let (host, a, b) = veth_host(Uplink::None);
+    add_ipv6(&a, "fd00::2");
+    let to = add_ipv6(&b, "fd00::3");
+    a.ns.ip("link set eth0 gso_max_size 500000");
+    transfer(&a.ns, &b.ns, SocketAddr::new(to, 7000));
+    let drops = host.json(["drops"]).to_string();
+    println!("{drops}");
+}
+
+/// The host got a datagram that the sandbox sent to everybody.
+fn hears(host: &Host, sandbox: &Sandbox) -> bool {
+    let ear = host.ns.enter(|| UdpSocket::bind((ANY, 7100))).unwrap();
+    ear.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let mouth = sandbox.ns.enter(|| UdpSocket::bind((ANY, 0))).unwrap();
+    mouth.set_broadcast(true).unwrap();
+    mouth.send_to(b"anybody?", (Ipv4Addr::BROADCAST, 7100)).unwrap();
+    match ear.recv(&mut [0; 16]) {
+        Ok(_) => true,
+        Err(error) => {
+            assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+            false
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_hosts_stack_has_no_part_in_the_other_end() {
+    let (mut host, a, b) = veth_host(Uplink::None);
+    assert!(hears(&host, &a), "by its leg in the network");
+    let ends = host_ends(&host);
+    assert_eq!(ends.len(), 2);
+    for end in &ends {
+        let shown = host.ns.ip(&format!("-o address show dev {end}"));
+        assert_eq!(shown, "", "no address, of IPv6 neither");
+        assert!(host.ns.ip(&format!("link show {end}")).contains("NOARP"));
+    }
+    // Nobody serves the leg now: what the host hears it hears by the other end.
+    host.stop(Signal::SIGKILL);
+    assert!(!hears(&host, &a));
+    for end in &ends {
+        host.ns.ok(&format!("tc qdisc del dev {end} clsact"));
+    }
+    assert!(hears(&host, &a), "the filter is what kept it from hearing");
+    host.launch();
+    host.stop(Signal::SIGKILL);
+    assert!(!hears(&host, &a), "the filter is there again");
+    host.launch();
+    assert_ping(&a.ns, b.ip, 64);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_other_end_is_kept_and_goes_with_the_endpoint() {
+    let (mut host, a, b) = veth_host(Uplink::None);
+    let _server = TcpServer::start(&b.ns, (ANY, 7000));
+    let mut client = TcpClient::connect(&a.ns, (b.ip, 7000));
+    client.echo("before");
+    let ends = host_ends(&host);
+    // Renamed while it runs, and while it does not.
+    for (at, running) in [(0, true), (1, false)] {
+        if !running {
+            host.stop(Signal::SIGTERM);
+        }
+        host.ns.ip(&format!("link set {} down", ends[at]));
+        host.ns.ip(&format!("link set {} name other{at} up", ends[at]));
+        if !running {
+            host.launch();
+        }
+        eventually(MENDED, "the end has its name again", || host_ends(&host) == ends);
+        client.echo("after");
+    }
+    // Deleted: both come back.
+    host.ns.ip(&format!("link delete {}", ends[0]));
+    eventually(MENDED, "the pair is there again", || {
+        host_ends(&host).len() == 2 && a.ns.run("ip link show eth0").code == 0
+    });
+    eventually(MENDED, "the sandbox is reached", || {
+        a.ns.run(&format!("ping -c 1 -W 1 {}", b.ip)).code == 0
+    });
+    // Down and up again inside.
+    b.ns.ip("link set eth0 down");
+    assert_ne!(a.ns.run(&format!("ping -c 1 -W 1 {}", b.ip)).code, 0);
+    b.ns.ip("link set eth0 up");
+    assert_ping(&a.ns, b.ip, 64);
+    host.ok(["network", "disconnect", "fast", &b.name]);
+    assert_eq!(host_ends(&host).len(), 1);
+    host.ok(["sandbox", "rm", &a.name]);
+    assert_eq!(host_ends(&host), Vec::<String>::new());
+}
