@@ -7,6 +7,8 @@
 //!
 //! Why, and what it was measured against: docs/adr/0008-io-uring-for-taps.md.
 //!
+//! Ports take turns in what is read at a time, so that none is starved by a flood.
+//!
 //! Frames are in order: a port's frames are completed in the order of reading, and writes are
 //! carried out in the order of queueing when the kernel is told of them.
 
@@ -53,6 +55,8 @@ pub struct Ring {
     serial: u32,
     /// Ports to read from again, because there was no buffer when there was a frame.
     unread: Vec<PortId>,
+    /// The port that was the first of several to be read from again.
+    first: PortId,
     received: VecDeque<Frame>,
     /// Ports whose reading failed.
     ended: Vec<PortId>,
@@ -112,6 +116,7 @@ impl Ring {
             streams: Vec::new(),
             serial: 0,
             unread: Vec::new(),
+            first: PortId(0),
             received: VecDeque::with_capacity(usize::from(READ_AHEAD)),
             ended: Vec::new(),
             writing: 0,
@@ -232,6 +237,7 @@ impl Ring {
         }
         // Without a buffer reading ends at once, with an error.
         if self.uring.posted() > 0 {
+            self.take_turns();
             for port in self.unread.drain(..) {
                 let stream = self.streams.get(port.index()).copied().flatten();
                 if let (Some(stream), Some(fd)) = (stream, fd_of(port)) {
@@ -242,6 +248,17 @@ impl Ring {
         if self.poller == PollState::Due {
             self.uring.poll(poller);
             self.poller = PollState::Armed;
+        }
+    }
+
+    /// When buffers are too few for all that wait, the kernel gives one frame to each port and all the
+    /// others to the one that is read from first: the next one's turn each time, so that a port with
+    /// more frames than can be handled gets no more of them than others do.
+    fn take_turns(&mut self) {
+        let after = self.first.0.wrapping_add(1);
+        self.unread.sort_unstable_by_key(|port| port.0.wrapping_sub(after));
+        if let Some(first) = self.unread.first() {
+            self.first = *first;
         }
     }
 

@@ -300,3 +300,40 @@ fn looking_for_work_pays_only_between_small_frames_that_come_soon() {
     }
     assert_eq!(spin.budget, Duration::ZERO);
 }
+
+/// A pipe that keeps the bounds of what is written to it, with many frames in it.
+fn full_pipe(frames: usize) -> (std::os::fd::OwnedFd, std::os::fd::OwnedFd) {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let (read, write) = nix::unistd::pipe2(OFlag::O_DIRECT | OFlag::O_NONBLOCK).unwrap();
+    fcntl(&write, FcntlArg::F_SETPIPE_SZ(1 << 20)).unwrap();
+    for _ in 0..frames {
+        nix::unistd::write(&write, &[0; VNET_HDR_LEN + 60]).unwrap();
+    }
+    (read, write)
+}
+
+/// However much one port has, the others have their turn.
+#[test]
+fn ports_that_have_much_share_what_is_read_at_a_time() {
+    const FRAMES: usize = 250;
+    let Ok(mut ring) = Ring::new() else { return };
+    let pipes: Vec<_> = (0..3).map(|_| full_pipe(FRAMES)).collect();
+    let fd_of = |port: PortId| pipes.get(port.index()).map(|(read, _)| read.as_fd());
+    let poller = Poller::new().unwrap();
+    let mut pool = Pool::new(512);
+    for port in 0..3 {
+        ring.add(PortId(port));
+    }
+    let mut came = [0; 3];
+    let mut frames = Vec::new();
+    while came.iter().sum::<usize>() < 3 * FRAMES {
+        ring.wait(LONG, &mut pool, poller.fd(), fd_of);
+        ring.take(&mut frames, 64, usize::MAX);
+        for frame in frames.drain(..) {
+            came[frame.ingress.index()] += 1;
+            pool.put(frame);
+        }
+        let (least, most) = (came.iter().min().unwrap(), came.iter().max().unwrap());
+        assert!(most - least <= 2 * usize::from(READ_AHEAD), "{came:?}");
+    }
+}

@@ -1,0 +1,317 @@
+//! Real devices: who does not read, or sends all he can, is a trouble to nobody else; and datagrams
+//! of a flow stay in order while ports follow load.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tests::host::namespace::Namespace;
+use tests::host::traffic::{UdpServer, udp_ask};
+use tests::host::{GATEWAY, Host, Sandbox, Uplink, WIRE, eventually, rows};
+
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Sends and receives so many bytes; how long it took.
+fn transfer(amount: usize, from: &Namespace, to: &Sandbox) -> Duration {
+    let listener = to.ns.enter(|| TcpListener::bind((ANY, 0))).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let receiver = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (mut buffer, mut got) = (vec![0; 1 << 17], 0);
+        while got < amount {
+            match stream.read(&mut buffer).unwrap() {
+                0 => break,
+                length => got += length,
+            }
+        }
+        got
+    });
+    let mut stream = from.enter(|| TcpStream::connect((to.ip, port))).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    let (chunk, began) = (vec![1; 1 << 17], Instant::now());
+    for _ in 0..amount / chunk.len() {
+        stream.write_all(&chunk).unwrap();
+    }
+    drop(stream);
+    let whole = amount / chunk.len() * chunk.len();
+    assert_eq!(receiver.join().unwrap(), whole);
+    began.elapsed()
+}
+
+/// Sends datagrams until its value ends: so many a millisecond, or all it can.
+struct Flood {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flood {
+    fn start(from: &Namespace, to: (Ipv4Addr, u16), a_millisecond: Option<u32>) -> Self {
+        let socket = from.enter(|| UdpSocket::bind((ANY, 0))).unwrap();
+        from.enter(|| socket.connect(to)).unwrap();
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (told, count) = (Arc::clone(&stop), Arc::clone(&sent));
+        let thread = thread::spawn(move || {
+            let burst = a_millisecond.unwrap_or(100);
+            while !told.load(Ordering::Relaxed) {
+                for _ in 0..burst {
+                    // The device's queue may be full, or the port closed.
+                    let _ = socket.send(&[0; 18]);
+                }
+                count.fetch_add(u64::from(burst), Ordering::Relaxed);
+                if a_millisecond.is_some() {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        Self { stop, sent, thread: Some(thread) }
+    }
+
+    fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Frames that a sandbox's device did not take, for any reason.
+fn refused_by(host: &Host, sandbox: &Sandbox) -> u64 {
+    rows(&host.json(["stats", "--sandbox", &sandbox.name]))
+        .iter()
+        .map(|port| port["tx_drops"].as_u64().unwrap())
+        .sum()
+}
+
+/// Resident memory of the daemon in KiB.
+fn memory(host: &Host) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).unwrap();
+    let line = text.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Payload of the transfers that are not to be disturbed.
+const AMOUNT: usize = 200 << 20;
+
+/// How long a transfer takes: the best of a few, as the machine has other things to do.
+fn alone(from: &Sandbox, to: &Sandbox) -> Duration {
+    (0..3).map(|_| transfer(AMOUNT, &from.ns, to)).min().unwrap()
+}
+
+/// Asserts that it does not take more than twice as long now, not each time.
+fn assert_unharmed(what: &str, from: &Sandbox, to: &Sandbox, alone: Duration) {
+    let mut best = Duration::MAX;
+    for _ in 0..8 {
+        best = best.min(transfer(AMOUNT, &from.ns, to));
+        if best <= alone * 2 {
+            println!("{what}: {alone:?} alone, {best:?} beside it");
+            return;
+        }
+    }
+    panic!("{what}: {alone:?} alone, {best:?} beside it");
+}
+
+/// A connection whose receiver never reads, filled until nothing more goes in.
+fn stuck(from: &Namespace, to: &Sandbox) -> (TcpStream, TcpStream) {
+    let listener = to.ns.enter(|| TcpListener::bind((ANY, 0))).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut sender = from.enter(|| TcpStream::connect((to.ip, port))).unwrap();
+    let (receiver, _) = listener.accept().unwrap();
+    sender.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    while sender.write(&[0; 1 << 16]).is_ok() {}
+    (sender, receiver)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_receiver_that_does_not_read_stalls_nobody() {
+    let host = Host::start(Uplink::None);
+    let [a, b, slow, sender] = ["a", "b", "slow", "sender"].map(|name| host.sandbox(name, ""));
+    let sink = slow.ns.enter(|| UdpSocket::bind((ANY, 9))).unwrap();
+    let time = alone(&a, &b);
+    let connections: Vec<_> = (0..4).map(|_| stuck(&sender.ns, &slow)).collect();
+    assert_unharmed("connections that are stuck", &a, &b, time);
+    let flood = Flood::start(&sender.ns, (slow.ip, 9), Some(20));
+    assert_unharmed("a socket that is full", &a, &b, time);
+    drop(flood);
+    let before = memory(&host);
+    let flood = Flood::start(&sender.ns, (slow.ip, 9), None);
+    thread::sleep(Duration::from_secs(1));
+    let sent = flood.sent();
+    drop(flood);
+    // The daemon has a few buffers for it, not a queue.
+    let grown = memory(&host).saturating_sub(before);
+    println!("{sent} datagrams, {grown} KiB more");
+    assert!(grown < 40 << 10, "{grown} KiB more after {sent} datagrams");
+    drop((connections, sink));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_device_that_takes_nothing_drops_its_own_frames_only() {
+    let host = Host::start(Uplink::None);
+    let [a, b, down, sender] = ["a", "b", "down", "sender"].map(|name| host.sandbox(name, ""));
+    // Known as a neighbor for good, as it will answer nothing.
+    sender.ns.ok(&format!("ping -c 1 -W 2 {}", down.ip));
+    let shown = sender.ns.ip(&format!("neighbor show {}", down.ip));
+    let mac = shown.split("lladdr ").nth(1).unwrap().split(' ').next().unwrap();
+    sender.ns.ip(&format!("neighbor replace {} lladdr {mac} dev eth0 nud permanent", down.ip));
+    down.ns.ip("link set eth0 down");
+    let time = alone(&a, &b);
+    let flood = Flood::start(&sender.ns, (down.ip, 9), Some(20));
+    assert_unharmed("a device that is down", &a, &b, time);
+    drop(flood);
+    assert!(refused_by(&host, &down) > 0, "{}", host.ok(["stats"]));
+    for other in [&a, &b, &sender] {
+        assert_eq!(refused_by(&host, other), 0, "{}: {}", other.name, host.ok(["stats"]));
+    }
+    down.ns.ip("link set eth0 up");
+    let server = UdpServer::start(&down.ns, (ANY, 53));
+    eventually(Duration::from_secs(10), "it is up again", || {
+        udp_ask(&sender.ns, (down.ip, 53)).is_some()
+    });
+    drop(server);
+}
+
+/// A wire of 1 Mbit/s, for which ten times as much comes.
+#[test]
+#[ignore = "needs root"]
+fn a_slow_uplink_drops_its_own_frames_only() {
+    let host = Host::start(Uplink::Dedicated);
+    let [a, b, sender] = ["a", "b", "sender"].map(|name| host.sandbox(name, ""));
+    let _sink = host.outside.enter(|| UdpSocket::bind((ANY, 9))).unwrap();
+    let time = alone(&a, &b);
+    host.ns.ok(&format!("tc qdisc add dev {WIRE} root tbf rate 1mbit burst 32k limit 100k"));
+    // A connection goes on, as fast as the wire takes it.
+    let listener = host.outside.enter(|| TcpListener::bind((ANY, 7000))).unwrap();
+    let mut upload = sender.ns.enter(|| TcpStream::connect((GATEWAY, 7000))).unwrap();
+    upload.write_all(&[0; 100_000]).unwrap();
+    listener.accept().unwrap().0.read_exact(&mut [0; 100_000]).unwrap();
+    let flood = Flood::start(&sender.ns, (GATEWAY, 9), Some(20));
+    assert_unharmed("a wire that is full", &a, &b, time);
+    let drops = |uplink: bool| -> u64 {
+        let ports = rows(&host.json(["stats"]));
+        let those = ports.iter().filter(|port| (port["port"] == WIRE) == uplink);
+        those.map(|port| port["tx_drops"].as_u64().unwrap()).sum()
+    };
+    eventually(PATIENCE, "the wire drops what is too much", || drops(true) > 1000);
+    drop(flood);
+    assert_eq!(drops(false), 0, "{}", host.ok(["stats"]));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_flood_leaves_others_their_share() {
+    const ASKED: usize = 2000;
+    let host = Host::start(Uplink::None);
+    let [a, b, flooder, sink] = ["a", "b", "flooder", "sink"].map(|name| host.sandbox(name, ""));
+    let _socket = sink.ns.enter(|| UdpSocket::bind((ANY, 9))).unwrap();
+    let _server = UdpServer::start(&b.ns, (ANY, 53));
+    let asking = a.ns.enter(|| UdpSocket::bind((ANY, 0))).unwrap();
+    a.ns.enter(|| asking.connect((b.ip, 53))).unwrap();
+    assert!(udp_ask(&a.ns, (b.ip, 53)).is_some());
+    let floods: Vec<_> = (0..2).map(|_| Flood::start(&flooder.ns, (sink.ip, 9), None)).collect();
+    thread::sleep(Duration::from_millis(200));
+    let (before, began) = (floods.iter().map(Flood::sent).sum::<u64>(), Instant::now());
+    asking.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let (mut answered, mut buffer) = (0, [0; 100]);
+    for number in 0..ASKED {
+        asking.send(format!("question {number}").as_bytes()).unwrap();
+        // Answers that come late are passed over.
+        while let Ok(length) = asking.recv(&mut buffer) {
+            if String::from_utf8_lossy(&buffer[..length]).ends_with(&format!("question {number}")) {
+                answered += 1;
+                break;
+            }
+        }
+    }
+    let flooded = floods.iter().map(Flood::sent).sum::<u64>() - before;
+    println!("{answered} of {ASKED} answered in {:?} beside {flooded} datagrams", began.elapsed());
+    assert!(answered >= ASKED * 9 / 10, "{answered} of {ASKED} beside {flooded} datagrams");
+    println!("a transfer beside it: {:?}", transfer(AMOUNT, &a.ns, &b));
+}
+
+/// Numbered datagrams from one socket to another, beside transfers that make ports move between
+/// workers: how many came, and how many came after one that was sent later.
+fn out_of_order(from: &Namespace, to: &Namespace, at: (Ipv4Addr, u16)) -> (u64, u64) {
+    const COUNT: u64 = 60_000;
+    let receiving = to.enter(|| UdpSocket::bind((ANY, at.1))).unwrap();
+    receiving.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let receiver = thread::spawn(move || {
+        let (mut buffer, mut last, mut came, mut late) = ([0; 8], None, 0, 0);
+        while let Ok(8) = receiving.recv(&mut buffer) {
+            let number = u64::from_le_bytes(buffer);
+            came += 1;
+            late += u64::from(last.is_some_and(|last| number <= last));
+            last = last.max(Some(number));
+        }
+        (came, late)
+    });
+    let sending = from.enter(|| UdpSocket::bind((ANY, 0))).unwrap();
+    from.enter(|| sending.connect(at)).unwrap();
+    for number in 0..COUNT {
+        // Not all of it is to be lost in full queues.
+        if number % 32 == 0 {
+            thread::sleep(Duration::from_micros(200));
+        }
+        let _ = sending.send(&number.to_le_bytes());
+    }
+    receiver.join().unwrap()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn datagrams_of_a_flow_stay_in_order() {
+    let mut host = Host::prepare(Uplink::Dedicated);
+    host.flags(["--workers", "2"]);
+    host.launch();
+    host.ok(["uplink", "add", "up0", "--mode", "dedicated", "--address", "192.0.2.2/24"]
+        .into_iter()
+        .chain(["--gateway", "192.0.2.1"]));
+    // Without this a veth device queues what it gets by the sender's processor, and a worker that is
+    // moved to another one overtakes itself there.
+    host.outside.ok(&format!("ethtool -K {WIRE} gro on rx-udp-gro-forwarding on"));
+    let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| host.sandbox(name, ""));
+    // What waits in the sender's stack for a neighbor is overtaken there by what is sent next.
+    for to in [b.ip, GATEWAY] {
+        a.ns.ok(&format!("ping -c 1 -W 2 {to}"));
+    }
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Load comes and goes.
+            while !over.load(Ordering::Relaxed) {
+                thread::scope(|scope| {
+                    scope.spawn(|| transfer(300 << 20, &c.ns, &d));
+                    scope.spawn(|| transfer(300 << 20, &d.ns, &c));
+                });
+                thread::sleep(Duration::from_millis(300));
+            }
+        });
+        let paths = [("switched", &b.ns, (b.ip, 7000)), ("SNAT", &host.outside, (GATEWAY, 7000))];
+        let seen = paths.map(|(what, to, at)| (what, out_of_order(&a.ns, to, at)));
+        over.store(true, Ordering::Relaxed);
+        for (what, (came, late)) in seen {
+            println!("{what}: {came} came, {late} late");
+            assert!(came > 10_000, "{what}: {came} came");
+            assert_eq!(late, 0, "{what}: of {came}");
+        }
+    });
+}
