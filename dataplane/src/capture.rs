@@ -11,6 +11,7 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::engine::CapturedFrame;
 use crate::frame::Frame;
+use crate::packet::segment;
 use crate::packet::types::PortId;
 use crate::publish::Publisher;
 
@@ -59,7 +60,8 @@ impl Sink {
         sink
     }
 
-    fn take(&self, port: PortId, egress: bool, frame: &Frame, unix_nanos: u64) {
+    /// Copies a frame, which lies in two parts.
+    fn take(&self, port: PortId, egress: bool, frame: (&[u8], &[u8]), unix_nanos: u64) {
         // A worker learns of the next port with this number by a channel, after the mark was made.
         let watched = |w: &Watched| w.port == port && !w.gone.load(Ordering::Relaxed);
         if !self.ports.iter().any(watched) {
@@ -69,13 +71,15 @@ impl Sink {
             self.missed.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let bytes = frame.bytes();
+        let (head, rest) = frame;
         slot.port = port;
         slot.egress = egress;
         slot.unix_nanos = unix_nanos;
-        slot.original_len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        slot.original_len = u32::try_from(head.len() + rest.len()).unwrap_or(u32::MAX);
         slot.bytes.clear();
-        slot.bytes.extend_from_slice(bytes.get(..self.snaplen).unwrap_or(bytes));
+        slot.bytes.extend_from_slice(head.get(..self.snaplen).unwrap_or(head));
+        let room = self.snaplen.saturating_sub(head.len());
+        slot.bytes.extend_from_slice(rest.get(..room).unwrap_or(rest));
         let _ = self.full.push(slot);
     }
 }
@@ -83,12 +87,18 @@ impl Sink {
 /// The captures that run.
 pub(crate) type Sinks = Vec<Arc<Sink>>;
 
-/// Copies one frame to every capture that wants it.
+/// Copies one frame to every capture that wants it. One that is longer than its length field can say
+/// is shown as the frames that a device without BIG TCP would get: others do not understand it.
 pub(crate) fn copy(sinks: &Sinks, port: PortId, egress: bool, frame: &Frame) {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let unix_nanos = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
-    for sink in sinks {
-        sink.take(port, egress, frame, unix_nanos);
+    let take = |head: &[u8], rest: &[u8]| {
+        for sink in sinks {
+            sink.take(port, egress, (head, rest), unix_nanos);
+        }
+    };
+    if !segment::show_split(frame, take) {
+        take(frame.bytes(), &[]);
     }
 }
 

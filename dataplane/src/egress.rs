@@ -312,10 +312,6 @@ enum Help {
     Split,
 }
 
-/// Up to this length a GSO frame is taken by every device that takes GSO frames: the packet's
-/// length is one that its length field can say.
-const PLAIN_GSO_LEN: usize = parse::ETH_LEN + u16::MAX as usize;
-
 #[inline]
 fn help_needed(frame: &Frame, offloads: Offloads) -> Help {
     let vnet = &frame.vnet;
@@ -330,7 +326,7 @@ fn help_needed(frame: &Frame, offloads: Offloads) -> Help {
     match (whole, vnet.needs_csum() && !offloads.csum) {
         (false, _) => Help::Segments,
         (true, true) => Help::Checksum,
-        (true, false) if frame.len() > PLAIN_GSO_LEN => match kind {
+        (true, false) if frame.len() > segment::PLAIN_GSO_LEN => match kind {
             GSO_TCPV4 if !offloads.big_tcp => Help::Split,
             // A kernel that makes jumbo payload options takes them out of what a packet socket
             // sends, and then drops it for want of a length.

@@ -39,6 +39,13 @@ pub fn complete_checksum(frame: &mut Frame, headers: &Headers) {
     frame.vnet = VnetHdr::default();
 }
 
+/// Up to this length a GSO frame is taken by every device that takes GSO frames: the packet's
+/// length is one that its length field can say.
+pub(crate) const PLAIN_GSO_LEN: usize = super::parse::ETH_LEN + u16::MAX as usize;
+/// The longest headers of which [`show_split`] makes others: all tags, options and a few IPv6
+/// extension headers.
+const LONGEST_SHOWN_HEAD: usize = 256;
+
 /// What a frame is cut into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pieces {
@@ -94,11 +101,7 @@ fn cut(
     };
     let size = match into {
         Pieces::Segments => segment,
-        Pieces::GsoFrames => {
-            // A segment by itself fits anyway: it has been admitted.
-            let room = usize::from(u16::MAX).saturating_sub(transport.payload);
-            (room / segment * segment).max(segment)
-        }
+        Pieces::GsoFrames => head.room(segment),
     };
     let fixed = if transport.is_ipv6 { super::parse::IPV6_LEN } else { 0 };
     let longest = transport.payload - transport.l3 - fixed + size.min(payload.len());
@@ -118,7 +121,8 @@ fn cut(
         piece.append(payload.get(from..to).unwrap_or_default());
         piece.ingress = frame.ingress;
         let place = Place { from, segments: from / segment, last: index + 1 == count };
-        head.finish(&mut piece, &place);
+        let end = piece.len();
+        head.finish(piece.bytes_mut(), end, &place);
         let piece_of = Transport { end: piece.len(), ..transport };
         match into {
             Pieces::Segments => {
@@ -131,6 +135,41 @@ fn cut(
         out.push(piece);
     }
     Ok(count)
+}
+
+/// Shows the frames that [`split`] would make of a frame that may not have been admitted, each as
+/// headers and payload. False: it is none to be split.
+pub(crate) fn show_split(frame: &Frame, mut each: impl FnMut(&[u8], &[u8])) -> bool {
+    let segment = usize::from(frame.vnet.gso_size);
+    let is_long = frame.vnet.is_gso() && segment != 0 && frame.len() > PLAIN_GSO_LEN;
+    let Some(headers) = is_long.then(|| super::parse::parse(frame.bytes()).ok()).flatten() else {
+        return false;
+    };
+    let whole = Transport::of(&headers).filter(|transport| transport.tcp_flags.is_some());
+    let Some((whole, head)) =
+        whole.and_then(|whole| Some((whole, Head::of_pieces(frame.bytes(), &whole)?)))
+    else {
+        return false;
+    };
+    let payload = frame.bytes().get(whole.payload..whole.end).unwrap_or_default();
+    let mut buffer = [0; LONGEST_SHOWN_HEAD];
+    let Some(bytes) = buffer.get_mut(..head.transport.payload) else { return false };
+    let size = head.room(segment);
+    for (index, part) in payload.chunks(size).enumerate() {
+        let (before, after) = bytes.split_at_mut(head.before.len());
+        before.copy_from_slice(head.before);
+        after.copy_from_slice(head.after);
+        let from = index * size;
+        let last = from + part.len() == payload.len();
+        let end = head.transport.payload + part.len();
+        head.finish(bytes, end, &Place { from, segments: from / segment, last });
+        let piece = Transport { end, ..head.transport };
+        if let Some(sum) = piece.partial_checksum(bytes) {
+            write_u16(bytes, piece.start + piece.checksum, sum);
+        }
+        each(bytes, part);
+    }
+    true
 }
 
 /// The headers that every piece begins with.
@@ -169,11 +208,18 @@ impl<'a> Head<'a> {
         Some(Self { before: head.get(..fixed)?, after, next_header: Some(next_header), transport })
     }
 
-    /// Sets lengths, identification, sequence number and flags of a piece.
-    fn finish(&self, piece: &mut Frame, place: &Place) {
+    /// Payload of a GSO frame that every device takes. A segment by itself fits anyway: it has been
+    /// admitted.
+    fn room(&self, segment: usize) -> usize {
+        let room = usize::from(u16::MAX).saturating_sub(self.transport.payload);
+        (room / segment * segment).max(segment)
+    }
+
+    /// Sets lengths, identification, sequence number and flags in the headers of a piece that has
+    /// `end` bytes.
+    fn finish(&self, bytes: &mut [u8], end: usize, place: &Place) {
         let Transport { l3, start, is_ipv6, tcp_flags, .. } = self.transport;
-        let bytes = piece.bytes_mut();
-        let packet_len = bytes.len() - l3;
+        let packet_len = end - l3;
         if is_ipv6 {
             write_u16(bytes, l3 + 4, low_u16(packet_len - super::parse::IPV6_LEN));
             if let Some(next_header) = self.next_header {
@@ -187,8 +233,7 @@ impl<'a> Head<'a> {
             seal_ipv4_header(bytes, l3, start - l3);
         }
         let Some(mut flags) = tcp_flags else {
-            let length = low_u16(bytes.len() - start);
-            write_u16(bytes, start + 4, length);
+            write_u16(bytes, start + 4, low_u16(end - start));
             return;
         };
         let first = chunk(bytes, start + TCP_SEQUENCE).copied().unwrap_or_default();

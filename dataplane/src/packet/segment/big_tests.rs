@@ -144,6 +144,20 @@ fn a_long_frame_becomes_frames_that_every_device_takes() {
 }
 
 #[test]
+fn what_is_not_long_or_lies_is_shown_as_it_is() {
+    let long = gso_of(Family::V4, &payload(70_000), 1448, &[]);
+    let (mut plain, mut without_size) = (frame(long.bytes()), frame(long.bytes()));
+    (plain.vnet.gso_type, without_size.vnet) = (0, VnetHdr { gso_size: 0, ..long.vnet });
+    let short = gso(&tcp(&payload(5000)), GSO_TCPV4, 1448);
+    let mut other = frame(long.bytes());
+    other.vnet = long.vnet;
+    other.bytes_mut()[23] = 17;
+    for shown in [plain, without_size, short, other] {
+        assert!(!show_split(&shown, |_, _| panic!("shown in pieces")));
+    }
+}
+
+#[test]
 fn identifications_count_segments() {
     let whole = gso_of(Family::V4, &payload(150_000), 1448, &[]);
     let id = read_u16(whole.bytes(), 18).unwrap();
@@ -214,7 +228,11 @@ proptest! {
     ) {
         let family = FAMILIES[which];
         let sent = payload(len);
-        let pieces = cut_by(split, gso_of(family, &sent, size, &[]), &mut Pool::new(4));
+        let mut shown = Vec::new();
+        let whole = gso_of(family, &sent, size, &[]);
+        prop_assert!(show_split(&whole, |head, rest| shown.push([head, rest].concat())));
+        let pieces = cut_by(split, whole, &mut Pool::new(4));
+        prop_assert!(shown.iter().eq(pieces.iter().map(Frame::bytes)), "shown as it would be sent");
         prop_assert!(pieces.iter().all(|piece| piece.len() <= 65_535));
         prop_assert_eq!(pieces.iter().flat_map(payload_of).collect::<Vec<u8>>(), sent);
     }
