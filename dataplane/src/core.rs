@@ -54,6 +54,8 @@ pub(crate) struct Cx<'a> {
     pub(crate) remembered: &'a mut Remembered,
     /// The neighbor that a packet of this batch was last sent to, and how.
     pub(crate) last_reach: Option<(Link, Ipv4Addr, Reach)>,
+    /// The address from which the last new connection speaks: the next one's probably too.
+    pub(crate) outside: &'a mut Option<Ipv4Addr>,
     pub(crate) errors: &'a mut Limiter,
     pub(crate) rng: &'a mut PortRng,
     pub(crate) now: Timestamp,
@@ -74,6 +76,7 @@ pub struct Core {
     waiting: Waiting,
     express: Express,
     remembered: Remembered,
+    outside: Option<Ipv4Addr>,
     errors: Limiter,
     rng: PortRng,
     lanes: Vec<Lane>,
@@ -114,6 +117,7 @@ impl Core {
             waiting: Waiting::beside(buffers),
             express: Express::new(worker),
             remembered: Remembered::default(),
+            outside: None,
             errors: Limiter::default(),
             rng: PortRng::new(key),
             lanes: Vec::with_capacity(2 * BATCH),
@@ -174,6 +178,7 @@ impl Core {
             generation: self.config.generation(),
             remembered: &mut self.remembered,
             last_reach: None,
+            outside: &mut self.outside,
             errors: &mut self.errors,
             rng: &mut self.rng,
             now,

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
+use rustc_hash::FxBuildHasher;
 
 use crate::clock::Timestamp;
 use crate::conntrack::{ConnTable, EarlierRun};
@@ -26,8 +27,9 @@ pub struct Tables {
     pub earlier: EarlierRun,
     /// Neighbors.
     pub neighbors: Neighbors,
-    /// First packets of connections and their bytes, by rule.
-    rules: DashMap<NatRule, (AtomicU64, AtomicU64)>,
+    /// First packets of connections and their bytes, by rule. Control alone makes rules, so that they
+    /// need no keyed hash.
+    rules: DashMap<NatRule, (AtomicU64, AtomicU64), FxBuildHasher>,
 }
 
 impl Tables {
@@ -48,7 +50,7 @@ impl Tables {
             earlier,
             fragments: Fragments::default(),
             neighbors: Neighbors::default(),
-            rules: DashMap::new(),
+            rules: DashMap::default(),
         })
     }
 

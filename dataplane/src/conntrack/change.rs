@@ -3,16 +3,20 @@
 use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::entry::{ConnId, DNAT, Insert, NewConnection, SEEN_REPLY};
+use super::entry::{ConnId, DNAT, Hit, Insert, NewConnection, SEEN_REPLY};
 use super::table::{ConnTable, HOT_WORDS, SHARDS};
 use super::tuple::{Direction, Tuple};
-use super::words::{LIVE, Meta, deadline_of, deadline_word, slot_word};
+use super::words::{LIVE, Meta, deadline_of, deadline_word, slot_tag, slot_word};
 use crate::packet::types::NetworkId;
 use crate::sync::Mutex;
 
+/// The number of an entry that has expired and stands in the way.
+struct Stale(u32);
+
 /// A tuple goes into the emptier of its buckets once the first one has this many: at the limit, all
-/// find a place (filling the first one up loses one in 4,000) and one lookup in 20 needs the second.
-const FIRST_CHOICE: usize = 6;
+/// find a place (6 loses one in 60,000) and one lookup in five needs the second bucket; at half the
+/// limit, one in 40.
+const FIRST_CHOICE: usize = 4;
 /// Entries that the packet which finds the table full looks at for such as have expired: 2 KiB of
 /// memory, read in order.
 const RECLAIM: u32 = 32;
@@ -20,27 +24,58 @@ const RECLAIM: u32 = 32;
 impl ConnTable {
     /// Adds a connection: both tuples, or neither.
     pub fn insert(&self, new: &NewConnection, now: u32) -> Insert {
-        let hashes = [self.hash(new.original), self.hash(new.reply)];
-        // What has expired but not been swept must not stand in the way; it goes before the locks
-        // are taken, because its other tuple may lie in a third shard.
-        for (hash, tuple) in [(hashes[0], new.original), (hashes[1], new.reply)] {
-            if let Some(stale) = self.find(hash, tuple).filter(|hit| hit.deadline <= now) {
-                self.expire(stale.id.index, now);
-            }
-        }
+        self.insert_hashed(new, [self.hash(new.original), self.hash(new.reply)], now)
+    }
+
+    /// [`ConnTable::insert`] with the hashes of both tuples computed before.
+    pub(crate) fn insert_hashed(&self, new: &NewConnection, hashes: [u64; 2], now: u32) -> Insert {
         if self.len() >= self.limit {
             self.reclaim(now);
         }
+        loop {
+            match self.try_insert(new, hashes, now) {
+                Ok(insert) => return insert,
+                // What has expired but not been swept must not stand in the way. It goes without the
+                // locks, because its other tuple may lie in a third shard.
+                Err(Stale(index)) => {
+                    self.expire(index, now);
+                }
+            }
+        }
+    }
+
+    fn try_insert(&self, new: &NewConnection, hashes: [u64; 2], now: u32) -> Result<Insert, Stale> {
         let _pair = self.lock_pair(hashes);
+        let live = |hit: Hit| if hit.deadline > now { Ok(hit) } else { Err(Stale(hit.id.index)) };
         if let Some(hit) = self.find(hashes[0], new.original) {
+            let hit = live(hit)?;
             self.totals.clashes.fetch_add(1, Ordering::Relaxed);
-            return Insert::Exists(hit);
+            return Ok(Insert::Exists(hit));
+        }
+        if let Some(hit) = self.find(hashes[1], new.reply) {
+            live(hit)?;
+            return Ok(Insert::ReplyTaken);
         }
         // A connection whose two directions look the same (a host talking to itself through one
         // port) cannot be told apart.
-        if new.reply == new.original || self.find(hashes[1], new.reply).is_some() {
-            return Insert::ReplyTaken;
+        if new.reply == new.original {
+            return Ok(Insert::ReplyTaken);
         }
+        Ok(self.enter(new, hashes))
+    }
+
+    /// Whether a tuple with this hash probably has a connection, expired or not. False: it has none.
+    pub(crate) fn may_be_taken(&self, hash: u64) -> bool {
+        let tag = slot_tag(hash);
+        self.buckets(hash).into_iter().any(|bucket| {
+            // Each slot, without a branch for each. An empty one may look like a tuple whose tag is zero.
+            let is = |slot: &AtomicU64| slot.load(Ordering::Relaxed) >> 33 == tag;
+            bucket.iter().fold(false, |found, slot| found | is(slot))
+        })
+    }
+
+    /// Enters a connection whose tuples, locked, are free.
+    fn enter(&self, new: &NewConnection, hashes: [u64; 2]) -> Insert {
         let Some(index) = self.allocate() else {
             self.totals.full.fetch_add(1, Ordering::Relaxed);
             return Insert::Full;

@@ -24,7 +24,7 @@
 //! Looking up takes no lock: slot, entry, version again. Inserting and removing lock the shards of
 //! both tuples, the lower one first, so that two workers inserting one flow meet; slots are claimed
 //! by compare-and-swap because one bucket serves tuples of many shards. Memory: 96 bytes an entry, 4
-//! more with a DNAT rule, and 32 to 64 bytes of index (a power of two).
+//! more with a DNAT rule, and 24 bytes of index.
 
 use std::io;
 use std::path::Path;
@@ -42,6 +42,8 @@ pub(super) const HOT_WORDS: usize = 8;
 /// Of one direction.
 pub(super) const COLD_WORDS: usize = 2;
 const BUCKET_SLOTS: usize = 8;
+/// Slots of the index a connection, which has two tuples.
+const SLOTS_EACH: usize = 3;
 pub(super) const SHARDS: usize = 256;
 
 #[derive(Debug, Default)]
@@ -66,7 +68,7 @@ pub(super) struct Totals {
 pub struct ConnTable {
     pub(super) entries: Region,
     index: Region,
-    mask: u64,
+    buckets: u64,
     hash: TableHash,
     pub(super) limit: u32,
     pub(super) used: AtomicU32,
@@ -106,12 +108,13 @@ impl ConnTable {
     }
 
     fn with_entries(entries: Region, limit: u32, key: HashKey) -> io::Result<Self> {
-        // Two slots a connection, at most half of them used.
-        let buckets = (limit as usize * 4).div_ceil(BUCKET_SLOTS).next_power_of_two();
+        // At least four buckets, so that the two of a tuple are seldom one.
+        let slots = limit as usize * SLOTS_EACH;
+        let buckets = slots.div_ceil(BUCKET_SLOTS).max(4);
         Ok(Self {
             entries,
             index: Region::anonymous(buckets * BUCKET_SLOTS)?,
-            mask: buckets as u64 - 1,
+            buckets: buckets as u64,
             hash: TableHash::new(key),
             limit,
             used: AtomicU32::new(0),
@@ -203,12 +206,34 @@ impl ConnTable {
         }
     }
 
+    /// Asks for all of the index that a tuple can be in: for one that probably has no connection.
+    #[inline]
+    pub(crate) fn prefetch_both(&self, hash: u64) {
+        self.prefetch_index(hash);
+        self.prefetch_index(hash >> 32);
+    }
+
     /// Asks for the entry that a lookup will probably find, and says where: see
-    /// [`ConnTable::lookup_at`]. The index should be there by now.
+    /// [`ConnTable::lookup_at`]. Zero: it is not in the first of its buckets; the second is asked for.
     #[inline]
     pub(crate) fn prefetch_entry(&self, hash: u64) -> u64 {
+        let slot = self.prefetch_from(self.bucket(hash), hash);
+        if slot == 0 {
+            self.prefetch_index(hash >> 32);
+        }
+        slot
+    }
+
+    /// The same for one that is not in the first of its buckets.
+    #[inline]
+    pub(crate) fn prefetch_second(&self, hash: u64) -> u64 {
+        self.prefetch_from(self.bucket(hash >> 32), hash)
+    }
+
+    #[inline]
+    fn prefetch_from(&self, bucket: &[AtomicU64], hash: u64) -> u64 {
         let tag = slot_tag(hash);
-        let slots = self.bucket(hash).iter().map(|slot| slot.load(Ordering::Relaxed));
+        let slots = bucket.iter().map(|slot| slot.load(Ordering::Relaxed));
         let mut likely = slots.filter(|slot| slot >> 33 == tag && slot_index(*slot) != 0);
         let slot = likely.next().unwrap_or(0);
         if let Some(index) = slot_index(slot).checked_sub(1)
@@ -228,8 +253,9 @@ impl ConnTable {
 
     #[inline]
     fn bucket(&self, number: u64) -> &[AtomicU64] {
-        #[allow(clippy::cast_possible_truncation, reason = "masked to the number of buckets")]
-        let at = (number & self.mask) as usize * BUCKET_SLOTS;
+        // The low 32 bits as a fraction of the buckets (Lemire 2019), which need be no power of two.
+        #[allow(clippy::cast_possible_truncation, reason = "less than the number of buckets")]
+        let at = ((number & 0xffff_ffff) * self.buckets >> 32) as usize * BUCKET_SLOTS;
         self.index.words().get(at..at + BUCKET_SLOTS).unwrap_or_default()
     }
 

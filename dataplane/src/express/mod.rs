@@ -207,15 +207,21 @@ fn recognise(
 fn find_ways(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane], routed: usize) {
     let connections = &cx.tables.connections;
     // The only one asks for its entry as soon by looking it up.
-    let mut asked = 0;
-    if routed > 1 {
-        for lane in lanes.iter_mut().filter(|lane| lane.shortcut == Shortcut::Candidate) {
-            if asked != lane.hash {
-                asked = lane.hash;
-                lane.src_hash = connections.prefetch_entry(lane.hash);
-            } else {
-                lane.src_hash = 0;
-            }
+    let mut asked = None;
+    let mut missed = false;
+    for lane in lanes.iter_mut().filter(|lane| lane.shortcut == Shortcut::Candidate) {
+        // A train asks once.
+        lane.src_hash = 0;
+        if routed > 1 && asked != Some(lane.hash) {
+            asked = Some(lane.hash);
+            lane.src_hash = connections.prefetch_entry(lane.hash);
+            missed |= lane.src_hash == 0;
+        }
+    }
+    if missed {
+        let missing = |lane: &&mut Lane| lane.shortcut == Shortcut::Candidate && lane.src_hash == 0;
+        for lane in lanes.iter_mut().filter(missing) {
+            lane.src_hash = connections.prefetch_second(lane.hash);
         }
     }
     let mut last: Option<(Tuple, ConnId, Direction, u16)> = None;
@@ -226,8 +232,7 @@ fn find_ways(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane], routed: usiz
         lane.shortcut = Shortcut::None;
         let known = last.filter(|(tuple, ..)| *tuple == lane.tuple);
         let found = known.or_else(|| {
-            let slot = if routed > 1 { lane.src_hash } else { 0 };
-            let hit = connections.lookup_at(slot, lane.hash, lane.tuple, cx.secs)?;
+            let hit = connections.lookup_at(lane.src_hash, lane.hash, lane.tuple, cx.secs)?;
             let number = connections.way(&hit);
             cx.express.ways.find(number)?;
             Some((lane.tuple, hit.id, hit.direction, ways::place_of(number)))

@@ -79,7 +79,8 @@ pub(super) fn begin(
         rule: target.map_or(0, |t| t.rule),
         deadline: cx.secs.saturating_add(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX)),
     };
-    let hit = match commit(cx, new, to, source) {
+    let original = lane.hash;
+    let hit = match commit(cx, new, original, to, source) {
         Ok(hit) => hit,
         // Another worker was faster.
         Err(Refusal::Exists(hit)) => return established(cx, frame, lane, ip, tuple, hit),
@@ -178,10 +179,11 @@ enum Refusal {
     Exists(Hit),
 }
 
-/// Enters the connection with the first outside port that is free.
+/// Enters the connection, whose original tuple has this hash, with the first outside port that is free.
 fn commit(
     cx: &mut Cx<'_>,
     mut new: NewConnection,
+    original: u64,
     to: Tuple,
     source: Option<(Ipv4Addr, &[(u16, u16)])>,
 ) -> Result<Hit, Refusal> {
@@ -194,24 +196,48 @@ fn commit(
         },
     };
     new.flags |= SNAT;
+    *cx.outside = Some(address);
     let zone = new.reply.zone();
     if !has_ports(to.proto()) {
         new.reply = to.with_src(address, 0).reversed(zone);
         return insert(cx, &new);
     }
-    let candidates = Candidates::new(ranges, to.src_port(), cx.rng);
-    for port in candidates {
-        if cx.config.dnat.lookup(to.proto(), address, port).is_some() {
-            continue;
+    let connections = &cx.tables.connections;
+    let mut candidates = Candidates::new(ranges, to.src_port(), cx.rng);
+    let again = candidates.clone();
+    let reply = |port| spoken(to, address, port).reversed(zone);
+    // The first one is free nearly always.
+    let mut together = 1;
+    loop {
+        let mut group = [(0, 0); TOGETHER];
+        let mut count = 0;
+        for (place, port) in group.iter_mut().take(together).zip(&mut candidates) {
+            let hash = connections.hash(reply(port));
+            connections.prefetch_both(hash);
+            *place = (port, hash);
+            count += 1;
         }
-        let spoken = match to.proto() {
-            ip_proto::ICMP => to.with_src(address, port).with_dst(to.dst(), port),
-            _ => to.with_src(address, port),
-        };
-        new.reply = spoken.reversed(zone);
-        if cx.tables.connections.lookup(new.reply, cx.secs).is_some() {
-            continue;
+        if count == 0 {
+            break;
         }
+        for (port, hash) in group.into_iter().take(count) {
+            new.reply = reply(port);
+            // The inside port is worth a closer look: who had it may have expired.
+            let taken = connections.may_be_taken(hash)
+                && (together > 1 || connections.lookup_hashed(hash, new.reply, cx.secs).is_some());
+            if taken || is_published(cx, to, address, port) {
+                continue;
+            }
+            match insert_hashed(cx, &new, [original, hash]) {
+                Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => {}
+                other => return other,
+            }
+        }
+        together = TOGETHER.min(together * 2);
+    }
+    // Some may belong to connections that have expired without having been swept.
+    for port in again.filter(|port| !is_published(cx, to, address, *port)) {
+        new.reply = reply(port);
         match insert(cx, &new) {
             Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => {}
             other => return other,
@@ -220,8 +246,30 @@ fn commit(
     Err(Refusal::Drop(DropReason::SnatPortsExhausted))
 }
 
+/// Outside ports whose places in the index are asked for together at most; fewer at first, because most
+/// are free.
+const TOGETHER: usize = 8;
+
+/// How a packet to its server looks from an outside port.
+fn spoken(to: Tuple, address: Ipv4Addr, port: u16) -> Tuple {
+    match to.proto() {
+        ip_proto::ICMP => to.with_src(address, port).with_dst(to.dst(), port),
+        _ => to.with_src(address, port),
+    }
+}
+
+/// A published port is never spoken from, whatever the ranges say.
+fn is_published(cx: &Cx<'_>, to: Tuple, address: Ipv4Addr, port: u16) -> bool {
+    cx.config.dnat.lookup(to.proto(), address, port).is_some()
+}
+
 fn insert(cx: &Cx<'_>, new: &NewConnection) -> Result<Hit, Refusal> {
-    match cx.tables.connections.insert(new, cx.secs) {
+    let hash = |tuple| cx.tables.connections.hash(tuple);
+    insert_hashed(cx, new, [hash(new.original), hash(new.reply)])
+}
+
+fn insert_hashed(cx: &Cx<'_>, new: &NewConnection, hashes: [u64; 2]) -> Result<Hit, Refusal> {
+    match cx.tables.connections.insert_hashed(new, hashes, cx.secs) {
         Insert::Inserted(id) => Ok(Hit::begun(id, new)),
         Insert::Exists(hit) => Err(Refusal::Exists(hit)),
         Insert::Full => Err(Refusal::Drop(DropReason::ConntrackFull)),

@@ -3,6 +3,8 @@
 //! overlap. Each is looked up when it is translated, because the packet before may have begun its
 //! connection.
 
+use std::net::Ipv4Addr;
+
 use crate::conntrack::{Tuple, Zone};
 use crate::core::Cx;
 use crate::packet::headers::Net;
@@ -22,6 +24,21 @@ pub(crate) fn stage(cx: &mut Cx<'_>, lanes: &mut [Lane]) {
         for lane in lanes.iter().filter(|lane| lane.is_open() && lane.is_tracked) {
             cx.tables.connections.prefetch_entry(lane.hash);
         }
+    }
+    if let Some(outside) = *cx.outside {
+        for lane in lanes.iter().filter(|lane| lane.is_open() && lane.is_tracked) {
+            prefetch_reply(cx, lane, outside);
+        }
+    }
+}
+
+/// Asks for the place in the index of the answers to a packet that may begin a connection, as it will be
+/// if it goes out like the one before it and keeps its port.
+fn prefetch_reply(cx: &Cx<'_>, lane: &Lane, outside: Ipv4Addr) {
+    let connections = &cx.tables.connections;
+    if lane.from.network().is_some() && !connections.may_be_taken(lane.hash) {
+        let spoken = lane.tuple.with_src(outside, lane.tuple.src_port());
+        connections.prefetch_both(connections.hash(spoken.reversed(Zone::OUTSIDE)));
     }
 }
 

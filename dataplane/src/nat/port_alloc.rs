@@ -38,10 +38,40 @@ impl PortRng {
 }
 
 /// Candidates for the outside port of one connection, best first.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Candidates<'a> {
     ranges: &'a [(u16, u16)],
+    inside: u16,
     keep: Option<u16>,
+    random: u64,
+    /// Begun when the inside port is not to be had, which is seldom.
+    walk: Option<Walk>,
+}
+
+impl<'a> Candidates<'a> {
+    /// Candidates from `ranges` (inclusive, ascending, not overlapping) for an inside port.
+    #[must_use]
+    pub fn new(ranges: &'a [(u16, u16)], inside: u16, rng: &mut PortRng) -> Self {
+        let keep = ranges.iter().any(|(a, b)| (*a..=*b).contains(&inside)).then_some(inside);
+        Self { ranges, inside, keep, random: rng.next(), walk: None }
+    }
+}
+
+impl Iterator for Candidates<'_> {
+    type Item = u16;
+
+    fn next(&mut self) -> Option<u16> {
+        if let Some(port) = self.keep.take() {
+            return Some(port);
+        }
+        let begin = || Walk::new(self.ranges, self.inside, self.random);
+        self.walk.get_or_insert_with(begin).next(self.ranges)
+    }
+}
+
+/// A walk over the ports of one class in the ranges, each once.
+#[derive(Debug, Clone)]
+struct Walk {
     low: u16,
     high: u16,
     size: u32,
@@ -50,11 +80,8 @@ pub struct Candidates<'a> {
     left: u32,
 }
 
-impl<'a> Candidates<'a> {
-    /// Candidates from `ranges` (inclusive, ascending, not overlapping) for an inside port.
-    #[must_use]
-    pub fn new(ranges: &'a [(u16, u16)], inside: u16, rng: &mut PortRng) -> Self {
-        let keep = ranges.iter().any(|(a, b)| (*a..=*b).contains(&inside)).then_some(inside);
+impl Walk {
+    fn new(ranges: &[(u16, u16)], inside: u16, random: u64) -> Self {
         let class = if inside < CLASS_BOUNDARY {
             (0, CLASS_BOUNDARY - 1)
         } else {
@@ -66,7 +93,6 @@ impl<'a> Candidates<'a> {
             .find(|(low, high)| count(ranges, *low, *high) > 0)
             .unwrap_or((0, u16::MAX));
         let size = count(ranges, low, high);
-        let random = rng.next();
         // Steps of the golden ratio leave no large gap (Knuth, TAOCP 3, 6.4): ports are often taken in
         // one block, which steps of an unlucky random length would walk through or come back to.
         #[allow(clippy::cast_possible_truncation, reason = "reduced modulo the size")]
@@ -78,20 +104,17 @@ impl<'a> Candidates<'a> {
         while size > 1 && gcd(step, size) != 1 {
             step += 2;
         }
-        Self { ranges, keep, low, high, size, at, step, left: size.min(ATTEMPTS) }
+        Self { low, high, size, at, step, left: size.min(ATTEMPTS) }
     }
-}
 
-impl Iterator for Candidates<'_> {
-    type Item = u16;
-
-    fn next(&mut self) -> Option<u16> {
-        if let Some(port) = self.keep.take() {
-            return Some(port);
-        }
+    fn next(&mut self, ranges: &[(u16, u16)]) -> Option<u16> {
         self.left = self.left.checked_sub(1)?;
-        let port = nth(self.ranges, self.low, self.high, self.at);
-        self.at = (self.at + self.step) % self.size.max(1);
+        let port = nth(ranges, self.low, self.high, self.at);
+        self.at += self.step;
+        // The step is shorter than the size.
+        if self.at >= self.size {
+            self.at -= self.size;
+        }
         port
     }
 }
