@@ -22,18 +22,28 @@ const GOLDEN: u64 = 0x9e37_79b9;
 pub struct PortRng {
     key: HashKey,
     counter: u64,
+    /// The size of the ranges that were walked last, and the step that goes with it.
+    walked: (u32, u32),
 }
 
 impl PortRng {
     /// A source with a secret key.
     #[must_use]
     pub const fn new(key: HashKey) -> Self {
-        Self { key, counter: 0 }
+        Self { key, counter: 0, walked: (0, 1) }
     }
 
     fn next(&mut self) -> u64 {
         self.counter = self.counter.wrapping_add(1);
         self.key.hash(self.counter, 0)
+    }
+
+    /// See [`golden_step`]; sizes seldom change.
+    fn step(&mut self, size: u32) -> u32 {
+        if self.walked.0 != size {
+            self.walked = (size, golden_step(size));
+        }
+        self.walked.1
     }
 }
 
@@ -41,11 +51,13 @@ impl PortRng {
 #[derive(Debug, Clone)]
 pub struct Candidates<'a> {
     ranges: &'a [(u16, u16)],
-    inside: u16,
     keep: Option<u16>,
-    random: u64,
-    /// Begun when the inside port is not to be had, which is seldom.
-    walk: Option<Walk>,
+    low: u16,
+    high: u16,
+    size: u32,
+    at: u32,
+    step: u32,
+    left: u32,
 }
 
 impl<'a> Candidates<'a> {
@@ -53,7 +65,22 @@ impl<'a> Candidates<'a> {
     #[must_use]
     pub fn new(ranges: &'a [(u16, u16)], inside: u16, rng: &mut PortRng) -> Self {
         let keep = ranges.iter().any(|(a, b)| (*a..=*b).contains(&inside)).then_some(inside);
-        Self { ranges, inside, keep, random: rng.next(), walk: None }
+        let class = if inside < CLASS_BOUNDARY {
+            (0, CLASS_BOUNDARY - 1)
+        } else {
+            (CLASS_BOUNDARY, u16::MAX)
+        };
+        // A class that the ranges leave out falls back to all of them.
+        let (low, high, size) = [class, (0, u16::MAX)]
+            .map(|(low, high)| (low, high, count(ranges, low, high)))
+            .into_iter()
+            .find(|(.., size)| *size > 0)
+            .unwrap_or((0, u16::MAX, 0));
+        // The upper half of the number as a fraction of the size (Lemire 2019).
+        #[allow(clippy::cast_possible_truncation, reason = "less than the size")]
+        let at = ((rng.next() >> 32) * u64::from(size) >> 32) as u32;
+        let step = rng.step(size);
+        Self { ranges, keep, low, high, size, at, step, left: size.min(ATTEMPTS) }
     }
 }
 
@@ -64,59 +91,27 @@ impl Iterator for Candidates<'_> {
         if let Some(port) = self.keep.take() {
             return Some(port);
         }
-        let begin = || Walk::new(self.ranges, self.inside, self.random);
-        self.walk.get_or_insert_with(begin).next(self.ranges)
-    }
-}
-
-/// A walk over the ports of one class in the ranges, each once.
-#[derive(Debug, Clone)]
-struct Walk {
-    low: u16,
-    high: u16,
-    size: u32,
-    at: u32,
-    step: u32,
-    left: u32,
-}
-
-impl Walk {
-    fn new(ranges: &[(u16, u16)], inside: u16, random: u64) -> Self {
-        let class = if inside < CLASS_BOUNDARY {
-            (0, CLASS_BOUNDARY - 1)
-        } else {
-            (CLASS_BOUNDARY, u16::MAX)
-        };
-        // A class that the ranges leave out falls back to all of them.
-        let (low, high) = [class, (0, u16::MAX)]
-            .into_iter()
-            .find(|(low, high)| count(ranges, *low, *high) > 0)
-            .unwrap_or((0, u16::MAX));
-        let size = count(ranges, low, high);
-        // Steps of the golden ratio leave no large gap (Knuth, TAOCP 3, 6.4): ports are often taken in
-        // one block, which steps of an unlucky random length would walk through or come back to.
-        #[allow(clippy::cast_possible_truncation, reason = "reduced modulo the size")]
-        let (at, mut step) = match u64::from(size) {
-            0 => (0, 1),
-            n => ((random % n) as u32, ((n * GOLDEN) >> 32) as u32 | 1),
-        };
-        // A step that shares no factor with the size visits every port once.
-        while size > 1 && gcd(step, size) != 1 {
-            step += 2;
-        }
-        Self { low, high, size, at, step, left: size.min(ATTEMPTS) }
-    }
-
-    fn next(&mut self, ranges: &[(u16, u16)]) -> Option<u16> {
         self.left = self.left.checked_sub(1)?;
-        let port = nth(ranges, self.low, self.high, self.at);
+        let port = nth(self.ranges, self.low, self.high, self.at);
         self.at += self.step;
-        // The step is shorter than the size.
+        // The step is no longer than the size.
         if self.at >= self.size {
             self.at -= self.size;
         }
         port
     }
+}
+
+/// How far from one candidate to the next among so many. Steps of the golden ratio leave no large gap
+/// (Knuth, TAOCP 3, 6.4): ports are often taken in one block, which steps of an unlucky random length
+/// would walk through or come back to. One that shares no factor with the size visits every port once.
+fn golden_step(size: u32) -> u32 {
+    #[allow(clippy::cast_possible_truncation, reason = "less than the size")]
+    let mut step = ((u64::from(size) * GOLDEN) >> 32) as u32 | 1;
+    while size > 1 && gcd(step, size) != 1 {
+        step += 2;
+    }
+    step
 }
 
 fn clipped(ranges: &[(u16, u16)], low: u16, high: u16) -> impl Iterator<Item = (u16, u16)> {
@@ -185,6 +180,19 @@ mod tests {
         for first in (20_000..39_800).step_by(20) {
             let free = first..first + 200;
             assert!(Candidates::new(&ranges, 1, &mut rng).any(|port| free.contains(&port)));
+        }
+    }
+
+    #[test]
+    fn every_size_is_walked_completely() {
+        for size in (1..=ATTEMPTS).chain([1000, 4096, 64_511, 64_512, 65_536]) {
+            let step = golden_step(size);
+            assert!(step <= size && gcd(step, size) == 1, "{size}: {step}");
+        }
+        for last in 2000..2000 + u16::try_from(ATTEMPTS).unwrap() {
+            let ranges = [(2000, last)];
+            let seen: HashSet<u16> = Candidates::new(&ranges, 1, &mut rng()).collect();
+            assert_eq!(seen.len(), usize::from(last - 1999));
         }
     }
 
