@@ -74,6 +74,7 @@ pub const fn mac(side: u8, number: u32) -> Mac {
 #[derive(Debug)]
 pub struct MacPairs {
     template: Vec<u8>,
+    way: Way,
     count: u32,
     random: Random,
 }
@@ -83,7 +84,13 @@ impl MacPairs {
     #[must_use]
     pub fn new(len: usize, count: u32) -> Self {
         let template = udp(len, (mac(0, 0), mac(1, 0)), (CONTAINER, 1), (ROUTER, 2));
-        Self { template, count, random: Random::new(0x1234_5678_9abc_def1) }
+        Self { template, way: Way::Out, count, random: Random::new(0x1234_5678_9abc_def1) }
+    }
+
+    /// Frames of the second port's hosts to those of the first.
+    #[must_use]
+    pub fn back(len: usize, count: u32) -> Self {
+        Self { way: Way::In, ..Self::new(len, count) }
     }
 }
 
@@ -96,20 +103,24 @@ impl<L: Load + ?Sized> Load for Box<L> {
 impl Load for MacPairs {
     fn fill(&mut self, frame: &mut Frame) {
         frame.copy_from(&self.template);
-        frame.ingress = crate::switch::INSIDE;
-        let src = mac(0, self.random.below(self.count));
-        let dst = mac(1, self.random.below(self.count));
+        let (ingress, from, to) = match self.way {
+            Way::Out => (crate::switch::INSIDE, 0, 1),
+            Way::In => (crate::switch::OTHER, 1, 0),
+        };
+        frame.ingress = ingress;
+        let src = mac(from, self.random.below(self.count));
+        let dst = mac(to, self.random.below(self.count));
         patch(frame, 0, &dst.0);
         patch(frame, 6, &src.0);
     }
 }
 
-/// Which way the frames of a connection go.
+/// Which way frames go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// From the container.
+    /// From the container, or the first port.
     Out,
-    /// Back to it, as they come in by the uplink.
+    /// Back to it, by the uplink or the second port.
     In,
 }
 

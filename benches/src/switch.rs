@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dataplane::clock::Timestamp;
@@ -33,6 +34,9 @@ pub const INSIDE: PortId = PortId(1);
 pub const OTHER: PortId = PortId(2);
 /// Port of the uplink.
 pub const UPLINK: PortId = PortId(3);
+
+/// [`Switch::beside`] makes the second one.
+const WORKERS: usize = 2;
 
 const NETWORK: NetworkId = NetworkId(1);
 /// Frames between two looks at the clock, so that looking costs nothing: more than one batch when
@@ -70,7 +74,7 @@ impl Transmit for Sink {
 #[derive(Debug)]
 pub struct Switch {
     /// Tables and configuration.
-    pub plane: Plane,
+    pub plane: Arc<Plane>,
     core: Core,
     sink: Sink,
     ready: Vec<Vec<Frame>>,
@@ -86,6 +90,7 @@ impl Switch {
     pub fn bridge(count: u32) -> io::Result<Self> {
         let options = EngineOptions {
             buffers_per_worker: 2 * ROUND,
+            workers: WORKERS,
             fdb_limit: count.saturating_mul(2).max(65_536),
             ..EngineOptions::default()
         };
@@ -130,6 +135,7 @@ impl Switch {
     ) -> io::Result<Self> {
         let options = EngineOptions {
             buffers_per_worker: 2 * ROUND,
+            workers: WORKERS,
             conntrack_limit: limit,
             ..EngineOptions::default()
         };
@@ -147,17 +153,34 @@ impl Switch {
     }
 
     fn new(options: &EngineOptions, spec: SnapshotSpec) -> io::Result<Self> {
-        let plane = Plane::new(options)?;
-        let mut core = plane.core(0)?;
-        for port in &spec.ports {
-            plane.add_port(&mut core, port.id, Offloads::ALL);
-        }
+        let plane = Arc::new(Plane::new(options)?);
         plane.publish(Snapshot::build(spec).map_err(io::Error::other)?);
-        let now = Timestamp::now();
-        let mut switch =
-            Self { plane, core, sink: Sink::default(), ready: Vec::new(), rounds: Vec::new(), now };
+        let mut switch = Self::of(plane, 0, Timestamp::now())?;
         switch.meet_router();
         Ok(switch)
+    }
+
+    fn of(plane: Arc<Plane>, worker: usize, now: Timestamp) -> io::Result<Self> {
+        let mut core = plane.core(worker)?;
+        for port in plane.snapshot().ports() {
+            plane.add_port(&mut core, port.config.id, Offloads::ALL);
+        }
+        let (sink, ready, rounds) = (Sink::default(), Vec::new(), Vec::new());
+        Ok(Self { plane, core, sink, ready, rounds, now })
+    }
+
+    /// Another worker on the same tables.
+    ///
+    /// # Errors
+    /// When there are no more than one.
+    pub fn beside(&self) -> io::Result<Self> {
+        Self::of(Arc::clone(&self.plane), 1, self.now)
+    }
+
+    /// Sets the clocks of two workers equal, as those of one machine are.
+    pub fn agree(&mut self, other: &mut Self) {
+        self.now = self.now.max(other.now);
+        other.now = self.now;
     }
 
     /// The router says who it is, so that nothing waits for it.
