@@ -255,7 +255,7 @@ impl ConnTable {
     fn bucket(&self, number: u64) -> &[AtomicU64] {
         // The low 32 bits as a fraction of the buckets (Lemire 2019), which need be no power of two.
         #[allow(clippy::cast_possible_truncation, reason = "less than the number of buckets")]
-        let at = ((number & 0xffff_ffff) * self.buckets >> 32) as usize * BUCKET_SLOTS;
+        let at = (((number & 0xffff_ffff) * self.buckets) >> 32) as usize * BUCKET_SLOTS;
         self.index.words().get(at..at + BUCKET_SLOTS).unwrap_or_default()
     }
 

@@ -86,28 +86,31 @@ const LINKS: usize = 64;
 /// The headers, each in the one place that follows from it.
 #[derive(Debug)]
 pub(crate) struct Links {
-    records: [Option<Record>; LINKS],
+    records: [Record; LINKS],
     /// The last header that was switched without being remembered.
     before: LinkHead,
 }
 
 impl Default for Links {
     fn default() -> Self {
-        Self { records: [None; LINKS], before: LinkHead::NONE }
+        // Of no epoch.
+        let none =
+            Record { head: LinkHead::NONE, epoch: 0, to: To::Router { zone: Zone::OUTSIDE } };
+        Self { records: [none; LINKS], before: LinkHead::NONE }
     }
 }
 
 impl Links {
     #[inline]
     pub(crate) fn find(&self, head: &LinkHead, epoch: u64) -> Option<To> {
-        let record = self.records.get(head.place())?.as_ref()?;
+        let record = self.records.get(head.place())?;
         (record.head == *head && record.epoch == epoch).then_some(record.to)
     }
 
     /// Remembers what became of a frame that went the whole way.
     pub(crate) fn learn(&mut self, head: LinkHead, epoch: u64, to: To) {
         if let Some(place) = self.records.get_mut(head.place()) {
-            *place = Some(Record { head, epoch, to });
+            *place = Record { head, epoch, to };
         }
     }
 

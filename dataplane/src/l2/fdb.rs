@@ -175,21 +175,26 @@ impl Fdb {
 
     #[inline(always)]
     fn find(&self, hash: u64, key: u64, vlan: u16) -> Option<(&AtomicU64, &AtomicU64, Value)> {
-        for bucket in self.buckets(hash).into_iter().flatten() {
-            // All slots are compared before any is chosen: which one it is cannot be foretold, and a
-            // wrong guess of the processor costs more than the four comparisons.
-            let [a, _, b, _, c, _, d, _] = bucket;
-            let is = |word: &AtomicU64| u32::from(word.load(Ordering::Acquire) == key);
-            let mut found = is(a) | is(b) << 2 | is(c) << 4 | is(d) << 6;
-            while found != 0 {
-                let at = found.trailing_zeros() as usize % WORDS;
-                found &= found - 1;
-                let (word, value) = (&bucket[at], &bucket[(at + 1) % WORDS]);
-                let seen = Value(value.load(Ordering::Acquire));
-                fence(Ordering::Acquire);
-                if word.load(Ordering::Relaxed) == key && seen.vlan() == vlan & 0xfff {
-                    return Some((word, value, seen));
-                }
+        let first = self.find_in(hash, key, vlan);
+        if first.is_some() { first } else { self.find_in(hash >> 32, key, vlan) }
+    }
+
+    #[inline(always)]
+    fn find_in(&self, number: u64, key: u64, vlan: u16) -> Option<(&AtomicU64, &AtomicU64, Value)> {
+        let bucket = self.bucket(number)?;
+        // All slots are compared before any is chosen: which one it is cannot be foretold, and a wrong
+        // guess of the processor costs more than the four comparisons.
+        let [a, _, b, _, c, _, d, _] = bucket;
+        let is = |word: &AtomicU64| u32::from(word.load(Ordering::Acquire) == key);
+        let mut found = is(a) | is(b) << 2 | is(c) << 4 | is(d) << 6;
+        while found != 0 {
+            let at = found.trailing_zeros() as usize % WORDS;
+            found &= found - 1;
+            let (word, value) = (&bucket[at], &bucket[(at + 1) % WORDS]);
+            let seen = Value(value.load(Ordering::Acquire));
+            fence(Ordering::Acquire);
+            if word.load(Ordering::Relaxed) == key && seen.vlan() == vlan & 0xfff {
+                return Some((word, value, seen));
             }
         }
         None

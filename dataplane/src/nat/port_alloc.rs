@@ -78,7 +78,7 @@ impl<'a> Candidates<'a> {
             .unwrap_or((0, u16::MAX, 0));
         // The upper half of the number as a fraction of the size (Lemire 2019).
         #[allow(clippy::cast_possible_truncation, reason = "less than the size")]
-        let at = ((rng.next() >> 32) * u64::from(size) >> 32) as u32;
+        let at = (((rng.next() >> 32) * u64::from(size)) >> 32) as u32;
         let step = rng.step(size);
         Self { ranges, keep, low, high, size, at, step, left: size.min(ATTEMPTS) }
     }
