@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tests::host::inventory::Inventory;
 use tests::host::namespace::Namespace;
 use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
 use tests::host::{GATEWAY, Host, Sandbox, Uplink, eventually, one, rows};
@@ -212,4 +213,36 @@ fn the_other_end_is_kept_and_goes_with_the_endpoint() {
     assert_eq!(host_ends(&host).len(), 1);
     host.ok(["sandbox", "rm", &a.name]);
     assert_eq!(host_ends(&host), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_was_made_unrecognisable_inside_goes_all_the_same() {
+    let mut host = Host::start(Uplink::None);
+    host.network("fast", "--subnet 10.91.1.0/24 -o link=veth");
+    let lent = Namespace::create(&host.name("lent"));
+    let netns = lent.handle().path().display().to_string();
+    let before = Inventory::of_namespace(&lent.handle());
+    let disguise = |ns: &Namespace| {
+        ns.ip("link set eth0 down");
+        ns.ip("link set eth0 address 02:00:00:00:00:99 name other0 up");
+    };
+    for way in ["disconnect", "rm", "purge"] {
+        let a = host.sandbox("a", &format!("--network fast --netns {netns}"));
+        disguise(&a.ns);
+        match way {
+            "disconnect" => {
+                host.ok(["network", "disconnect", "fast", &a.name]);
+                assert_eq!(host_ends(&host), Vec::<String>::new());
+                host.ok(["sandbox", "rm", &a.name]);
+            }
+            "rm" => drop(host.ok(["sandbox", "rm", &a.name])),
+            _ => {
+                host.stop(Signal::SIGKILL);
+                host.purge_offline();
+            }
+        }
+        assert_eq!(host_ends(&host), Vec::<String>::new(), "{way}");
+        before.assert_same(&Inventory::of_namespace(&lent.handle()), way);
+    }
 }

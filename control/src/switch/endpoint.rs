@@ -183,6 +183,7 @@ impl Switch {
         // Each of these is tried, whatever becomes of the one before. The announcement ends with the
         // device that it names.
         self.hold_publishes(work, &after).await;
+        remove_host_end(&self.host, &endpoint).await?;
         let left = match place {
             Some(place) => {
                 place.remove(&endpoint.ifname).await?;
@@ -355,6 +356,15 @@ impl Switch {
 /// A name for our end of a veth pair: unique among all daemons of the host.
 fn host_end() -> Result<String> {
     Ok(format!("vswe-{}", random_hex(HOST_END_DIGITS)?))
+}
+
+/// Removes our end of an endpoint's veth pair, and with it the other, which may be anywhere and have any
+/// name and MAC by now.
+pub(super) async fn remove_host_end(host: &Place, endpoint: &Endpoint) -> Result<()> {
+    match &endpoint.wire {
+        Wire::Tap => Ok(()),
+        Wire::Veth { host_end } => host.remove(host_end).await,
+    }
 }
 
 /// The device of an endpoint.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::endpoint::{Wanted, inode_of, interface_names, open_namespace};
+use super::endpoint::{Wanted, inode_of, interface_names, open_namespace, remove_host_end};
 use super::follow::interfaces_now;
 use super::network::unknown as unknown_network;
 use super::undo::{Done, Undo};
@@ -226,6 +226,9 @@ impl Switch {
         self.publish_or_later(work).await;
         for port in ports {
             self.detach(port);
+        }
+        for endpoint in &sandbox.endpoints {
+            remove_host_end(&self.host, endpoint).await?;
         }
         clear_away(&self.host, &intent).await?;
         self.commit(work, vec![Edit::RemoveIntent(counters.intent)])
