@@ -250,15 +250,18 @@ pub(crate) fn process(
         lanes.resize_with(frames.len(), || Lane::EMPTY);
     }
     let lanes = lanes.get_mut(..frames.len()).unwrap_or_default();
-    let by_shortcut = express::stage(cx, frames, lanes);
-    open_stage(cx, frames, lanes);
-    switch_stage(cx, frames, lanes);
-    let whole = lanes.iter().any(Lane::is_open);
+    let left = express::stage(cx, frames, lanes);
+    let mut whole = false;
+    if left.switch {
+        open_stage(cx, frames, lanes);
+        switch_stage(cx, frames, lanes);
+        whole = lanes.iter().any(Lane::is_open);
+    }
     if whole {
         l3::input::stage(cx, frames, lanes);
         nat::lookup::stage(cx, lanes);
     }
-    if whole || by_shortcut {
+    if whole || left.translate {
         nat::translate::stage(cx, frames, lanes);
     }
     egress::stage(cx, frames, lanes, out);

@@ -86,14 +86,13 @@ pub(crate) fn is_changed(cx: &Cx<'_>) -> bool {
 const AHEAD: usize = 4;
 
 /// Counts all frames in, and sends those on by shortcut that have one. The others stay open.
-/// True: some are routed.
-pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) -> bool {
+pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) -> Left {
     renew(cx);
     cx.counters.rx_frames.add(frames.len() as u64);
     // Frames come in trains of one port: they are counted once a train.
     let mut train = Train::NONE;
     let mut last = Last { head: LinkHead::NONE, to: None, tuple: None };
-    let mut routed = 0usize;
+    let (mut routed, mut decided) = (0usize, 0usize);
     for at in 0..frames.len().min(lanes.len()) {
         if let Some(next) = frames.get(at + AHEAD) {
             next.prefetch();
@@ -103,12 +102,20 @@ pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) -
         train.count(cx, frame);
         recognise(cx, frame, lane, &train, &mut last);
         routed += usize::from(lane.shortcut == Shortcut::Candidate);
+        decided += usize::from(lane.verdict.is_some());
     }
     train.end(cx);
-    if routed > 0 {
-        find_ways(cx, frames, lanes, routed);
-    }
-    routed > 0
+    let found = if routed > 0 { find_ways(cx, frames, lanes, routed) } else { 0 };
+    Left { switch: decided + found < frames.len(), translate: found > 0 }
+}
+
+/// What is left to do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Left {
+    /// There are frames that are not decided and have no way.
+    pub(crate) switch: bool,
+    /// There are packets that have one.
+    pub(crate) translate: bool,
 }
 
 /// The frames of one port in a row.
@@ -203,8 +210,8 @@ fn recognise(
 }
 
 /// Looks the connections of routed packets up and the ways that they have noted. All ask for their
-/// entries first: the cache misses of the batch overlap.
-fn find_ways(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane], routed: usize) {
+/// entries first: the cache misses of the batch overlap. Returns how many have one.
+fn find_ways(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane], routed: usize) -> usize {
     let connections = &cx.tables.connections;
     // The only one asks for its entry as soon by looking it up.
     let mut asked = None;
@@ -225,6 +232,7 @@ fn find_ways(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane], routed: usiz
         }
     }
     let mut last: Option<(Tuple, ConnId, Direction, u16)> = None;
+    let mut count = 0;
     for (frame, lane) in frames.iter().zip(lanes) {
         if lane.shortcut != Shortcut::Candidate {
             continue;
@@ -251,6 +259,8 @@ fn find_ways(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane], routed: usiz
                 Direction::Original => Shortcut::Original,
                 Direction::Reply => Shortcut::Reply,
             };
+            count += 1;
         }
     }
+    count
 }
