@@ -178,7 +178,10 @@ fn a_device_that_takes_nothing_drops_its_own_frames_only() {
     let flood = Flood::start(&sender.ns, (down.ip, 9), Some(20));
     assert_unharmed("a device that is down", &a, &b, time);
     drop(flood);
-    assert!(refused_by(&host, &down) > 0, "{}", host.ok(["stats"]));
+    // The kernel takes what is for a veth pair without carrier, and tells nobody that it drops it.
+    if tests::link() != Some("veth") {
+        assert!(refused_by(&host, &down) > 0, "{}", host.ok(["stats"]));
+    }
     for other in [&a, &b, &sender] {
         assert_eq!(refused_by(&host, other), 0, "{}: {}", other.name, host.ok(["stats"]));
     }
