@@ -238,7 +238,8 @@ fn lost_connections(engine: &Engine) -> Option<String> {
              connections are lost"
         )),
         EarlierRun::Unsound => Some(
-            "the connection table of the earlier run is damaged; its connections are lost"
+            "the connection table of the earlier run is damaged or of another version; its \
+             connections are lost"
                 .to_owned(),
         ),
     }

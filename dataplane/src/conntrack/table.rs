@@ -41,6 +41,9 @@ use crate::sync::Mutex;
 pub(super) const HOT_WORDS: usize = 8;
 /// Of one direction.
 pub(super) const COLD_WORDS: usize = 2;
+/// The last word of a table in a file: "vsw" and the number of what the words mean, to be raised
+/// when that changes. A file of another build is an unsound one, whatever its length.
+pub(super) const FORMAT: u64 = u64::from_be_bytes(*b"vswct\0\0\x02");
 const BUCKET_SLOTS: usize = 8;
 /// Slots of the index a connection, which has two tuples.
 const SLOTS_EACH: usize = 3;
@@ -96,11 +99,16 @@ impl ConnTable {
     /// When the file cannot be made.
     pub fn in_file(path: &Path, limit: u32, key: HashKey) -> io::Result<Self> {
         let limit = limit.max(1);
-        Self::with_entries(Region::file(path, Self::entry_words(limit))?, limit, key)
+        let entries = Region::file(path, Self::entry_words(limit))?;
+        if let Some(word) = entries.last() {
+            word.store(FORMAT, Ordering::Relaxed);
+        }
+        Self::with_entries(entries, limit, key)
     }
 
+    /// Entries, counters, rules, and [`FORMAT`].
     pub(super) fn entry_words(limit: u32) -> usize {
-        limit as usize * (HOT_WORDS + 2 * COLD_WORDS) + (limit as usize).div_ceil(2)
+        limit as usize * (HOT_WORDS + 2 * COLD_WORDS) + (limit as usize).div_ceil(2) + 1
     }
 
     pub(super) fn over(entries: Region, limit: u32) -> io::Result<Self> {

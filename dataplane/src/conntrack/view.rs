@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::entry::{ASSURED, ConnId, DNAT, Insert, NewConnection, SEEN_REPLY, SNAT};
-use super::table::{COLD_WORDS, ConnTable, HOT_WORDS};
+use super::table::{COLD_WORDS, ConnTable, FORMAT, HOT_WORDS};
 use super::tcp::TcpState;
 use super::tuple::{Direction, Tuple};
 use super::words::{Meta, deadline_of};
@@ -134,9 +134,14 @@ impl ConnTable {
     /// Entries are taken one by one, each checked: the file may be torn or made by anybody who
     /// could write to the run directory.
     fn take_over(&self, old: Region, now: u32) -> EarlierRun {
-        let words = old.words().len();
+        let Some((format, entries)) = old.split_last() else { return EarlierRun::Unsound };
+        if format.load(Ordering::Relaxed) != FORMAT {
+            return EarlierRun::Unsound;
+        }
+        let words = old.len();
         // Half a word an entry is for rules.
-        let Ok(limit) = u32::try_from(words * 2 / (2 * HOT_WORDS + 4 * COLD_WORDS + 1)) else {
+        let Ok(limit) = u32::try_from(entries.len() * 2 / (2 * HOT_WORDS + 4 * COLD_WORDS + 1))
+        else {
             return EarlierRun::Unsound;
         };
         if limit == 0 || Self::entry_words(limit) != words {
@@ -176,7 +181,7 @@ pub enum EarlierRun {
         /// Entries that no run of ours can have written.
         refused: u32,
     },
-    /// The file is not one of ours, or is damaged: all are lost.
+    /// The file is not one of ours, of another format, or damaged: all are lost.
     Unsound,
 }
 
@@ -261,6 +266,21 @@ mod tests {
             assert_eq!(adopt(), EarlierRun::Unsound, "{length}");
             assert_eq!(adopt(), EarlierRun::TakenOver { refused: 0 });
         }
+    }
+
+    #[test]
+    fn a_file_of_another_format_is_refused_whatever_its_length() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("conntrack");
+        let adopt = || ConnTable::adopt(&path, 16, HashKey::new(1, 2), 1000).unwrap().1;
+        assert_eq!(adopt(), EarlierRun::None);
+        let mut words = std::fs::read(&path).unwrap();
+        let last = words.len() - 8;
+        assert_eq!(words[last..], FORMAT.to_ne_bytes());
+        words[last..].copy_from_slice(&(FORMAT - 1).to_ne_bytes());
+        std::fs::write(&path, words).unwrap();
+        assert_eq!(adopt(), EarlierRun::Unsound);
+        assert_eq!(adopt(), EarlierRun::TakenOver { refused: 0 });
     }
 
     #[test]
