@@ -1,5 +1,5 @@
 //! A network namespace with a netlink connection, and the devices we keep in it: TAPs here, veth
-//! pairs in [`veth`].
+//! pairs in `veth`.
 //!
 //! A device is made persistent, configured and handed over open, or it is not there. All its
 //! settings live in the kernel: after a restart it is attached to again without touching them.

@@ -19,7 +19,7 @@
 //! (rules) DNAT rules, two a word, of the connections that have one
 //! ```
 //!
-//! A way is what a worker remembers of how packets of that direction go ([`crate::express`]).
+//! A way is what a worker remembers of how packets of that direction go (`crate::express`).
 //!
 //! Looking up takes no lock: slot, entry, version again. Inserting and removing lock the shards of
 //! both tuples, the lower one first, so that two workers inserting one flow meet; slots are claimed
