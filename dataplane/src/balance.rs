@@ -7,6 +7,7 @@
 //!
 //! Workers measure themselves ([`Meter`]); the balancer's thread sleeps until one of them is busy.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -165,9 +166,11 @@ fn run(crew: &Crew, inbox: &Receiver<Note>) {
                 Ok(Note::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
             for (port, to) in watch.step(&crew.loads(), &crew.work()) {
-                // What would not do now is tried again.
-                if crew.hand_over(port, to).is_err() {
-                    return;
+                match crew.hand_over(port, to) {
+                    Ok(true) => {}
+                    // Another one's turn, and then this one's again.
+                    Ok(false) => watch.refused = Some(port),
+                    Err(_) => return,
                 }
             }
         }
@@ -180,6 +183,8 @@ struct Watch {
     seen: HashMap<PortId, (u64, u64)>,
     hot: u32,
     quiet: u32,
+    /// What would not move the last time.
+    refused: Option<PortId>,
     is_over: bool,
 }
 
@@ -188,7 +193,8 @@ impl Watch {
     fn step(&mut self, loads: &[u32], ports: &[PortWork]) -> Vec<Move> {
         let recent: Vec<PortWork> = ports.iter().map(|port| self.since(port)).collect();
         self.seen = ports.iter().map(|port| (port.port, (port.frames, port.bytes))).collect();
-        let is_hot = hottest(loads).is_some_and(|(worker, load)| load >= limit(worker, &recent));
+        let mut each = loads.iter().copied().enumerate();
+        let is_hot = each.any(|(worker, load)| load >= limit(worker, &recent));
         let is_quiet = loads.iter().sum::<u32>() <= QUIET;
         self.hot = if is_hot { self.hot + 1 } else { 0 };
         self.quiet = if is_quiet { self.quiet + 1 } else { 0 };
@@ -204,7 +210,8 @@ impl Watch {
         }
         // The next one has to be as sure.
         self.hot = 0;
-        share_out(loads, &recent).into_iter().collect()
+        let refused = self.refused.take();
+        share_out(loads, &recent, refused).into_iter().collect()
     }
 
     fn since(&self, port: &PortWork) -> PortWork {
@@ -217,23 +224,27 @@ impl Watch {
     }
 }
 
-/// Takes from the busiest worker, for the idlest, the port that comes nearest to half of its load.
-fn share_out(loads: &[u32], ports: &[PortWork]) -> Option<Move> {
-    let (from, most) = hottest(loads)?;
+/// Takes from a busy worker, for the idlest, the port with the largest part of at most half of its
+/// load; from the busiest that has one.
+fn share_out(loads: &[u32], ports: &[PortWork], refused: Option<PortId>) -> Option<Move> {
     let (to, least) = loads.iter().copied().enumerate().min_by_key(|(_, load)| *load)?;
-    if most < limit(from, ports) || least > COOL {
+    if least > COOL {
         return None;
     }
-    let own = || ports.iter().filter(|port| port.worker == from);
+    let mut busy: Vec<(usize, u32)> = loads.iter().copied().enumerate().collect();
+    busy.retain(|(worker, load)| *load >= limit(*worker, ports));
+    busy.sort_by_key(|(_, load)| Reverse(*load));
+    busy.iter().find_map(|(from, _)| largest_half(*from, ports, refused)).map(|port| (port, to))
+}
+
+fn largest_half(worker: usize, ports: &[PortWork], refused: Option<PortId>) -> Option<PortId> {
+    let own = || ports.iter().filter(|port| port.worker == worker);
     let total: u64 = own().map(cost).sum();
     own()
         .filter(|port| cost(port) * 2 <= total && cost(port) * WORTH >= total && cost(port) > 0)
+        .filter(|port| refused != Some(port.port))
         .max_by_key(|port| cost(port))
-        .map(|port| (port.port, to))
-}
-
-fn hottest(loads: &[u32]) -> Option<(usize, u32)> {
-    loads.iter().copied().enumerate().max_by_key(|(_, load)| *load)
+        .map(|port| port.port)
 }
 
 /// The load from which a worker should give some of what it received away.
@@ -281,28 +292,43 @@ mod tests {
     #[test]
     fn the_port_nearest_to_half_of_the_load_moves_to_the_idlest() {
         let ports = [port(1, 0, 100, 0), port(2, 0, 60, 0), port(3, 0, 50, 0), port(4, 1, 1, 0)];
-        assert_eq!(share_out(&[900, 300, 100], &ports), Some((PortId(1), 2)));
+        assert_eq!(share_out(&[900, 300, 100], &ports, None), Some((PortId(1), 2)));
         // More than half would only move the trouble.
         let ports = [port(1, 0, 10, 9_000_000), port(2, 0, 50, 0), port(3, 0, 1, 0)];
-        assert_eq!(share_out(&[900, 100], &ports), Some((PortId(2), 1)));
+        assert_eq!(share_out(&[900, 100], &ports, None), Some((PortId(2), 1)));
+    }
+
+    #[test]
+    fn a_worker_that_one_port_fills_keeps_nobody_else_from_being_helped() {
+        let ports = [port(1, 0, 50, 0), port(2, 0, 50, 0), port(3, 1, 100, 0)];
+        let (moved, to) = share_out(&[1000, 1000, 0], &ports, None).unwrap();
+        assert!([PortId(1), PortId(2)].contains(&moved));
+        assert_eq!(to, 2);
+        // One that would not move keeps no other from it.
+        let other = share_out(&[1000, 1000, 0], &ports, Some(moved)).unwrap();
+        assert!(other.0 != moved && other.1 == 2);
     }
 
     #[test]
     fn nothing_moves_without_need_use_or_room() {
         let two = [port(1, 0, 50, 0), port(2, 0, 50, 0)];
-        assert_eq!(share_out(&[HOT_SMALL - 1, 0], &two), None, "not hot");
+        assert_eq!(share_out(&[HOT_SMALL - 1, 0], &two, None), None, "not hot");
         let bulk = [port(1, 0, 50, 500_000), port(2, 0, 50, 500_000)];
-        assert!(share_out(&[HOT, 0], &bulk).is_some());
-        assert_eq!(share_out(&[HOT - 1, 0], &bulk), None, "not hot");
-        assert_eq!(share_out(&[HOT, COOL + 1], &bulk), None, "nobody has room");
-        assert_eq!(share_out(&[HOT], &bulk), None, "nobody else");
+        assert!(share_out(&[HOT, 0], &bulk, None).is_some());
+        assert_eq!(share_out(&[HOT - 1, 0], &bulk, None), None, "not hot");
+        assert_eq!(share_out(&[HOT, COOL + 1], &bulk, None), None, "nobody has room");
+        assert_eq!(share_out(&[HOT], &bulk, None), None, "nobody else");
         assert_eq!(
-            share_out(&[1000, 0], &[port(1, 0, 500, 0), port(2, 0, 2, 0)]),
+            share_out(&[1000, 0], &[port(1, 0, 500, 0), port(2, 0, 2, 0)], None),
             None,
             "one port"
         );
-        assert_eq!(share_out(&[1000, 0], &[port(1, 0, 0, 0), port(2, 0, 0, 0)]), None, "no frames");
-        assert_eq!(share_out(&[], &[]), None);
+        assert_eq!(
+            share_out(&[1000, 0], &[port(1, 0, 0, 0), port(2, 0, 0, 0)], None),
+            None,
+            "no frames"
+        );
+        assert_eq!(share_out(&[], &[], None), None);
     }
 
     #[test]

@@ -214,6 +214,12 @@ impl Core {
         }
     }
 
+    /// Whether a frame that came by this port waits for a neighbor.
+    #[must_use]
+    pub(crate) fn holds_from(&self, port: PortId) -> bool {
+        self.waiting.holds_from(port)
+    }
+
     /// Whether frames wait for neighbors, so that [`Core::housekeep`] is needed soon.
     #[must_use]
     pub fn is_waiting(&self) -> bool {

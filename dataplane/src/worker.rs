@@ -378,9 +378,9 @@ impl Worker {
     }
 
     /// Receives from a port no more, and sends what was received. `None`: some of it waits for a
-    /// neighbor and could be overtaken, or the device is not ours or gone.
+    /// neighbor and could be overtaken by what comes next, or the device is not ours or gone.
     fn release(&mut self, port: PortId) -> Option<Box<dyn PortRx>> {
-        if self.core.is_waiting() {
+        if self.core.holds_from(port) {
             return None;
         }
         if let Some(ring) = &mut self.devices.ring {
@@ -389,7 +389,7 @@ impl Worker {
         self.receive_from_ring(Timestamp::now());
         let rx = self.devices.rx.get_mut(port.index())?.take()?;
         self.unwatch(port, rx.as_ref());
-        if self.core.is_waiting() {
+        if self.core.holds_from(port) {
             self.watch(port, Some(rx.as_ref()));
             *self.devices.rx.get_mut(port.index())? = Some(rx);
             return None;

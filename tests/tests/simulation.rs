@@ -358,6 +358,28 @@ fn flows_stay_in_order_while_their_ports_move_between_workers() {
     attached.finish();
 }
 
+/// Who asks for a neighbor that never answers keeps its own port, not those of others.
+#[test]
+fn only_the_port_whose_frames_wait_stays_with_its_worker() {
+    let attached = Attached::new(&[A, C, UP], Offloads::ALL);
+    let [a, c] = [0, 1].map(|at| attached.ids[at].1);
+    // Both with the same worker.
+    for port in [a, c] {
+        let _ = attached.engine.receive_by(port, 0).unwrap();
+    }
+    let asked = datagram(&A, 2000, &OUTSIDE, 53).via(GATEWAY1.mac).bytes();
+    assert!(attached.peer(&A).send(&asked, VnetHdr::default()));
+    let (question, _) = attached.peer(&UP).recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(question[12..14], [8, 6], "an ARP question");
+    assert!(!attached.engine.receive_by(a, 1).unwrap());
+    assert!(attached.engine.receive_by(c, 1).unwrap());
+    assert!(attached.peer(&UP).send(&arp_reply(&OUTSIDE, &UP), VnetHdr::default()));
+    let (first, _) = attached.peer(&UP).recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(first[..6], OUTSIDE.mac.0);
+    assert!(attached.engine.receive_by(a, 1).unwrap(), "nothing waits any more");
+    attached.finish();
+}
+
 #[test]
 fn tcp_over_a_running_engine() {
     const BYTES: usize = 2_000_000;

@@ -22,7 +22,7 @@ use crate::clock::Timestamp;
 use crate::conntrack::ConnId;
 use crate::engine::{Link, NeighborEntry};
 use crate::frame::Frame;
-use crate::packet::types::Mac;
+use crate::packet::types::{Mac, PortId};
 
 /// Entries at most; Linux' `gc_thresh3` is 1024 a family, we serve many networks.
 pub const MAX_NEIGHBORS: u32 = 16_384;
@@ -375,6 +375,11 @@ impl Waiting {
             spare: Vec::with_capacity(limit),
             ..Self::default()
         }
+    }
+
+    /// Whether a frame that came by this port is among them.
+    pub(crate) fn holds_from(&self, port: PortId) -> bool {
+        self.frames.iter().any(|held| held.frame.ingress == port)
     }
 
     pub(crate) fn len(&self) -> usize {

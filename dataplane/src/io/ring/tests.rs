@@ -110,6 +110,25 @@ fn reading_goes_on_after_the_pool_ran_dry() {
 }
 
 #[test]
+fn fewer_frames_are_read_ahead_the_longer_they_are() {
+    assert_eq!([0, 64, 32 << 10].map(ahead), [64; 3]);
+    assert_eq!([64 << 10, 128 << 10, 185_000].map(ahead), [32, 16, 16]);
+    let Some(mut bench) = Bench::new(128) else { return };
+    bench.wait(Duration::ZERO);
+    assert_eq!(bench.ring.uring.posted(), 64);
+    let long = vec![0; VNET_HDR_LEN + 100_000];
+    for _ in 0..100 {
+        bench.theirs.send(&long).unwrap();
+        for frame in bench.receive() {
+            assert_eq!(frame.len(), 100_000);
+            bench.pool.put(frame);
+        }
+    }
+    bench.wait(Duration::ZERO);
+    assert_eq!(bench.ring.uring.posted(), 20);
+}
+
+#[test]
 fn the_virtio_net_header_is_taken_from_before_the_frame() {
     let Some(mut bench) = Bench::new(4) else { return };
     let vnet = VnetHdr { flags: 1, csum_start: 34, csum_offset: 16, ..VnetHdr::default() };
