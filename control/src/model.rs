@@ -201,6 +201,15 @@ impl Wire {
         }
     }
 
+    /// Our end of its pair, if it has one.
+    #[must_use]
+    pub fn host_end(&self) -> Option<&str> {
+        match self {
+            Self::Tap => None,
+            Self::Veth { host_end } => Some(host_end),
+        }
+    }
+
     /// What the kernel calls the kind of its interface.
     #[must_use]
     pub const fn link_kind(&self) -> &'static str {
@@ -231,6 +240,12 @@ impl Sandbox {
     #[must_use]
     pub fn namespace_path(&self) -> Option<PathBuf> {
         self.namespace.path(&self.name)
+    }
+
+    /// Our ends of its veth pairs.
+    #[must_use]
+    pub fn host_ends(&self) -> Vec<String> {
+        self.endpoints.iter().filter_map(|e| e.wire.host_end()).map(str::to_owned).collect()
     }
 }
 
@@ -336,7 +351,7 @@ pub struct Route {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Intent {
-    /// TAPs in a sandbox that stays.
+    /// Devices in a sandbox that stays.
     Endpoints {
         /// The sandbox.
         name: Name,
@@ -344,6 +359,9 @@ pub enum Intent {
         namespace: Namespace,
         /// The interfaces.
         ifnames: Vec<String>,
+        /// Our ends of veth pairs. Records of before these were kept have none.
+        #[serde(default)]
+        host_ends: Vec<String>,
     },
     /// A TAP in the host's namespace.
     HostDevice {
@@ -359,6 +377,9 @@ pub enum Intent {
         namespace: Option<Namespace>,
         /// Its interfaces.
         ifnames: Vec<String>,
+        /// Our ends of veth pairs. Records of before these were kept have none.
+        #[serde(default)]
+        host_ends: Vec<String>,
     },
 }
 

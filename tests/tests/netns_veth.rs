@@ -129,8 +129,10 @@ fn longer_frames_than_a_buffer_holds_are_counted_and_sent_again() {
     let to = add_ipv6(&b, "fd00::3");
     a.ns.ip("link set eth0 gso_max_size 500000");
     transfer(&a.ns, &b.ns, SocketAddr::new(to, 7000));
-    let drops = host.json(["drops"]).to_string();
-    println!("{drops}");
+    let drops = rows(&host.json(["drops"]));
+    let oversize = drops.iter().find(|drop| drop["reason"] == "oversize");
+    let count = oversize.and_then(|drop| drop["count"].as_u64());
+    assert!(count.is_some_and(|count| count > 0), "{drops:?}");
 }
 
 /// The host got a datagram that the sandbox sent to everybody.
@@ -227,22 +229,98 @@ fn what_was_made_unrecognisable_inside_goes_all_the_same() {
         ns.ip("link set eth0 down");
         ns.ip("link set eth0 address 02:00:00:00:00:99 name other0 up");
     };
-    for way in ["disconnect", "rm", "purge"] {
+    let ways = ["disconnect", "rm", "purge"];
+    for (way, renamed) in ways.into_iter().flat_map(|way| [(way, false), (way, true)]) {
         let a = host.sandbox("a", &format!("--network fast --netns {netns}"));
         disguise(&a.ns);
+        let end = host_ends(&host).remove(0);
+        let rename = |host: &Host| {
+            if renamed {
+                host.ns.ip(&format!("link set {end} down"));
+                host.ns.ip(&format!("link set {end} name other9 up"));
+            }
+        };
         match way {
             "disconnect" => {
+                rename(&host);
                 host.ok(["network", "disconnect", "fast", &a.name]);
                 assert_eq!(host_ends(&host), Vec::<String>::new());
                 host.ok(["sandbox", "rm", &a.name]);
             }
-            "rm" => drop(host.ok(["sandbox", "rm", &a.name])),
+            "rm" => {
+                rename(&host);
+                host.ok(["sandbox", "rm", &a.name]);
+            }
             _ => {
                 host.stop(Signal::SIGKILL);
+                rename(&host);
                 host.purge_offline();
+                if !renamed {
+                    host.launch();
+                    host.network("fast", "--subnet 10.91.1.0/24 -o link=veth");
+                }
             }
         }
         assert_eq!(host_ends(&host), Vec::<String>::new(), "{way}");
+        assert!(!host.ns.ip("link show").contains("other9"), "{way}");
         before.assert_same(&Inventory::of_namespace(&lent.handle()), way);
     }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_pair_that_was_left_half_made_is_made_anew() {
+    let (mut host, a, b) = veth_host(Uplink::None);
+    let inside = || (a.ns.ip("-o -4 address show dev eth0"), a.ns.ip("route show"));
+    let address = |shown: &str| shown.split_whitespace().nth(3).map(str::to_owned);
+    let mac = || {
+        let shown = a.ns.ip("-o link show dev eth0");
+        shown.split_once("link/ether ").unwrap().1.split_whitespace().next().map(str::to_owned)
+    };
+    let (before, mac_before) = (inside(), mac());
+    let ends = host_ends(&host);
+    host.stop(Signal::SIGKILL);
+    // As a daemon leaves it that is killed right after it made the pair.
+    let end = ends.iter().find(|end| !has_far_end_in(&host, end, &b)).unwrap();
+    host.ns.ip(&format!("link delete {end}"));
+    host.ns.ip(&format!("link add {end} type veth peer name eth0 netns {}", a.ns.name()));
+    // And one that somebody lent IPv6.
+    for end in ends.iter().filter(|other| *other != end) {
+        let key = format!("/proc/sys/net/ipv6/conf/{end}/disable_ipv6");
+        host.ns.enter(|| fs::write(key, "0")).unwrap();
+    }
+    host.launch();
+    let mut after = host_ends(&host);
+    after.sort();
+    let mut expected = ends.clone();
+    expected.sort();
+    assert_eq!(after, expected);
+    assert_eq!(mac(), mac_before);
+    assert_eq!(address(&inside().0), address(&before.0));
+    assert_eq!(inside().1, before.1, "routes");
+    assert_ping(&a.ns, b.ip, 64);
+    for end in &ends {
+        let shown = host.ns.ip(&format!("-o address show dev {end}"));
+        assert_eq!(shown, "", "no address, of IPv6 neither");
+        let key = format!("/proc/sys/net/ipv6/conf/{end}/disable_ipv6");
+        assert_eq!(host.ns.enter(|| fs::read_to_string(key)).unwrap(), "1\n");
+    }
+    // What was finished is taken over as it is.
+    let index = |host: &Host| {
+        let shown = host.ns.ip(&format!("-o link show {end}"));
+        shown.split(':').next().map(str::to_owned)
+    };
+    let index_before = index(&host);
+    host.stop(Signal::SIGKILL);
+    host.launch();
+    assert_eq!(index(&host), index_before);
+    assert_ping(&a.ns, b.ip, 64);
+}
+
+/// The other end of the pair is `eth0` of the sandbox.
+fn has_far_end_in(host: &Host, end: &str, sandbox: &Sandbox) -> bool {
+    let far: Value = serde_json::from_str(&sandbox.ns.ip("-j link show dev eth0")).unwrap();
+    let near: Value =
+        serde_json::from_str(&host.ns.ip(&format!("-j link show dev {end}"))).unwrap();
+    far[0]["link_index"] == near[0]["ifindex"]
 }

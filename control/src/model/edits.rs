@@ -2,6 +2,7 @@
 //! that they settle.
 
 use super::{Desired, Edit, Intent, Namespace, Network, Sandbox};
+use crate::name::Name;
 
 impl Desired {
     /// The edits that bring back what there is now, once `edits` were applied. Numbers given out
@@ -92,29 +93,41 @@ impl Intent {
     fn beside_sandbox(self, sandbox: &Sandbox) -> Option<Self> {
         match self {
             Self::HostDevice { .. } => Some(self),
-            Self::Endpoints { name, namespace, ifnames } => {
+            Self::Endpoints { name, namespace, ifnames, host_ends } => {
+                let host_ends = beside_ends(host_ends, sandbox);
                 if !is_same(&name, Some(&namespace), sandbox) {
-                    return Some(Self::Endpoints { name, namespace, ifnames });
+                    return Some(Self::Endpoints { name, namespace, ifnames, host_ends });
                 }
                 let ifnames = beside_endpoints(ifnames, sandbox);
-                (!ifnames.is_empty()).then_some(Self::Endpoints { name, namespace, ifnames })
+                Self::endpoints(name, namespace, ifnames, host_ends)
             }
-            Self::Sandbox { name, namespace, ifnames } => {
+            Self::Sandbox { name, namespace, ifnames, host_ends } => {
+                let host_ends = beside_ends(host_ends, sandbox);
                 if !is_same(&name, namespace.as_ref(), sandbox) {
-                    return Some(Self::Sandbox { name, namespace, ifnames });
+                    return Some(Self::Sandbox { name, namespace, ifnames, host_ends });
                 }
                 // The namespace is the record's now; a device of before may still lie in it.
                 let ifnames = beside_endpoints(ifnames, sandbox);
-                let namespace = sandbox.namespace.clone();
-                (!ifnames.is_empty()).then_some(Self::Endpoints { name, namespace, ifnames })
+                Self::endpoints(name, sandbox.namespace.clone(), ifnames, host_ends)
             }
         }
+    }
+
+    /// An announcement of these; `None`: there are none.
+    fn endpoints(
+        name: Name,
+        namespace: Namespace,
+        ifnames: Vec<String>,
+        host_ends: Vec<String>,
+    ) -> Option<Self> {
+        let some = !ifnames.is_empty() || !host_ends.is_empty();
+        some.then_some(Self::Endpoints { name, namespace, ifnames, host_ends })
     }
 }
 
 /// Whether an announcement means the namespace of the record. A name that we make a namespace by is
 /// one namespace at a time; else the inode tells, by whatever path.
-fn is_same(name: &crate::name::Name, announced: Option<&Namespace>, sandbox: &Sandbox) -> bool {
+fn is_same(name: &Name, announced: Option<&Namespace>, sandbox: &Sandbox) -> bool {
     let by_name = !matches!(announced, Some(Namespace::Adopted { .. }))
         && matches!(sandbox.namespace, Namespace::Made { .. })
         && *name == sandbox.name;
@@ -125,6 +138,12 @@ fn is_same(name: &crate::name::Name, announced: Option<&Namespace>, sandbox: &Sa
 fn beside_endpoints(mut ifnames: Vec<String>, sandbox: &Sandbox) -> Vec<String> {
     ifnames.retain(|ifname| sandbox.endpoints.iter().all(|endpoint| endpoint.ifname != *ifname));
     ifnames
+}
+
+/// Names of our ends are random: one is the record's wherever its namespace is.
+fn beside_ends(mut host_ends: Vec<String>, sandbox: &Sandbox) -> Vec<String> {
+    host_ends.retain(|end| sandbox.endpoints.iter().all(|e| e.wire.host_end() != Some(end)));
+    host_ends
 }
 
 #[cfg(test)]
@@ -193,11 +212,13 @@ mod tests {
             name: name.parse().unwrap(),
             namespace,
             ifnames: names(ifnames),
+            host_ends: Vec::new(),
         };
         let whole = |name: &str, namespace, ifnames: &[&str]| Intent::Sandbox {
             name: name.parse().unwrap(),
             namespace,
             ifnames: names(ifnames),
+            host_ends: Vec::new(),
         };
         let made = |inode| Namespace::Made { inode };
         let table: Vec<Case> = vec![
@@ -274,6 +295,7 @@ mod tests {
             name: record.name.clone(),
             namespace: record.namespace.clone(),
             ifnames: vec![ifname.to_owned()],
+            host_ends: Vec::new(),
         };
         desired.apply(Edit::PutIntent(1, intent("eth0")));
         let edits = [
@@ -282,5 +304,40 @@ mod tests {
             Edit::PutSandbox(record.clone()),
         ];
         assert_eq!(desired.settled_by(&edits), Vec::new());
+    }
+    #[test]
+    fn an_announcement_keeps_the_ends_that_no_record_has() {
+        let mut record = sandbox("web", adopted(1), &["eth0"]);
+        record.endpoints[0].wire = Wire::Veth { host_end: "vswe-2".to_owned() };
+        let announced = |namespace: Namespace, ifnames: &[&str], ends: &[&str]| Intent::Endpoints {
+            name: record.name.clone(),
+            namespace,
+            ifnames: ifnames.iter().map(|name| (*name).to_owned()).collect(),
+            host_ends: ends.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let mut desired = Desired::default();
+        desired.apply(Edit::PutSandbox(record.clone()));
+        let same = announced(adopted(1), &["eth0"], &["vswe-1", "vswe-2"]);
+        assert_eq!(desired.unowned(same), Some(announced(adopted(1), &[], &["vswe-1"])));
+        assert_eq!(desired.unowned(announced(adopted(1), &["eth0"], &["vswe-2"])), None);
+        let other = announced(adopted(2), &["eth0"], &["vswe-1", "vswe-2"]);
+        assert_eq!(desired.unowned(other), Some(announced(adopted(2), &["eth0"], &["vswe-1"])));
+    }
+
+    #[test]
+    fn announcements_of_before_ends_were_kept_are_read() {
+        let namespace = serde_json::to_value(adopted(1)).unwrap();
+        for kind in ["endpoints", "sandbox"] {
+            let older = serde_json::json!({
+                kind: { "name": "web", "namespace": namespace, "ifnames": ["eth0"] }
+            });
+            let read: Intent = serde_json::from_value(older).unwrap();
+            let (Intent::Endpoints { ifnames, host_ends, .. }
+            | Intent::Sandbox { ifnames, host_ends, .. }) = read
+            else {
+                panic!("{kind}: {read:?}");
+            };
+            assert_eq!((ifnames.len(), host_ends.len()), (1, 0), "{kind}");
+        }
     }
 }

@@ -6,6 +6,9 @@
 //! The filter is there before the end is up, and stays when no daemon runs.
 //!
 //! Both ends go together, so deleting either, or the namespace that either is in, deletes the pair.
+//!
+//! The alias of the host's end is its name, and is given last: what has none was left half made by
+//! a daemon that was killed, and is made anew.
 
 use std::os::fd::AsFd;
 
@@ -19,7 +22,7 @@ use crate::netlink::{Link, LinkChange};
 
 impl Place {
     /// Makes a pair, up and with its addresses: `spec` is the end here, `host_end` the one in
-    /// `host`.
+    /// `host`. It is not finished before [`Self::mark_end`].
     ///
     /// # Errors
     /// A conflict when a name is taken; else when the kernel refuses. Nothing is left then.
@@ -50,7 +53,7 @@ impl Place {
         outcome
     }
 
-    /// Takes over a pair that is there, or makes it. The second value says which.
+    /// Takes over a pair that is there and was finished, or makes it. The second value says which.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -61,11 +64,30 @@ impl Place {
         host_end: &str,
     ) -> Result<(PacketSocket, Found)> {
         host.restore_end(host_end).await?;
-        if host.has(host_end).await? {
-            Ok((host.open_veth(host_end).await?, Found::Existing))
-        } else {
-            Ok((self.make_veth(spec, host, host_end).await?, Found::Made))
+        let link = match host.netlink.link_by_name(host_end).await {
+            Ok(link) => Some(link),
+            Err(error) if error.is_not_found() => None,
+            Err(error) => return Err(error).failed(format!("interface {host_end:?}")),
+        };
+        if let Some(link) = link {
+            if link.alias.as_deref() == Some(host_end) {
+                return Ok((host.open_veth(host_end).await?, Found::Existing));
+            }
+            tracing::info!("interface {host_end:?}: was left half made, making it anew");
+            host.remove(host_end).await?;
         }
+        Ok((self.make_veth(spec, host, host_end).await?, Found::Made))
+    }
+
+    /// Marks our end of a pair as that of one where nothing is left to do.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn mark_end(&self, host_end: &str) -> Result<()> {
+        let context = || format!("interface {host_end:?}");
+        let link = self.netlink.link_by_name(host_end).await.failed(context())?;
+        let mark = LinkChange::new().alias(host_end);
+        self.netlink.change_link(link.index, &mark).await.failed(context())
     }
 
     /// Gives our end of a pair its name back, if somebody renamed it.
@@ -73,15 +95,26 @@ impl Place {
     /// # Errors
     /// When the kernel refuses.
     pub async fn restore_end(&self, host_end: &str) -> Result<()> {
-        let ours = |link: &Link| {
-            link.kind.as_deref() == Some("veth") && link.alias.as_deref() == Some(host_end)
-        };
-        self.restore(host_end, ours).await
+        self.restore(host_end, |link| is_end(link, host_end)).await
+    }
+
+    /// Deletes our end of a pair, whatever it is called by now, and with it the other, which may be
+    /// anywhere and have any name and MAC.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_end(&self, host_end: &str) -> Result<()> {
+        if self.has(host_end).await? {
+            return self.remove(host_end).await;
+        }
+        let links = self.links().await?;
+        match links.iter().find(|link| is_end(link, host_end)) {
+            Some(link) => self.remove(&link.name).await,
+            None => Ok(()),
+        }
     }
 
     async fn set_up(&self, spec: &DeviceSpec, host: &Self, host_end: &str) -> Result<PacketSocket> {
-        let context = || format!("interface {host_end:?}");
-        host.netns.disable_ipv6(host_end, true).failed(context())?;
         let inner = self.netlink.link_by_name(&spec.ifname).await;
         let inner = inner.failed(format!("interface {:?}", spec.ifname))?;
         self.allow_big_tcp(&inner).await;
@@ -94,6 +127,7 @@ impl Place {
     async fn open_veth(&self, host_end: &str) -> Result<PacketSocket> {
         let context = || format!("interface {host_end:?}");
         let link = self.netlink.link_by_name(host_end).await.failed(context())?;
+        self.netns.disable_ipv6(host_end, true).failed(context())?;
         if !self.netlink.has_steering(link.index).await.failed(context())? {
             let program = steer::hold_back().failed("load the filter of a veth endpoint")?;
             let set = self.netlink.set_steering(link.index, program.as_fd()).await;
@@ -107,8 +141,7 @@ impl Place {
             .run(|| PacketSocket::open(host_end, &options))
             .failed(context())?
             .map_err(|error| Error::failed(error.to_string()))?;
-        // The alias: making a link takes none.
-        let up = LinkChange::new().alias(host_end).up();
+        let up = LinkChange::new().up();
         self.netlink.change_link(link.index, &up).await.failed(context())?;
         Ok(socket)
     }
@@ -124,4 +157,9 @@ impl Place {
             }
         }
     }
+}
+
+/// Whether the link is the finished end that was made by this name.
+fn is_end(link: &Link, host_end: &str) -> bool {
+    link.kind.as_deref() == Some("veth") && link.alias.as_deref() == Some(host_end)
 }

@@ -130,17 +130,22 @@ impl Switch {
             }
         };
         record = self.follow_names(work, &place, &record).await?;
-        let mut made = false;
+        let mut made = Vec::new();
         for endpoint in &record.endpoints {
             let network = self.network_record(&endpoint.network)?;
             let (device, found) = self.adopt_device(&place, &network, endpoint).await?;
-            made |= found == Found::Made;
+            if found == Found::Made {
+                made.push(endpoint);
+            }
             let port = self.attach(device)?;
             let key = (record.name.clone(), endpoint.ifname.clone());
             self.world_mut().attached.endpoints.insert(key, port);
         }
-        if made {
+        if !made.is_empty() {
             self.route_by_gateway(&place, &record).await?;
+        }
+        for endpoint in made {
+            self.finish_device(endpoint).await?;
         }
         Ok(())
     }

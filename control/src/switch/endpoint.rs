@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use nix::sys::stat::fstat;
 
 use super::network::unknown as unknown_network;
-use super::sandbox::unknown as unknown_sandbox;
+use super::sandbox::{clear_away, first_error, unknown as unknown_sandbox};
 use super::undo::{Done, Undo};
 use super::{Switch, Work, random_hex};
 use crate::api::types::{self, ConnectRequest, MacAddr};
@@ -92,6 +92,7 @@ impl Switch {
                 name: sandbox.name.clone(),
                 namespace: sandbox.namespace.clone(),
                 ifnames: vec![endpoint.ifname.clone()],
+                host_ends: endpoint.wire.host_end().map(str::to_owned).into_iter().collect(),
             },
         )?;
         undo.push(Done::Intent(intent));
@@ -157,19 +158,18 @@ impl Switch {
                 "its published ports lead into network {network:?}; unpublish them first"
             )));
         }
-        let intent = self.next_intent();
+        let counters = self.next_intent();
+        let intent = Intent::Endpoints {
+            name: sandbox.name.clone(),
+            namespace: sandbox.namespace.clone(),
+            ifnames: vec![endpoint.ifname.clone()],
+            host_ends: endpoint.wire.host_end().map(str::to_owned).into_iter().collect(),
+        };
         self.commit(
             work,
             vec![
-                Edit::Counters(intent),
-                Edit::PutIntent(
-                    intent.intent,
-                    Intent::Endpoints {
-                        name: sandbox.name.clone(),
-                        namespace: sandbox.namespace.clone(),
-                        ifnames: vec![endpoint.ifname.clone()],
-                    },
-                ),
+                Edit::Counters(counters),
+                Edit::PutIntent(counters.intent, intent.clone()),
                 Edit::PutSandbox(after.clone()),
             ],
         )?;
@@ -181,18 +181,17 @@ impl Switch {
             self.detach(port);
         }
         // Each of these is tried, whatever becomes of the one before. The announcement ends with the
-        // device that it names.
+        // devices that it names.
         self.hold_publishes(work, &after).await;
-        remove_host_end(&self.host, &endpoint).await?;
-        let left = match place {
-            Some(place) => {
-                place.remove(&endpoint.ifname).await?;
-                self.route_by_gateway(&place, &after).await
-            }
+        let cleared = match clear_away(&self.host, &intent).await {
+            Ok(()) => self.commit(work, vec![Edit::RemoveIntent(counters.intent)]),
+            Err(error) => Err(error),
+        };
+        let routed = match &place {
+            Some(place) => self.route_by_gateway(place, &after).await,
             None => Ok(()),
         };
-        self.commit(work, vec![Edit::RemoveIntent(intent.intent)])?;
-        left
+        first_error(cleared, routed)
     }
 
     /// Chooses address, MAC and interface name. The name is added to `names`.
@@ -260,10 +259,11 @@ impl Switch {
         undo.push(Done::Device(netns, endpoint.ifname.clone()));
         let port = self.attach(device)?;
         undo.push(Done::Port(port));
+        self.finish_device(endpoint).await?;
         Ok(port)
     }
 
-    /// Makes the device of an endpoint.
+    /// Makes the device of an endpoint, which [`Self::finish_device`] ends.
     pub(super) async fn make_device(
         &self,
         place: &Place,
@@ -296,6 +296,14 @@ impl Switch {
                 let (socket, found) = place.adopt_veth(&spec, &self.host, host_end).await?;
                 Ok((Box::new(socket), found))
             }
+        }
+    }
+
+    /// Marks the device of an endpoint as one that a start of the daemon can take over as it is.
+    pub(super) async fn finish_device(&self, endpoint: &Endpoint) -> Result<()> {
+        match endpoint.wire.host_end() {
+            Some(host_end) => self.host.mark_end(host_end).await,
+            None => Ok(()),
         }
     }
 
@@ -356,15 +364,6 @@ impl Switch {
 /// A name for our end of a veth pair: unique among all daemons of the host.
 fn host_end() -> Result<String> {
     Ok(format!("vswe-{}", random_hex(HOST_END_DIGITS)?))
-}
-
-/// Removes our end of an endpoint's veth pair, and with it the other, which may be anywhere and have any
-/// name and MAC by now.
-pub(super) async fn remove_host_end(host: &Place, endpoint: &Endpoint) -> Result<()> {
-    match &endpoint.wire {
-        Wire::Tap => Ok(()),
-        Wire::Veth { host_end } => host.remove(host_end).await,
-    }
 }
 
 /// The device of an endpoint.

@@ -227,6 +227,7 @@ impl Switch {
             let subject = Subject::InSandbox(sandbox.name.clone());
             self.warn(subject, format!("sandbox {:?}: {error}", sandbox.name));
         }
+        self.finish_device(endpoint).await?;
         Ok(endpoint.ifname.clone())
     }
 

@@ -7,7 +7,6 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::endpoint::remove_host_end;
 use super::follow::interfaces_now;
 use super::sandbox::clear_away;
 use super::uplink::steering;
@@ -141,10 +140,8 @@ async fn purge_records(
             name: sandbox.name.clone(),
             namespace: Some(sandbox.namespace.clone()),
             ifnames: interfaces_now(sandbox).await,
+            host_ends: sandbox.host_ends(),
         };
-        for endpoint in &sandbox.endpoints {
-            failures.extend(remove_host_end(host, endpoint).await.err());
-        }
         match clear_away(host, &intent).await {
             Ok(()) => purged.sandboxes.push(sandbox.name.clone()),
             Err(error) => failures.push(error.context(format!("sandbox {:?}", sandbox.name))),

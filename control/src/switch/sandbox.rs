@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::endpoint::{Wanted, inode_of, interface_names, open_namespace, remove_host_end};
+use super::endpoint::{Wanted, inode_of, interface_names, open_namespace};
 use super::follow::interfaces_now;
 use super::network::unknown as unknown_network;
 use super::undo::{Done, Undo};
@@ -147,6 +147,7 @@ impl Switch {
                 name: sandbox.name.clone(),
                 namespace: Some(sandbox.namespace.clone()),
                 ifnames: sandbox.endpoints.iter().map(|e| e.ifname.clone()).collect(),
+                host_ends: sandbox.host_ends(),
             },
         )?;
         undo.push(Done::Intent(intent));
@@ -203,6 +204,7 @@ impl Switch {
             name: sandbox.name.clone(),
             namespace: Some(sandbox.namespace.clone()),
             ifnames: interfaces_now(sandbox).await,
+            host_ends: sandbox.host_ends(),
         };
         self.commit(
             work,
@@ -227,9 +229,6 @@ impl Switch {
         for port in ports {
             self.detach(port);
         }
-        for endpoint in &sandbox.endpoints {
-            remove_host_end(&self.host, endpoint).await?;
-        }
         clear_away(&self.host, &intent).await?;
         self.commit(work, vec![Edit::RemoveIntent(counters.intent)])
     }
@@ -237,13 +236,39 @@ impl Switch {
 
 /// Removes devices and namespace that an announcement names, as far as they are there and ours.
 pub(super) async fn clear_away(host: &Place, intent: &Intent) -> Result<()> {
+    let host_ends = match intent {
+        Intent::HostDevice { ifname } => return host.remove(ifname).await,
+        Intent::Endpoints { host_ends, .. } | Intent::Sandbox { host_ends, .. } => host_ends,
+    };
+    let mut outcome = Ok(());
+    for host_end in host_ends {
+        outcome = first_error(outcome, host.remove_end(host_end).await);
+    }
+    first_error(outcome, clear_inside(intent).await)
+}
+
+/// Of two things that were both tried. The log has the second error where there is a first.
+pub(super) fn first_error(first: Result<()>, second: Result<()>) -> Result<()> {
+    match (first, second) {
+        (Err(first), Err(second)) => {
+            tracing::warn!("{second}");
+            Err(first)
+        }
+        (first, second) => first.and(second),
+    }
+}
+
+/// The namespace of an announcement, and what lies in it.
+async fn clear_inside(intent: &Intent) -> Result<()> {
     match intent {
-        Intent::HostDevice { ifname } => host.remove(ifname).await,
-        Intent::Endpoints { name, namespace, ifnames } => match open_namespace(name, namespace)? {
-            Some(netns) => remove_devices(netns, ifnames).await,
-            None => Ok(()),
-        },
-        Intent::Sandbox { name, namespace: Some(namespace), ifnames } => {
+        Intent::HostDevice { .. } => Ok(()),
+        Intent::Endpoints { name, namespace, ifnames, .. } => {
+            match open_namespace(name, namespace)? {
+                Some(netns) => remove_devices(netns, ifnames).await,
+                None => Ok(()),
+            }
+        }
+        Intent::Sandbox { name, namespace: Some(namespace), ifnames, .. } => {
             let netns = open_namespace(name, namespace)?;
             let ours = netns.is_some() || is_empty_file(name);
             if let Some(netns) = netns {
@@ -255,7 +280,7 @@ pub(super) async fn clear_away(host: &Place, intent: &Intent) -> Result<()> {
             }
         }
         // A version that announced before it made the namespace, when none had the name.
-        Intent::Sandbox { name, namespace: None, ifnames } => {
+        Intent::Sandbox { name, namespace: None, ifnames, .. } => {
             match Netns::open(name.as_str()) {
                 Ok(netns) => remove_devices(netns, ifnames).await?,
                 Err(NetnsError::NotFound(_)) => return Ok(()),

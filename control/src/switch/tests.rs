@@ -334,6 +334,7 @@ fn what_a_crash_left_is_cleared_away() {
                     name: name.clone(),
                     namespace: knows.then_some(Namespace::Made { inode }),
                     ifnames: vec!["eth0".to_owned()],
+                    host_ends: Vec::new(),
                 };
                 switch.announce(&work, intent).unwrap();
                 netns.bind(name.as_str()).unwrap();

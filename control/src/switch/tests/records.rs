@@ -140,13 +140,19 @@ fn an_announcement_ends_where_a_record_begins() {
             name: web.clone(),
             namespace: namespace.clone(),
             ifnames: vec![ifname.to_owned()],
+            host_ends: Vec::new(),
         };
         // As a disconnection that failed after its record leaves it.
         switch.announce(&*switch.work.lock().await, devices("eth1")).unwrap();
         switch.connect(&app, connect_to(&web)).await.unwrap();
         assert_eq!(switch.world().desired.intents.len(), 0);
         // As a version that did not look wrote it; beside something that is to go.
-        let whole = Intent::Sandbox { name: web.clone(), namespace: None, ifnames: Vec::new() };
+        let whole = Intent::Sandbox {
+            name: web.clone(),
+            namespace: None,
+            ifnames: Vec::new(),
+            host_ends: Vec::new(),
+        };
         for intent in [devices("eth1"), whole, devices("eth5")] {
             switch.announce(&*switch.work.lock().await, intent).unwrap();
         }
@@ -174,6 +180,7 @@ fn a_namespace_that_came_later_stays() {
             name: web.clone(),
             namespace: Some(Namespace::Made { inode: endpoint::inode_of(&gone).unwrap() }),
             ifnames: vec!["eth0".to_owned()],
+            host_ends: Vec::new(),
         };
         switch.announce(&*switch.work.lock().await, intent).unwrap();
         switch.stop().await;
@@ -211,5 +218,49 @@ fn the_loopback_of_others_is_raised_last() {
         mend_publishing(&switch);
         switch.create_sandbox(request).await.unwrap();
         assert!(is_up().await);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_removal_that_was_broken_off_takes_what_cannot_be_told_inside() {
+    on_a_host(|host| async move {
+        let switch = host.start().await;
+        let before = host_links().await;
+        let (web, theirs) = (host.name("web"), host.name("theirs"));
+        let place = Place::open(Netns::create(theirs.as_str()).unwrap()).unwrap();
+        let mut fast = network("fast", "10.8.0.0/24");
+        fast.options.insert("link".to_owned(), "veth".to_owned());
+        switch.create_network(fast).await.unwrap();
+        let mut request = sandbox(&web, &["fast"]);
+        request.netns = Some(format!("{}/{theirs}", netns::NETNS_DIR).parse().unwrap());
+        switch.create_sandbox(request).await.unwrap();
+        let record = switch.sandbox_record(&web).unwrap();
+        let inner = place.netlink.link_by_name("eth0").await.unwrap().index;
+        let disguise = crate::netlink::LinkChange::new()
+            .name("other0")
+            .mac("02:00:00:00:00:99".parse::<crate::api::types::MacAddr>().unwrap().0);
+        let down = crate::netlink::LinkChange::new().down();
+        for change in [down, disguise] {
+            place.netlink.change_link(inner, &change).await.unwrap();
+        }
+        // Killed right after the record was gone.
+        let intent = Intent::Sandbox {
+            name: web.clone(),
+            namespace: Some(record.namespace.clone()),
+            ifnames: vec!["eth0".to_owned()],
+            host_ends: record.host_ends(),
+        };
+        let edits = vec![Edit::PutIntent(99, intent), Edit::RemoveSandbox(web)];
+        switch.commit(&*switch.work.lock().await, edits).unwrap();
+        switch.stop().await;
+        drop(switch);
+
+        let switch = host.start().await;
+        assert!(switch.world().desired.intents.is_empty());
+        let fast = switch.network_record(&"fast".parse().unwrap()).unwrap();
+        switch.remove_network(&fast.name).await.unwrap();
+        assert_eq!(host_links().await, before);
+        assert!(!links(place.netns).await.contains("other0"));
     });
 }
