@@ -372,6 +372,8 @@ impl Fdb {
                 word.store(0, Ordering::Release);
                 self.account(Some(FdbKind::Learned), None);
                 self.evictions.fetch_add(1, Ordering::Relaxed);
+                // Behind another port it would be new now, and no move.
+                self.note_change();
                 (word, cell)
             }
             _ => {
@@ -385,8 +387,10 @@ impl Fdb {
         Learned::New
     }
 
-    /// Rises when a MAC is behind another port than before, or what control said of it has changed: who
-    /// remembers places looks again. Not when an entry ages out or is evicted: the MAC is where it was.
+    /// Rises when a MAC is behind another port than before, when one is evicted, and when what control
+    /// said of one has changed: who remembers places looks again. Not when an entry ages out, as no place
+    /// is remembered beyond the second, and in this one it was found nowhere; nor with a new entry, for
+    /// the same reason.
     #[must_use]
     #[inline]
     pub fn changes(&self) -> u64 {

@@ -198,6 +198,32 @@ fn a_host_that_moved_is_found_at_its_new_port_at_once() {
 }
 
 #[test]
+fn a_host_that_was_evicted_is_found_at_its_new_port_at_once() {
+    let mut lab = unguarded();
+    let hello = ethernet(STRANGER, A.mac, 0x88b5, &[7; 46]);
+    let to = ethernet(A.mac, STRANGER, 0x88b5, &[7; 46]);
+    lab.rx(B.port, hello.clone()).tx(A.port, hello.clone()).moved("fdb.learned", 1);
+    for _ in 0..4 {
+        lab.rx(A.port, to.clone()).tx(B.port, to.clone());
+    }
+    // Others fill the table within the same second, until it is gone.
+    let is_known = |lab: &Lab| lab.plane.fdb_entries().iter().any(|entry| entry.mac == STRANGER);
+    for number in 0..=50_000 {
+        if number % 50 == 0 && !is_known(&lab) {
+            break;
+        }
+        let other = ethernet(Mac::from_u64(0x0200_0001_0000 + number), A.mac, 0x88b5, &[7; 46]);
+        let step = lab.rx(C.port, other.clone()).tx(A.port, other);
+        step.tolerate("fdb.learned").tolerate("fdb.evictions").tolerate("fdb.refused");
+    }
+    assert!(!is_known(&lab));
+    // It is new at the other port, not moved.
+    let step = lab.rx(C.port, hello.clone()).tx(A.port, hello);
+    step.tolerate("fdb.learned").tolerate("fdb.evictions");
+    lab.rx(A.port, to.clone()).tx(C.port, to);
+}
+
+#[test]
 fn packets_for_a_neighbor_that_moved_go_to_its_new_port() {
     // A host behind a port that nobody configured: found by ARP and the FDB.
     let hidden = Host { mac: STRANGER, ip: [10, 1, 0, 77].into(), ..B };

@@ -110,6 +110,26 @@ fn at_the_limit_the_oldest_goes_and_local_entries_stay() {
 }
 
 #[test]
+fn who_remembers_places_hears_of_evictions_but_not_of_what_is_new_or_aged() {
+    let fdb = table(16);
+    for n in 1..=16 {
+        assert_eq!(fdb.learn(NET, 0, mac(n), PortId(1), 0), Learned::New);
+    }
+    let new = fdb.changes();
+    assert_eq!(new, fdb.stats().evictions);
+    for n in 17..=40 {
+        let before = (fdb.changes(), fdb.stats().evictions);
+        fdb.learn(NET, 0, mac(n), PortId(1), 0);
+        let evicted = fdb.stats().evictions - before.1;
+        assert_eq!(fdb.changes() - before.0, evicted);
+    }
+    assert!(fdb.stats().evictions > 0);
+    let before = fdb.changes();
+    fdb.age(0, fdb.bucket_count(), 1000, AGEING);
+    assert_eq!((fdb.used(), fdb.changes()), (0, before));
+}
+
+#[test]
 fn almost_none_goes_before_the_limit() {
     let fdb = table(65_536);
     for n in 1..=65_536 {
