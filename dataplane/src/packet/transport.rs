@@ -8,7 +8,9 @@ use super::parse::{IPV6_LEN, UDP_LEN};
 use super::rewrite::{TCP_CHECKSUM, UDP_CHECKSUM};
 use super::types::ip_proto;
 
-/// Offset of the next header field in the IPv6 header.
+/// Offset of the payload length in the IPv6 header.
+const IPV6_PAYLOAD_LEN: usize = 4;
+/// Offset of the next header field in it.
 pub(super) const IPV6_NEXT_HEADER: usize = 6;
 /// The hop-by-hop options header.
 const HOP_BY_HOP: u8 = 0;
@@ -90,11 +92,14 @@ impl Transport {
 
     /// What follows a jumbo payload option (RFC 2675), if the packet begins with one and nothing
     /// else. Linux up to 6 puts it into IPv6 packets that are longer than the length field can say,
-    /// and takes it out again when it cuts them (`ipv6_hopopt_jumbo_remove`).
+    /// and takes it out again when it cuts them (`ipv6_hopopt_jumbo_remove`). In one whose length
+    /// field does say it, it is left alone, by Linux as by us.
     pub(super) fn behind_jumbo_option(&self, bytes: &[u8]) -> Option<u8> {
-        let hop_by_hop = self.is_ipv6 && bytes.get(self.l3 + IPV6_NEXT_HEADER) == Some(&HOP_BY_HOP);
+        let is_announced = self.is_ipv6
+            && chunk(bytes, self.l3 + IPV6_PAYLOAD_LEN) == Some(&[0, 0])
+            && bytes.get(self.l3 + IPV6_NEXT_HEADER) == Some(&HOP_BY_HOP);
         match chunk::<JUMBO_LEN>(bytes, self.l3 + IPV6_LEN) {
-            Some([next_header, 0, JUMBO_OPTION, 4, ..]) if hop_by_hop => Some(*next_header),
+            Some([next_header, 0, JUMBO_OPTION, 4, ..]) if is_announced => Some(*next_header),
             _ => None,
         }
     }

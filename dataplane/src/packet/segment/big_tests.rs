@@ -207,6 +207,24 @@ fn a_long_frame_is_believed_only_as_segments() {
     assert_eq!(admit(&mut gso_of_short, &headers), Err(DropReason::VnetInvalid));
 }
 
+/// Linux takes the option out of longer packets only, so that the segments here have it.
+#[test]
+fn a_jumbo_option_in_a_packet_that_needs_none_counts_as_a_part_of_its_segments() {
+    let sent = payload(30_000);
+    let mut bytes = Family::V6Jumbo.bytes(&sent);
+    let length = u16::try_from(bytes.len() - 54).unwrap().to_be_bytes();
+    bytes[18..20].copy_from_slice(&length);
+    let mut whole = gso(&bytes, GSO_TCPV6, 1432);
+    let headers = parse(whole.bytes()).unwrap();
+    admit(&mut whole, &headers).unwrap();
+    assert!(!has_jumbo_option(&whole));
+    assert_eq!(longest_packet(&whole, &headers), 40 + 8 + 20 + 1432);
+    let (mut pool, mut out) = (Pool::new(32), Vec::new());
+    super::segment(&whole, &headers, &mut pool, &mut out).unwrap();
+    assert_eq!(out.iter().map(|piece| piece.len() - 14).max(), Some(40 + 8 + 20 + 1432));
+    assert_eq!(out.iter().flat_map(payload_of).collect::<Vec<_>>(), sent);
+}
+
 #[test]
 fn a_frame_that_fills_a_buffer_may_have_been_cut() {
     let mut cut = gso_of(Family::V4, &payload(MAX_FRAME_LEN - 54 - 8), 1448, &[(0x8100, 1); 2]);
