@@ -110,7 +110,7 @@ impl PortTable {
     /// Queues a frame that the engine made itself.
     pub(crate) fn push_generated(&mut self, counters: &WorkerCounters, port: PortId, frame: Frame) {
         counters.generated.add(1);
-        self.enqueue(counters, port, frame);
+        self.enqueue(port, frame);
     }
 
     /// Queues a frame and those behind it that go to the same port; returns the first one that does
@@ -176,12 +176,12 @@ impl PortTable {
     ) {
         let offloads = self.slot(port).map_or(Offloads::ALL, |slot| slot.offloads);
         match help_needed(&frame, offloads) {
-            Help::None => self.enqueue(counters, port, frame),
+            Help::None => self.enqueue(port, frame),
             Help::Checksum => {
                 if let Ok(headers) = parse::parse(frame.bytes()) {
                     segment::complete_checksum(&mut frame, &headers);
                 }
-                self.enqueue(counters, port, frame);
+                self.enqueue(port, frame);
             }
             Help::Segments => self.push_pieces(counters, pool, port, frame, |frame, pool, out| {
                 let headers = parse::parse(frame.bytes()).map_err(|_| DropReason::Runt)?;
@@ -222,7 +222,7 @@ impl PortTable {
             Ok(_) => {
                 counters.replicated.add((pieces.len() as u64).saturating_sub(1));
                 for piece in pieces.drain(..) {
-                    self.enqueue(counters, port, piece);
+                    self.enqueue(port, piece);
                 }
             }
             Err(reason) => {
@@ -236,7 +236,7 @@ impl PortTable {
         pool.put(frame);
     }
 
-    fn enqueue(&mut self, _counters: &WorkerCounters, port: PortId, frame: Frame) {
+    fn enqueue(&mut self, port: PortId, frame: Frame) {
         let sinks = std::mem::take(&mut self.sinks);
         if !sinks.is_empty() {
             capture::copy(&sinks, port, true, &frame);

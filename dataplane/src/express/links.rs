@@ -2,7 +2,7 @@
 
 use crate::conntrack::Zone;
 use crate::frame::Frame;
-use crate::packet::parse::{ETH_LEN, IPV4_LEN};
+use crate::packet::parse::{ETH_LEN, ipv4_source_at};
 use crate::packet::types::{PortId, ethertype};
 
 /// Port and link header of a frame without a tag.
@@ -134,8 +134,6 @@ pub(crate) fn comes_from(frame: &Frame, source: Option<u32>) -> bool {
 pub(crate) fn address(frame: &Frame) -> Option<u32> {
     let bytes = frame.bytes();
     let [.., kind, more] = bytes.first_chunk::<ETH_LEN>()?;
-    let header = bytes.get(ETH_LEN..)?.first_chunk::<IPV4_LEN>()?;
-    let [.., a, b, c, d, _, _, _, _] = *header;
-    (u16::from_be_bytes([*kind, *more]) == ethertype::IPV4)
-        .then_some(u32::from_be_bytes([a, b, c, d]))
+    let source = ipv4_source_at(bytes, ETH_LEN)?;
+    (u16::from_be_bytes([*kind, *more]) == ethertype::IPV4).then_some(source.to_bits())
 }

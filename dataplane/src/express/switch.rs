@@ -9,7 +9,7 @@ use crate::core::Cx;
 use crate::frame::Frame;
 use crate::io::vnet_hdr::VnetHdr;
 use crate::l2::forward::fits;
-use crate::packet::parse::{ETH_LEN, IPV4_LEN};
+use crate::packet::parse::{ETH_LEN, ipv4_source_at};
 use crate::packet::types::{NetworkId, PortId, ethertype};
 use crate::pipeline::{Lane, Shortcut};
 use crate::verdict::Verdict;
@@ -61,10 +61,7 @@ impl<'a> Source<'a> {
 }
 
 fn is_from(frame: &Frame, addresses: &[Ipv4Addr]) -> bool {
-    let header = frame.bytes().get(ETH_LEN..).and_then(<[u8]>::first_chunk::<IPV4_LEN>);
-    header.is_some_and(|[.., a, b, c, d, _, _, _, _]| {
-        addresses.contains(&Ipv4Addr::new(*a, *b, *c, *d))
-    })
+    ipv4_source_at(frame.bytes(), ETH_LEN).is_some_and(|source| addresses.contains(&source))
 }
 
 /// Asks for the places of both hosts, if the frame may be switched.

@@ -8,8 +8,9 @@
 //! Limits: [`MAX_NEIGHBORS`] entries, of which [`MAX_FOR_ONE_NETWORK`] in one network,
 //! [`MAX_FOR_ONE_UPLINK`] on one wire and [`MAX_UNHEARD`] on one link that never answered, and
 //! [`KEPT_FOR_UPLINKS`] for uplinks alone; so whoever asks for addresses that nobody has harms its
-//! own link only. An entry that never answered goes when the last question has failed. Frames: [`MAX_WAITING`] a worker, but never more than a quarter of
-//! its buffers, and [`MAX_WAITING_FOR_ONE`] for one neighbor.
+//! own link only. An entry that never answered goes when the last question has failed. Frames:
+//! [`MAX_WAITING`] a worker, but never more than a quarter of its buffers, and
+//! [`MAX_WAITING_FOR_ONE`] for one neighbor.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -12,8 +12,9 @@
 //! afterwards if it stood still before. Whatever does not come out the same is not merged.
 //! Frames of a flow stay in order: one that does not join ends what was gathered before it.
 //!
-//! Limits: nothing begins with a frame of fewer than [`SHORTEST`] bytes; plain frames only (one that stands for several segments already is left as it is), TCP
-//! only, and only what waits at the same moment.
+//! Limits: nothing begins with a frame of fewer than [`SHORTEST`] bytes; plain frames only (one that
+//! stands for several segments already is left as it is), TCP only, and only what waits at the same
+//! moment.
 
 use super::checksum::ipv4_header_is_valid;
 use super::field::{chunk, low_u16, low_u32, read_u16, write, write_u16};
@@ -169,7 +170,8 @@ impl Gro {
             let joined = open.join(head, frame, &segment);
             let full = segment.payload_len() == open.first.payload_len();
             if !joined || !full || segment.flags & LAST != 0 {
-                self.open.swap_remove(found).seal(head);
+                // There are few, and they stay in the order in which they were begun.
+                self.open.remove(found).seal(head);
             }
             if joined {
                 return true;

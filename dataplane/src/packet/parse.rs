@@ -148,7 +148,13 @@ pub fn ipv4_source(bytes: &[u8], headers: &Headers) -> Option<Ipv4Addr> {
     if headers.ethertype != ethertype::IPV4 {
         return None;
     }
-    let header = bytes.get(usize::from(headers.l3)..)?.first_chunk::<IPV4_LEN>()?;
+    ipv4_source_at(bytes, usize::from(headers.l3))
+}
+
+/// The source address of an IPv4 header that begins at `l3`, if there is room for one.
+#[inline(always)]
+pub(crate) fn ipv4_source_at(bytes: &[u8], l3: usize) -> Option<Ipv4Addr> {
+    let header = bytes.get(l3..)?.first_chunk::<IPV4_LEN>()?;
     let [.., s0, s1, s2, s3, _, _, _, _] = *header;
     Some(Ipv4Addr::new(s0, s1, s2, s3))
 }

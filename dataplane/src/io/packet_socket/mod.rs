@@ -1,7 +1,7 @@
 //! Packet sockets: a port on an interface that exists already, as an uplink does.
 //!
 //! Frames are received through a ring shared with the kernel (`TPACKET_V2`), each slot as large as
-//! the largest frame, with the virtio-net header before it; they are copied into buffers of the
+//! the largest plain frame, with the virtio-net header before it; they are copied into buffers of the
 //! pool. Or they are read one by one into these buffers, which a worker's io_uring does best
 //! ([`Receive`]). They are sent, many in a call, by a second socket, through the interface's queueing
 //! discipline as the host's own are: what the card cannot cut or sum, the kernel does.
@@ -31,11 +31,15 @@ use super::vnet_hdr::VnetHdr;
 use super::{Gone, Offloads, Port, PortHalves, PortRx, PortTx, TxReport};
 #[cfg(doc)]
 use crate::frame::MAX_BIG_PACKET_LEN;
-use crate::frame::{Frame, MAX_FRAME_LEN};
+use crate::frame::{Frame, MAX_FRAME_LEN, MAX_PLAIN_FRAME_LEN};
 use crate::pool::Pool;
 
-/// A whole number of pages that holds the largest frame, its virtio-net and its slot header.
+/// A whole number of pages that holds the largest plain frame, its virtio-net and its slot header.
 const SLOT_LEN: NonZeroUsize = NonZeroUsize::new(73_728).unwrap();
+/// What the two headers and the gaps before the frame take at most: the kernel aligns them to 16 bytes.
+const SLOT_HEADERS: usize = 256;
+const _: () = assert!(SLOT_LEN.get().is_multiple_of(4096));
+const _: () = assert!(SLOT_LEN.get() >= SLOT_HEADERS + MAX_PLAIN_FRAME_LEN);
 
 /// Slots of the ring unless said otherwise. What comes while the worker is elsewhere must find
 /// room: measured with four TCP streams on two busy cores, 32 slots lost frames for 17,000 to
