@@ -74,9 +74,6 @@ impl Watch {
                         seen.look(&Wire { bytes: frame.bytes().to_vec(), vnet: frame.vnet });
                         pool.put(frame);
                     }
-                    if last {
-                        break;
-                    }
                 }
                 if last {
                     return seen;
