@@ -186,8 +186,14 @@ impl Host {
         match crate::io_choice() {
             IoChoice::Auto => {}
             IoChoice::Uring => drop(command.args(["--io", "io_uring"])),
-            // The other placement too: neither is seen by the suites' default.
-            IoChoice::Epoll => drop(command.args(["--io", "epoll", "--placement", "spread"])),
+            IoChoice::Epoll => {
+                command.args(["--io", "epoll"]);
+                // The other placement too, where a test does not say which it is about: neither is seen
+                // by the suites' default.
+                if !self.flags.iter().any(|flag| flag == "--placement") {
+                    command.args(["--placement", "spread"]);
+                }
+            }
         }
         command
     }

@@ -115,17 +115,16 @@ fn alone(from: &Sandbox, to: &Sandbox) -> Duration {
     (0..3).map(|_| transfer(AMOUNT, &from.ns, to)).min().unwrap()
 }
 
-/// Asserts that it does not take more than twice as long now, not each time.
+/// How many times as long a transfer may take beside others. They take processor time too, and how much
+/// of it is left is the machine's affair; who is starved gets nearly nothing.
+const STARVED: u32 = 20;
+
+/// Asserts that a transfer goes on now, and is not starved. All of it has to arrive, and no pause is
+/// longer than [`PATIENCE`].
 fn assert_unharmed(what: &str, from: &Sandbox, to: &Sandbox, alone: Duration) {
-    let mut best = Duration::MAX;
-    for _ in 0..8 {
-        best = best.min(transfer(AMOUNT, &from.ns, to));
-        if best <= alone * 2 {
-            println!("{what}: {alone:?} alone, {best:?} beside it");
-            return;
-        }
-    }
-    panic!("{what}: {alone:?} alone, {best:?} beside it");
+    let best = (0..3).map(|_| transfer(AMOUNT, &from.ns, to)).min().unwrap();
+    println!("{what}: {alone:?} alone, {best:?} beside it");
+    assert!(best <= alone * STARVED, "{what}: {alone:?} alone, {best:?} beside it");
 }
 
 /// A connection whose receiver never reads, filled until nothing more goes in.
@@ -223,6 +222,8 @@ fn a_slow_uplink_drops_its_own_frames_only() {
 #[ignore = "needs root"]
 fn a_flood_leaves_others_their_share() {
     const ASKED: usize = 2000;
+    // Until then an answer is late, as the machine has much to do; after that it is lost.
+    const LATE: Duration = Duration::from_secs(2);
     let host = Host::start(Uplink::None);
     let [a, b, flooder, sink] = ["a", "b", "flooder", "sink"].map(|name| host.sandbox(name, ""));
     let _socket = sink.ns.enter(|| UdpSocket::bind((ANY, 9))).unwrap();
@@ -233,26 +234,29 @@ fn a_flood_leaves_others_their_share() {
     let floods: Vec<_> = (0..2).map(|_| Flood::start(&flooder.ns, (sink.ip, 9), None)).collect();
     thread::sleep(Duration::from_millis(200));
     let (before, began) = (floods.iter().map(Flood::sent).sum::<u64>(), Instant::now());
-    asking.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let (mut answered, mut buffer) = (0, [0; 100]);
+    asking.set_read_timeout(Some(LATE)).unwrap();
+    let (mut lost, mut buffer) = (0, [0; 100]);
     for number in 0..ASKED {
-        asking.send(format!("question {number}").as_bytes()).unwrap();
-        // Answers that come late are passed over.
-        while let Ok(length) = asking.recv(&mut buffer) {
-            if String::from_utf8_lossy(&buffer[..length]).ends_with(&format!("question {number}")) {
-                answered += 1;
+        let question = format!("question {number}");
+        asking.send(question.as_bytes()).unwrap();
+        loop {
+            let Ok(length) = asking.recv(&mut buffer) else {
+                lost += 1;
+                let flooded = floods.iter().map(Flood::sent).sum::<u64>() - before;
+                assert!(lost <= 10 + number / 10, "{lost} of {number} lost beside {flooded}");
+                break;
+            };
+            if String::from_utf8_lossy(&buffer[..length]).ends_with(&question) {
                 break;
             }
         }
     }
     let flooded = floods.iter().map(Flood::sent).sum::<u64>() - before;
-    println!("{answered} of {ASKED} answered in {:?} beside {flooded} datagrams", began.elapsed());
-    assert!(answered >= ASKED * 9 / 10, "{answered} of {ASKED} beside {flooded} datagrams");
+    println!("{lost} of {ASKED} lost in {:?} beside {flooded} datagrams", began.elapsed());
     println!("a transfer beside it: {:?}", transfer(AMOUNT, &a.ns, &b));
 }
 
-/// Numbered datagrams from one socket to another, beside transfers that make ports move between
-/// workers: how many came, and how many came after one that was sent later.
+/// Numbered datagrams from one socket to another: how many came, and how many came after one that was sent later.
 fn out_of_order(from: &Namespace, to: &Namespace, at: (Ipv4Addr, u16)) -> (u64, u64) {
     const COUNT: u64 = 60_000;
     let receiving = to.enter(|| UdpSocket::bind((ANY, at.1))).unwrap();
@@ -279,11 +283,21 @@ fn out_of_order(from: &Namespace, to: &Namespace, at: (Ipv4Addr, u16)) -> (u64, 
     receiver.join().unwrap()
 }
 
+/// Frames that the second worker has received. All ports begin at the first one.
+fn frames_of_the_second_worker(host: &Host) -> u64 {
+    rows(&host.json(["status"])["workers"])[1]["rx_frames"].as_u64().unwrap()
+}
+
+/// Which ports move meanwhile is up to the load; that of the datagrams need not be among them. Its order
+/// while it moves itself is shown by the simulation.
 #[test]
 #[ignore = "needs root"]
-fn datagrams_of_a_flow_stay_in_order() {
+fn datagrams_of_a_flow_stay_in_order_while_ports_move() {
+    // Until a port has moved and been there for a while, but no longer than this.
+    const ROUNDS: usize = 10;
+    const ENOUGH: u64 = 5000;
     let mut host = Host::prepare(Uplink::Dedicated);
-    host.flags(["--workers", "2"]);
+    host.flags(["--workers", "2", "--placement", "load"]);
     host.launch();
     host.ok(["uplink", "add", "up0", "--mode", "dedicated", "--address", "192.0.2.2/24"]
         .into_iter()
@@ -309,7 +323,13 @@ fn datagrams_of_a_flow_stay_in_order() {
             }
         });
         let paths = [("switched", &b.ns, (b.ip, 7000)), ("SNAT", &host.outside, (GATEWAY, 7000))];
-        let seen = paths.map(|(what, to, at)| (what, out_of_order(&a.ns, to, at)));
+        let mut seen = Vec::new();
+        for _ in 0..ROUNDS {
+            seen.extend(paths.map(|(what, to, at)| (what, out_of_order(&a.ns, to, at))));
+            if frames_of_the_second_worker(&host) > ENOUGH {
+                break;
+            }
+        }
         over.store(true, Ordering::Relaxed);
         for (what, (came, late)) in seen {
             println!("{what}: {came} came, {late} late");
@@ -317,4 +337,7 @@ fn datagrams_of_a_flow_stay_in_order() {
             assert_eq!(late, 0, "{what}: of {came}");
         }
     });
+    let moved = frames_of_the_second_worker(&host);
+    println!("{moved} frames received by the second worker");
+    assert!(moved > 0, "no port moved: {}", host.ok(["status"]));
 }

