@@ -95,6 +95,11 @@ fn check_machine(options: &Options) -> Result<(), VersusError> {
         let text = "needs root: it makes network namespaces; run it with sudo";
         return Err(VersusError::Program(text.to_owned()));
     }
+    // Before the minutes that it takes to have something to write.
+    for file in options.json.iter().chain(&options.svg) {
+        let opened = OpenOptions::new().append(true).create(true).open(file);
+        opened.map_err(io(format!("write {}", file.display())))?;
+    }
     let tun = "/dev/net/tun";
     let opened = OpenOptions::new().read(true).write(true).open(tun);
     opened.map_err(io(format!("needs {tun}; load the module (modprobe tun)")))?;
