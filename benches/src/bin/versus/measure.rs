@@ -28,8 +28,9 @@ const STALL: Duration = Duration::from_secs(5);
 /// A kind of traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Measure {
-    /// New TCP connections a second through SNAT, opened and closed.
-    Connections,
+    /// New TCP connections a second through SNAT, opened and closed by so many clients at once: a
+    /// few wait for their own round trips, many for a processor.
+    Connections(usize),
     /// What a daemon keeps for tracked connections.
     Memory,
     /// One byte there and back over TCP.
@@ -87,7 +88,7 @@ pub(crate) struct Run<'a> {
 
 impl Measure {
     /// All, in the order of the table.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Streams(Way::Switched, 1),
         Self::Streams(Way::Switched, 4),
         Self::Streams(Way::Switched, 16),
@@ -101,14 +102,16 @@ impl Measure {
         Self::Udp(Way::Up),
         Self::RoundTrip(Way::Switched),
         Self::RoundTrip(Way::Up),
-        Self::Connections,
+        Self::Connections(4),
+        Self::Connections(32),
         Self::Memory,
     ];
 
     /// As options and JSON have it.
     pub(crate) fn name(&self) -> String {
         match self {
-            Self::Connections => "conn".to_owned(),
+            Self::Connections(4) => "conn".to_owned(),
+            Self::Connections(clients) => format!("conn{clients}"),
             Self::Memory => "memory".to_owned(),
             Self::RoundTrip(Way::Switched) => "rtt".to_owned(),
             Self::RoundTrip(way) => format!("rtt-{}", way.name()),
@@ -121,7 +124,7 @@ impl Measure {
     /// For people.
     pub(crate) fn title(&self) -> String {
         match self {
-            Self::Connections => "new connections through SNAT".to_owned(),
+            Self::Connections(clients) => format!("new connections, {clients} clients, SNAT"),
             Self::Memory => "memory".to_owned(),
             Self::RoundTrip(way) => format!("round trip, {}", way.title()),
             Self::Streams(way, 1) => format!("TCP, 1 stream, {}", way.title()),
@@ -146,7 +149,7 @@ impl Measure {
     /// Measures once.
     pub(crate) fn run(self, on: &Contender, run: Run<'_>) -> Result<Vec<Sample>, VersusError> {
         match self {
-            Self::Connections => connections::measure(on, run.duration),
+            Self::Connections(clients) => connections::measure(on, clients, run.duration),
             Self::Memory => flows::measure(on, run.connections),
             Self::RoundTrip(way) => round_trip::measure(&way.path(on), run.duration),
             Self::Streams(way, streams) => stream::measure(on, &way.path(on), streams, run),
@@ -226,7 +229,8 @@ mod tests {
         let names: Vec<String> = Measure::ALL.iter().map(Measure::name).collect();
         assert_eq!(
             names.join(" "),
-            "tcp1 tcp4 tcp16 up1 up4 up16 down1 down4 down16 udp udp-up rtt rtt-up conn memory"
+            "tcp1 tcp4 tcp16 up1 up4 up16 down1 down4 down16 udp udp-up rtt rtt-up conn conn32 \
+             memory"
         );
         assert!(Measure::parse("tcp").is_err());
     }

@@ -189,7 +189,7 @@ pub(crate) mod tests {
         for (column, round, value) in
             [(0, 0, 1.0), (1, 0, 2.0), (0, 1, 9.0), (1, 2, 3.0), (0, 2, 6.0)]
         {
-            results.add(Measure::Connections, None, column, round, &[sample(value)]);
+            results.add(Measure::Connections(4), None, column, round, &[sample(value)]);
         }
         let row = results.rows().first().unwrap();
         assert_eq!(results.cell(row, 0).unwrap().ratio, Some(1.25));
@@ -198,7 +198,7 @@ pub(crate) mod tests {
     #[test]
     fn without_the_base_there_are_no_ratios() {
         let mut results = Results::new(vec!["tap"], "bridge");
-        results.add(Measure::Connections, None, 0, 0, &[sample(5.0)]);
+        results.add(Measure::Connections(4), None, 0, 0, &[sample(5.0)]);
         let row = results.rows().first().unwrap();
         assert_eq!(results.cell(row, 0).unwrap().ratio, None);
     }
@@ -207,9 +207,9 @@ pub(crate) mod tests {
     fn figures_that_cannot_be_are_found() {
         let mut results = results();
         assert_eq!(results.impossible(), Vec::<String>::new());
-        results.add(Measure::Connections, None, 0, 0, &[sample(0.0)]);
-        results.add(Measure::Connections, None, 1, 0, &[sample(f64::NAN)]);
-        results.add(Measure::Connections, None, 2, 0, &[sample(-1.0)]);
+        results.add(Measure::Connections(4), None, 0, 0, &[sample(0.0)]);
+        results.add(Measure::Connections(4), None, 1, 0, &[sample(f64::NAN)]);
+        results.add(Measure::Connections(4), None, 2, 0, &[sample(-1.0)]);
         assert_eq!(results.impossible().len(), 3);
     }
 }

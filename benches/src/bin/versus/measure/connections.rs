@@ -13,17 +13,19 @@ use super::{Better, STALL, Sample, WARM_UP, Way, float};
 use crate::contender::Contender;
 use crate::error::{VersusError, io as failed};
 
-/// Clients, each with a server of its own: enough that nobody waits for a single one's round trips,
-/// and that no range of ports runs out.
-const CLIENTS: usize = 4;
 /// How long a server waits before it looks whether the end has come: 50 ms.
 const PATIENCE: TimeVal = TimeVal::new(0, 50_000);
 
-pub(super) fn measure(on: &Contender, duration: Duration) -> Result<Vec<Sample>, VersusError> {
+/// Each client has a server of its own, so that no range of ports runs out.
+pub(super) fn measure(
+    on: &Contender,
+    clients: usize,
+    duration: Duration,
+) -> Result<Vec<Sample>, VersusError> {
     let what = "new connections";
     let path = Way::Up.path(on);
     let mut listeners = Vec::new();
-    for _ in 0..CLIENTS {
+    for _ in 0..clients {
         let bind = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, path.port));
         let listener = path.server.run(bind)?.map_err(failed(what))?;
         let patience = setsockopt(&listener, sockopt::ReceiveTimeout, &PATIENCE);
