@@ -7,11 +7,13 @@
 )]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tests::host::namespace::{Namespace, Process};
 use tests::host::{GATEWAY, Host, Sandbox, Uplink, WIRE, eventually, rows};
@@ -160,4 +162,37 @@ fn large_segments_go_through_whole() {
         // Far below what any machine does, far above what retransmissions leave.
         assert!(speed > 0.2, "{what}: {speed} Gbit/s");
     }
+}
+
+/// What one TCP stream of a sender without segmentation offload has under way.
+const BURST: u64 = 1900;
+
+#[test]
+#[ignore = "needs root"]
+fn a_tap_keeps_what_a_sender_without_offloads_has_under_way() {
+    let host = Host::start(Uplink::None);
+    host.network("taps", "-o link=tap");
+    let a = host.sandbox("a", "--network taps");
+    let b = host.sandbox("b", "--network taps");
+    // Not later: with the daemon held, nobody would answer ARP.
+    a.ns.ok(&format!("ping -c 1 -W 5 {}", b.ip));
+    let lost = || {
+        let shown: Value = serde_json::from_str(&a.ns.ip("-s -j link show eth0")).unwrap();
+        shown[0]["stats64"]["tx"]["dropped"].as_u64().unwrap()
+    };
+    let (lost_before, (received_before, _)) = (lost(), received_from(&host, &a));
+    let daemon = Pid::from_raw(i32::try_from(host.pid()).unwrap());
+    kill(daemon, Signal::SIGSTOP).unwrap();
+    a.ns.enter(|| {
+        let socket = UdpSocket::bind((ANY, 0)).unwrap();
+        for _ in 0..BURST {
+            // An error tells of an earlier datagram that nobody listens for.
+            let _ = socket.send_to(&[0; 1400], (b.ip, 9));
+        }
+    });
+    kill(daemon, Signal::SIGCONT).unwrap();
+    eventually(Duration::from_secs(5), "all frames were read", || {
+        received_from(&host, &a).0 >= received_before + BURST
+    });
+    assert_eq!(lost() - lost_before, 0, "frames lost by the device");
 }

@@ -89,6 +89,7 @@ pub struct LinkChange {
     controller: Option<u32>,
     alias: Option<String>,
     big_tcp: Option<u32>,
+    queue: Option<u32>,
     no_arp: bool,
 }
 
@@ -162,6 +163,13 @@ impl LinkChange {
         self
     }
 
+    /// Set how many frames wait for the device. Costs little only while the link is down.
+    #[must_use]
+    pub fn queue(mut self, frames: u32) -> Self {
+        self.queue = Some(frames);
+        self
+    }
+
     fn apply(&self, message: &mut LinkMessage) {
         match self.up {
             Some(true) => {
@@ -181,6 +189,7 @@ impl LinkChange {
         attributes.extend(self.mtu.map(LinkAttribute::Mtu));
         attributes.extend(self.controller.map(LinkAttribute::Controller));
         attributes.extend(self.alias.clone().map(LinkAttribute::IfAlias));
+        attributes.extend(self.queue.map(LinkAttribute::TxQueueLen));
         // That of IPv6 first: it sets the other too, as far as that is not beyond 64 KiB.
         attributes.extend(self.big_tcp.map(LinkAttribute::GsoMaxSize));
         attributes.extend(self.big_tcp.map(LinkAttribute::GroMaxSize));
