@@ -112,6 +112,8 @@ pub struct PortStats {
     pub rx_frames: u64,
     /// Bytes of them.
     pub rx_bytes: u64,
+    /// Frames that the device lost before they were received: part of no other sum.
+    pub rx_missed: u64,
     /// Frames the device took.
     pub tx_frames: u64,
     /// Bytes of them.
@@ -319,10 +321,15 @@ impl Engine {
     /// When no number is free or the device cannot be split.
     pub fn attach(&self, device: Box<dyn Port>) -> Result<PortId, EngineError> {
         let offloads = device.offloads();
+        let missed = device.missed();
         let halves = device
             .split(self.crew.workers().len())
             .map_err(|error| EngineError::Io("cannot share the device", error))?;
-        self.crew.attach(halves, offloads, &self.plane)
+        let port = self.crew.attach(halves, offloads, &self.plane)?;
+        if let Some(missed) = missed {
+            self.plane.ask_for_missed(port, missed);
+        }
+        Ok(port)
     }
 
     /// Closes the device; returns when no worker uses it any more. Its FDB entries are gone then.

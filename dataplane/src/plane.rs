@@ -15,7 +15,7 @@ use crate::engine::{
     NeighborEntry, PortStats, WorkerStats,
 };
 use crate::hash::HashKey;
-use crate::io::Offloads;
+use crate::io::{Missed, Offloads};
 use crate::l2::fdb::{Learned, StaticRefused};
 use crate::orphans::has_place;
 use crate::packet::types::{Mac, NetworkId, PortId};
@@ -32,9 +32,16 @@ pub struct Plane {
     config: Publisher<Snapshot>,
     captures: Arc<Publisher<Sinks>>,
     counters: Vec<Arc<WorkerCounters>>,
-    ports: Mutex<BTreeMap<PortId, PortCounters>>,
+    ports: Mutex<BTreeMap<PortId, Registered>>,
     buffers: usize,
     gro: bool,
+}
+
+/// What is counted of a port.
+#[derive(Debug)]
+struct Registered {
+    counters: PortCounters,
+    missed: Option<Arc<dyn Missed>>,
 }
 
 impl Plane {
@@ -86,8 +93,16 @@ impl Plane {
     }
 
     pub(crate) fn register(&self, port: PortId) -> PortCounters {
-        let fresh = PortCounters::new(self.counters.len());
-        self.ports.lock().entry(port).or_insert(fresh).clone()
+        let counters = PortCounters::new(self.counters.len());
+        let fresh = Registered { counters, missed: None };
+        self.ports.lock().entry(port).or_insert(fresh).counters.clone()
+    }
+
+    /// [`Plane::port_stats`] asks the device of a registered port what it lost.
+    pub(crate) fn ask_for_missed(&self, port: PortId, missed: Arc<dyn Missed>) {
+        if let Some(registered) = self.ports.lock().get_mut(&port) {
+            registered.missed = Some(missed);
+        }
     }
 
     pub(crate) fn unregister(&self, port: PortId) {
@@ -173,7 +188,12 @@ impl Plane {
     /// Totals of one port.
     #[must_use]
     pub fn port_stats(&self, port: PortId) -> Option<PortStats> {
-        self.ports.lock().get(&port).map(PortCounters::view)
+        let (stats, missed) = {
+            let ports = self.ports.lock();
+            let registered = ports.get(&port)?;
+            (registered.counters.view(), registered.missed.clone())
+        };
+        Some(PortStats { rx_missed: missed.map_or(0, |missed| missed.frames()), ..stats })
     }
 
     /// All FDB entries: learned, static and local.

@@ -125,6 +125,8 @@ impl PortCounters {
         PortStats {
             rx_frames: sum(|cell| &cell.rx_frames),
             rx_bytes: sum(|cell| &cell.rx_bytes),
+            // No worker knows.
+            rx_missed: 0,
             tx_frames: sum(|cell| &cell.tx_frames),
             tx_bytes: sum(|cell| &cell.tx_bytes),
             rx_drops: sums(|cell| &cell.rx_drops),

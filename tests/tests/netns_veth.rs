@@ -13,7 +13,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tests::host::inventory::Inventory;
 use tests::host::namespace::Namespace;
@@ -323,4 +324,44 @@ fn has_far_end_in(host: &Host, end: &str, sandbox: &Sandbox) -> bool {
     let near: Value =
         serde_json::from_str(&host.ns.ip(&format!("-j link show dev {end}"))).unwrap();
     far[0]["link_index"] == near[0]["ifindex"]
+}
+
+#[test]
+#[ignore = "needs root"]
+fn frames_lost_before_the_daemon_reads_them_are_counted_apart() {
+    const SENT: u64 = 12_000;
+    let (host, a, b) = veth_host(Uplink::None);
+    // Not later: with the daemon held, nobody would answer ARP.
+    assert_ping(&a.ns, b.ip, 64);
+    let read = || {
+        let stats = one(&host.json(["stats", "--sandbox", &a.name]));
+        ["rx_frames", "rx_missed"].map(|field| stats[field].as_u64().unwrap())
+    };
+    let before = read();
+    assert_eq!(before[1], 0, "missed without load");
+    let daemon = Pid::from_raw(i32::try_from(host.pid()).unwrap());
+    kill(daemon, Signal::SIGSTOP).unwrap();
+    a.ns.enter(|| {
+        let socket = UdpSocket::bind((ANY, 0)).unwrap();
+        for _ in 0..SENT {
+            // An error tells of an earlier datagram that nobody listens for.
+            let _ = socket.send_to(&[0; 1400], (b.ip, 9));
+        }
+    });
+    kill(daemon, Signal::SIGCONT).unwrap();
+    eventually(Duration::from_secs(5), "each frame is received or missed", || {
+        read().iter().sum::<u64>() >= before[0] + SENT
+    });
+    assert!(read()[1] > 0, "the buffer was never full");
+    let status = host.json(["status"]);
+    for worker in rows(&status["workers"]) {
+        let sum = |fields: &[&str]| -> u64 {
+            fields.iter().map(|field| worker[*field].as_u64().unwrap()).sum()
+        };
+        assert_eq!(
+            sum(&["rx_frames", "replicated", "generated"]),
+            sum(&["tx_frames", "merged", "consumed", "queued", "drops"]),
+            "{worker}"
+        );
+    }
 }

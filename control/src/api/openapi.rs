@@ -442,6 +442,7 @@ mod tests {
                     "tx_frames",
                     "tx_bytes",
                     "rx_drops",
+                    "rx_missed",
                     "tx_drops",
                 ],
             ),

@@ -287,6 +287,7 @@ const STATS_COLUMNS: &[Column<PortStats>] = &[
     ("TX BYTES", |port| port.tx_bytes.to_string()),
     ("RX DROPS", |port| port.rx_drops.to_string()),
     ("TX DROPS", |port| port.tx_drops.to_string()),
+    ("RX MISSED", |port| port.rx_missed.to_string()),
 ];
 
 impl Stats {

@@ -21,6 +21,7 @@ pub mod vnet_hdr;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -116,11 +117,22 @@ impl TxReport {
 pub trait Port: Send + fmt::Debug {
     /// What the sending halves take.
     fn offloads(&self) -> Offloads;
+    /// Tells how many frames were lost before the receiving half could have them. `None`: the device
+    /// loses none, or only its other end knows.
+    fn missed(&self) -> Option<Arc<dyn Missed>> {
+        None
+    }
     /// Splits into one receiving half and `workers` sending halves.
     ///
     /// # Errors
     /// When descriptors cannot be duplicated.
     fn split(self: Box<Self>, workers: usize) -> std::io::Result<PortHalves>;
+}
+
+/// Counts frames that a device lost before the engine had them. No worker has any part in it.
+pub trait Missed: Send + Sync + fmt::Debug {
+    /// How many, since the device was opened. Asks the kernel: not for every frame.
+    fn frames(&self) -> u64;
 }
 
 /// The two kinds of halves of a device.

@@ -60,6 +60,10 @@ pub struct PortStats {
     pub rx_drops: u64,
     /// Frames for the port that it did not take.
     pub tx_drops: u64,
+    /// Frames that the port's device lost before they were received, because they came faster than
+    /// they were read. In no other sum.
+    #[serde(default)]
+    pub rx_missed: u64,
 }
 
 /// Totals of one worker: `rx + replicated + generated = tx + merged + consumed + queued + drops`.

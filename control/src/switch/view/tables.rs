@@ -455,6 +455,7 @@ impl Switch {
                     network: owner.network.clone(),
                     rx_frames: stats.rx_frames,
                     rx_bytes: stats.rx_bytes,
+                    rx_missed: stats.rx_missed,
                     tx_frames: stats.tx_frames,
                     tx_bytes: stats.tx_bytes,
                     rx_drops: stats.rx_drops.iter().sum(),

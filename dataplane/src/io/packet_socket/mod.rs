@@ -28,7 +28,7 @@ use super::stream::StreamRx;
 use super::sys::packet::{self as sys, Received, RxRing, SEND_BATCH};
 use super::tap::with_vnet_hdr;
 use super::vnet_hdr::VnetHdr;
-use super::{Gone, Offloads, Port, PortHalves, PortRx, PortTx, TxReport};
+use super::{Gone, Missed, Offloads, Port, PortHalves, PortRx, PortTx, TxReport};
 #[cfg(doc)]
 use crate::frame::MAX_BIG_PACKET_LEN;
 use crate::frame::{Frame, MAX_FRAME_LEN, MAX_PLAIN_FRAME_LEN};
@@ -130,7 +130,7 @@ pub struct PacketSocket {
 
 #[derive(Debug, Default)]
 struct Counts {
-    ring_full: AtomicU64,
+    full: AtomicU64,
     oversized: AtomicU64,
 }
 
@@ -144,8 +144,8 @@ pub struct PacketCounters {
 /// What [`PacketCounters::read`] found, counted since the socket was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PacketDrops {
-    /// The ring was full.
-    pub ring_full: u64,
+    /// The ring or the receive buffer was full.
+    pub full: u64,
     /// The frame was longer than a buffer.
     pub oversized: u64,
 }
@@ -157,12 +157,19 @@ impl PacketCounters {
         if let Some(rx) = self.rx.upgrade()
             && let Ok(drops) = sys::take_drops(rx.as_fd())
         {
-            self.counts.ring_full.fetch_add(drops.into(), Ordering::Relaxed);
+            self.counts.full.fetch_add(drops.into(), Ordering::Relaxed);
         }
         PacketDrops {
-            ring_full: self.counts.ring_full.load(Ordering::Relaxed),
+            full: self.counts.full.load(Ordering::Relaxed),
             oversized: self.counts.oversized.load(Ordering::Relaxed),
         }
+    }
+}
+
+impl Missed for PacketCounters {
+    fn frames(&self) -> u64 {
+        let PacketDrops { full, oversized } = self.read();
+        full.saturating_add(oversized)
     }
 }
 
@@ -289,6 +296,10 @@ fn at_least(release: &str, wanted: (u32, u32)) -> bool {
 impl Port for PacketSocket {
     fn offloads(&self) -> Offloads {
         self.offloads
+    }
+
+    fn missed(&self) -> Option<Arc<dyn Missed>> {
+        Some(Arc::new(self.counters()))
     }
 
     fn split(self: Box<Self>, workers: usize) -> io::Result<PortHalves> {

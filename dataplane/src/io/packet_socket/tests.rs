@@ -297,13 +297,36 @@ fn a_full_ring_is_counted() {
     let mut pool = Pool::new(2);
     let frame = receive(&mut *rx, &mut pool, |_| true);
     pool.put(frame);
-    assert!(counters.read().ring_full >= 9, "{:?}", counters.read());
+    assert!(counters.read().full >= 9, "{:?}", counters.read());
     let before = counters.read();
     assert_eq!(counters.read(), before);
     sender.send_to(b"later", "192.0.2.2:6000").unwrap();
     receive(&mut *rx, &mut pool, is_udp);
     drop(rx);
     assert_eq!(counters.read(), before);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_full_receive_buffer_is_counted() {
+    const SENT: usize = 12_000;
+    let cable = Cable::new();
+    let socket = cable.open(&PacketOptions { receive: Receive::Stream, ..Default::default() });
+    let missed = socket.missed().unwrap();
+    let (mut rx, _tx) = halves(socket);
+    let sender = cable.far.run(|| UdpSocket::bind("192.0.2.1:5000").unwrap());
+    assert_eq!(missed.frames(), 0);
+    for _ in 0..SENT {
+        sender.send_to(&[0; 1400], "192.0.2.2:6000").unwrap();
+    }
+    let lost = usize::try_from(missed.frames()).unwrap();
+    assert!(lost > 0, "a buffer for {SENT} frames");
+    let (mut pool, mut batch, mut came) = (Pool::new(64), Vec::new(), 0);
+    while rx.rx(64, &mut pool, &mut batch).unwrap() > 0 {
+        came += batch.iter().filter(|frame| is_udp(frame)).count();
+        batch.drain(..).for_each(|frame| pool.put(frame));
+    }
+    assert_eq!(came + lost, SENT);
 }
 
 #[test]
