@@ -3,6 +3,9 @@
 //!
 //! A device is made persistent, configured and handed over open, or it is not there. All its
 //! settings live in the kernel: after a restart it is attached to again without touching them.
+//!
+//! The alias of a TAP is given last: one without it may have been left half made by a daemon that was
+//! killed, and is given what it lacks.
 
 mod veth;
 
@@ -24,6 +27,9 @@ const ARP_ANNOUNCE_BEST: &str = "2";
 /// way. Not more than this: for a container that floods with frames of 64 KiB it is 128 MiB of the
 /// host's memory already. Figures: docs/performance.md.
 const TAP_QUEUE: u32 = 2000;
+
+/// The alias of a TAP where nothing is left to do.
+const FINISHED: &str = "vswitchd";
 
 /// A namespace that devices are made in.
 #[derive(Debug)]
@@ -58,7 +64,7 @@ impl Place {
     }
 
     /// Makes a persistent device, up and with its addresses. IPv6 is off on it: nothing here would
-    /// answer.
+    /// answer. It is not finished before [`Self::mark`].
     ///
     /// # Errors
     /// A conflict when the name is taken; else when the kernel refuses. Nothing is left then.
@@ -82,16 +88,33 @@ impl Place {
     }
 
     /// Attaches to a persistent device, or makes it if it is not there. The second value says
-    /// which.
+    /// which, and whether it is to be marked.
     ///
     /// # Errors
     /// When somebody else uses the device, or the kernel refuses.
     pub async fn adopt(&self, spec: &DeviceSpec) -> Result<(Tap, Found)> {
-        if self.has(&spec.ifname).await? {
-            Ok((self.open_tap(&spec.ifname)?, Found::Existing))
-        } else {
-            Ok((self.make(spec).await?, Found::Made))
+        let Some(link) = self.find(&spec.ifname).await? else {
+            return Ok((self.make(spec).await?, Found::Made));
+        };
+        let tap = self.open_tap(&spec.ifname)?;
+        if link.alias.as_deref() == Some(FINISHED) {
+            return Ok((tap, Found::Existing));
         }
+        // Addresses come last. One that has them was made by a version that marked none, and what
+        // was set on it since stays.
+        if !link.up || !self.has_addresses(&link, &spec.addresses).await? {
+            tracing::info!("interface {:?}: was left half made, finishing it", spec.ifname);
+            self.configure_tap(spec).await?;
+        }
+        Ok((tap, Found::Unfinished))
+    }
+
+    /// Marks a device of [`Self::make`] or [`Self::adopt`] as one where nothing is left to do.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn mark(&self, ifname: &str) -> Result<()> {
+        self.set_alias(ifname, FINISHED).await
     }
 
     /// Deletes a device, if it is there. It must not be attached any more.
@@ -99,11 +122,7 @@ impl Place {
     /// # Errors
     /// When the kernel refuses.
     pub async fn remove(&self, ifname: &str) -> Result<()> {
-        let link = match self.netlink.link_by_name(ifname).await {
-            Ok(link) => link,
-            Err(error) if error.is_not_found() => return Ok(()),
-            Err(error) => return Err(error).failed(format!("interface {ifname:?}")),
-        };
+        let Some(link) = self.find(ifname).await? else { return Ok(()) };
         match self.netlink.delete_link(link.index).await {
             Ok(()) => Ok(()),
             Err(error) if error.is_not_found() => Ok(()),
@@ -177,11 +196,30 @@ impl Place {
     /// # Errors
     /// When the kernel does not answer.
     pub async fn has(&self, ifname: &str) -> Result<bool> {
+        Ok(self.find(ifname).await?.is_some())
+    }
+
+    /// The interface of that name, if it is there.
+    async fn find(&self, ifname: &str) -> Result<Option<Link>> {
         match self.netlink.link_by_name(ifname).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_not_found() => Ok(false),
+            Ok(link) => Ok(Some(link)),
+            Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error).failed(format!("interface {ifname:?}")),
         }
+    }
+
+    async fn has_addresses(&self, link: &Link, addresses: &[Ipv4Net]) -> Result<bool> {
+        let context = || format!("interface {:?}", link.name);
+        let there = self.netlink.addresses(Some(link.index)).await.failed(context())?;
+        let has = |address: &Ipv4Net| there.iter().any(|found| found.net == IpNet::V4(*address));
+        Ok(addresses.iter().all(has))
+    }
+
+    async fn set_alias(&self, ifname: &str, alias: &str) -> Result<()> {
+        let context = || format!("interface {ifname:?}");
+        let link = self.netlink.link_by_name(ifname).await.failed(context())?;
+        let change = LinkChange::new().alias(alias);
+        self.netlink.change_link(link.index, &change).await.failed(context())
     }
 
     /// Every interface.
@@ -236,4 +274,6 @@ pub enum Found {
     Existing,
     /// It was not, and is fresh.
     Made,
+    /// It was, perhaps without all its settings, and has them now.
+    Unfinished,
 }

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tests::host::namespace::Namespace;
 use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
-use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, rows};
+use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, one, ran, rows};
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
@@ -155,6 +156,68 @@ fn a_kill_while_sandboxes_come_leaves_nothing_half_made() {
         }
         // The name is free, whatever became of it.
         host.ok(["sandbox", "create", name, "--network", "app"]);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn taps_that_were_left_half_made_are_finished() {
+    let mut host = Host::start(Uplink::Dedicated);
+    host.network("app", "--subnet 10.91.1.0/24 -o mtu=1400 -o link=tap");
+    let a = host.sandbox("a", "--network app");
+    let b = host.sandbox("b", "--network app");
+    let shown = one(&host.json(["network", "inspect", "app"]));
+    let leg = format!("vsw-{}", &shown["id"].as_str().unwrap()[..8]);
+    let settings = |ns: &Namespace, ifname: &str| {
+        let get = |args: &str| -> Value { serde_json::from_str(&ns.ip(args)).unwrap() };
+        let link = get(&format!("-j link show dev {ifname}"))[0].clone();
+        let address = get(&format!("-j address show dev {ifname}"))[0]["addr_info"][0].clone();
+        let sysctl = |key: &str| ns.ok(&format!("sysctl -n net.{key}"));
+        [
+            link["address"].to_string(),
+            link["mtu"].to_string(),
+            link["txqlen"].to_string(),
+            link["flags"].to_string(),
+            address["local"].to_string() + "/" + &address["prefixlen"].to_string(),
+            sysctl(&format!("ipv6.conf.{ifname}.disable_ipv6")),
+            sysctl(&format!("ipv4.conf.{ifname}.arp_announce")),
+            ns.ip(&format!("route show dev {ifname}")),
+        ]
+    };
+    let all = |host: &Host| [settings(&a.ns, "eth0"), settings(&host.ns, &leg)];
+    let before = all(&host);
+    // As a daemon leaves them that is killed on the way: at once, and before the address.
+    for steps in [&[][..], &["address MAC", "mtu 1400", "up"]] {
+        host.stop(Signal::SIGKILL);
+        for (ns, ifname, was) in [(&a.ns, "eth0", &before[0]), (&host.ns, leg.as_str(), &before[1])]
+        {
+            ns.ip(&format!("link delete {ifname}"));
+            ns.ip(&format!("tuntap add dev {ifname} mode tap vnet_hdr"));
+            for step in steps {
+                let step = step.replace("MAC", was[0].trim_matches('"'));
+                ns.ip(&format!("link set dev {ifname} {step}"));
+            }
+        }
+        host.launch();
+        assert_eq!(all(&host), before, "{steps:?}");
+        assert_ping(&a.ns, b.ip, 64);
+        assert_ping(&a.ns, GATEWAY, 63);
+        assert_ping(&host.ns, a.ip, 64);
+    }
+    // What is finished keeps what was set on it since; so does what an earlier version made, which
+    // marked nothing.
+    for alias in [None, Some("")] {
+        a.ns.ip("link set eth0 mtu 1300");
+        host.stop(Signal::SIGTERM);
+        for (ns, ifname) in [(&a.ns, "eth0"), (&host.ns, leg.as_str())] {
+            if let Some(alias) = alias {
+                let mut ip = ns.command("ip");
+                let _ = ran(ip.args(["link", "set", ifname, "alias", alias])).succeeded();
+            }
+        }
+        host.launch();
+        assert!(a.ns.ip("link show eth0").contains("mtu 1300"), "{alias:?}");
+        assert_ping(&a.ns, b.ip, 64);
     }
 }
 

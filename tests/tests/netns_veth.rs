@@ -178,6 +178,60 @@ fn the_hosts_stack_has_no_part_in_the_other_end() {
     assert_ping(&a.ns, b.ip, 64);
 }
 
+/// What `status` warns of.
+fn warnings(host: &Host) -> Vec<String> {
+    let status = one(&host.json(["status"]));
+    let texts = rows(&status["warnings"]);
+    texts.iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_end_that_was_moved_elsewhere_is_made_anew() {
+    let (mut host, a, b) = veth_host(Uplink::Shared);
+    let inside = || {
+        let shown: Value = serde_json::from_str(&a.ns.ip("-j -4 address show dev eth0")).unwrap();
+        let of = |key: &str| shown[0]["addr_info"][0][key].clone();
+        let link: Value = serde_json::from_str(&a.ns.ip("-j link show dev eth0")).unwrap();
+        let link = &link[0];
+        let settings = [of("local"), of("prefixlen"), link["address"].clone(), link["mtu"].clone()];
+        (settings, a.ns.ip("route show"))
+    };
+    let before = inside();
+    let mut ends = host_ends(&host);
+    ends.sort();
+    let end = ends.iter().find(|end| has_far_end_in(&host, end, &a)).unwrap().clone();
+    // The last time it was made unrecognisable inside, but for its alias.
+    for (running, disguised) in [(true, false), (false, false), (false, true)] {
+        if !running {
+            host.stop(Signal::SIGTERM);
+        }
+        if disguised {
+            a.ns.ip("link set eth0 down");
+            a.ns.ip("link set eth0 address 02:00:00:00:00:99 name other0");
+        }
+        host.ns.ip(&format!("link set {end} netns {}", host.outside.name()));
+        if !running {
+            host.launch();
+        }
+        eventually(MENDED, "the pair is whole again", || {
+            let mut now = host_ends(&host);
+            now.sort();
+            now == ends && a.ns.run("ip link show eth0").code == 0
+        });
+        eventually(MENDED, "the sandbox is reached", || {
+            a.ns.run(&format!("ping -c 1 -W 1 {}", b.ip)).code == 0
+        });
+        assert_eq!(inside(), before);
+        assert_ping(&a.ns, GATEWAY, 63);
+        assert!(!host.outside.ip("link show").contains("vswe-"), "the old one is gone");
+        assert!(!a.ns.ip("link show").contains("other0"), "both of it");
+        assert_eq!(warnings(&host), Vec::<String>::new());
+        // A device that was just made anew stays away for a while when it goes again.
+        thread::sleep(Duration::from_secs(5));
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn the_other_end_is_kept_and_goes_with_the_endpoint() {

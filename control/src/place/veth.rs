@@ -8,7 +8,8 @@
 //! Both ends go together, so deleting either, or the namespace that either is in, deletes the pair.
 //!
 //! The alias of the host's end is its name, and is given last: what has none was left half made by
-//! a daemon that was killed, and is made anew.
+//! a daemon that was killed, and is made anew. The end in the sandbox has that alias too, from the
+//! beginning: by it the pair is found again when somebody moved the host's end elsewhere.
 
 use std::os::fd::AsFd;
 
@@ -32,6 +33,7 @@ impl Place {
         host: &Self,
         host_end: &str,
     ) -> Result<PacketSocket> {
+        self.remove_stray(spec, host_end).await?;
         if self.has(&spec.ifname).await? {
             return Err(Error::conflict(format!(
                 "interface {:?} exists already; remove or rename it",
@@ -64,12 +66,7 @@ impl Place {
         host_end: &str,
     ) -> Result<(PacketSocket, Found)> {
         host.restore_end(host_end).await?;
-        let link = match host.netlink.link_by_name(host_end).await {
-            Ok(link) => Some(link),
-            Err(error) if error.is_not_found() => None,
-            Err(error) => return Err(error).failed(format!("interface {host_end:?}")),
-        };
-        if let Some(link) = link {
+        if let Some(link) = host.find(host_end).await? {
             if link.alias.as_deref() == Some(host_end) {
                 return Ok((host.open_veth(host_end).await?, Found::Existing));
             }
@@ -84,10 +81,7 @@ impl Place {
     /// # Errors
     /// When the kernel refuses.
     pub async fn mark_end(&self, host_end: &str) -> Result<()> {
-        let context = || format!("interface {host_end:?}");
-        let link = self.netlink.link_by_name(host_end).await.failed(context())?;
-        let mark = LinkChange::new().alias(host_end);
-        self.netlink.change_link(link.index, &mark).await.failed(context())
+        self.set_alias(host_end, host_end).await
     }
 
     /// Gives our end of a pair its name back, if somebody renamed it.
@@ -118,9 +112,25 @@ impl Place {
         let inner = self.netlink.link_by_name(&spec.ifname).await;
         let inner = inner.failed(format!("interface {:?}", spec.ifname))?;
         self.allow_big_tcp(&inner).await;
+        self.set_alias(&spec.ifname, host_end).await?;
         let socket = host.open_veth(host_end).await?;
         self.configure(spec).await?;
         Ok(socket)
+    }
+
+    /// Deletes the end here of a pair that has no end in the host's namespace, and so the other
+    /// too, wherever somebody moved it.
+    async fn remove_stray(&self, spec: &DeviceSpec, host_end: &str) -> Result<()> {
+        let links = self.links().await?;
+        let Some(link) = links.iter().find(|link| is_inner_end(link, spec, host_end)) else {
+            return Ok(());
+        };
+        tracing::warn!(
+            "interface {:?}: its other end {host_end:?} is in the host's namespace no more; making \
+             both anew",
+            link.name
+        );
+        self.remove(&link.name).await
     }
 
     /// Opens our end of a pair, and sees to it that only we have its frames.
@@ -157,6 +167,16 @@ impl Place {
             }
         }
     }
+}
+
+/// Whether the link is the end in a sandbox of the pair whose other end was made by this name. One
+/// whose alias was taken off is known by all that is left.
+fn is_inner_end(link: &Link, spec: &DeviceSpec, host_end: &str) -> bool {
+    link.kind.as_deref() == Some("veth")
+        && match link.alias.as_deref() {
+            Some(alias) => alias == host_end,
+            None => link.name == spec.ifname && link.mac == Some(spec.mac),
+        }
 }
 
 /// Whether the link is the finished end that was made by this name.

@@ -94,6 +94,9 @@ impl Switch {
         if found == Found::Made {
             tracing::info!("network {:?}: made {} anew", network.name, network.host_device());
         }
+        if found != Found::Existing {
+            self.host.mark(&network.host_device()).await?;
+        }
         let port = self.attach(Box::new(tap))?;
         self.world_mut().attached.hosts.insert(network.name.clone(), port);
         Ok(())
@@ -130,22 +133,22 @@ impl Switch {
             }
         };
         record = self.follow_names(work, &place, &record).await?;
-        let mut made = Vec::new();
+        let mut unfinished = Vec::new();
         for endpoint in &record.endpoints {
             let network = self.network_record(&endpoint.network)?;
             let (device, found) = self.adopt_device(&place, &network, endpoint).await?;
-            if found == Found::Made {
-                made.push(endpoint);
+            if found != Found::Existing {
+                unfinished.push(endpoint);
             }
             let port = self.attach(device)?;
             let key = (record.name.clone(), endpoint.ifname.clone());
             self.world_mut().attached.endpoints.insert(key, port);
         }
-        if !made.is_empty() {
+        if !unfinished.is_empty() {
             self.route_by_gateway(&place, &record).await?;
         }
-        for endpoint in made {
-            self.finish_device(endpoint).await?;
+        for endpoint in unfinished {
+            self.finish_device(&place, endpoint).await?;
         }
         Ok(())
     }

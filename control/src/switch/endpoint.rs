@@ -259,7 +259,7 @@ impl Switch {
         undo.push(Done::Device(netns, endpoint.ifname.clone()));
         let port = self.attach(device)?;
         undo.push(Done::Port(port));
-        self.finish_device(endpoint).await?;
+        self.finish_device(place, endpoint).await?;
         Ok(port)
     }
 
@@ -300,10 +300,10 @@ impl Switch {
     }
 
     /// Marks the device of an endpoint as one that a start of the daemon can take over as it is.
-    pub(super) async fn finish_device(&self, endpoint: &Endpoint) -> Result<()> {
-        match endpoint.wire.host_end() {
-            Some(host_end) => self.host.mark_end(host_end).await,
-            None => Ok(()),
+    pub(super) async fn finish_device(&self, place: &Place, endpoint: &Endpoint) -> Result<()> {
+        match &endpoint.wire {
+            Wire::Tap => place.mark(&endpoint.ifname).await,
+            Wire::Veth { host_end } => self.host.mark_end(host_end).await,
         }
     }
 

@@ -199,7 +199,7 @@ impl Switch {
         self.detach(lost.port);
         match outcome {
             Ok(ifname) => {
-                tracing::warn!("sandbox {name:?}: interface {ifname:?} was deleted, made it anew");
+                tracing::warn!("sandbox {name:?}: interface {ifname:?} was gone, made it anew");
             }
             Err(error) => {
                 let ifname = &endpoint.ifname;
@@ -227,7 +227,7 @@ impl Switch {
             let subject = Subject::InSandbox(sandbox.name.clone());
             self.warn(subject, format!("sandbox {:?}: {error}", sandbox.name));
         }
-        self.finish_device(endpoint).await?;
+        self.finish_device(&place, endpoint).await?;
         Ok(endpoint.ifname.clone())
     }
 

@@ -111,7 +111,8 @@ impl Switch {
         let intent = self.announce(work, Intent::HostDevice { ifname: ifname.clone() })?;
         undo.push(Done::Intent(intent));
         let tap = self.host.make(&host_device(network)).await?;
-        undo.push(Done::HostDevice(ifname));
+        undo.push(Done::HostDevice(ifname.clone()));
+        self.host.mark(&ifname).await?;
         let port = self.attach(Box::new(tap))?;
         undo.push(Done::Port(port));
         let counters = crate::model::Counters { network: network.id, ..self.counters() };
