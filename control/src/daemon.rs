@@ -36,7 +36,7 @@ use crate::netns::{MountNamespace, Netns, mount_namespace};
 use crate::place::Place;
 use crate::state::{Lock, Store, missing_ancestors};
 use crate::switch::purge::{conntrack_file, purge_offline};
-use crate::switch::{Look, Settings, Switch};
+use crate::switch::{Look, Settings, Switch, Touched};
 use crate::usage;
 
 /// Threads for API and netlink. The workers are threads of their own.
@@ -356,19 +356,24 @@ async fn declare(flags: &DaemonFlags, running: &Config, switch: &Switch) -> Resu
 async fn follow(switch: Arc<Switch>, mut monitor: Monitor, mut stopping: watch::Receiver<bool>) {
     let mut watching = true;
     loop {
+        let mut touched = Touched::default();
         let look = tokio::select! {
             () = told(&mut stopping) => return,
             event = monitor.next(), if watching => {
                 watching = event.is_some();
+                event.iter().for_each(|event| touched.note(event));
                 tokio::time::sleep(HOST_SETTLES).await;
                 // What came meanwhile is seen by the one look below.
-                while let Some(Some(_)) = futures::FutureExt::now_or_never(monitor.next()) {}
+                while let Some(Some(event)) = futures::FutureExt::now_or_never(monitor.next()) {
+                    touched.note(&event);
+                }
                 Look::All
             }
             () = tokio::time::sleep(HOST_POLL) => Look::Ports,
         };
         switch.follow_namespaces();
         switch.follow_gone(look).await;
+        switch.follow_filters(&touched).await;
         if let Err(error) = switch.follow_host(look).await {
             tracing::warn!("{error}");
         }

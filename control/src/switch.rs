@@ -53,6 +53,7 @@ use crate::proxy::OwnAddresses;
 use crate::state::Store;
 use undo::{Done, Undo};
 
+pub use follow::Touched;
 pub use uplink::Look;
 use warnings::Warnings;
 
@@ -120,6 +121,8 @@ pub struct World {
     pub host: HostFacts,
     /// Sandboxes whose namespace is gone or not ours any more.
     pub gone: BTreeSet<Name>,
+    /// Host's ends of veth pairs that lost their filter, which cannot be set again.
+    pub unfiltered: BTreeSet<String>,
     /// Published ports that are not held on the host, by [`crate::model::Publish::id`]: why not.
     pub unheld: BTreeMap<u32, String>,
     /// What failed and is not mended yet.

@@ -187,6 +187,42 @@ fn warnings(host: &Host) -> Vec<String> {
 
 #[test]
 #[ignore = "needs root"]
+fn the_filter_of_the_other_end_is_put_back() {
+    let (mut host, a, b) = veth_host(Uplink::None);
+    let filtered = |host: &Host, end: &String| {
+        host.ns.ok(&format!("tc filter show dev {end} ingress")).contains("vswitchd-steer")
+    };
+    let ends = host_ends(&host);
+    // With the qdisc it hangs on, and alone.
+    for what in ["qdisc del dev END clsact", "filter del dev END ingress"] {
+        for end in &ends {
+            host.ns.ok(&format!("tc {}", what.replace("END", end)));
+        }
+        eventually(MENDED, "the filters are there again", || {
+            ends.iter().all(|end| filtered(&host, end))
+        });
+    }
+    // Another's filter in its place stays, and is warned of.
+    let end = &ends[0];
+    let replace = format!("filter replace dev {end} ingress pref 22099 protocol all handle 1");
+    let mut tc = host.ns.command("tc");
+    tc.args(replace.split_whitespace()).args(["bpf", "bytecode", "1,6 0 0 0"]);
+    let _ = tests::host::ran(&mut tc).succeeded();
+    let warned = |host: &Host| warnings(host).iter().any(|text| text.contains(end.as_str()));
+    eventually(MENDED, "status says so", || warned(&host));
+    assert_eq!(warnings(&host).len(), 1, "{:?}", warnings(&host));
+    assert!(!filtered(&host, end));
+    host.ns.ok(&format!("tc qdisc del dev {end} clsact"));
+    eventually(MENDED, "the filter is there again", || filtered(&host, end) && !warned(&host));
+    assert_eq!(warnings(&host), Vec::<String>::new());
+    assert_ping(&a.ns, b.ip, 64);
+    host.stop(Signal::SIGKILL);
+    assert!(!hears(&host, &a) && !hears(&host, &b));
+    host.launch();
+}
+
+#[test]
+#[ignore = "needs root"]
 fn an_end_that_was_moved_elsewhere_is_made_anew() {
     let (mut host, a, b) = veth_host(Uplink::Shared);
     let inside = || {

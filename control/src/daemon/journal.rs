@@ -8,8 +8,9 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// What is logged unless `RUST_LOG` says otherwise.
-const DEFAULT_FILTER: &str = "info";
+/// What is logged unless `RUST_LOG` says otherwise. Other programs' filters may be of kinds that the
+/// netlink library does not know; it would print every message about one, byte for byte.
+const DEFAULT_FILTER: &str = "info,netlink_proto::codecs=off";
 
 /// Starts the log. A second call changes nothing.
 pub(super) fn start() {

@@ -1,4 +1,5 @@
-//! What changes in a namespace, as it changes: links, addresses, routes, neighbors.
+//! What changes in a namespace, as it changes: links, addresses, routes, filters at the ingress of
+//! links.
 //!
 //! The kernel never waits for a slow reader: it drops messages and says so once. The stream passes
 //! that on as [`Event::Overrun`]; the reader must then list everything anew.
@@ -9,6 +10,7 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use futures::StreamExt;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::tc::{TcHandle, TcMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::{AsyncSocket, SocketAddr};
@@ -26,6 +28,8 @@ pub enum Event {
     AddressAdded(LinkAddress),
     /// An address was removed.
     AddressRemoved(LinkAddress),
+    /// A filter or qdisc at the ingress of a link, by its index, was added, replaced or removed.
+    IngressChanged(u32),
     /// A link appeared or changed.
     LinkChanged(Link),
     /// A link is gone, deleted or moved to another namespace.
@@ -80,6 +84,7 @@ impl Monitor {
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Tc,
         ];
         let (mut connection, handle, messages) =
             rtnetlink::new_multicast_connection(&groups).map_err(NetlinkError::Open)?;
@@ -133,8 +138,19 @@ fn event_of(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
             Message::DelAddress(address) => LinkAddress::parse(address).map(Event::AddressRemoved),
             Message::NewRoute(route) => Route::parse(route).map(Event::RouteAdded),
             Message::DelRoute(route) => Route::parse(route).map(Event::RouteRemoved),
+            Message::NewQueueDiscipline(message)
+            | Message::DelQueueDiscipline(message)
+            | Message::NewTrafficFilter(message)
+            | Message::DelTrafficFilter(message) => ingress_of(message).map(Event::IngressChanged),
             _ => None,
         },
         _ => None,
     }
+}
+
+/// The link that a message is about; `None`: it is not about the link's ingress.
+fn ingress_of(message: &TcMessage) -> Option<u32> {
+    // Qdisc and filters there have parents of the same major number.
+    let at_ingress = message.header.parent.major == TcHandle::CLSACT.major;
+    at_ingress.then(|| u32::try_from(message.header.index).ok()).flatten()
 }

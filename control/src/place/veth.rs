@@ -92,6 +92,20 @@ impl Place {
         self.restore(host_end, |link| is_end(link, host_end)).await
     }
 
+    /// Sets the filter of our end of a pair, if it is not there. True: it was not.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or another program's filter is in its place.
+    pub async fn ensure_filter(&self, link: &Link) -> Result<bool> {
+        let context = || format!("interface {:?}", link.name);
+        if self.netlink.has_steering(link.index).await.failed(context())? {
+            return Ok(false);
+        }
+        let program = steer::hold_back().failed("load the filter of a veth endpoint")?;
+        self.netlink.set_steering(link.index, program.as_fd()).await.failed(context())?;
+        Ok(true)
+    }
+
     /// Deletes our end of a pair, whatever it is called by now, and with it the other, which may be
     /// anywhere and have any name and MAC.
     ///
@@ -138,11 +152,7 @@ impl Place {
         let context = || format!("interface {host_end:?}");
         let link = self.netlink.link_by_name(host_end).await.failed(context())?;
         self.netns.disable_ipv6(host_end, true).failed(context())?;
-        if !self.netlink.has_steering(link.index).await.failed(context())? {
-            let program = steer::hold_back().failed("load the filter of a veth endpoint")?;
-            let set = self.netlink.set_steering(link.index, program.as_fd()).await;
-            set.failed(context())?;
-        }
+        self.ensure_filter(&link).await?;
         let big_tcp = self.allow_big_tcp(&link).await;
         let options =
             PacketOptions { receive: Receive::Stream, big_tcp, ..PacketOptions::default() };

@@ -11,18 +11,21 @@
 //! Limit: one device is made anew at most once in [`PAUSE`], so that two who disagree about it do
 //! not keep each other busy.
 
-use std::collections::HashSet;
+mod ends;
+
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
 use dataplane::packet::types::PortId;
+
+pub use ends::Touched;
 
 use super::endpoint::open_namespace;
 use super::uplink::Look;
 use super::warnings::Subject;
 use super::{Switch, Work, blocking};
 use crate::error::{Error, Result};
-use crate::model::{Edit, Endpoint, Namespace, Network, Sandbox, Wire};
+use crate::model::{Edit, Endpoint, Namespace, Network, Sandbox};
 use crate::name::Name;
 use crate::netlink::Link;
 use crate::netns::Netns;
@@ -95,42 +98,6 @@ impl Switch {
         for lost in self.lost_endpoints(&gone) {
             self.remake_endpoint(&mut work, &lost).await;
         }
-    }
-
-    /// Ports whose end of a veth pair is not there any more. A packet socket is told that its
-    /// interface goes down, which may be all that happens, and then nothing else.
-    async fn unwired(&self) -> Vec<PortId> {
-        let ends: Vec<(String, PortId)> = {
-            let world = self.world();
-            let all = world.desired.sandboxes.values();
-            all.flat_map(|s| s.endpoints.iter().map(move |endpoint| (s, endpoint)))
-                .filter_map(|(sandbox, endpoint)| {
-                    let Wire::Veth { host_end } = &endpoint.wire else { return None };
-                    let key = (sandbox.name.clone(), endpoint.ifname.clone());
-                    Some((host_end.clone(), *world.attached.endpoints.get(&key)?))
-                })
-                .collect()
-        };
-        if ends.is_empty() {
-            return Vec::new();
-        }
-        let there: HashSet<String> = match self.host.links().await {
-            Ok(links) => links.into_iter().map(|link| link.name).collect(),
-            Err(error) => {
-                tracing::warn!("{error}");
-                return Vec::new();
-            }
-        };
-        let mut unwired = Vec::new();
-        for (end, port) in ends.into_iter().filter(|(end, _)| !there.contains(end)) {
-            let restored = self.host.restore_end(&end).await;
-            match restored {
-                Ok(()) if self.host.has(&end).await.unwrap_or(true) => {}
-                Ok(()) => unwired.push(port),
-                Err(error) => tracing::warn!("{error}"),
-            }
-        }
-        unwired
     }
 
     fn lost_legs(&self, gone: &[PortId]) -> Vec<(Network, PortId)> {
@@ -351,6 +318,7 @@ mod tests {
     use dataplane::packet::types::Mac;
 
     use super::*;
+    use crate::model::Wire;
 
     fn mac(last: u8) -> Mac {
         Mac([0x02, 0x42, 10, 0, 0, last])

@@ -37,6 +37,8 @@ pub(super) enum Subject {
     /// Something in a sandbox that could not be set, until it is removed: what others do there is
     /// theirs, and not looked at.
     InSandbox(Name),
+    /// The host's end of a veth pair without its filter.
+    Filter(String),
     /// The host's ports could not be read: until they can be.
     HostPorts,
     /// An uplink whose interface has more addresses than are used.
@@ -158,6 +160,11 @@ impl World {
             }),
             Subject::Sandbox(name) => !self.gone.contains(name),
             Subject::InSandbox(name) => !desired.sandboxes.contains_key(name),
+            Subject::Filter(end) => {
+                let mut sandboxes = desired.sandboxes.values();
+                !self.unfiltered.contains(end)
+                    || !sandboxes.any(|sandbox| sandbox.host_ends().contains(end))
+            }
             Subject::Uplink(interface) => {
                 attached.uplinks.contains_key(interface) || !desired.uplinks.contains_key(interface)
             }
