@@ -8,7 +8,7 @@
 //! Workers measure themselves ([`Meter`]); the balancer's thread sleeps until one of them is busy.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
@@ -167,9 +167,9 @@ fn run(crew: &Crew, inbox: &Receiver<Note>) {
             }
             for (port, to) in watch.step(&crew.loads(), &crew.work()) {
                 match crew.hand_over(port, to) {
-                    Ok(true) => {}
-                    // Another one's turn, and then this one's again.
-                    Ok(false) => watch.refused = Some(port),
+                    // What would not move may by now.
+                    Ok(true) => watch.refused.clear(),
+                    Ok(false) => drop(watch.refused.insert(port)),
                     Err(_) => return,
                 }
             }
@@ -183,8 +183,8 @@ struct Watch {
     seen: HashMap<PortId, (u64, u64)>,
     hot: u32,
     quiet: u32,
-    /// What would not move the last time.
-    refused: Option<PortId>,
+    /// What would not move: others' turn, until one has moved or none is left.
+    refused: HashSet<PortId>,
     is_over: bool,
 }
 
@@ -210,8 +210,11 @@ impl Watch {
         }
         // The next one has to be as sure.
         self.hot = 0;
-        let refused = self.refused.take();
-        share_out(loads, &recent, refused).into_iter().collect()
+        let next = share_out(loads, &recent, &self.refused);
+        if next.is_none() {
+            self.refused.clear();
+        }
+        next.into_iter().collect()
     }
 
     fn since(&self, port: &PortWork) -> PortWork {
@@ -226,7 +229,7 @@ impl Watch {
 
 /// Takes from a busy worker, for the idlest, the port with the largest part of at most half of its
 /// load; from the busiest that has one.
-fn share_out(loads: &[u32], ports: &[PortWork], refused: Option<PortId>) -> Option<Move> {
+fn share_out(loads: &[u32], ports: &[PortWork], refused: &HashSet<PortId>) -> Option<Move> {
     let (to, least) = loads.iter().copied().enumerate().min_by_key(|(_, load)| *load)?;
     if least > COOL {
         return None;
@@ -237,12 +240,12 @@ fn share_out(loads: &[u32], ports: &[PortWork], refused: Option<PortId>) -> Opti
     busy.iter().find_map(|(from, _)| largest_half(*from, ports, refused)).map(|port| (port, to))
 }
 
-fn largest_half(worker: usize, ports: &[PortWork], refused: Option<PortId>) -> Option<PortId> {
+fn largest_half(worker: usize, ports: &[PortWork], refused: &HashSet<PortId>) -> Option<PortId> {
     let own = || ports.iter().filter(|port| port.worker == worker);
     let total: u64 = own().map(cost).sum();
     own()
         .filter(|port| cost(port) * 2 <= total && cost(port) * WORTH >= total && cost(port) > 0)
-        .filter(|port| refused != Some(port.port))
+        .filter(|port| !refused.contains(&port.port))
         .max_by_key(|port| cost(port))
         .map(|port| port.port)
 }
@@ -290,45 +293,69 @@ mod tests {
     }
 
     #[test]
-    fn the_port_nearest_to_half_of_the_load_moves_to_the_idlest() {
+    fn the_port_with_the_largest_part_of_at_most_half_moves_to_the_idlest() {
         let ports = [port(1, 0, 100, 0), port(2, 0, 60, 0), port(3, 0, 50, 0), port(4, 1, 1, 0)];
-        assert_eq!(share_out(&[900, 300, 100], &ports, None), Some((PortId(1), 2)));
+        assert_eq!(share_out(&[900, 300, 100], &ports, &HashSet::new()), Some((PortId(1), 2)));
         // More than half would only move the trouble.
         let ports = [port(1, 0, 10, 9_000_000), port(2, 0, 50, 0), port(3, 0, 1, 0)];
-        assert_eq!(share_out(&[900, 100], &ports, None), Some((PortId(2), 1)));
+        assert_eq!(share_out(&[900, 100], &ports, &HashSet::new()), Some((PortId(2), 1)));
     }
 
     #[test]
     fn a_worker_that_one_port_fills_keeps_nobody_else_from_being_helped() {
         let ports = [port(1, 0, 50, 0), port(2, 0, 50, 0), port(3, 1, 100, 0)];
-        let (moved, to) = share_out(&[1000, 1000, 0], &ports, None).unwrap();
+        let (moved, to) = share_out(&[1000, 1000, 0], &ports, &HashSet::new()).unwrap();
         assert!([PortId(1), PortId(2)].contains(&moved));
         assert_eq!(to, 2);
         // One that would not move keeps no other from it.
-        let other = share_out(&[1000, 1000, 0], &ports, Some(moved)).unwrap();
+        let other = share_out(&[1000, 1000, 0], &ports, &[moved].into()).unwrap();
         assert!(other.0 != moved && other.1 == 2);
+    }
+
+    #[test]
+    fn ports_that_would_not_move_keep_no_third_one_from_it() {
+        let mut watch = Watch::default();
+        let at = |n: u64| [port(1, 0, 40 * n, 0), port(2, 0, 35 * n, 0), port(3, 0, 25 * n, 0)];
+        let mut window = 0;
+        let mut next = |watch: &mut Watch| {
+            loop {
+                window += 1;
+                if let Some(found) = watch.step(&[1000, 0], &at(window)).first() {
+                    return Some(found.0);
+                }
+                if window.is_multiple_of(20) {
+                    return None;
+                }
+            }
+        };
+        for number in 1..=3 {
+            assert_eq!(next(&mut watch), Some(PortId(number)));
+            watch.refused.insert(PortId(number));
+        }
+        // None is left: from the beginning.
+        assert_eq!(next(&mut watch), Some(PortId(1)));
     }
 
     #[test]
     fn nothing_moves_without_need_use_or_room() {
         let two = [port(1, 0, 50, 0), port(2, 0, 50, 0)];
-        assert_eq!(share_out(&[HOT_SMALL - 1, 0], &two, None), None, "not hot");
+        assert_eq!(share_out(&[HOT_SMALL - 1, 0], &two, &HashSet::new()), None, "not hot");
         let bulk = [port(1, 0, 50, 500_000), port(2, 0, 50, 500_000)];
-        assert!(share_out(&[HOT, 0], &bulk, None).is_some());
-        assert_eq!(share_out(&[HOT - 1, 0], &bulk, None), None, "not hot");
-        assert_eq!(share_out(&[HOT, COOL + 1], &bulk, None), None, "nobody has room");
-        assert_eq!(share_out(&[HOT], &bulk, None), None, "nobody else");
+        assert!(share_out(&[HOT, 0], &bulk, &HashSet::new()).is_some());
+        assert_eq!(share_out(&[HOT - 1, 0], &bulk, &HashSet::new()), None, "not hot");
+        assert_eq!(share_out(&[HOT, COOL + 1], &bulk, &HashSet::new()), None, "nobody has room");
+        assert_eq!(share_out(&[HOT], &bulk, &HashSet::new()), None, "nobody else");
         assert_eq!(
-            share_out(&[1000, 0], &[port(1, 0, 500, 0), port(2, 0, 2, 0)], None),
+            share_out(&[1000, 0], &[port(1, 0, 500, 0), port(2, 0, 2, 0)], &HashSet::new()),
             None,
             "one port"
         );
         assert_eq!(
-            share_out(&[1000, 0], &[port(1, 0, 0, 0), port(2, 0, 0, 0)], None),
+            share_out(&[1000, 0], &[port(1, 0, 0, 0), port(2, 0, 0, 0)], &HashSet::new()),
             None,
             "no frames"
         );
-        assert_eq!(share_out(&[], &[], None), None);
+        assert_eq!(share_out(&[], &[], &HashSet::new()), None);
     }
 
     #[test]

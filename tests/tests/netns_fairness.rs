@@ -138,6 +138,15 @@ fn stuck(from: &Namespace, to: &Sandbox) -> (TcpStream, TcpStream) {
     (sender, receiver)
 }
 
+/// Says that it is over when it goes.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_receiver_that_does_not_read_stalls_nobody() {
@@ -322,6 +331,8 @@ fn datagrams_of_a_flow_stay_in_order_while_ports_move() {
                 thread::sleep(Duration::from_millis(300));
             }
         });
+        // Also when what follows panics: the load would go on, and the scope wait for it.
+        let _end = Ending(&over);
         let paths = [("switched", &b.ns, (b.ip, 7000)), ("SNAT", &host.outside, (GATEWAY, 7000))];
         let mut seen = Vec::new();
         for _ in 0..ROUNDS {
@@ -330,7 +341,6 @@ fn datagrams_of_a_flow_stay_in_order_while_ports_move() {
                 break;
             }
         }
-        over.store(true, Ordering::Relaxed);
         for (what, (came, late)) in seen {
             println!("{what}: {came} came, {late} late");
             assert!(came > 10_000, "{what}: {came} came");

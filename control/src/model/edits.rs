@@ -305,6 +305,7 @@ mod tests {
         ];
         assert_eq!(desired.settled_by(&edits), Vec::new());
     }
+
     #[test]
     fn an_announcement_keeps_the_ends_that_no_record_has() {
         let mut record = sandbox("web", adopted(1), &["eth0"]);

@@ -95,26 +95,31 @@ fn check_machine(options: &Options) -> Result<(), VersusError> {
         let text = "needs root: it makes network namespaces; run it with sudo";
         return Err(VersusError::Program(text.to_owned()));
     }
-    // Before the minutes that it takes to have something to write.
-    for file in options.json.iter().chain(&options.svg) {
-        let opened = OpenOptions::new().append(true).create(true).open(file);
-        opened.map_err(io(format!("write {}", file.display())))?;
-    }
     let tun = "/dev/net/tun";
     let opened = OpenOptions::new().read(true).write(true).open(tun);
     opened.map_err(io(format!("needs {tun}; load the module (modprobe tun)")))?;
     let key = "/proc/sys/net/ipv4/tcp_available_congestion_control";
     let known = fs::read_to_string(key).map_err(io(format!("read {key}")))?;
     let missing = options.cc.iter().find(|cc| !known.split_whitespace().any(|name| name == *cc));
-    match missing {
-        Some(cc) => {
-            let known = known.trim();
-            Err(VersusError::Program(format!(
-                "this kernel has no {cc} (modprobe tcp_{cc}), only {known}"
-            )))
-        }
-        None => Ok(()),
+    if let Some(cc) = missing {
+        let known = known.trim();
+        let text = format!("this kernel has no {cc} (modprobe tcp_{cc}), only {known}");
+        return Err(VersusError::Program(text));
     }
+    // Before the minutes that it takes to have something to write.
+    options.json.iter().chain(&options.svg).try_for_each(|file| check_writable(file))
+}
+
+/// Whether a file can be written, which is left as it was.
+fn check_writable(file: &Path) -> Result<(), VersusError> {
+    let existed = file.exists();
+    let opened = OpenOptions::new().append(true).create(true).open(file);
+    opened.map_err(io(format!("write {}", file.display())))?;
+    if !existed {
+        // Should it not go, it is written later.
+        let _ = fs::remove_file(file);
+    }
+    Ok(())
 }
 
 fn write(file: &Path, text: &str) -> Result<(), VersusError> {
