@@ -30,7 +30,7 @@ use crate::compile::Tuning;
 use crate::config::Config;
 use crate::config::args::{DaemonArgs, DaemonCommand, DaemonFlags};
 use crate::demo;
-use crate::error::{Error, Kind, Result, ResultExt};
+use crate::error::{Error, Result, ResultExt};
 use crate::netlink::Monitor;
 use crate::netns::{MountNamespace, Netns, mount_namespace};
 use crate::place::Place;
@@ -93,7 +93,7 @@ fn run(args: &DaemonArgs) -> Result<ExitCode> {
         .build()
         .failed("start threads")?;
     if args.flags.purge {
-        let purged = runtime.block_on(purge_offline(&config.daemon)).map_err(purge_hint)?;
+        let purged = runtime.block_on(purge_offline(&config.daemon, args.flags.new_host))?;
         // A killed daemon may have left its file; taking it over and letting go removes it.
         drop(HostClaim::take());
         for (what, count) in [
@@ -111,7 +111,7 @@ fn run(args: &DaemonArgs) -> Result<ExitCode> {
         let end = serve(&args.flags, config).await?;
         // Whoever purged and asked for nothing since wants no file to stay either.
         if matches!(end, End::Purged)
-            && let Err(error) = purge_offline(&daemon).await
+            && let Err(error) = purge_offline(&daemon, false).await
         {
             tracing::warn!("{error}");
         }
@@ -129,15 +129,6 @@ fn raise_descriptor_limit() {
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!("raise the limit of open files: {error}");
-    }
-}
-
-fn purge_hint(error: Error) -> Error {
-    match error.kind {
-        Kind::Conflict => Error::conflict(
-            "--purge is for when no daemon runs; stop it first, or use `vswitchctl purge`",
-        ),
-        _ => error,
     }
 }
 
@@ -177,7 +168,7 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
         Lock::take_existing(state_dir).err().unwrap_or(taken)
     })?;
     let lock = Lock::take(state_dir)?;
-    let (mut store, desired) = Store::open(lock)?;
+    let (mut store, desired) = Store::open(lock, flags.new_host)?;
     make_directories(&mut store, &config)?;
     let mut signals = Signals::listen()?;
     let listener = server::bind(&config.daemon.socket)?;

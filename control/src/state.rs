@@ -5,11 +5,12 @@
 //! survives a power cut; until then nothing of it exists. One daemon at a time has the store open,
 //! ensured by a lock on the directory that ends with the process.
 //!
-//! A file that is damaged or was written by a newer version is refused and not changed by a single
-//! byte: before redb gets it, the whole file is opened and read from a copy in memory, where
+//! A file that is damaged, was written by a newer version or belongs to another host is refused and not
+//! changed by a single byte: before redb gets it, the whole file is opened and read from a copy in memory, where
 //! redb's own repair can do no harm. It is small: a few hundred bytes a sandbox.
 
 mod check;
+mod host;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,8 @@ use std::path::{Path, PathBuf};
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+pub use host::HostId;
 
 use crate::error::{Error, Result, ResultExt};
 use crate::model::{Counters, Desired, Edit, Intent, Network, Route, Sandbox, Uplink};
@@ -54,6 +57,9 @@ pub struct Installation {
     pub id: String,
     /// Directories that were not there before us; a purge removes them.
     pub created_directories: Vec<PathBuf>,
+    /// Where what the records name lies; `None`: a version of before did not say.
+    #[serde(default)]
+    pub host: Option<HostId>,
 }
 
 /// The open store.
@@ -132,11 +138,13 @@ pub fn missing_ancestors(path: &Path) -> Vec<PathBuf> {
 }
 
 impl Store {
-    /// Opens the store or makes a new one, and reads all records.
+    /// Opens the store or makes a new one, and reads all records. It is this host's from then on.
     ///
     /// # Errors
-    /// When the file is damaged, of a newer version or unreadable: it is left as it is.
-    pub fn open(lock: Lock) -> Result<(Self, Desired)> {
+    /// A conflict when the file is another host's, unless that is to be given up for a `new_host`; else
+    /// when it is damaged, of a newer version or unreadable. It is left as it is.
+    pub fn open(lock: Lock, new_host: bool) -> Result<(Self, Desired)> {
+        let here = HostId::current()?;
         let path = lock.directory.join(FILE_NAME);
         let context = || format!("state file {}", path.display());
         let fresh = match fs::metadata(&path) {
@@ -152,7 +160,12 @@ impl Store {
             Err(error) => return Err(error).failed(context()),
         };
         if !fresh {
-            check::sound(&path).map_err(|error| error.context(context()))?;
+            let found = check::sound(&path).map_err(|error| error.context(context()))?;
+            if let Some(host) = found.host.filter(|_| !new_host) {
+                host.yields_to(&here).map_err(|error| {
+                    error.context(format!("state directory {}", lock.directory.display()))
+                })?;
+            }
         }
         let db = if fresh {
             // Made under another name, so that a crash on the way leaves no half a file.
@@ -167,6 +180,7 @@ impl Store {
             let installation = Installation {
                 id: random_id().failed(context())?,
                 created_directories: lock.created,
+                host: Some(here.clone()),
             };
             initialise(&db, &installation).failed(context())?;
             fs::rename(&unfinished, &path).failed(context())?;
@@ -177,8 +191,12 @@ impl Store {
         let txn = db.begin_read().failed(context())?;
         let (installation, desired) = load(&txn).map_err(|error| error.context(context()))?;
         drop(txn);
-        let store =
+        let mut store =
             Self { db, installation, directory: lock.directory, _directory_lock: lock.file };
+        if store.installation.host.as_ref() != Some(&here) {
+            let installation = Installation { host: Some(here), ..store.installation.clone() };
+            store.replace_installation(installation)?;
+        }
         Ok((store, desired))
     }
 
@@ -198,6 +216,10 @@ impl Store {
         }
         let mut installation = self.installation.clone();
         installation.created_directories.extend(created);
+        self.replace_installation(installation)
+    }
+
+    fn replace_installation(&mut self, installation: Installation) -> Result<()> {
         let value = encode(&installation)?;
         let write = || -> std::result::Result<(), redb::Error> {
             let txn = self.db.begin_write()?;

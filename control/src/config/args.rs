@@ -60,6 +60,9 @@ pub struct DaemonFlags {
     /// With no daemon running, remove all that it ever made on this host, and exit
     #[arg(long)]
     pub purge: bool,
+    /// Use a state directory of another network namespace here, giving up what was made there
+    #[arg(long)]
+    pub new_host: bool,
 }
 
 /// What `vswitchd` does beside serving.

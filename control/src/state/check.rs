@@ -11,15 +11,16 @@ use std::sync::{PoisonError, RwLock};
 
 use redb::{Database, ReadableDatabase, StorageBackend};
 
+use super::Installation;
 use crate::error::{Error, Result, ResultExt};
 
 const MEND: &str = "restore it from a backup, or move it away to start afresh";
 
-/// Opens and reads a copy of the file.
+/// Opens and reads a copy of the file; whose it is.
 ///
 /// # Errors
 /// When that fails.
-pub(super) fn sound(path: &Path) -> Result<()> {
+pub(super) fn sound(path: &Path) -> Result<Installation> {
     let bytes = std::fs::read(path).failed("read")?;
     let shown = path.display().to_string();
     let checked = std::thread::Builder::new()
@@ -54,7 +55,7 @@ fn exit_on_panic(path: String) {
     });
 }
 
-fn check(bytes: Vec<u8>) -> Result<()> {
+fn check(bytes: Vec<u8>) -> Result<Installation> {
     let backend = Copy { bytes: RwLock::new(bytes) };
     let mut db = Database::builder()
         .create_with_backend(backend)
@@ -65,7 +66,7 @@ fn check(bytes: Vec<u8>) -> Result<()> {
         Err(error) => return Err(Error::failed(format!("damaged ({error}); {MEND}"))),
     }
     let txn = db.begin_read().failed("damaged")?;
-    super::load(&txn).map(|_| ())
+    super::load(&txn).map(|(installation, _)| installation)
 }
 
 /// The file's bytes. redb's own in-memory back-end starts empty.

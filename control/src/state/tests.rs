@@ -79,7 +79,7 @@ fn edits() -> Vec<Edit> {
 }
 
 fn open(directory: &Path) -> Result<(Store, Desired)> {
-    Store::open(Lock::take(directory)?)
+    Store::open(Lock::take(directory)?, false)
 }
 
 fn filled(directory: &Path) -> Desired {
@@ -127,6 +127,47 @@ fn records_of_before_a_field_was_kept_are_read() {
     let (_store, desired) = open(directory.path()).unwrap();
     let expected = Network { origin: Origin::User, ..network("app", 1) };
     assert_eq!(desired.networks["app"], expected);
+}
+
+/// Changes what the file says about whose it is.
+fn rewrite_installation(directory: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    let (store, _) = open(directory).unwrap();
+    let mut installation = serde_json::to_value(store.installation()).unwrap();
+    change(&mut installation);
+    let bytes = serde_json::to_vec(&installation).unwrap();
+    let txn = store.db.begin_write().unwrap();
+    txn.open_table(META).unwrap().insert(INSTALLATION_KEY, bytes.as_slice()).unwrap();
+    txn.commit().unwrap();
+}
+
+#[test]
+fn a_file_of_before_hosts_were_kept_becomes_that_of_the_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = Some(HostId::current().unwrap());
+    let expected = filled(directory.path());
+    rewrite_installation(directory.path(), |installation| {
+        assert!(installation.as_object_mut().unwrap().remove("host").is_some());
+    });
+    let path = directory.path().join(FILE_NAME);
+    assert_eq!(check::sound(&path).unwrap().host, None);
+    let (store, desired) = open(directory.path()).unwrap();
+    assert_eq!((&store.installation().host, desired), (&here, expected));
+    drop(store);
+    assert_eq!(check::sound(&path).unwrap().host, here);
+}
+
+#[test]
+fn after_another_boot_the_file_is_this_hosts() {
+    let directory = tempfile::tempdir().unwrap();
+    let expected = filled(directory.path());
+    rewrite_installation(directory.path(), |installation| {
+        let host = installation["host"].as_object_mut().unwrap();
+        host.insert("boot".to_owned(), "before".into());
+        host.insert("netns".to_owned(), 1.into());
+    });
+    let (store, desired) = open(directory.path()).unwrap();
+    assert_eq!(desired, expected);
+    assert_eq!(store.installation().host, Some(HostId::current().unwrap()));
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! While it runs: devices that somebody deleted are made anew, names that somebody gave to
-//! interfaces of sandboxes are taken over.
+//! While it runs: devices that somebody deleted or moved away are made anew, names that somebody gave
+//! to interfaces of sandboxes are taken over, filters that somebody took off are set again (`ends`).
 //!
 //! What is in the records should exist, so a device of ours that was deleted comes back as it was
 //! made: MAC, MTU, addresses and, in a sandbox, the default route. Connections go on: the rules that

@@ -13,7 +13,7 @@ use super::uplink::steering;
 use super::{Switch, Work};
 use crate::api::types::{Purged, UplinkMode};
 use crate::config::Daemon;
-use crate::error::{Error, Result, ResultExt};
+use crate::error::{Error, Kind, Result, ResultExt};
 use crate::model::{BRIDGE_NETWORK, Desired, Edit, Intent, Network, Sandbox};
 use crate::netns::Netns;
 use crate::place::Place;
@@ -110,12 +110,13 @@ fn summary(purged: Purged, failures: &[Error]) -> Result<Purged> {
 /// and the directories that were made for them.
 ///
 /// # Errors
-/// A conflict when a daemon runs; else when something cannot be removed: the records stay then.
-pub async fn purge_offline(daemon: &Daemon) -> Result<Purged> {
-    let Some(lock) = Lock::take_existing(&daemon.state_dir)? else {
+/// A conflict when a daemon runs, or when all that lies in another network namespace, unless that is to
+/// be given up for a `new_host`; else when something cannot be removed: the records stay then.
+pub async fn purge_offline(daemon: &Daemon, new_host: bool) -> Result<Purged> {
+    let Some(lock) = Lock::take_existing(&daemon.state_dir).map_err(running_hint)? else {
         return Ok(Purged::default());
     };
-    let (store, desired) = Store::open(lock)?;
+    let (store, desired) = Store::open(lock, new_host)?;
     let host = Place::open(Netns::current().failed("open the host's namespace")?)?;
     let mut purged = Purged::default();
     let mut failures = Vec::new();
@@ -124,6 +125,15 @@ pub async fn purge_offline(daemon: &Daemon) -> Result<Purged> {
     let installation = store.remove()?;
     remove_files(daemon, &installation)?;
     Ok(purged)
+}
+
+fn running_hint(error: Error) -> Error {
+    match error.kind {
+        Kind::Conflict => Error::conflict(
+            "--purge is for when no daemon runs; stop it first, or use `vswitchctl purge`",
+        ),
+        _ => error,
+    }
 }
 
 async fn purge_records(

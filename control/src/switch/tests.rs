@@ -74,7 +74,7 @@ impl Host {
     pub(crate) async fn start(&self) -> Arc<Switch> {
         let config = Config::default();
         let daemon = self.daemon();
-        let (store, desired) = Store::open(Lock::take(&daemon.state_dir).unwrap()).unwrap();
+        let (store, desired) = Store::open(Lock::take(&daemon.state_dir).unwrap(), false).unwrap();
         std::fs::create_dir_all(&daemon.run_dir).unwrap();
         let options = EngineOptions {
             conntrack_limit: 1024,
@@ -201,7 +201,7 @@ fn what_is_made_goes_again() {
         assert!(switch.world().desired.intents.is_empty());
 
         drop(switch);
-        purge_offline(&host.daemon()).await.unwrap();
+        purge_offline(&host.daemon(), false).await.unwrap();
         assert_eq!(host_links().await, before);
         assert!(!host.daemon().state_dir.exists());
     });
@@ -398,6 +398,6 @@ fn a_shared_uplink_follows_its_interface_and_leaves_no_trace() {
         drop(switch);
         assert!(!place.netlink.has_steering(wan).await.unwrap());
         assert!(!place.netlink.has_clsact(wan).await.unwrap());
-        purge_offline(&host.daemon()).await.unwrap();
+        purge_offline(&host.daemon(), false).await.unwrap();
     });
 }
