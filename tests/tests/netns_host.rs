@@ -17,9 +17,11 @@ use tests::host::traffic::assert_ping;
 use tests::host::{Host, Ran, Sandbox, Uplink, ran, rows};
 
 /// A stopped daemon with sandboxes of both kinds, and a namespace that is not its host's.
+/// Taken apart in this order: what is named first goes last, and the host cleans up in the namespace
+/// that it is at home in by then.
 struct Scene {
-    host: Host,
     elsewhere: Owned,
+    host: Host,
     sandboxes: [Sandbox; 3],
 }
 
@@ -31,7 +33,7 @@ fn scene() -> Scene {
         .map(|(name, network)| host.sandbox(name, &format!("--network {network}")));
     host.stop(Signal::SIGTERM);
     let elsewhere = Namespace::create(&host.name("elsewhere"));
-    Scene { host, elsewhere, sandboxes }
+    Scene { elsewhere, host, sandboxes }
 }
 
 /// Runs the daemon, which is expected to end by itself, and soon.
@@ -52,7 +54,7 @@ fn assert_works(host: &Host, [a, b, c]: &[Sandbox; 3]) {
 #[test]
 #[ignore = "needs root"]
 fn elsewhere_it_neither_starts_nor_purges() {
-    let Scene { mut host, elsewhere, sandboxes } = scene();
+    let Scene { elsewhere, mut host, sandboxes } = scene();
     let home = std::mem::replace(&mut host.ns, elsewhere.handle());
     let before = (Inventory::of_namespace(&home), Inventory::of(&host));
     let file = || fs::read(host.path("lib/state/state.redb")).unwrap();
@@ -77,7 +79,7 @@ fn elsewhere_it_neither_starts_nor_purges() {
 #[test]
 #[ignore = "needs root"]
 fn what_was_made_elsewhere_can_be_given_up() {
-    let Scene { mut host, elsewhere, sandboxes } = scene();
+    let Scene { elsewhere, mut host, sandboxes } = scene();
     host.ns = elsewhere.handle();
     host.flags(["--new-host"]);
     host.launch();
@@ -92,7 +94,7 @@ fn what_was_made_elsewhere_can_be_given_up() {
 #[test]
 #[ignore = "needs root"]
 fn a_host_that_is_gone_stands_against_nothing() {
-    let Scene { mut host, elsewhere, sandboxes } = scene();
+    let Scene { elsewhere, mut host, sandboxes } = scene();
     let home = std::mem::replace(&mut host.ns, elsewhere.handle());
     let _ = ran(Command::new("ip").args(["netns", "delete", home.name()])).succeeded();
     host.launch();
