@@ -33,8 +33,12 @@ pub const MAX_FRAME_LEN: usize = 185_088;
 const COLORS: usize = 64;
 const LINE: usize = 64;
 
+/// Bytes that a device may write between the prefix and the frame at most.
+pub(crate) const GAP: usize = LINE;
+
 /// Bytes of one buffer.
 pub const BUFFER_LEN: usize = COLORS * LINE + HEADROOM + MAX_FRAME_LEN;
+const _: () = assert!((COLORS - 1) * LINE + HEADROOM + GAP + MAX_FRAME_LEN <= BUFFER_LEN);
 
 /// One frame in a buffer of the pool.
 pub struct Frame {
@@ -113,8 +117,8 @@ impl Frame {
     }
 
     /// Where the longest frame ends.
-    const fn limit(&self) -> usize {
-        self.origin + MAX_FRAME_LEN
+    fn limit(&self) -> usize {
+        self.start.max(self.origin) + MAX_FRAME_LEN
     }
 
     /// Replaces the frame by a copy of `bytes`, cut to [`MAX_FRAME_LEN`]; offload state is cleared.
@@ -164,17 +168,41 @@ impl Frame {
     }
 
     /// The room a device may read into: `prefix` bytes of the headroom (a virtio-net header) and
-    /// everything behind it. Resets the frame. Follow with [`Frame::set_received`].
+    /// everything behind it, which is [`GAP`] more than the longest frame. Resets the frame. Follow with [`Frame::set_received`].
     pub fn receive_buffer(&mut self, prefix: usize) -> &mut [u8] {
         self.reset();
         let from = self.origin - prefix.min(HEADROOM);
-        let to = self.limit();
+        let to = self.limit() + GAP;
         self.buffer.get_mut(from..to).unwrap_or_default()
     }
 
     /// States how many bytes a device wrote behind the prefix of [`Frame::receive_buffer`].
     pub fn set_received(&mut self, len: usize) {
         self.len = len.min(self.limit() - self.start);
+    }
+
+    /// The same, where the device wrote `gap` bytes, at most [`GAP`], before the frame.
+    pub(crate) fn set_received_behind(&mut self, gap: usize, len: usize) {
+        self.start = self.origin + gap.min(GAP);
+        self.set_received(len);
+    }
+
+    /// Puts a VLAN tag behind the addresses. False: there are none, or encapsulation has used up the
+    /// headroom.
+    pub(crate) fn insert_tag(&mut self, tag: [u8; 4]) -> bool {
+        const ADDRESSES: usize = 12;
+        let Some(start) = self.start.checked_sub(tag.len()) else { return false };
+        if self.len < ADDRESSES {
+            return false;
+        }
+        self.buffer.copy_within(self.start..self.start + ADDRESSES, start);
+        self.start = start;
+        self.len += tag.len();
+        let Some(place) = self.bytes_mut().get_mut(ADDRESSES..ADDRESSES + tag.len()) else {
+            return false;
+        };
+        place.copy_from_slice(&tag);
+        true
     }
 
     /// The bytes before the frame that a device filled: a virtio-net header.

@@ -293,8 +293,9 @@ impl Worker {
         }
         while let Some(port) = self.devices.ring.as_mut().and_then(Ring::take_ended) {
             let device = self.devices.rx.get(port.index()).and_then(Option::as_ref);
-            match &mut self.devices.ring {
-                Some(ring) if device.is_some_and(|rx| !rx.is_gone()) => ring.add(port),
+            let reading = device.filter(|rx| !rx.is_gone()).map(|rx| rx.reading());
+            match (&mut self.devices.ring, reading) {
+                (Some(ring), Some(reading)) => ring.add(port, reading),
                 _ => self.lose(port),
             }
         }
@@ -410,7 +411,7 @@ impl Worker {
         if let Some(ring) = &mut self.devices.ring
             && rx.stream().is_some()
         {
-            return ring.add(port);
+            return ring.add(port, rx.reading());
         }
         let watched = rx.fd().is_some_and(|fd| self.poller.add(fd, u64::from(port.0)).is_ok());
         if !watched {

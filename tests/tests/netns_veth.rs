@@ -13,6 +13,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
+use dataplane::frame::Frame;
+use dataplane::io::packet_socket::{PacketOptions, PacketSocket};
+use dataplane::io::{Port, PortHalves};
+use dataplane::pool::Pool;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -453,5 +457,39 @@ fn frames_lost_before_the_daemon_reads_them_are_counted_apart() {
             sum(&["tx_frames", "merged", "consumed", "queued", "drops"]),
             "{worker}"
         );
+    }
+}
+
+/// A packet socket on the sandbox's interface.
+fn wire(sandbox: &Sandbox) -> PortHalves {
+    let options = PacketOptions::default();
+    let socket = sandbox.ns.enter(|| PacketSocket::open("eth0", &options)).unwrap();
+    Box::new(socket).split(1).unwrap()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn tagged_frames_arrive_as_they_were_sent() {
+    const KIND: [u8; 2] = [0x88, 0xb5];
+    let (_host, a, b) = veth_host(Uplink::None);
+    let mac = |sandbox: &Sandbox| -> Vec<u8> {
+        let shown: Value = serde_json::from_str(&sandbox.ns.ip("-j link show eth0")).unwrap();
+        let bytes = shown[0]["address"].as_str().unwrap().split(':');
+        bytes.map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
+    };
+    let (mut from, mut to) = (wire(&a), wire(&b));
+    let mut pool = Pool::new(64);
+    for tags in
+        [&[][..], &[0x81, 0, 0x20, 5], &[0x88, 0xa8, 0, 9], &[0x88, 0xa8, 0, 9, 0x81, 0, 0, 5]]
+    {
+        let mut sent = Frame::new();
+        sent.copy_from(&[&mac(&b), &mac(&a), tags, &KIND[..], &[7; 64]].concat());
+        assert_eq!(from.tx[0].tx_copy(&mut sent, &mut pool).sent, 1);
+        let mut batch = Vec::new();
+        eventually(Duration::from_secs(5), "the frame arrives", || {
+            to.rx.rx(64, &mut pool, &mut batch).unwrap();
+            batch.iter().any(|frame| frame.bytes() == sent.bytes())
+        });
+        batch.drain(..).for_each(|frame| pool.put(frame));
     }
 }

@@ -17,6 +17,7 @@ mod sys;
 pub mod tap;
 #[cfg(test)]
 mod testing;
+mod vlan;
 pub mod vnet_hdr;
 
 use std::fmt;
@@ -27,6 +28,16 @@ use nix::errno::Errno;
 
 use crate::frame::Frame;
 use crate::pool::Pool;
+
+/// How a descriptor that gives one frame a call is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reading {
+    /// As a file: what is read is all there is.
+    #[default]
+    Plain,
+    /// As a packet socket that tells beside a frame which VLAN tag the kernel took out of it.
+    Tagged,
+}
 
 /// What a port takes without our help. Frames are completed or segmented in software for the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,6 +174,11 @@ pub trait PortRx: Send + fmt::Debug {
     /// may read it by its [`ring::Ring`] instead of calling [`PortRx::rx`].
     fn stream(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    /// How its [`PortRx::stream`] is read.
+    fn reading(&self) -> Reading {
+        Reading::Plain
     }
 
     /// After reading its [`PortRx::stream`] has failed: whether there will never be another frame.

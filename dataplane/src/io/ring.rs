@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::TxReport;
-use super::sys::uring::{Completion, Uring};
+use super::sys::uring::{CONTROL_GAP, Completion, Uring, control_data};
 use super::vnet_hdr::{VNET_HDR_LEN, VnetHdr};
+use super::{Reading, TxReport, vlan};
 use crate::frame::Frame;
 use crate::packet::types::PortId;
 use crate::pool::Pool;
@@ -51,6 +51,7 @@ const LEAST_SPIN: Duration = Duration::from_micros(4);
 struct Stream {
     /// Tells the requests of one stream from those of a port that had the same number before.
     serial: u32,
+    reading: Reading,
 }
 
 /// The ring of one worker.
@@ -137,7 +138,7 @@ impl Ring {
     }
 
     /// Reads from the stream of a port from now on.
-    pub fn add(&mut self, port: PortId) {
+    pub fn add(&mut self, port: PortId, reading: Reading) {
         self.serial = self.serial.wrapping_add(1);
         if self.streams.len() <= port.index() {
             self.streams.resize(port.index() + 1, None);
@@ -147,7 +148,7 @@ impl Ring {
             self.reports.reserve(self.streams.len());
         }
         if let Some(stream) = self.streams.get_mut(port.index()) {
-            *stream = Some(Stream { serial: self.serial });
+            *stream = Some(Stream { serial: self.serial, reading });
             self.unread.push(port);
         }
     }
@@ -163,7 +164,7 @@ impl Ring {
     pub fn stop(&mut self, port: PortId, pool: &mut Pool) {
         let stream = self.streams.get(port.index()).copied().flatten();
         if let Some(stream) = stream {
-            self.uring.cancel_read(token(port, stream));
+            self.uring.cancel_read(stream.reading, token(port, stream));
             self.collect(pool);
         }
         if let Some(stream) = self.streams.get_mut(port.index()) {
@@ -250,7 +251,7 @@ impl Ring {
             for port in self.unread.drain(..) {
                 let stream = self.streams.get(port.index()).copied().flatten();
                 if let (Some(stream), Some(fd)) = (stream, fd_of(port)) {
-                    self.uring.read(fd, token(port, stream));
+                    self.uring.read(fd, stream.reading, token(port, stream));
                 }
             }
         }
@@ -288,7 +289,7 @@ impl Ring {
                 count(reports, port, outcome);
                 pool.put(frame);
             }
-            Completion::Read { token: of, outcome, more } => {
+            Completion::Read { token: of, reading, outcome, more } => {
                 let port = port_of(of);
                 let current = streams.get(port.index()).copied().flatten();
                 if current.is_none_or(|stream| token(port, stream) != of) {
@@ -302,6 +303,9 @@ impl Ring {
                     Ok(mut frame) => {
                         let header = frame.received_prefix();
                         frame.vnet = header.map(VnetHdr::decode).unwrap_or_default();
+                        if reading == Reading::Tagged {
+                            restore_tag(&mut frame);
+                        }
                         frame.ingress = port;
                         *mean = (*mean * 7 + frame.len()) / 8;
                         received.push_back(frame);
@@ -390,6 +394,16 @@ impl Ring {
         for (port, report) in self.reports.drain(..) {
             each(port, report);
         }
+    }
+}
+
+/// Puts the VLAN tag back that is told of before a frame's virtio-net header.
+#[inline]
+fn restore_tag(frame: &mut Frame) {
+    let told = frame.received_prefix::<{ CONTROL_GAP + VNET_HDR_LEN }>();
+    let control = told.as_ref().and_then(|told| control_data(told.first_chunk()?));
+    if let Some(tag) = control.and_then(vlan::tag_in) {
+        vlan::put_back(frame, tag);
     }
 }
 

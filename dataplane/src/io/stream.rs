@@ -8,8 +8,10 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::unistd::read;
 
+use super::sys::packet;
+use super::vlan;
 use super::vnet_hdr::{VNET_HDR_LEN, VnetHdr};
-use super::{Gone, PortRx};
+use super::{Gone, PortRx, Reading};
 use crate::frame::Frame;
 use crate::pool::Pool;
 
@@ -19,12 +21,25 @@ pub(super) type IsGone = fn(BorrowedFd<'_>) -> bool;
 /// The receiving half.
 pub(super) struct StreamRx {
     fd: Arc<OwnedFd>,
+    reading: Reading,
     is_gone: IsGone,
 }
 
 impl StreamRx {
-    pub(super) fn new(fd: Arc<OwnedFd>, is_gone: IsGone) -> Self {
-        Self { fd, is_gone }
+    pub(super) fn new(fd: Arc<OwnedFd>, reading: Reading, is_gone: IsGone) -> Self {
+        Self { fd, reading, is_gone }
+    }
+
+    /// Reads a frame, with the tag that is told beside it.
+    fn read(&self, buffer: &mut [u8]) -> Result<(usize, Option<[u8; 4]>), Errno> {
+        match self.reading {
+            Reading::Plain => Ok((read(&self.fd, buffer)?, None)),
+            Reading::Tagged => {
+                let mut control = [0; vlan::CONTROL_LEN];
+                let len = packet::receive(self.fd.as_fd(), buffer, &mut control)?;
+                Ok((len, vlan::tag_in(&control)))
+            }
+        }
     }
 }
 
@@ -45,11 +60,14 @@ impl PortRx for StreamRx {
         while count < budget {
             let Some(mut frame) = pool.take() else { break };
             let buffer = frame.receive_buffer(VNET_HDR_LEN);
-            match read(&self.fd, buffer) {
-                Ok(len) => {
+            match self.read(buffer) {
+                Ok((len, tag)) => {
                     let vnet = buffer.first_chunk().copied().map(VnetHdr::decode);
                     frame.set_received(len.saturating_sub(VNET_HDR_LEN));
                     frame.vnet = vnet.unwrap_or_default();
+                    if let Some(tag) = tag {
+                        vlan::put_back(&mut frame, tag);
+                    }
                     batch.push(frame);
                     count += 1;
                 }
@@ -72,6 +90,10 @@ impl PortRx for StreamRx {
 
     fn stream(&self) -> Option<BorrowedFd<'_>> {
         Some(self.fd.as_fd())
+    }
+
+    fn reading(&self) -> Reading {
+        self.reading
     }
 
     fn is_gone(&self) -> bool {

@@ -28,7 +28,7 @@ use super::stream::StreamRx;
 use super::sys::packet::{self as sys, Received, RxRing, SEND_BATCH};
 use super::tap::with_vnet_hdr;
 use super::vnet_hdr::VnetHdr;
-use super::{Gone, Missed, Offloads, Port, PortHalves, PortRx, PortTx, TxReport};
+use super::{Gone, Missed, Offloads, Port, PortHalves, PortRx, PortTx, Reading, TxReport, vlan};
 #[cfg(doc)]
 use crate::frame::MAX_BIG_PACKET_LEN;
 use crate::frame::{Frame, MAX_FRAME_LEN, MAX_PLAIN_FRAME_LEN};
@@ -75,10 +75,8 @@ pub struct PacketOptions<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Receive {
     /// Through a ring of so many slots of 72 KiB, into which the kernel copies while it delivers.
-    /// VLAN tags are kept.
     Ring(NonZeroUsize),
-    /// Frame by frame, as [`super::ring::Ring`] reads best: copied once, by the worker. Frames with
-    /// a VLAN tag are not received, as a read does not tell the tag.
+    /// Frame by frame, as [`super::ring::Ring`] reads best: copied once, by the worker.
     Stream,
 }
 
@@ -205,20 +203,17 @@ impl PacketSocket {
         // Refused once there is a ring.
         packet_option(fd, libc::PACKET_VNET_HDR, 1, "turn virtio-net headers on")?;
         packet_option(fd, libc::PACKET_IGNORE_OUTGOING, 1, "ignore outgoing frames")?;
-        let attached = match (options.filter, options.receive) {
-            (Some(filter), _) => {
-                let program = std::os::fd::AsRawFd::as_raw_fd(&filter);
-                sys::set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program)
-            }
-            (None, Receive::Stream) => sys::refuse_tagged(fd),
-            (None, Receive::Ring(_)) => Ok(()),
-        };
-        attached.map_err(failed("attach the socket filter"))?;
+        if let Some(filter) = options.filter {
+            let program = std::os::fd::AsRawFd::as_raw_fd(&filter);
+            sys::set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program)
+                .map_err(failed("attach the socket filter"))?;
+        }
         let ring = match options.receive {
             Receive::Ring(slots) => {
                 Some(RxRing::new(fd, SLOT_LEN, slots).map_err(failed("make a receive ring"))?)
             }
             Receive::Stream => {
+                packet_option(fd, libc::PACKET_AUXDATA, 1, "have VLAN tags told")?;
                 force(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER)
                     .map_err(failed("set the receive buffer"))?;
                 None
@@ -311,7 +306,7 @@ impl Port for PacketSocket {
             Some(ring) => {
                 Box::new(PacketRx { fd: self.rx, ring, counts: self.counts, idle_calls: 0 })
             }
-            None => Box::new(StreamRx::new(self.rx, is_gone)),
+            None => Box::new(StreamRx::new(self.rx, Reading::Tagged, is_gone)),
         };
         Ok(PortHalves { rx, tx })
     }
@@ -381,32 +376,15 @@ impl PacketRx {
 
 /// Copies a frame out of the ring, with its VLAN tag in place. False: it is not all there.
 fn fill(frame: &mut Frame, received: Received<'_>) -> bool {
-    const TAG_AT: usize = 12;
-    let mut vnet = VnetHdr::decode(received.vnet);
-    let tag: &[u8] = received.tag.as_ref().map_or(&[], |tag| tag);
-    let len = received.bytes.len() + tag.len();
-    if !received.whole || len > MAX_FRAME_LEN {
+    let tag_len = received.tag.map_or(0, |tag| tag.len());
+    if !received.whole || received.bytes.len() + tag_len > MAX_FRAME_LEN {
         return false;
     }
-    let (addresses, rest) = received.bytes.split_at(TAG_AT.min(received.bytes.len()));
-    let mut to = frame.receive_buffer(0);
-    for part in [addresses, tag, rest] {
-        let Some((here, behind)) = to.split_at_mut_checked(part.len()) else { return false };
-        here.copy_from_slice(part);
-        to = behind;
+    frame.copy_from(received.bytes);
+    frame.vnet = VnetHdr::decode(received.vnet);
+    if let Some(tag) = received.tag {
+        vlan::put_back(frame, tag);
     }
-    frame.set_received(len);
-    if received.tag.is_some() {
-        // Both count from the frame's beginning; a header length of zero says nothing.
-        let shift = |offset: u16| offset.saturating_add(4);
-        if vnet.needs_csum() {
-            vnet.csum_start = shift(vnet.csum_start);
-        }
-        if vnet.hdr_len != 0 {
-            vnet.hdr_len = shift(vnet.hdr_len);
-        }
-    }
-    frame.vnet = vnet;
     true
 }
 

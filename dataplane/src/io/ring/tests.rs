@@ -31,7 +31,7 @@ impl Bench {
         ours.set_nonblocking(true).unwrap();
         let poller = Poller::new().unwrap();
         let mut bench = Self { ring, pool: Pool::new(buffers), poller, ours, theirs };
-        bench.ring.add(PORT);
+        bench.ring.add(PORT, Reading::Plain);
         Some(bench)
     }
 
@@ -63,6 +63,17 @@ impl Bench {
 fn number(frame: &Frame) -> u16 {
     assert_eq!((frame.len(), frame.ingress), (62, PORT));
     u16::from_be_bytes(*frame.bytes().last_chunk().unwrap())
+}
+
+/// Where the kernel told nothing, a frame's buffer holds what an earlier one left there.
+#[test]
+fn what_was_not_told_is_not_believed() {
+    let told = u32::try_from(vlan::TOLD_LEN).unwrap();
+    for (len, is_told) in [(0, false), (told - 1, false), (told, true), (told + 4, true)] {
+        let mut gap = [0xab; CONTROL_GAP];
+        gap[4..8].copy_from_slice(&len.to_ne_bytes());
+        assert_eq!(control_data(&gap).is_some(), is_told, "{len}");
+    }
 }
 
 #[test]
@@ -233,7 +244,7 @@ fn a_removed_port_is_read_no_more_and_keeps_no_buffer() {
     bench.ring.take(&mut frames, usize::MAX, usize::MAX);
     assert!(frames.is_empty() && !bench.ring.has(PORT));
     // The same number again is another stream.
-    bench.ring.add(PORT);
+    bench.ring.add(PORT, Reading::Plain);
     assert_eq!(number(&bench.receive()[0]), 2);
 }
 
@@ -266,7 +277,7 @@ fn a_stopped_port_is_read_on_by_another_ring_in_order() {
             }
             assert_eq!(bench.ring.take_ended(), None);
             std::mem::swap(&mut bench.ring, &mut other);
-            bench.ring.add(PORT);
+            bench.ring.add(PORT, Reading::Plain);
         }
     });
 }
@@ -276,7 +287,7 @@ fn what_ends_reading_is_told_once() {
     let Some(mut bench) = Bench::new(8) else { return };
     bench.ring.remove(PORT, &mut bench.pool);
     let gone = PortId(9);
-    bench.ring.add(gone);
+    bench.ring.add(gone, Reading::Plain);
     // A descriptor that cannot be read: a socket that listens.
     let dir = tempfile::tempdir().unwrap();
     let listener = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
@@ -344,7 +355,7 @@ fn ports_that_have_much_share_what_is_read_at_a_time() {
     let poller = Poller::new().unwrap();
     let mut pool = Pool::new(512);
     for port in 0..3 {
-        ring.add(PortId(port));
+        ring.add(PortId(port), Reading::Plain);
     }
     let mut came = [0; 3];
     let mut frames = Vec::new();

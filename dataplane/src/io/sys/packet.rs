@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use nix::errno::Errno;
 
 use super::map::Mapping;
+use crate::io::vlan;
 
 /// Frames given to the kernel in one call.
 pub(in crate::io) const SEND_BATCH: usize = 32;
@@ -41,27 +42,6 @@ pub(in crate::io) fn set_option(
     value: libc::c_int,
 ) -> io::Result<()> {
     set(fd, level, name, &value)
-}
-
-/// Receives frames without a VLAN tag only. The tag that the kernel took out of a frame is told
-/// beside the frame, where a plain read does not see it.
-pub(in crate::io) fn refuse_tagged(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // `linux/filter.h`: SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT.
-    const TAG_PRESENT: u32 = (-0x1000i32 + 48).cast_unsigned();
-    // `linux/bpf_common.h`: BPF_LD | BPF_B | BPF_ABS; BPF_JMP | BPF_JEQ | BPF_K; BPF_RET | BPF_K.
-    let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-    let mut program = [
-        instruction(0x30, 0, 0, TAG_PRESENT),
-        instruction(0x15, 0, 1, 0),
-        instruction(0x06, 0, 0, u32::MAX),
-        instruction(0x06, 0, 0, 0),
-    ];
-    let filter = libc::sock_fprog {
-        len: libc::c_ushort::try_from(program.len()).unwrap_or(0),
-        filter: program.as_mut_ptr(),
-    };
-    // The kernel copies the program before the call returns.
-    set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
 }
 
 /// Receives everything on the wire of the interface, not only what is for it.
@@ -167,6 +147,28 @@ fn set<T>(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) 
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Receives a frame into `buffer`, and what is told beside it into `control`, which is zeroed.
+pub(in crate::io) fn receive(
+    fd: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    control: &mut [u8; vlan::CONTROL_LEN],
+) -> Result<usize, Errno> {
+    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut message = MaybeUninit::<libc::msghdr>::zeroed();
+    // SAFETY: zeroed: null pointers and zero lengths are a valid `msghdr`.
+    let message = unsafe { message.assume_init_mut() };
+    message.msg_iov = &raw mut vector;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = vlan::CONTROL_LEN as _;
+    // JUSTIFICATION: nix's recvmsg knows no PACKET_AUXDATA.
+    // SAFETY: `fd` is borrowed, so open; the message points to one vector, that to `buffer`, and to
+    // `control`, with their lengths. They live until the call returns; the kernel keeps no pointer
+    // and has no need of their alignment.
+    let len = unsafe { libc::recvmsg(fd.as_raw_fd(), message, libc::MSG_DONTWAIT) };
+    usize::try_from(len).map_err(|_| Errno::last())
+}
+
 /// Sends the packets, at most [`SEND_BATCH`], in order; returns how many went before one failed.
 /// An error is that of the first.
 pub(in crate::io) fn send_many(fd: BorrowedFd<'_>, packets: &[&[u8]]) -> Result<usize, Errno> {
@@ -255,16 +257,7 @@ impl RxRing {
         let [a, b, ..] = word(TP_MAC)?.to_ne_bytes();
         let mac = usize::from(u16::from_ne_bytes([a, b]));
         let [a, b, c, d] = word(TP_VLAN_TCI)?.to_ne_bytes();
-        let tag = (flags & libc::TP_STATUS_VLAN_VALID != 0).then(|| {
-            let [tci_high, tci_low] = u16::from_ne_bytes([a, b]).to_be_bytes();
-            let tpid = if flags & libc::TP_STATUS_VLAN_TPID_VALID != 0 {
-                u16::from_ne_bytes([c, d])
-            } else {
-                crate::packet::types::ethertype::VLAN
-            };
-            let [tpid_high, tpid_low] = tpid.to_be_bytes();
-            [tpid_high, tpid_low, tci_high, tci_low]
-        });
+        let tag = vlan::tag(flags, u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
         let from = slot + mac.checked_sub(VNET_HDR_LEN)?;
         // JUSTIFICATION: the frame is copied out of the ring as a whole slice.
         // SAFETY: the status says that the slot is ours. The kernel does not touch it until the

@@ -19,7 +19,8 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::errno::Errno;
 
 use super::map::Mapping;
-use crate::frame::{Frame, MAX_FRAME_LEN};
+use crate::frame::{Frame, GAP};
+use crate::io::{Reading, vlan};
 
 /// Requests that are queued before the kernel has to be told.
 const REQUESTS: u32 = 256;
@@ -33,13 +34,53 @@ const ENTRY_WORDS: usize = 2;
 const KIND_READ: u64 = 0;
 const KIND_READY: u64 = 1;
 const KIND_WRITE: u64 = 2;
+const KIND_RECEIVE: u64 = 3;
 const KIND_SHIFT: u32 = 62;
+
+/// What the kernel puts before what is received with control data: its own header
+/// (`struct io_uring_recvmsg_out`), and the control data. A cache line, so that the frame behind it
+/// lies as others do.
+pub(in crate::io) const CONTROL_GAP: usize = RECVMSG_OUT + vlan::CONTROL_LEN;
+const RECVMSG_OUT: usize = 16;
+const _: () = assert!(CONTROL_GAP == GAP);
+
+/// The control data in what the kernel put before a frame. `None`: it is not all there, and the
+/// bytes are what an earlier frame left.
+#[inline]
+pub(in crate::io) fn control_data(gap: &[u8; CONTROL_GAP]) -> Option<&[u8; vlan::CONTROL_LEN]> {
+    // `struct io_uring_recvmsg_out`: lengths of name, control data and payload; flags.
+    let (&[_, _, _, _, a, b, c, d, ..], control) = gap.split_first_chunk::<RECVMSG_OUT>()?;
+    let len = usize::try_from(u32::from_ne_bytes([a, b, c, d])).ok()?;
+    if len < vlan::TOLD_LEN { None } else { control.first_chunk() }
+}
+
+/// Asks for room for control data; the buffer is provided.
+struct Receive(libc::msghdr);
+
+// JUSTIFICATION: the kernel reads it through a pointer whenever a request is submitted.
+// SAFETY: all pointers in it are null, and nobody writes to it.
+unsafe impl Sync for Receive {}
+
+static RECEIVE: Receive = {
+    // JUSTIFICATION: C libraries pad the structure in ways of their own.
+    // SAFETY: null pointers and zero lengths are a valid `msghdr`.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_controllen = vlan::CONTROL_LEN as _;
+    Receive(header)
+};
+
+const fn kind(reading: Reading) -> u64 {
+    match reading {
+        Reading::Plain => KIND_READ,
+        Reading::Tagged => KIND_RECEIVE,
+    }
+}
 
 /// What the kernel has done.
 #[derive(Debug)]
 pub(in crate::io) enum Completion {
     /// A frame was read, or reading failed; without `more` nothing else will be read.
-    Read { token: u64, outcome: Result<Frame, Errno>, more: bool },
+    Read { token: u64, reading: Reading, outcome: Result<Frame, Errno>, more: bool },
     /// The descriptor that was polled is readable, in error or hung up.
     Ready,
     /// A frame was written, or not.
@@ -125,7 +166,7 @@ impl Uring {
     pub(in crate::io) fn post(&mut self, mut frame: Frame) -> Option<Frame> {
         let Some(number) = self.unposted.pop() else { return Some(frame) };
         let buffer = frame.receive_buffer(self.prefix);
-        let len = buffer.len().min(self.prefix + MAX_FRAME_LEN);
+        let len = buffer.len();
         let address = buffer.as_mut_ptr().expose_provenance() as u64;
         if let Some(slot) = self.posted.get_mut(usize::from(number)) {
             *slot = Some(frame);
@@ -164,9 +205,13 @@ impl Uring {
     }
 
     /// Reads from `fd` into posted buffers, one frame each, until something goes wrong.
-    pub(in crate::io) fn read(&mut self, fd: BorrowedFd<'_>, token: u64) {
-        let request = opcode::ReadMulti::new(Fd(fd.as_raw_fd()), 0, GROUP).build();
-        self.push(&request.user_data(token | KIND_READ << KIND_SHIFT));
+    pub(in crate::io) fn read(&mut self, fd: BorrowedFd<'_>, reading: Reading, token: u64) {
+        let fd = Fd(fd.as_raw_fd());
+        let request = match reading {
+            Reading::Plain => opcode::ReadMulti::new(fd, 0, GROUP).build(),
+            Reading::Tagged => opcode::RecvMsgMulti::new(fd, &raw const RECEIVE.0, GROUP).build(),
+        };
+        self.push(&request.user_data(token | kind(reading) << KIND_SHIFT));
     }
 
     /// Tells once when `fd` is readable, which may be at once.
@@ -202,8 +247,8 @@ impl Uring {
         loop {
             // JUSTIFICATION: queueing a request is the purpose of this type.
             // SAFETY: whatever address the request has lies in a frame that `posted` or `writes`
-            // holds until its completion (see above); polls have none. The kernel takes its own
-            // reference to the file at submission, and a descriptor that was closed before fails.
+            // holds until its completion (see above), or is that of a static; polls have none. The
+            // kernel takes its own reference to the file at submission, and a descriptor that was closed before fails.
             let pushed = unsafe { self.ring.submission().push(request) };
             if pushed.is_ok() {
                 return;
@@ -261,7 +306,11 @@ impl Uring {
             Err(_) => Err(Errno::from_raw(entry.result().saturating_neg())),
         };
         match entry.user_data() >> KIND_SHIFT {
-            KIND_READ => {
+            from @ (KIND_READ | KIND_RECEIVE) => {
+                let (reading, gap) = match from {
+                    KIND_RECEIVE => (Reading::Tagged, CONTROL_GAP),
+                    _ => (Reading::Plain, 0),
+                };
                 let frame = cqueue::buffer_select(entry.flags()).and_then(|number| {
                     let frame = self.posted.get_mut(usize::from(number))?.take()?;
                     self.unposted.push(number);
@@ -269,14 +318,15 @@ impl Uring {
                 });
                 let outcome = match (outcome, frame) {
                     (Ok(len), Some(mut frame)) => {
-                        frame.set_received(len.saturating_sub(self.prefix));
+                        frame.set_received_behind(gap, len.saturating_sub(gap + self.prefix));
                         Ok(frame)
                     }
                     (Err(errno), _) => Err(errno),
                     // A device does not end by reading nothing.
                     (Ok(_), None) => Err(Errno::EBADFD),
                 };
-                Some(Completion::Read { token: value, outcome, more: cqueue::more(entry.flags()) })
+                let more = cqueue::more(entry.flags());
+                Some(Completion::Read { token: value, reading, outcome, more })
             }
             KIND_READY => Some(Completion::Ready),
             _ => {
@@ -290,9 +340,9 @@ impl Uring {
 
     /// Ends the reading that was begun with `token`; what it completed before is still to be
     /// taken.
-    pub(in crate::io) fn cancel_read(&mut self, token: u64) {
+    pub(in crate::io) fn cancel_read(&mut self, reading: Reading, token: u64) {
         self.submit();
-        let data = token | KIND_READ << KIND_SHIFT;
+        let data = token | kind(reading) << KIND_SHIFT;
         // NotFound: it has ended by itself.
         let _ = self.ring.submitter().register_sync_cancel(None, CancelBuilder::user_data(data));
         self.submit();

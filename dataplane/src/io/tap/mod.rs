@@ -30,7 +30,7 @@ use nix::unistd::write;
 use super::stream::StreamRx;
 use super::sys::tun;
 use super::vnet_hdr::VNET_HDR_LEN;
-use super::{Offloads, Port, PortHalves, PortTx, TxReport};
+use super::{Offloads, Port, PortHalves, PortTx, Reading, TxReport};
 use crate::frame::Frame;
 use crate::pool::Pool;
 
@@ -193,7 +193,7 @@ impl Port for Tap {
         let tx = (0..workers).map(half).collect();
         // EBADFD: deleted. EFAULT: being deleted just now (the driver's answer once its queue is
         // shut down). No other error of reading ends by itself either.
-        let rx = StreamRx::new(fd, |_| true);
+        let rx = StreamRx::new(fd, Reading::Plain, |_| true);
         Ok(PortHalves { rx: Box::new(rx), tx })
     }
 }
