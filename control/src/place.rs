@@ -130,6 +130,23 @@ impl Place {
         }
     }
 
+    /// Deletes what is left here of a sandbox's devices: the TAPs of these names, and what our ends of
+    /// pairs lead to, whatever it is called. Another interface that has one of the names stays.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_ours(&self, ifnames: &[String], host_ends: &[String]) -> Result<()> {
+        let is_ours = |link: &Link| match link.kind.as_deref() {
+            Some("tun") => ifnames.contains(&link.name),
+            Some("veth") => link.alias.as_ref().is_some_and(|alias| host_ends.contains(alias)),
+            _ => false,
+        };
+        for link in self.links().await?.iter().filter(|link| is_ours(link)) {
+            self.remove(&link.name).await?;
+        }
+        Ok(())
+    }
+
     /// Gives a device of ours, known by its MAC, its name back, if somebody renamed it.
     ///
     /// # Errors

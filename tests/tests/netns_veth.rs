@@ -26,6 +26,8 @@ use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
 use tests::host::{GATEWAY, Host, Sandbox, Uplink, eventually, one, rows};
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+/// The gateway of [`veth_host`]'s network.
+const GATEWAY_OF_FAST: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
 const MENDED: Duration = Duration::from_secs(8);
 
 /// More than a frame of a plain device can have.
@@ -360,6 +362,32 @@ fn what_was_made_unrecognisable_inside_goes_all_the_same() {
         assert!(!host.ns.ip("link show").contains("other9"), "{way}");
         before.assert_same(&Inventory::of_namespace(&lent.handle()), way);
     }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn somebody_elses_interface_with_the_name_stays() {
+    let (host, _, b) = veth_host(Uplink::None);
+    let lent = Namespace::create(&host.name("lent"));
+    let flags = format!("--network fast --netns {}", lent.handle().path().display());
+    let lent = lent.handle();
+    for way in ["disconnect", "rm"] {
+        let a = host.sandbox("lent", &flags);
+        // Ours is not to be known by its name or MAC any more.
+        lent.ip("link set eth0 down");
+        lent.ip("link set eth0 address 02:00:00:00:00:99 name other0");
+        lent.ip("link add eth0 type veth peer name theirs");
+        if way == "disconnect" {
+            host.ok(["network", "disconnect", "fast", &a.name]);
+        }
+        host.ok(["sandbox", "rm", &a.name]);
+        let left = lent.ip("-o link show");
+        assert!(left.contains("eth0") && left.contains("theirs"), "{way}: {left}");
+        assert!(!left.contains("other0"), "{way}: {left}");
+        assert_eq!(host_ends(&host).len(), 2, "{way}: those of a and b");
+        lent.ip("link delete eth0");
+    }
+    assert_ping(&b.ns, GATEWAY_OF_FAST, 64);
 }
 
 #[test]

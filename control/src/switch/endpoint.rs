@@ -254,9 +254,12 @@ impl Switch {
         endpoint: &Endpoint,
         undo: &mut Undo,
     ) -> Result<dataplane::packet::types::PortId> {
-        let device = self.make_device(place, network, endpoint).await?;
         let netns = place.netns.try_clone().failed("duplicate a namespace")?;
-        undo.push(Done::Device(netns, endpoint.ifname.clone()));
+        let device = self.make_device(place, network, endpoint).await?;
+        undo.push(match &endpoint.wire {
+            Wire::Tap => Done::Device(netns, endpoint.ifname.clone()),
+            Wire::Veth { host_end } => Done::Pair(host_end.clone()),
+        });
         let port = self.attach(device)?;
         undo.push(Done::Port(port));
         self.finish_device(place, endpoint).await?;

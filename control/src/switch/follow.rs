@@ -190,11 +190,13 @@ impl Switch {
         let port = self.attach(device)?;
         let key = (sandbox.name.clone(), endpoint.ifname.clone());
         self.world_mut().attached.endpoints.insert(key, port);
-        if let Err(error) = self.route_by_gateway(&place, &sandbox).await {
+        let routed = self.route_by_gateway(&place, &sandbox).await;
+        let finished = self.finish_device(&place, endpoint).await;
+        // The port is in use by now.
+        for error in [routed, finished].into_iter().filter_map(Result::err) {
             let subject = Subject::InSandbox(sandbox.name.clone());
             self.warn(subject, format!("sandbox {:?}: {error}", sandbox.name));
         }
-        self.finish_device(&place, endpoint).await?;
         Ok(endpoint.ifname.clone())
     }
 

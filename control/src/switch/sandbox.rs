@@ -262,17 +262,17 @@ pub(super) fn first_error(first: Result<()>, second: Result<()>) -> Result<()> {
 async fn clear_inside(intent: &Intent) -> Result<()> {
     match intent {
         Intent::HostDevice { .. } => Ok(()),
-        Intent::Endpoints { name, namespace, ifnames, .. } => {
+        Intent::Endpoints { name, namespace, ifnames, host_ends } => {
             match open_namespace(name, namespace)? {
-                Some(netns) => remove_devices(netns, ifnames).await,
+                Some(netns) => Place::open(netns)?.remove_ours(ifnames, host_ends).await,
                 None => Ok(()),
             }
         }
-        Intent::Sandbox { name, namespace: Some(namespace), ifnames, .. } => {
+        Intent::Sandbox { name, namespace: Some(namespace), ifnames, host_ends } => {
             let netns = open_namespace(name, namespace)?;
             let ours = netns.is_some() || is_empty_file(name);
             if let Some(netns) = netns {
-                remove_devices(netns, ifnames).await?;
+                Place::open(netns)?.remove_ours(ifnames, host_ends).await?;
             }
             match namespace {
                 Namespace::Made { .. } if ours => delete_namespace(name),
@@ -280,9 +280,9 @@ async fn clear_inside(intent: &Intent) -> Result<()> {
             }
         }
         // A version that announced before it made the namespace, when none had the name.
-        Intent::Sandbox { name, namespace: None, ifnames, .. } => {
+        Intent::Sandbox { name, namespace: None, ifnames, host_ends } => {
             match Netns::open(name.as_str()) {
-                Ok(netns) => remove_devices(netns, ifnames).await?,
+                Ok(netns) => Place::open(netns)?.remove_ours(ifnames, host_ends).await?,
                 Err(NetnsError::NotFound(_)) => return Ok(()),
                 // The file was made, the namespace was not bound to it yet.
                 Err(NetnsError::NotANetns(_)) => {}
@@ -303,17 +303,6 @@ pub(super) fn take_ports(
         .iter()
         .filter_map(|e| attached.endpoints.remove(&(sandbox.name.clone(), e.ifname.clone())))
         .collect()
-}
-
-async fn remove_devices(netns: Netns, ifnames: &[String]) -> Result<()> {
-    if ifnames.is_empty() {
-        return Ok(());
-    }
-    let place = Place::open(netns)?;
-    for ifname in ifnames {
-        place.remove(ifname).await?;
-    }
-    Ok(())
 }
 
 fn delete_namespace(name: &Name) -> Result<()> {

@@ -26,8 +26,10 @@ pub(super) enum Done {
     Loopback(Netns),
     /// A namespace was named.
     Namespace(Name),
-    /// A device was made in a namespace.
+    /// A TAP was made in a namespace.
     Device(Netns, String),
+    /// A pair was made with this end in the host's namespace.
+    Pair(String),
     /// Records were changed; these edits change them back.
     Records(Vec<Edit>),
     /// A device was attached to the engine.
@@ -64,6 +66,7 @@ impl Switch {
                     Ok(())
                 }
                 Done::HostDevice(ifname) => self.host.remove(&ifname).await,
+                Done::Pair(host_end) => self.host.remove_end(&host_end).await,
                 Done::Intent(id) if clean => self.commit(work, vec![Edit::RemoveIntent(id)]),
                 Done::Intent(_) => Ok(()),
                 Done::Namespace(name) => netns::delete(name.as_str())
