@@ -21,13 +21,24 @@ mod vlan;
 pub mod vnet_hdr;
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use crate::frame::Frame;
 use crate::pool::Pool;
+
+/// A number that no other network namespace has had since the machine was started, of the calling
+/// thread's.
+///
+/// # Errors
+/// Before Linux 5.14, or when no descriptor is left.
+pub fn netns_cookie() -> std::io::Result<u64> {
+    // A socket of any kind is in the namespace.
+    sys::netns::cookie(UnixDatagram::unbound()?.as_fd())
+}
 
 /// How a descriptor that gives one frame a call is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

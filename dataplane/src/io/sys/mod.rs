@@ -6,6 +6,7 @@
 
 pub(super) mod bpf;
 pub(super) mod map;
+pub(super) mod netns;
 pub(super) mod packet;
 pub(super) mod tun;
 pub(super) mod uring;
