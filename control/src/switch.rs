@@ -103,8 +103,8 @@ struct Work {
     host_ports: Option<HostPorts>,
     /// Uplinks that are attached, by interface.
     uplinks: HashMap<String, uplink::Live>,
-    /// When devices were made anew that somebody had deleted, by sandbox (`None`: the host) and
-    /// what names the device.
+    /// When devices and filters were made anew that somebody had deleted, by sandbox (`None`: the
+    /// host) and what names them.
     remade: HashMap<(Option<Name>, String), Instant>,
     /// Uplinks that had no port for NAT when last looked at.
     without_nat_ports: BTreeSet<warnings::NoPorts>,
@@ -121,7 +121,8 @@ pub struct World {
     pub host: HostFacts,
     /// Sandboxes whose namespace is gone or not ours any more.
     pub gone: BTreeSet<Name>,
-    /// Host's ends of veth pairs that lost their filter, which cannot be set again.
+    /// Host's ends of veth pairs and shared uplinks that lost their filter, or may have, and have
+    /// it not again.
     pub unfiltered: BTreeSet<String>,
     /// Published ports that are not held on the host, by [`crate::model::Publish::id`]: why not.
     pub unheld: BTreeMap<u32, String>,

@@ -92,13 +92,22 @@ impl Place {
         self.restore(host_end, |link| is_end(link, host_end)).await
     }
 
+    /// Whether a filter of ours is at the ingress of the link.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn has_filter(&self, link: &Link) -> Result<bool> {
+        let found = self.netlink.has_steering(link.index).await;
+        found.failed(format!("interface {:?}", link.name))
+    }
+
     /// Sets the filter of our end of a pair, if it is not there. True: it was not.
     ///
     /// # Errors
     /// When the kernel refuses, or another program's filter is in its place.
     pub async fn ensure_filter(&self, link: &Link) -> Result<bool> {
         let context = || format!("interface {:?}", link.name);
-        if self.netlink.has_steering(link.index).await.failed(context())? {
+        if self.has_filter(link).await? {
             return Ok(false);
         }
         let program = steer::hold_back().failed("load the filter of a veth endpoint")?;

@@ -8,8 +8,8 @@
 //!
 //! What somebody sets on a device that is still there (down, another MTU, no address) is left so.
 //!
-//! Limit: one device is made anew at most once in [`PAUSE`], so that two who disagree about it do
-//! not keep each other busy.
+//! Limit: one device or filter is made anew at most once in [`PAUSE`], so that two who disagree
+//! about it do not keep each other busy.
 
 mod ends;
 
@@ -31,7 +31,7 @@ use crate::netlink::Link;
 use crate::netns::Netns;
 use crate::place::Place;
 
-/// How long a device that was made anew stays away when it is deleted again.
+/// How long a device or filter that was made anew stays away when it is deleted again.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// An endpoint's interface that is gone.

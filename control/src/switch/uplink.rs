@@ -200,7 +200,7 @@ impl Switch {
         self.publish_ports(work).await?;
         let index = self.interface_index(interface)?;
         match work.uplinks.get_mut(interface) {
-            Some(live) => live.steer(&self.host, index).await,
+            Some(live) => live.steer(&self.host, index).await.map(drop),
             None => Ok(()),
         }
     }

@@ -37,7 +37,7 @@ pub(super) enum Subject {
     /// Something in a sandbox that could not be set, until it is removed: what others do there is
     /// theirs, and not looked at.
     InSandbox(Name),
-    /// The host's end of a veth pair without its filter.
+    /// The host's end of a veth pair, or a shared uplink, without its filter.
     Filter(String),
     /// The host's ports could not be read: until they can be.
     HostPorts,
@@ -160,10 +160,11 @@ impl World {
             }),
             Subject::Sandbox(name) => !self.gone.contains(name),
             Subject::InSandbox(name) => !desired.sandboxes.contains_key(name),
-            Subject::Filter(end) => {
+            Subject::Filter(link) => {
                 let mut sandboxes = desired.sandboxes.values();
-                !self.unfiltered.contains(end)
-                    || !sandboxes.any(|sandbox| sandbox.host_ends().contains(end))
+                !self.unfiltered.contains(link)
+                    || !attached.uplinks.contains_key(link)
+                        && !sandboxes.any(|sandbox| sandbox.host_ends().contains(link))
             }
             Subject::Uplink(interface) => {
                 attached.uplinks.contains_key(interface) || !desired.uplinks.contains_key(interface)

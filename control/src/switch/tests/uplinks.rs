@@ -3,7 +3,8 @@
 use nix::mount::{MsFlags, mount};
 
 use super::*;
-use crate::netlink::{IfExists, LinkChange, RouteSpec};
+use crate::netlink::tc::Qdisc;
+use crate::netlink::{self, Event, IfExists, LinkChange, RouteSpec};
 
 /// The host's interface to the outside, which carries 192.0.2.2/24 and the default route.
 struct Wire {
@@ -87,6 +88,81 @@ fn an_uplink_that_came_up_by_half_is_tried_again() {
         assert!(switch.world().attached.uplinks.contains_key("wan0"));
         assert!(wire.is_steered().await);
         switch.stop().await;
+    });
+}
+
+/// A netlink connection that nobody serves any more.
+fn dead_handle() -> netlink::Handle {
+    std::thread::scope(|scope| {
+        let open = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let netns = Netns::current().unwrap();
+            runtime.unwrap().block_on(async { netlink::Handle::open_in(&netns).unwrap() })
+        };
+        scope.spawn(open).join().unwrap()
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn steering_is_set_again_also_when_the_first_look_fails() {
+    on_a_host(|host| async move {
+        let wire = Wire::new().await;
+        let mut switch = host.start().await;
+        let take_off = || async {
+            wire.place.netlink.remove_steering(wire.index, Qdisc::Found).await.unwrap();
+            assert!(!wire.is_steered().await);
+        };
+        let mut touched = Touched::default();
+        touched.note(&Event::IngressChanged(wire.index));
+        let nothing = Touched::default();
+
+        take_off().await;
+        switch.follow_filters(&nothing).await;
+        assert!(!wire.is_steered().await, "nobody told of it");
+        let working =
+            std::mem::replace(&mut Arc::get_mut(&mut switch).unwrap().host.netlink, dead_handle());
+        switch.follow_filters(&touched).await;
+        Arc::get_mut(&mut switch).unwrap().host.netlink = working;
+        assert!(!wire.is_steered().await);
+        switch.follow_filters(&nothing).await;
+        assert!(wire.is_steered().await);
+        assert!(switch.world().unfiltered.is_empty());
+
+        // Again at once: two who disagree about it do not keep each other busy.
+        take_off().await;
+        switch.follow_filters(&touched).await;
+        assert!(!wire.is_steered().await);
+        assert!(switch.world().unfiltered.contains("wan0"));
+        switch.work.lock().await.remade.clear();
+        switch.follow_filters(&nothing).await;
+        assert!(wire.is_steered().await);
+        assert!(switch.world().unfiltered.is_empty());
+        assert_eq!(switch.world().warnings(), Vec::<String>::new());
+        switch.stop().await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_qdisc_that_was_made_in_place_of_anothers_goes_with_the_uplink() {
+    on_a_host(|host| async move {
+        let wire = Wire::new().await;
+        let tc = |what: &str| {
+            let mut command = std::process::Command::new("tc");
+            let done = command.args(["qdisc", what, "dev", "wan0", "clsact"]).status().unwrap();
+            assert!(done.success(), "{what}");
+        };
+        tc("add");
+        let switch = host.start().await;
+        assert!(!switch.world().desired.uplinks["wan0"].made_qdisc);
+        tc("delete");
+        let mut touched = Touched::default();
+        touched.note(&Event::Overrun);
+        switch.follow_filters(&touched).await;
+        assert!(wire.is_steered().await);
+        switch.stop().await;
+        assert!(!wire.place.netlink.has_clsact(wire.index).await.unwrap());
     });
 }
 

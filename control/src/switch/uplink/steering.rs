@@ -41,15 +41,17 @@ impl Live {
         self.steering.as_ref().map(Steering::filter_fd)
     }
 
-    /// Keeps our frames from the host's stack, in place of an earlier run's filter.
-    pub(super) async fn steer(&self, host: &Place, link: u32) -> Result<()> {
-        if let Some(steering) = &self.steering {
-            host.netlink
-                .set_steering(link, steering.classifier_fd())
-                .await
-                .failed("set the steering filter")?;
-        }
-        Ok(())
+    /// Whether there is somebody to share with.
+    pub(in crate::switch) const fn is_shared(&self) -> bool {
+        self.steering.is_some()
+    }
+
+    /// Keeps our frames from the host's stack, in place of an earlier run's filter. `None`: there
+    /// is nothing to share.
+    pub(in crate::switch) async fn steer(&self, host: &Place, link: u32) -> Result<Option<Qdisc>> {
+        let Some(steering) = &self.steering else { return Ok(None) };
+        let set = host.netlink.set_steering(link, steering.classifier_fd()).await;
+        set.failed("set the steering filter").map(Some)
     }
 
     fn refresh(&mut self, state: &UplinkState, published: &[Publish]) -> Result<()> {
