@@ -4,8 +4,8 @@
 //! A device is made persistent, configured and handed over open, or it is not there. All its
 //! settings live in the kernel: after a restart it is attached to again without touching them.
 //!
-//! The alias of a TAP is given last: one without it may have been left half made by a daemon that was
-//! killed, and is given what it lacks.
+//! The alias of a TAP is given last: one without any may have been left half made by a daemon that
+//! was killed, and is given what it lacks. An alias that somebody else gave stays.
 
 mod veth;
 
@@ -22,13 +22,13 @@ use crate::netns::Netns;
 /// "Always use the best local address for this target" (`ip-sysctl.rst`, `arp_announce`).
 const ARP_ANNOUNCE_BEST: &str = "2";
 
-/// Frames that wait in a TAP for us. It never holds its sender up (`tun_net_xmit`), so that what comes
-/// beyond is lost; and one TCP stream in frames of one MTU has more than the default of 1,000 under
-/// way. Not more than this: for a container that floods with frames of 64 KiB it is 128 MiB of the
-/// host's memory already. Figures: docs/performance.md.
+/// Frames that wait in a TAP for us. It never holds its sender up (`tun_net_xmit`), so that what
+/// comes beyond is lost; and one TCP stream in frames of one MTU has more than the default of 1,000
+/// under way. Not more than this: for a container that floods with frames of 64 KiB it is 128 MiB
+/// of the host's memory already. Figures: docs/performance.md.
 const TAP_QUEUE: u32 = 2000;
 
-/// The alias of a TAP where nothing is left to do.
+/// The alias that a TAP is given where nothing is left to do.
 const FINISHED: &str = "vswitchd";
 
 /// A namespace that devices are made in.
@@ -97,7 +97,8 @@ impl Place {
             return Ok((self.make(spec).await?, Found::Made));
         };
         let tap = self.open_tap(&spec.ifname)?;
-        if link.alias.as_deref() == Some(FINISHED) {
+        // Ours, or somebody's own label in its place: a half made one has none.
+        if link.alias.as_ref().is_some_and(|alias| !alias.is_empty()) {
             return Ok((tap, Found::Existing));
         }
         // Addresses come last. One that has them was made by a version that marked none, and what
@@ -130,14 +131,15 @@ impl Place {
         }
     }
 
-    /// Deletes what is left here of a sandbox's devices: the TAPs of these names, and what our ends of
-    /// pairs lead to, whatever it is called. Another interface that has one of the names stays.
+    /// Deletes what is left here of a sandbox's devices: TAPs of these names, whatever their alias
+    /// is by now, and what our ends of pairs lead to, whatever it is called. An interface of
+    /// another kind that has one of the names stays, also a TUN.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn remove_ours(&self, ifnames: &[String], host_ends: &[String]) -> Result<()> {
         let is_ours = |link: &Link| match link.kind.as_deref() {
-            Some("tun") => ifnames.contains(&link.name),
+            Some("tun") => link.ethernet && ifnames.contains(&link.name),
             Some("veth") => link.alias.as_ref().is_some_and(|alias| host_ends.contains(alias)),
             _ => false,
         };

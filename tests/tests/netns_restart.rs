@@ -206,7 +206,7 @@ fn taps_that_were_left_half_made_are_finished() {
     }
     // What is finished keeps what was set on it since; so does what an earlier version made, which
     // marked nothing.
-    for alias in [None, Some("")] {
+    for alias in [None, Some(""), Some("somebody's label")] {
         a.ns.ip("link set eth0 mtu 1300");
         host.stop(Signal::SIGTERM);
         for (ns, ifname) in [(&a.ns, "eth0"), (&host.ns, leg.as_str())] {
@@ -219,6 +219,14 @@ fn taps_that_were_left_half_made_are_finished() {
         assert!(a.ns.ip("link show eth0").contains("mtu 1300"), "{alias:?}");
         assert_ping(&a.ns, b.ip, 64);
     }
+    // A label does not make it half made either when it lacks something, and stays.
+    host.stop(Signal::SIGTERM);
+    a.ns.ip("link set eth0 down");
+    host.launch();
+    let shown = a.ns.ip("link show eth0");
+    assert!(shown.contains("somebody's label") && shown.contains("state DOWN"), "{shown}");
+    assert!(shown.contains("mtu 1300"), "{shown}");
+    host.ok(["sandbox", "rm", &a.name]);
 }
 
 #[test]

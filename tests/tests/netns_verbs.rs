@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tests::host::inventory::Inventory;
 use tests::host::namespace::{Namespace, Process};
 use tests::host::traffic::{TcpClient, TcpServer, assert_ping, ping, udp_ask};
@@ -80,7 +81,7 @@ fn run_ends_with_its_client() {
     let is_there = || host.ctl(["sandbox", "inspect", &name]).code == 0;
     eventually(Duration::from_secs(5), "it is there", is_there);
     std::thread::sleep(Duration::from_millis(200));
-    run.signal(nix::sys::signal::Signal::SIGTERM);
+    run.signal(Signal::SIGTERM);
     assert_eq!(run.wait(Duration::from_secs(5)).code(), Some(143));
     assert!(!is_there());
 }
@@ -206,6 +207,24 @@ fn an_adopted_namespace_survives() {
     assert_ping(&ns, b.ip, 64);
     host.ok(["sandbox", "rm", &a.name]);
     Inventory::of_namespace(&ns).assert_same(&before, "a sandbox adopted by process");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_tun_with_the_name_stays_and_a_labelled_tap_goes() {
+    let mut host = host_with_app(Uplink::None);
+    let [tun, tap] = ["tun", "tap"].map(|name| Namespace::create(&host.name(name)));
+    for (name, lent) in [("a", &tun), ("b", &tap)] {
+        host.sandbox(name, &format!("--network app --netns {}", lent.handle().path().display()));
+    }
+    let label = ["link", "set", "eth0", "alias", "a label"];
+    let _ = ran(tap.handle().command("ip").args(label)).succeeded();
+    host.stop(Signal::SIGKILL);
+    tun.handle().ip("link delete eth0");
+    tun.handle().ip("tuntap add dev eth0 mode tun");
+    host.purge_offline();
+    assert!(tun.handle().ip("-o link show").contains("eth0"));
+    assert!(!tap.handle().ip("-o link show").contains("eth0"));
 }
 
 /// Pings until the capture has enough, and returns what tcpdump reads of it.
