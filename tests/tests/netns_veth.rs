@@ -396,6 +396,30 @@ fn somebody_elses_interface_with_the_name_stays() {
 
 #[test]
 #[ignore = "needs root"]
+fn a_pair_of_an_earlier_version_can_be_recognised_after_a_start() {
+    let (mut host, a, b) = veth_host(Uplink::None);
+    let alias = |sandbox: &Sandbox| {
+        let link: Value = serde_json::from_str(&sandbox.ns.ip("-j link show dev eth0")).unwrap();
+        link[0]["ifalias"].as_str().map(str::to_owned)
+    };
+    let before = alias(&a);
+    assert!(before.as_ref().is_some_and(|alias| host_ends(&host).contains(alias)), "{before:?}");
+    let set = |sandbox: &Sandbox, alias: &str| {
+        let mut ip = sandbox.ns.command("ip");
+        let _ = ran(ip.args(["link", "set", "eth0", "alias", alias])).succeeded();
+    };
+    host.stop(Signal::SIGTERM);
+    set(&a, "");
+    set(&b, "mine");
+    assert_eq!(alias(&a), None);
+    host.launch();
+    assert_eq!(alias(&a), before);
+    assert_eq!(alias(&b).as_deref(), Some("mine"));
+    assert_ping(&a.ns, b.ip, 64);
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_pair_that_was_left_half_made_is_made_anew() {
     let (mut host, a, b) = veth_host(Uplink::None);
     let inside = || (a.ns.ip("-o -4 address show dev eth0"), a.ns.ip("route show"));

@@ -68,7 +68,9 @@ impl Place {
         host.restore_end(host_end).await?;
         if let Some(link) = host.find(host_end).await? {
             if link.alias.as_deref() == Some(host_end) {
-                return Ok((host.open_veth(host_end).await?, Found::Existing));
+                let socket = host.open_veth(host_end).await?;
+                self.mark_inner_end(spec, host_end).await;
+                return Ok((socket, Found::Existing));
             }
             tracing::info!("interface {host_end:?}: was left half made, making it anew");
             host.remove(host_end).await?;
@@ -154,6 +156,22 @@ impl Place {
             link.name
         );
         self.remove(&link.name).await
+    }
+
+    /// Gives the end here its alias, if it has none: that of a pair that an earlier version made.
+    async fn mark_inner_end(&self, spec: &DeviceSpec, host_end: &str) {
+        let mark = async {
+            match self.find(&spec.ifname).await? {
+                Some(link) if link.alias.is_none() && is_inner_end(&link, spec, host_end) => {
+                    self.set_alias(&spec.ifname, host_end).await
+                }
+                _ => Ok(()),
+            }
+        };
+        // Nothing that the pair's work depends on.
+        if let Err(error) = mark.await {
+            tracing::warn!("{error}");
+        }
     }
 
     /// Opens our end of a pair, and sees to it that only we have its frames.
