@@ -254,12 +254,16 @@ impl Switch {
         endpoint: &Endpoint,
         undo: &mut Undo,
     ) -> Result<dataplane::packet::types::PortId> {
-        let netns = place.netns.try_clone().failed("duplicate a namespace")?;
-        let device = self.make_device(place, network, endpoint).await?;
-        undo.push(match &endpoint.wire {
-            Wire::Tap => Done::Device(netns, endpoint.ifname.clone()),
+        // Before the device is made: without it nothing could take that back.
+        let made = match &endpoint.wire {
+            Wire::Tap => {
+                let netns = place.netns.try_clone().failed("duplicate a namespace")?;
+                Done::Device(netns, endpoint.ifname.clone())
+            }
             Wire::Veth { host_end } => Done::Pair(host_end.clone()),
-        });
+        };
+        let device = self.make_device(place, network, endpoint).await?;
+        undo.push(made);
         let port = self.attach(device)?;
         undo.push(Done::Port(port));
         self.finish_device(place, endpoint).await?;
