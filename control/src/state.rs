@@ -5,9 +5,9 @@
 //! survives a power cut; until then nothing of it exists. One daemon at a time has the store open,
 //! ensured by a lock on the directory that ends with the process.
 //!
-//! A file that is damaged, was written by a newer version or belongs to another host is refused and not
-//! changed by a single byte: before redb gets it, the whole file is opened and read from a copy in memory, where
-//! redb's own repair can do no harm. It is small: a few hundred bytes a sandbox.
+//! A file that is damaged, was written by a newer version or belongs to another host is refused and
+//! not changed by a single byte: before redb gets it, the whole file is opened and read from a copy
+//! in memory, where redb's own repair can do no harm. It is small: a few hundred bytes a sandbox.
 
 mod check;
 mod host;
@@ -141,8 +141,8 @@ impl Store {
     /// Opens the store or makes a new one, and reads all records. It is this host's from then on.
     ///
     /// # Errors
-    /// A conflict when the file is another host's, unless that is to be given up for a `new_host`; else
-    /// when it is damaged, of a newer version or unreadable. It is left as it is.
+    /// A conflict when the file is another host's, unless that is to be given up for a `new_host`;
+    /// else when it is damaged, of a newer version or unreadable. It is left as it is.
     pub fn open(lock: Lock, new_host: bool) -> Result<(Self, Desired)> {
         let here = HostId::current()?;
         let path = lock.directory.join(FILE_NAME);

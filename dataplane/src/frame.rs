@@ -2,7 +2,9 @@
 //!
 //! Layout of the buffer: `HEADROOM` bytes, then the Ethernet header. The ten bytes of the
 //! virtio-net header are read and written directly before the Ethernet header, so that a device
-//! read or write is one contiguous piece. The rest of the headroom is for encapsulation.
+//! read or write is one contiguous piece. The rest of the headroom is for encapsulation. A frame
+//! that io_uring reads with what is told beside it ([`crate::io::Reading::Tagged`]) begins up to
+//! `GAP` bytes later.
 //!
 //! A buffer is long enough for BIG TCP, and takes memory only as far as it was ever written to:
 //! where no device delivers such frames, 64 KiB of it. Before the headroom a few cache lines are
@@ -168,7 +170,8 @@ impl Frame {
     }
 
     /// The room a device may read into: `prefix` bytes of the headroom (a virtio-net header) and
-    /// everything behind it, which is [`GAP`] more than the longest frame. Resets the frame. Follow with [`Frame::set_received`].
+    /// everything behind it, which is `GAP` more than the longest frame. Resets the frame. Follow
+    /// with [`Frame::set_received`].
     pub fn receive_buffer(&mut self, prefix: usize) -> &mut [u8] {
         self.reset();
         let from = self.origin - prefix.min(HEADROOM);
@@ -187,8 +190,8 @@ impl Frame {
         self.set_received(len);
     }
 
-    /// Puts a VLAN tag behind the addresses. False: there are none, or encapsulation has used up the
-    /// headroom.
+    /// Puts a VLAN tag behind the addresses: the frame is longer by it, up to [`MAX_FRAME_LEN`] and
+    /// 4 bytes. False: there are no addresses, or encapsulation has used up the headroom.
     pub(crate) fn insert_tag(&mut self, tag: [u8; 4]) -> bool {
         const ADDRESSES: usize = 12;
         let Some(start) = self.start.checked_sub(tag.len()) else { return false };

@@ -8,8 +8,10 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// What is logged unless `RUST_LOG` says otherwise. Other programs' filters may be of kinds that the
-/// netlink library does not know; it would print every message about one, byte for byte.
+/// What is logged unless `RUST_LOG` says otherwise. Other programs' filters may be of kinds that
+/// the netlink library does not know; it would print every message about one, byte for byte. With
+/// that goes whatever else it cannot decode: who misses an answer sets
+/// `RUST_LOG=netlink_proto::codecs=warn`.
 const DEFAULT_FILTER: &str = "info,netlink_proto::codecs=off";
 
 /// Starts the log. A second call changes nothing.

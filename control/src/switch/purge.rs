@@ -110,8 +110,9 @@ fn summary(purged: Purged, failures: &[Error]) -> Result<Purged> {
 /// and the directories that were made for them.
 ///
 /// # Errors
-/// A conflict when a daemon runs, or when all that lies in another network namespace, unless that is to
-/// be given up for a `new_host`; else when something cannot be removed: the records stay then.
+/// A conflict when a daemon runs, or when all that lies in another network namespace, unless that
+/// is to be given up for a `new_host`; else when something cannot be removed: the records stay
+/// then.
 pub async fn purge_offline(daemon: &Daemon, new_host: bool) -> Result<Purged> {
     let Some(lock) = Lock::take_existing(&daemon.state_dir).map_err(running_hint)? else {
         return Ok(Purged::default());

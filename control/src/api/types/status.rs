@@ -60,8 +60,8 @@ pub struct PortStats {
     pub rx_drops: u64,
     /// Frames for the port that it did not take.
     pub tx_drops: u64,
-    /// Frames that the port's device lost before they were received: they came faster than they were
-    /// read, or were too long for its buffer. In no other sum.
+    /// Frames that the port's device lost before they were received: they came faster than they
+    /// were read, or were too long for its buffer. In no other sum.
     #[serde(default)]
     pub rx_missed: u64,
 }

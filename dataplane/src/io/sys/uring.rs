@@ -248,7 +248,8 @@ impl Uring {
             // JUSTIFICATION: queueing a request is the purpose of this type.
             // SAFETY: whatever address the request has lies in a frame that `posted` or `writes`
             // holds until its completion (see above), or is that of a static; polls have none. The
-            // kernel takes its own reference to the file at submission, and a descriptor that was closed before fails.
+            // kernel takes its own reference to the file at submission, and a descriptor that was
+            // closed before fails.
             let pushed = unsafe { self.ring.submission().push(request) };
             if pushed.is_ok() {
                 return;
