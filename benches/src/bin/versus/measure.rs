@@ -44,6 +44,8 @@ pub(crate) enum Measure {
 /// Which way through the switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
+    /// From outside to a container that asked for it, back through SNAT.
+    Back,
     /// From outside into a published port.
     Down,
     /// From container to container.
@@ -88,13 +90,16 @@ pub(crate) struct Run<'a> {
 
 impl Measure {
     /// All, in the order of the table.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::Streams(Way::Switched, 1),
         Self::Streams(Way::Switched, 4),
         Self::Streams(Way::Switched, 16),
         Self::Streams(Way::Up, 1),
         Self::Streams(Way::Up, 4),
         Self::Streams(Way::Up, 16),
+        Self::Streams(Way::Back, 1),
+        Self::Streams(Way::Back, 4),
+        Self::Streams(Way::Back, 16),
         Self::Streams(Way::Down, 1),
         Self::Streams(Way::Down, 4),
         Self::Streams(Way::Down, 16),
@@ -152,7 +157,7 @@ impl Measure {
             Self::Connections(clients) => connections::measure(on, clients, run.duration),
             Self::Memory => flows::measure(on, run.connections),
             Self::RoundTrip(way) => round_trip::measure(&way.path(on), run.duration),
-            Self::Streams(way, streams) => stream::measure(on, &way.path(on), streams, run),
+            Self::Streams(way, streams) => stream::measure(on, way, streams, run),
             Self::Udp(way) => udp::measure(&way.path(on), run.duration),
         }
     }
@@ -178,6 +183,7 @@ impl Path<'_> {
 impl Way {
     const fn name(self) -> &'static str {
         match self {
+            Self::Back => "back",
             Self::Down => "down",
             Self::Switched => "tcp",
             Self::Up => "up",
@@ -186,6 +192,7 @@ impl Way {
 
     const fn title(self) -> &'static str {
         match self {
+            Self::Back => "back through SNAT",
             Self::Down => "into a published port",
             Self::Switched => "switched",
             Self::Up => "out through SNAT",
@@ -204,7 +211,7 @@ impl Way {
             Self::Switched => {
                 Path { client: &machines.a, server: &machines.b, address: B, port: 0 }
             }
-            Self::Up => {
+            Self::Back | Self::Up => {
                 Path { client: &machines.a, server: &machines.outside, address: OUTSIDE, port: 0 }
             }
         }
@@ -229,7 +236,7 @@ mod tests {
         let names: Vec<String> = Measure::ALL.iter().map(Measure::name).collect();
         assert_eq!(
             names.join(" "),
-            "tcp1 tcp4 tcp16 up1 up4 up16 down1 down4 down16 udp udp-up rtt rtt-up conn conn32 \
+            "tcp1 tcp4 tcp16 up1 up4 up16 back1 back4 back16 down1 down4 down16 udp udp-up rtt rtt-up conn conn32 \
              memory"
         );
         assert!(Measure::parse("tcp").is_err());

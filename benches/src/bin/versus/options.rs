@@ -18,8 +18,9 @@ const CC_NAME_MAX: usize = 16;
 #[derive(Debug, Parser)]
 #[command(name = "versus", version)]
 pub(crate) struct Options {
-    /// Measure only these: tcp1, tcp4, tcp16 (within the network), up1… (through SNAT), down1… (into
-    /// a published port), udp, udp-up, rtt, rtt-up, conn, conn32, memory
+    /// Measure only these: tcp1, tcp4, tcp16 (within the network), up1… (out through SNAT), back1… (the
+    /// same, data coming back), down1… (into a published port), udp, udp-up, rtt, rtt-up, conn, conn32,
+    /// memory
     #[arg(long, value_name = "MEASURE", value_delimiter = ',', value_parser = Measure::parse)]
     pub only: Vec<Measure>,
 

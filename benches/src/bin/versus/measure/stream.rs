@@ -11,7 +11,7 @@ use std::time::Instant;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::cpu::Cpu;
-use super::{Better, Path, Run, STALL, Sample, WARM_UP, float};
+use super::{Better, Run, STALL, Sample, WARM_UP, Way, float};
 use crate::contender::Contender;
 use crate::error::{VersusError, io as failed};
 
@@ -20,11 +20,11 @@ const CHUNK: usize = 128 * 1024;
 
 pub(super) fn measure(
     on: &Contender,
-    path: &Path<'_>,
+    way: Way,
     streams: usize,
     run: Run<'_>,
 ) -> Result<Vec<Sample>, VersusError> {
-    let pairs = open(path, streams, run.cc)?;
+    let pairs = open(on, way, streams, run.cc)?;
     let received = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -72,18 +72,22 @@ fn watch(on: &Contender, run: Run<'_>, received: &AtomicU64) -> Result<Vec<Sampl
 
 /// Connected pairs of sender and receiver.
 fn open(
-    path: &Path<'_>,
+    on: &Contender,
+    way: Way,
     streams: usize,
     cc: Option<&str>,
 ) -> Result<Vec<(TcpStream, TcpStream)>, VersusError> {
+    let path = way.path(on);
     let bind = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, path.port));
     let listener = path.server.run(bind)?.map_err(failed("listen for TCP streams"))?;
     let port = listener.local_addr().map_err(failed("listen for TCP streams"))?.port();
     let target = path.target(port);
     let pair = || {
-        let sender = path.client.run(|| TcpStream::connect_timeout(&target, STALL));
-        let accept = |sender: TcpStream| {
-            let (receiver, _) = listener.accept()?;
+        let client = path.client.run(|| TcpStream::connect_timeout(&target, STALL));
+        let accept = |client: TcpStream| {
+            let (server, _) = listener.accept()?;
+            let back = matches!(way, Way::Back);
+            let (sender, receiver) = if back { (server, client) } else { (client, server) };
             if let Some(cc) = cc {
                 setsockopt(&sender.as_fd(), sockopt::TcpCongestion, &OsString::from(cc))?;
             }
@@ -91,7 +95,7 @@ fn open(
             receiver.set_read_timeout(Some(STALL))?;
             Ok((sender, receiver))
         };
-        sender?.and_then(accept).map_err(failed(format!("open a TCP stream to {target}")))
+        client?.and_then(accept).map_err(failed(format!("open a TCP stream to {target}")))
     };
     (0..streams).map(|_| pair()).collect()
 }
