@@ -27,6 +27,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs, statfs};
 
@@ -38,6 +39,10 @@ use crate::netlink::blocking::{BlockingSocket, route_request};
 
 /// Where `ip netns` keeps its names.
 pub const NETNS_DIR: &str = "/run/netns";
+
+/// Least MTU of a link that has IPv6 (RFC 8200 section 5). Linux takes IPv6 off one with less, with
+/// all its settings, and gives it anew, with the defaults, to one that gets more.
+pub const IPV6_MIN_MTU: u32 = 1280;
 
 /// Linux `NAME_MAX`: the longest file name.
 const NAME_MAX: usize = 255;
@@ -320,16 +325,17 @@ impl Netns {
         Ok(text.trim_end().to_owned())
     }
 
-    /// Turns IPv6 off or on for one device. A kernel without IPv6 has it off already.
+    /// Turns IPv6 off for one device. One without the setting has it off already: the kernel has no
+    /// IPv6, or the device's MTU is below [`IPV6_MIN_MTU`].
     ///
     /// # Errors
     /// When the device does not exist.
-    pub fn disable_ipv6(&self, ifname: &str, disable: bool) -> Result<(), NetnsError> {
+    pub fn disable_ipv6(&self, ifname: &str) -> Result<(), NetnsError> {
         let key = format!("net/ipv6/conf/{ifname}/disable_ipv6");
-        match self.write_sysctl(&key, if disable { "1" } else { "0" }) {
+        match self.write_sysctl(&key, "1") {
             Err(NetnsError::System { source, .. })
                 if source.kind() == io::ErrorKind::NotFound
-                    && !Path::new("/proc/sys/net/ipv6").exists() =>
+                    && self.run(|| if_nametoindex(ifname))?.is_ok() =>
             {
                 Ok(())
             }

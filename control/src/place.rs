@@ -17,7 +17,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::error::{Error, Result, ResultExt};
 use crate::netlink::{Handle, IfExists, Link, LinkChange, RouteSpec};
-use crate::netns::Netns;
+use crate::netns::{IPV6_MIN_MTU, Netns};
 
 /// "Always use the best local address for this target" (`ip-sysctl.rst`, `arp_announce`).
 const ARP_ANNOUNCE_BEST: &str = "2";
@@ -241,6 +241,29 @@ impl Place {
         self.netlink.change_link(link.index, &change).await.failed(context())
     }
 
+    /// Sets the MTU of a device that it is `wanted` for. IPv6 stays off: below [`IPV6_MIN_MTU`] the
+    /// kernel has forgotten that it was.
+    ///
+    /// # Errors
+    /// When the kernel refuses. A device that is not there is none.
+    pub async fn change_mtu(
+        &self,
+        ifname: &str,
+        mtu: u16,
+        wanted: impl FnOnce(u32) -> bool,
+    ) -> Result<()> {
+        let Some(link) = self.find(ifname).await?.filter(|link| wanted(link.mtu)) else {
+            return Ok(());
+        };
+        let context = || format!("interface {ifname:?}");
+        let change = LinkChange::new().mtu(u32::from(mtu));
+        self.netlink.change_link(link.index, &change).await.failed(context())?;
+        if (link.mtu..u32::from(mtu)).contains(&(IPV6_MIN_MTU - 1)) {
+            self.netns.disable_ipv6(ifname).failed(context())?;
+        }
+        Ok(())
+    }
+
     /// Every interface.
     ///
     /// # Errors
@@ -268,7 +291,7 @@ impl Place {
 
     async fn configure(&self, spec: &DeviceSpec) -> Result<()> {
         let context = || format!("interface {:?}", spec.ifname);
-        self.netns.disable_ipv6(&spec.ifname, true).failed(context())?;
+        self.netns.disable_ipv6(&spec.ifname).failed(context())?;
         // A sandbox in two networks may send from one's address by the other. Left to itself, Linux
         // then asks for the gateway in the name of that address, which the source guard refuses.
         let announce = format!("net/ipv4/conf/{}/arp_announce", spec.ifname);

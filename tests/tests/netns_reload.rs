@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tests::host::inventory::Inventory;
+use tests::host::namespace::Namespace;
 use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
 use tests::host::{GATEWAY, HOST_IP, Host, Uplink, eventually, one};
 
@@ -102,6 +103,55 @@ fn what_can_change_changes_under_connected_sandboxes() {
     host.launch();
     assert_ping(&a.ns, b.ip, 64);
     assert!(a.ns.ip("link show eth0").contains("mtu 1500"));
+}
+
+/// Whether IPv6 is on for an interface.
+fn has_ipv6(ns: &Namespace, ifname: &str) -> bool {
+    let key = format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6");
+    ns.enter(|| fs::read_to_string(key)).is_ok_and(|text| text.trim_end() == "0")
+}
+
+#[test]
+#[ignore = "needs root"]
+fn frames_may_be_as_long_as_the_network_says_now() {
+    let mut host = Host::prepare(Uplink::None);
+    let config = |mtu: u16| app(&format!("options = {{ mtu = {mtu} }}\n"));
+    declare(&host, &config(1200));
+    // As on any host: the tests' own are without IPv6.
+    host.ns.enter(|| fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "0")).unwrap();
+    host.launch();
+    let a = host.sandbox("a", "--network app");
+    let b = host.sandbox("b", "--network app");
+    let gateway = Ipv4Addr::new(10, 91, 1, 1);
+    let reached = |to: Ipv4Addr, size: u16| {
+        a.ns.run(&format!("ping -c 2 -i 0.2 -W 1 -M do -s {size} {to}")).code == 0
+    };
+    assert!(reached(b.ip, 1172) && !reached(b.ip, 1173));
+    let assert_no_ipv6 = |host: &Host| {
+        let links: Value = serde_json::from_str(&host.ns.ip("-j link show")).unwrap();
+        let names = links.as_array().unwrap().iter().map(|link| link["ifname"].as_str().unwrap());
+        for ours in names.filter(|name| name.starts_with("vsw")) {
+            assert!(!has_ipv6(&host.ns, ours), "{ours}");
+        }
+        assert!(!has_ipv6(&a.ns, "eth0"));
+    };
+    assert_no_ipv6(&host);
+    reload(&host, &config(9000));
+    assert!(reached(b.ip, 8000), "{}", host.log_tail());
+    assert!(reached(gateway, 8000));
+    assert_no_ipv6(&host);
+    host.stop(Signal::SIGTERM);
+    host.launch();
+    assert!(reached(b.ip, 8000));
+    // At a start as on a reload, down and up.
+    for (mtu, most) in [(1200, 1172), (9000, 8972)] {
+        host.stop(Signal::SIGTERM);
+        declare(&host, &config(mtu));
+        host.launch();
+        assert!(reached(b.ip, most) && !reached(b.ip, most + 1), "MTU {mtu}");
+        assert_no_ipv6(&host);
+    }
+    assert_eq!(one(&host.json(["status"]))["warnings"], json!([]));
 }
 
 #[test]

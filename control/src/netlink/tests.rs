@@ -172,7 +172,7 @@ async fn two_hundred_namespaces_are_wired_in_time() {
         let quiet = LinkChange::new();
         handle.add_veth(&format!("v{n}"), &quiet, "eth0", &quiet, &netns).await.unwrap();
         let link = inner.link_by_name("eth0").await.unwrap().index;
-        netns.disable_ipv6("eth0", true).unwrap();
+        netns.disable_ipv6("eth0").unwrap();
         let change = LinkChange::new().mtu(1450).up();
         inner.change_link(link, &change).await.unwrap();
         let host_part = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 1, 0)) + n);

@@ -68,6 +68,7 @@ impl Place {
         host.restore_end(host_end).await?;
         if let Some(link) = host.find(host_end).await? {
             if link.alias.as_deref() == Some(host_end) {
+                host.raise_mtu(&link, spec.mtu).await?;
                 let socket = host.open_veth(host_end).await?;
                 self.mark_inner_end(spec, host_end).await;
                 return Ok((socket, Found::Existing));
@@ -92,6 +93,18 @@ impl Place {
     /// When the kernel refuses.
     pub async fn restore_end(&self, host_end: &str) -> Result<()> {
         self.restore(host_end, |link| is_end(link, host_end)).await
+    }
+
+    /// Sees to it that our end of a pair takes frames of this MTU: a shorter one loses the longer
+    /// frames of both directions without a word.
+    async fn raise_mtu(&self, link: &Link, mtu: u16) -> Result<()> {
+        if link.mtu >= u32::from(mtu) {
+            return Ok(());
+        }
+        tracing::info!("interface {:?}: MTU {mtu} instead of {}", link.name, link.mtu);
+        let change = LinkChange::new().mtu(u32::from(mtu));
+        let changed = self.netlink.change_link(link.index, &change).await;
+        changed.failed(format!("interface {:?}", link.name))
     }
 
     /// Whether a filter of ours is at the ingress of the link.
@@ -178,7 +191,7 @@ impl Place {
     async fn open_veth(&self, host_end: &str) -> Result<PacketSocket> {
         let context = || format!("interface {host_end:?}");
         let link = self.netlink.link_by_name(host_end).await.failed(context())?;
-        self.netns.disable_ipv6(host_end, true).failed(context())?;
+        self.netns.disable_ipv6(host_end).failed(context())?;
         self.ensure_filter(&link).await?;
         let big_tcp = self.allow_big_tcp(&link).await;
         let options =

@@ -22,11 +22,10 @@ use super::undo::Undo;
 use super::warnings::Subject;
 use super::{Switch, Work, next_number};
 use crate::api::types::{NetworkCreate, Subnet};
-use crate::error::{Error, Kind, Result, ResultExt};
+use crate::error::{Error, Kind, Result};
 use crate::ipam;
 use crate::model::{BRIDGE_NETWORK, Desired, Edit, Endpoint, Network, Origin, Sandbox};
 use crate::name::Name;
-use crate::netlink::LinkChange;
 use crate::place::Place;
 
 /// The predefined network's subnet unless taken or configured.
@@ -297,6 +296,9 @@ impl Switch {
         let place = self.enter(sandbox)?;
         let sandbox = self.follow_names(work, &place, sandbox).await?;
         for endpoint in sandbox.endpoints.iter().filter(|e| e.network == change.after.name) {
+            if let Some(host_end) = endpoint.wire.host_end() {
+                set_end_mtu(&self.host, host_end, change).await?;
+            }
             set_mtu(&place, &endpoint.ifname, change).await?;
         }
         Ok(())
@@ -401,13 +403,12 @@ fn way_out(desired: &Desired, sandbox: &Sandbox) -> Option<(Endpoint, Ipv4Addr)>
 
 /// A device with another MTU was set by somebody, and one that is gone is made with the new one.
 async fn set_mtu(place: &Place, ifname: &str, change: &Change) -> Result<()> {
-    let context = || format!("interface {ifname:?}");
-    let link = match place.netlink.link_by_name(ifname).await {
-        Ok(link) if link.mtu == u32::from(change.before.mtu) => link,
-        Ok(_) => return Ok(()),
-        Err(error) if error.is_not_found() => return Ok(()),
-        Err(error) => return Err(error).failed(context()),
-    };
-    let mtu = LinkChange::new().mtu(u32::from(change.after.mtu));
-    place.netlink.change_link(link.index, &mtu).await.failed(context())
+    let before = u32::from(change.before.mtu);
+    place.change_mtu(ifname, change.after.mtu, |mtu| mtu == before).await
+}
+
+/// As [`set_mtu`], for our end of a pair, which must not have less than its network.
+async fn set_end_mtu(host: &Place, host_end: &str, change: &Change) -> Result<()> {
+    let (before, after) = (u32::from(change.before.mtu), u32::from(change.after.mtu));
+    host.change_mtu(host_end, change.after.mtu, |mtu| mtu == before || mtu < after).await
 }
