@@ -46,6 +46,7 @@ use crate::host::HostFacts;
 use crate::ipam::AddressPool;
 use crate::model::{Counters, Desired, Edit, Intent};
 use crate::name::Name;
+use crate::netlink::Far;
 use crate::netlink::sockets::HostPorts;
 use crate::options::LinkKind;
 use crate::place::Place;
@@ -106,6 +107,8 @@ struct Work {
     /// When devices and filters were made anew that somebody had deleted, by sandbox (`None`: the
     /// host) and what names them.
     remade: HashMap<(Option<Name>, String), Instant>,
+    /// What our ends of pairs led to when the other was last seen in its sandbox.
+    pairs: HashMap<String, Far>,
     /// Uplinks that had no port for NAT when last looked at.
     without_nat_ports: BTreeSet<warnings::NoPorts>,
 }
@@ -155,6 +158,7 @@ impl Switch {
             host_ports: None,
             uplinks: HashMap::new(),
             remade: HashMap::new(),
+            pairs: HashMap::new(),
             without_nat_ports: BTreeSet::new(),
         };
         let world = World { desired, warnings: Warnings::new(warnings), ..World::default() };

@@ -1,5 +1,6 @@
 //! The engine as control sees it: start, attach, publish, look inside, stop.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::ops::Deref;
@@ -11,10 +12,11 @@ use crate::balance::{Balancer, Load, Meter};
 pub use crate::capture::Capture;
 use crate::config::Snapshot;
 use crate::crew::Crew;
-use crate::io::{IoBackend, IoChoice, Port};
+use crate::io::{IoBackend, IoChoice, Port, Tether};
 pub use crate::l2::fdb::StaticRefused;
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
 use crate::plane::Plane;
+use crate::sync::Mutex;
 use crate::worker::{GonePorts, WorkerHandle};
 
 /// Sizes that are fixed for the life of the engine.
@@ -281,6 +283,8 @@ pub struct Engine {
     _balancer: Option<Balancer>,
     crew: Arc<Crew>,
     gone: GonePorts,
+    /// Of devices that go on working where somebody moved them to.
+    tethers: Mutex<HashMap<PortId, Arc<dyn Tether>>>,
 }
 
 impl Engine {
@@ -311,7 +315,7 @@ impl Engine {
             .then(|| Balancer::start(Arc::clone(&crew), notes, inbox))
             .transpose()
             .map_err(|error| EngineError::Io("cannot start the balancer", error))?;
-        Ok(Self { plane, _balancer: balancer, crew, gone })
+        Ok(Self { plane, _balancer: balancer, crew, gone, tethers: Mutex::default() })
     }
 
     /// Takes a device. Its frames are dropped as `port_unconfigured` until a snapshot with the
@@ -322,12 +326,16 @@ impl Engine {
     pub fn attach(&self, device: Box<dyn Port>) -> Result<PortId, EngineError> {
         let offloads = device.offloads();
         let missed = device.missed();
+        let tether = device.tether();
         let halves = device
             .split(self.crew.workers().len())
             .map_err(|error| EngineError::Io("cannot share the device", error))?;
         let port = self.crew.attach(halves, offloads, &self.plane)?;
         if let Some(missed) = missed {
             self.plane.ask_for_missed(port, missed);
+        }
+        if let Some(tether) = tether {
+            self.tethers.lock().insert(port, tether);
         }
         Ok(port)
     }
@@ -338,6 +346,7 @@ impl Engine {
     /// When there is no such port.
     pub fn detach(&self, port: PortId) -> Result<(), EngineError> {
         self.crew.detach(port)?;
+        self.tethers.lock().remove(&port);
         self.plane.unregister(port);
         self.gone.lock().retain(|gone| *gone != port);
         Ok(())
@@ -371,6 +380,17 @@ impl Engine {
         let mut gone = self.gone.lock();
         if !gone.contains(&port) {
             gone.push(port);
+        }
+    }
+
+    /// Notes devices as gone that were moved to another network namespace. They end with their
+    /// ports, persistent or not. Asks the kernel for each device: not for every frame.
+    pub fn lose_moved(&self) {
+        let tethers = self.tethers.lock().clone();
+        for (port, tether) in tethers.into_iter().filter(|(_, tether)| tether.has_moved()) {
+            // Refused by one that was deleted just now.
+            let _ = tether.let_go();
+            self.lose(port);
         }
     }
 

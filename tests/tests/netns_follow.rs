@@ -118,6 +118,65 @@ fn a_device_deleted_in_a_sandbox_comes_back_with_its_connections() {
 
 #[test]
 #[ignore = "needs root"]
+fn a_device_moved_to_another_namespace_is_made_anew() {
+    let mut host = Host::start(Uplink::Shared);
+    let elsewhere = Namespace::create(&host.name("elsewhere"));
+    let there = elsewhere.handle();
+    let untouched = Inventory::of_namespace(&there);
+    let a = host.sandbox("a", "-p 8080:80");
+    let b = host.sandbox("b", "");
+    let _server = TcpServer::start(&host.outside, (ANY, 7000));
+    let before = settings(&a.ns, "eth0").unwrap();
+    let routes = a.ns.ip("route show table all");
+    let assert_mended = |host: &Host| {
+        eventually(MENDED, "the interface is there again", || {
+            settings(&a.ns, "eth0").is_some_and(|now| now == before)
+        });
+        eventually(MENDED, "its routes too", || a.ns.ip("route show table all") == routes);
+        assert_ping(&a.ns, b.ip, 64);
+        assert_ping(&a.ns, GATEWAY, 63);
+        assert_eq!(one(&host.json(["status"]))["warnings"], serde_json::json!([]));
+    };
+    // While it runs, as it is and with another name and MAC.
+    for disguised in [false, true] {
+        let mut out = TcpClient::connect(&a.ns, (GATEWAY, 7000));
+        out.echo("before");
+        let mut name = "eth0";
+        if disguised {
+            name = "other0";
+            rename(&a.ns, "eth0", name);
+            a.ns.ip(&format!("link set {name} address 02:00:00:00:00:99"));
+        }
+        a.ns.ip(&format!("link set {name} netns {}", there.name()));
+        assert_mended(&host);
+        eventually(MENDED, "the one that was moved is gone", || names(&there) == ["lo"]);
+        untouched.assert_same(&Inventory::of_namespace(&there), "moved there and gone");
+        out.try_echo("after", Duration::from_secs(10)).unwrap();
+        // A device that was just made anew stays away for a while when it goes again.
+        std::thread::sleep(Duration::from_secs(5));
+    }
+    let leg = leg(&host, "bridge");
+    let leg_before = settings(&host.ns, &leg).unwrap();
+    host.ns.ip(&format!("link set {leg} netns {}", there.name()));
+    eventually(MENDED, "the leg is there again", || {
+        settings(&host.ns, &leg).is_some_and(|now| now == leg_before)
+    });
+    eventually(MENDED, "the one that was moved is gone", || names(&there) == ["lo"]);
+    assert_ping(&host.ns, a.ip, 64);
+    assert_idle(&host);
+    // While none runs.
+    host.stop(Signal::SIGTERM);
+    a.ns.ip(&format!("link set eth0 netns {}", there.name()));
+    host.launch();
+    assert_mended(&host);
+    // What the kernel does not lead to from here, nobody finds.
+    let left = if tests::link() == Some("veth") { vec!["lo"] } else { vec!["eth0", "lo"] };
+    assert_eq!(names(&there), left);
+    host.ok(["sandbox", "rm", &a.name, &b.name]);
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_sandbox_whose_namespace_is_deleted_is_said_to_be_gone() {
     let host = Host::start(Uplink::None);
     let a = host.sandbox("a", "");

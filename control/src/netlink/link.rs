@@ -37,6 +37,17 @@ pub struct Link {
     pub controller: Option<u32>,
     /// Alternative text set by an administrator or by us.
     pub alias: Option<String>,
+    /// What it leads to, for a link that has such a thing.
+    pub far: Option<Far>,
+}
+
+/// What a link leads to: the other end of a veth pair, or the device that a VLAN is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Far {
+    /// Its index in its namespace.
+    pub index: u32,
+    /// The number that the link's namespace has for that one; `None`: it is the same.
+    pub netns: Option<i32>,
 }
 
 impl Link {
@@ -56,7 +67,9 @@ impl Link {
             kind: None,
             controller: None,
             alias: None,
+            far: None,
         };
+        let mut far_netns = None;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -66,6 +79,8 @@ impl Link {
                 }
                 LinkAttribute::Controller(index) => link.controller = Some(*index),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+                LinkAttribute::Link(index) => link.far = Some(Far { index: *index, netns: None }),
+                LinkAttribute::LinkNetNsId(id) => far_netns = Some(*id),
                 LinkAttribute::LinkInfo(infos) => {
                     link.kind = infos.iter().find_map(|info| match info {
                         LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -74,6 +89,9 @@ impl Link {
                 }
                 _ => {}
             }
+        }
+        if let Some(far) = &mut link.far {
+            far.netns = far_netns;
         }
         link
     }

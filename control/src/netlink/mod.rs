@@ -29,7 +29,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use nix::errno::Errno;
 
-pub use link::{Link, LinkChange};
+pub use link::{Far, Link, LinkChange};
 pub use monitor::{Event, Monitor};
 pub use route::{Neighbor, Route, RouteSpec};
 

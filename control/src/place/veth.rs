@@ -67,13 +67,21 @@ impl Place {
     ) -> Result<(PacketSocket, Found)> {
         host.restore_end(host_end).await?;
         if let Some(link) = host.find(host_end).await? {
-            if link.alias.as_deref() == Some(host_end) {
+            let finished = link.alias.as_deref() == Some(host_end);
+            if finished && self.has_far_end_of(&link).await? {
                 host.raise_mtu(&link, spec.mtu).await?;
                 let socket = host.open_veth(host_end).await?;
                 self.mark_inner_end(spec, host_end).await;
                 return Ok((socket, Found::Existing));
             }
-            tracing::info!("interface {host_end:?}: was left half made, making it anew");
+            if finished {
+                tracing::warn!(
+                    "interface {:?}: is in its namespace no more, making it anew",
+                    spec.ifname
+                );
+            } else {
+                tracing::info!("interface {host_end:?}: was left half made, making it anew");
+            }
             host.remove(host_end).await?;
         }
         Ok((self.make_veth(spec, host, host_end).await?, Found::Made))
@@ -93,6 +101,20 @@ impl Place {
     /// When the kernel refuses.
     pub async fn restore_end(&self, host_end: &str) -> Result<()> {
         self.restore(host_end, |link| is_end(link, host_end)).await
+    }
+
+    /// Whether the other end of a pair, of which `link` is the end in the host's namespace, is here.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn has_far_end_of(&self, link: &Link) -> Result<bool> {
+        let Some(far) = link.far else { return Ok(false) };
+        let leads_back = |here: &Link| {
+            here.kind.as_deref() == Some("veth")
+                && here.index == far.index
+                && here.far.is_some_and(|near| near.index == link.index)
+        };
+        Ok(self.links().await?.iter().any(leads_back))
     }
 
     /// Sees to it that our end of a pair takes frames of this MTU: a shorter one loses the longer

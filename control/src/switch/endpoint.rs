@@ -23,7 +23,7 @@ use crate::netns::{Netns, NetnsError};
 use crate::options::{LinkKind, NetworkOptions};
 use crate::place::{DeviceSpec, Found, Place};
 
-/// Random digits in the name of our end of a veth pair: with what is before them, 15 bytes, the
+/// Random hexadecimal digits in the name of our end of a veth pair: with what is before them, 15 bytes, the
 /// longest name of an interface.
 const HOST_END_DIGITS: usize = 10;
 

@@ -12,6 +12,7 @@
 //! about it do not keep each other busy.
 
 mod ends;
+mod pairs;
 
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
@@ -72,16 +73,18 @@ impl Switch {
         }
     }
 
-    /// Makes devices anew that somebody deleted.
+    /// Makes devices anew that somebody deleted, or moved to another namespace.
     pub async fn follow_gone(&self, look: Look) {
+        // What happens in a sandbox is not told here.
+        blocking(|| self.engine.lose_moved());
         if look == Look::Ports && self.engine.gone_ports().is_empty() {
             return;
         }
         let mut work = self.work.lock().await;
         if look == Look::All {
-            for port in self.unwired().await {
-                self.engine.lose(port);
-            }
+            let mut lost = self.unwired().await;
+            lost.extend(self.unpaired(&mut work).await);
+            lost.into_iter().for_each(|port| self.engine.lose(port));
         }
         // What was detached until the lock was free is not gone any more.
         let gone = self.engine.gone_ports();
@@ -351,6 +354,7 @@ mod tests {
             kind: Some(kind.to_owned()),
             controller: None,
             alias: None,
+            far: None,
         }
     }
 

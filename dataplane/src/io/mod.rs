@@ -144,6 +144,10 @@ pub trait Port: Send + fmt::Debug {
     fn missed(&self) -> Option<Arc<dyn Missed>> {
         None
     }
+    /// Tells whether somebody took the device elsewhere. `None`: nobody can, or reading it ends then.
+    fn tether(&self) -> Option<Arc<dyn Tether>> {
+        None
+    }
     /// Splits into one receiving half and `workers` sending halves.
     ///
     /// # Errors
@@ -155,6 +159,17 @@ pub trait Port: Send + fmt::Debug {
 pub trait Missed: Send + Sync + fmt::Debug {
     /// How many, since the device was opened. Asks the kernel: not for every frame.
     fn frames(&self) -> u64;
+}
+
+/// Watches a device that goes on working wherever somebody moves it. Does not keep it open.
+pub trait Tether: Send + Sync + fmt::Debug {
+    /// Whether it is in another network namespace than when it was opened. Asks the kernel.
+    fn has_moved(&self) -> bool;
+    /// Lets the device end with its last half, even a persistent one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn let_go(&self) -> std::io::Result<()>;
 }
 
 /// The two kinds of halves of a device.

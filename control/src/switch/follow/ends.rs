@@ -50,10 +50,10 @@ impl Touched {
 }
 
 /// The host's end of an endpoint that is attached.
-struct End {
-    sandbox: Name,
-    name: String,
-    port: PortId,
+pub(super) struct End {
+    pub(super) sandbox: Name,
+    pub(super) name: String,
+    pub(super) port: PortId,
 }
 
 /// A link with a filter of ours.
@@ -192,7 +192,7 @@ impl Switch {
         unwired
     }
 
-    fn ends(&self) -> Vec<End> {
+    pub(super) fn ends(&self) -> Vec<End> {
         let world = self.world();
         let all = world.desired.sandboxes.values();
         all.flat_map(|s| s.endpoints.iter().map(move |endpoint| (s, endpoint)))

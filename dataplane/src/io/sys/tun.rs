@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "ioctl has no safe wrapper")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Longest name of an interface in bytes: `IFNAMSIZ` less the closing zero.
 pub(in crate::io) const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
@@ -45,6 +45,18 @@ pub(in crate::io) fn set_offload(fd: BorrowedFd<'_>, features: u32) -> io::Resul
 /// Whether the device stays when the last descriptor is closed.
 pub(in crate::io) fn set_persist(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     by_value(fd, libc::TUNSETPERSIST, libc::c_ulong::from(on))
+}
+
+/// The network namespace that the device is in now. Since Linux 5.2.
+pub(in crate::io) fn netns(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // JUSTIFICATION: nix has no wrapper for the tun ioctls.
+    // SAFETY: `fd` is borrowed, so open; the request has no argument.
+    let netns = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETDEVNETNS) };
+    if netns < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel made the descriptor for this call, so nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(netns) })
 }
 
 /// For requests whose argument is copied in, and perhaps out, at an address. Only for the two

@@ -16,21 +16,23 @@
 //!
 //! **End of life.** A device that was deleted, alone or with its namespace, polls as an error for
 //! ever; reading says `EBADFD`, reported as [`super::Gone`]. One that is down takes nothing (`EIO`).
+//! One that was moved to another namespace says nothing: its [`Tether`] has to be asked.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
+use nix::sys::stat::fstat;
 use nix::unistd::write;
 
 use super::stream::StreamRx;
 use super::sys::tun;
 use super::vnet_hdr::VNET_HDR_LEN;
-use super::{Offloads, Port, PortHalves, PortTx, Reading, TxReport};
+use super::{Offloads, Port, PortHalves, PortTx, Reading, Tether, TxReport};
 use crate::frame::Frame;
 use crate::pool::Pool;
 
@@ -89,8 +91,10 @@ pub enum TapError {
 #[derive(Debug)]
 pub struct Tap {
     name: String,
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     offloads: Offloads,
+    /// Number of the namespace it is in. `None`: the kernel does not tell.
+    netns: Option<u64>,
 }
 
 impl Tap {
@@ -115,9 +119,11 @@ impl Tap {
             tun::set_offload(fd, BASE_OFFLOADS).map_err(failed("turn offloads on"))?;
         }
         tun::set_persist(fd, options.persistent).map_err(failed("make it persistent"))?;
+        let netns = netns_of(fd);
         Ok(Self {
             name: name.to_owned(),
-            fd: file.into(),
+            netns,
+            fd: Arc::new(file.into()),
             // The driver's `tso_max_size` is that of a plain device.
             offloads: Offloads { uso, big_tcp: false, ..Offloads::ALL },
         })
@@ -177,6 +183,12 @@ fn attach(fd: BorrowedFd<'_>, name: &str) -> Result<(), TapError> {
     })
 }
 
+/// Number of the namespace that the device is in now.
+fn netns_of(fd: BorrowedFd<'_>) -> Option<u64> {
+    let netns = tun::netns(fd).ok()?;
+    fstat(netns).ok().map(|stat| stat.st_ino)
+}
+
 fn errno(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
 }
@@ -186,15 +198,38 @@ impl Port for Tap {
         self.offloads
     }
 
+    fn tether(&self) -> Option<Arc<dyn Tether>> {
+        Some(Arc::new(TapTether { fd: Arc::downgrade(&self.fd), netns: self.netns? }))
+    }
+
     fn split(self: Box<Self>, workers: usize) -> io::Result<PortHalves> {
         // One descriptor whatever the number of workers: hosts with many containers have few.
-        let fd = Arc::new(self.fd);
+        let fd = self.fd;
         let half = |_| -> Box<dyn PortTx> { Box::new(TapTx { fd: Arc::clone(&fd) }) };
         let tx = (0..workers).map(half).collect();
         // EBADFD: deleted. EFAULT: being deleted just now (the driver's answer once its queue is
         // shut down). No other error of reading ends by itself either.
         let rx = StreamRx::new(fd, Reading::Plain, |_| true);
         Ok(PortHalves { rx: Box::new(rx), tx })
+    }
+}
+
+/// Of one that is closed there is nothing to tell.
+#[derive(Debug)]
+struct TapTether {
+    fd: Weak<OwnedFd>,
+    netns: u64,
+}
+
+impl Tether for TapTether {
+    fn has_moved(&self) -> bool {
+        let Some(fd) = self.fd.upgrade() else { return false };
+        // One that was deleted is nowhere.
+        netns_of(fd.as_fd()).is_some_and(|now| now != self.netns)
+    }
+
+    fn let_go(&self) -> io::Result<()> {
+        self.fd.upgrade().map_or(Ok(()), |fd| tun::set_persist(fd.as_fd(), false))
     }
 }
 

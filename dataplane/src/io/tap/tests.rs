@@ -57,6 +57,29 @@ fn a_temporary_device_goes_with_its_last_half_and_a_persistent_one_stays() {
 
 #[test]
 #[ignore = "needs root"]
+fn a_device_that_was_moved_is_known_and_goes_with_its_port() {
+    let elsewhere = Netns::new();
+    Netns::new().run(|| {
+        let tap = Tap::create(&options("t0", true)).unwrap();
+        let tether = tap.tether().unwrap();
+        let halves = halves(tap);
+        ip("link set t0 up");
+        ip("link set t0 name other0");
+        assert!(!tether.has_moved());
+        ip(&format!("link set other0 netns {}", elsewhere.path()));
+        assert!(tether.has_moved());
+        tether.let_go().unwrap();
+        elsewhere.run(|| if_nametoindex("other0").unwrap());
+        drop(halves);
+        eventually("it is deleted", || elsewhere.run(|| if_nametoindex("other0").is_err()));
+        // Of what is closed there is nothing to tell.
+        assert!(!tether.has_moved());
+        tether.let_go().unwrap();
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_multi_queue_device_of_another_maker_is_attached_to_as_it_is() {
     Netns::new().run(|| {
         ip("tuntap add dev mq mode tap multi_queue vnet_hdr");
