@@ -29,7 +29,7 @@ fn spec(networks: u16) -> SnapshotSpec {
             gateway_mac: Mac([2, 0x42, 0, high, low, 1]),
             subnets: vec![Subnet {
                 prefix: Prefix::new(address(0), 24),
-                gateway: Some(address(1)),
+                gateway: Some(address(1).into()),
             }],
             internal: false,
             masquerade: true,
@@ -44,6 +44,7 @@ fn spec(networks: u16) -> SnapshotSpec {
                     network: id,
                     mac: Mac([2, 0x42, 0, high, low, host]),
                     ipv4: vec![address(host)],
+                    ipv6: Vec::new(),
                     guard: true,
                 },
                 mtu: 1500,
@@ -53,7 +54,7 @@ fn spec(networks: u16) -> SnapshotSpec {
                 proto: ip_proto::TCP,
                 host_ip: None,
                 host_ports: (number + 1, number + 1),
-                to: address(host),
+                to: address(host).into(),
                 to_port: 80,
                 network: id,
             });

@@ -5,7 +5,7 @@
 //! interface is missing) is left out; the rest of the network goes on without it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use dataplane::config::{
@@ -85,7 +85,7 @@ pub fn compile(
     tuning: &Tuning,
 ) -> Result<SnapshotSpec> {
     let mut spec = SnapshotSpec {
-        host_addresses: host_addresses.to_vec(),
+        host_addresses: host_addresses.iter().copied().map(IpAddr::V4).collect(),
         timeouts: tuning.timeouts,
         fdb_ageing: tuning.fdb_ageing,
         ..SnapshotSpec::default()
@@ -105,7 +105,7 @@ pub fn compile(
     for route in desired.routes.values() {
         if let Some(uplink) = uplink_of_route(route, desired, attached) {
             let prefix = prefix(route.destination);
-            spec.routes.push(StaticRoute { prefix, via: route.via, uplink });
+            spec.routes.push(StaticRoute { prefix, via: route.via.into(), uplink });
         }
     }
     Ok(spec)
@@ -127,7 +127,7 @@ fn compile_network(
     let subnets = network
         .subnets
         .iter()
-        .map(|plan| Subnet { prefix: prefix(plan.subnet), gateway: Some(plan.gateway) })
+        .map(|plan| Subnet { prefix: prefix(plan.subnet), gateway: Some(plan.gateway.into()) })
         .collect();
     spec.networks.push(NetworkConfig {
         id: network.network_id(),
@@ -149,6 +149,7 @@ fn compile_network(
                 network: network.network_id(),
                 mac: endpoint.mac.0,
                 ipv4: vec![endpoint.ipv4],
+                ipv6: Vec::new(),
                 guard: options.spoof_check,
             };
             spec.ports.push(PortConfig { id: *port, role, mtu: network.mtu });
@@ -166,8 +167,9 @@ fn compile_uplink(id: UplinkId, mode: UplinkMode, state: &UplinkState, spec: &mu
             UplinkMode::Shared => dataplane::config::UplinkMode::Shared,
         },
         mac: state.mac,
-        addresses: state.addresses.iter().map(|net| (net.addr(), prefix(*net))).collect(),
+        addresses: state.addresses.iter().map(|net| (net.addr().into(), prefix(*net))).collect(),
         gateway: state.gateway,
+        gateway6: None,
         nat_ports: merge(&state.nat_ports)
             .into_iter()
             .map(|range| (range.first(), range.last()))
@@ -195,9 +197,9 @@ fn compile_publishes(
         spec.dnat.push(DnatRule {
             id: publish.id,
             proto: publish.proto.number(),
-            host_ip: publish.host_ip,
+            host_ip: publish.host_ip.map(IpAddr::V4),
             host_ports: (publish.host_ports.first(), publish.host_ports.last()),
-            to: endpoint.ipv4,
+            to: endpoint.ipv4.into(),
             to_port: publish.ports.first(),
             network: network.network_id(),
         });

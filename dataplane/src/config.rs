@@ -2,20 +2,16 @@
 //!
 //! Control fills a [`SnapshotSpec`] from names and files; [`Snapshot::build`] checks it and adds
 //! the indexes. No name and no string gets in here.
-//!
-//! The indexes are asked for every frame, and what they hold comes from control alone: nobody
-//! outside can aim at a bucket, so they need no keyed hash.
 
-use std::collections::HashSet;
-use std::net::Ipv4Addr;
+mod snapshot;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use rustc_hash::FxHashMap;
+pub use snapshot::{LocalAddress, Network, PortEntry, Snapshot};
 
-use crate::conntrack::Zone;
-use crate::l3::route::{Prefix, RouteTable, RouteTarget};
-use crate::nat::dnat::DnatTable;
-use crate::nat::free_ports::FreePorts;
+use crate::family::Address;
+use crate::l3::route::Prefix;
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
 
 /// What control says; order does not matter.
@@ -31,9 +27,9 @@ pub struct SnapshotSpec {
     pub routes: Vec<StaticRoute>,
     /// Published ports.
     pub dnat: Vec<DnatRule>,
-    /// IPv4 addresses of the host's own stack, loopback excluded. Packets from containers to them
-    /// go to the host through the network's host port.
-    pub host_addresses: Vec<Ipv4Addr>,
+    /// Addresses of the host's own stack, loopback excluded. Packets from containers to them go to
+    /// the host through the network's host port.
+    pub host_addresses: Vec<IpAddr>,
     /// Idle timeouts of connections.
     pub timeouts: Timeouts,
     /// How long an FDB entry lives without a frame from it. IEEE 802.1D default: 300 s.
@@ -62,6 +58,8 @@ pub enum PortRole {
         mac: Mac,
         /// Its IPv4 addresses: neighbors known without ARP.
         ipv4: Vec<Ipv4Addr>,
+        /// Its IPv6 addresses: neighbors known without asking.
+        ipv6: Vec<Ipv6Addr>,
         /// Drop frames whose source MAC, IPv4 or ARP sender address is not one of the above.
         guard: bool,
     },
@@ -102,7 +100,7 @@ pub struct Subnet {
     /// The prefix.
     pub prefix: Prefix,
     /// The gateway's address in it; `None`: this subnet is not routed.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
 }
 
 /// Whether the host's stack shares the uplink's addresses.
@@ -127,14 +125,40 @@ pub struct UplinkConfig {
     /// Source MAC of frames sent.
     pub mac: Mac,
     /// Addresses and their on-link prefixes. The first one of the route's prefix is used for SNAT.
-    pub addresses: Vec<(Ipv4Addr, Prefix)>,
-    /// Default next hop.
+    pub addresses: Vec<(IpAddr, Prefix)>,
+    /// Default next hop of IPv4.
     pub gateway: Option<Ipv4Addr>,
+    /// Default next hop of IPv6.
+    pub gateway6: Option<Ipv6Addr>,
     /// Ports that SNAT may use, inclusive ranges, ascending, not overlapping. Published ones are left
     /// out where they are published.
     pub nat_ports: Vec<(u16, u16)>,
     /// The longest IP packet of the wire, in bytes.
     pub mtu: u16,
+}
+
+impl UplinkConfig {
+    /// The address to speak from to `neighbor`: one that has it on its prefix, or else the first of
+    /// its family.
+    #[must_use]
+    pub fn address_for<A: Address>(&self, neighbor: A) -> Option<A> {
+        let on_link = self.addresses.iter().find(|(_, prefix)| prefix.contains(neighbor));
+        on_link.and_then(|(address, _)| A::of(*address)).or_else(|| self.first_address(neighbor))
+    }
+
+    /// The first address of the family of `to`.
+    #[must_use]
+    pub fn first_address<A: Address>(&self, to: A) -> Option<A> {
+        let mut same_family = self.addresses.iter().filter(|(_, p)| p.is_of_family(to));
+        same_family.find_map(|(address, _)| A::of(*address))
+    }
+
+    /// Whether `address` is one of its own.
+    #[must_use]
+    pub fn has(&self, address: impl Into<IpAddr>) -> bool {
+        let address = address.into();
+        self.addresses.iter().any(|(own, _)| *own == address)
+    }
 }
 
 /// A route that control was told of.
@@ -143,7 +167,7 @@ pub struct StaticRoute {
     /// Destination.
     pub prefix: Prefix,
     /// Next hop, on-link at the uplink.
-    pub via: Ipv4Addr,
+    pub via: IpAddr,
     /// The way out.
     pub uplink: UplinkId,
 }
@@ -155,12 +179,13 @@ pub struct DnatRule {
     pub id: u32,
     /// IP protocol number (TCP, UDP, SCTP).
     pub proto: u8,
-    /// Only packets to this address; `None`: to any address of the host or the engine.
-    pub host_ip: Option<Ipv4Addr>,
+    /// Only packets to this address; `None`: to any address of the host or the engine that is of the
+    /// same family as the inside one.
+    pub host_ip: Option<IpAddr>,
     /// First and last outside port.
     pub host_ports: (u16, u16),
     /// Inside address.
-    pub to: Ipv4Addr,
+    pub to: IpAddr,
     /// First inside port; the n-th outside port maps to the n-th inside port.
     pub to_port: u16,
     /// The network of the inside address.
@@ -229,259 +254,13 @@ pub enum ConfigError {
     /// A rule or route names a network or uplink that is not there.
     #[error("a rule or route names an unknown network or uplink")]
     UnknownTarget,
-    /// A network with the number that stands for the outside, [`Zone::OUTSIDE`].
+    /// A network with the number that stands for the outside, [`crate::conntrack::Zone::OUTSIDE`].
     #[error("network number {0} is reserved")]
     ReservedId(u16),
+    /// A route or rule from the one family to the other, or an address outside its prefix's.
+    #[error("a rule, route or address mixes IPv4 and IPv6")]
+    MixedFamilies,
     /// A range whose end lies before its start, or runs past port 65535.
     #[error("bad port range")]
     PortRange,
-}
-
-/// What the workers read.
-#[derive(Debug, Default)]
-pub struct Snapshot {
-    ports: Vec<Option<PortEntry>>,
-    networks: Vec<Option<Network>>,
-    uplinks: Vec<Option<UplinkConfig>>,
-    /// Longest-prefix match over networks, uplinks and static routes.
-    pub routes: RouteTable,
-    /// Published ports.
-    pub dnat: DnatTable,
-    /// Ports for SNAT.
-    pub free_ports: FreePorts,
-    /// Addresses at which published ports answer and which belong to the host or to us.
-    local: FxHashMap<Ipv4Addr, LocalAddress>,
-    /// See [`SnapshotSpec::timeouts`].
-    pub timeouts: Timeouts,
-    /// See [`SnapshotSpec::fdb_ageing`].
-    pub fdb_ageing: Duration,
-}
-
-/// Whose address it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LocalAddress {
-    /// The gateway of a network.
-    Gateway(NetworkId),
-    /// The host's own stack.
-    Host,
-    /// The engine's own, on a dedicated uplink.
-    Uplink(UplinkId),
-}
-
-/// A port with what the workers need beside.
-#[derive(Debug)]
-pub struct PortEntry {
-    /// As configured.
-    pub config: PortConfig,
-    /// The network, for endpoints and host ports.
-    pub network: Option<NetworkId>,
-}
-
-/// A network with its indexes.
-#[derive(Debug)]
-pub struct Network {
-    /// As configured.
-    pub config: NetworkConfig,
-    /// All ports, for floods.
-    pub ports: Vec<PortId>,
-    /// The host's leg.
-    pub host_port: Option<PortId>,
-    /// Endpoint addresses: neighbors that need no ARP.
-    pub endpoints: FxHashMap<Ipv4Addr, (Mac, PortId)>,
-    /// Endpoint MACs: FDB entries that need no learning.
-    pub macs: FxHashMap<Mac, PortId>,
-}
-
-impl Network {
-    /// Whether `address` is one of the network's gateway addresses.
-    #[must_use]
-    pub fn is_gateway(&self, address: Ipv4Addr) -> bool {
-        self.config.subnets.iter().any(|s| s.gateway == Some(address))
-    }
-
-    /// The gateway address to speak from to `address`.
-    #[must_use]
-    pub fn gateway_for(&self, address: Ipv4Addr) -> Option<Ipv4Addr> {
-        self.config
-            .subnets
-            .iter()
-            .find(|s| s.prefix.contains(address))
-            .or_else(|| self.config.subnets.first())
-            .and_then(|s| s.gateway)
-    }
-}
-
-fn put<T>(slots: &mut Vec<Option<T>>, id: u16, value: T) -> Result<(), ConfigError> {
-    let index = usize::from(id);
-    if slots.len() <= index {
-        slots.resize_with(index + 1, || None);
-    }
-    match slots.get_mut(index) {
-        Some(slot @ None) => {
-            *slot = Some(value);
-            Ok(())
-        }
-        _ => Err(ConfigError::DuplicateId(id)),
-    }
-}
-
-impl Snapshot {
-    /// Checks the specification and builds the indexes.
-    ///
-    /// # Errors
-    /// When ids collide or point nowhere.
-    pub fn build(spec: SnapshotSpec) -> Result<Self, ConfigError> {
-        let mut snapshot = Self {
-            timeouts: spec.timeouts,
-            fdb_ageing: spec.fdb_ageing.unwrap_or(DEFAULT_FDB_AGEING),
-            ..Self::default()
-        };
-        for address in spec.host_addresses {
-            snapshot.local.insert(address, LocalAddress::Host);
-        }
-        for config in spec.networks {
-            snapshot.add_network(config)?;
-        }
-        for config in spec.uplinks {
-            snapshot.add_uplink(config)?;
-        }
-        for config in spec.ports {
-            snapshot.add_port(config)?;
-        }
-        for route in spec.routes {
-            snapshot.uplink(route.uplink).ok_or(ConfigError::UnknownTarget)?;
-            let target = RouteTarget::Uplink { uplink: route.uplink, via: Some(route.via) };
-            snapshot.routes.insert(route.prefix, target);
-        }
-        for rule in &spec.dnat {
-            snapshot.network(rule.network).ok_or(ConfigError::UnknownTarget)?;
-        }
-        snapshot.dnat = DnatTable::build(&spec.dnat)?;
-        snapshot.free_ports = FreePorts::build(snapshot.uplinks(), &snapshot.dnat);
-        Ok(snapshot)
-    }
-
-    fn add_network(&mut self, config: NetworkConfig) -> Result<(), ConfigError> {
-        if Zone::network(config.id) == Zone::OUTSIDE {
-            return Err(ConfigError::ReservedId(config.id.0));
-        }
-        for subnet in &config.subnets {
-            self.routes.insert(subnet.prefix, RouteTarget::Network(config.id));
-            if let Some(gateway) = subnet.gateway {
-                self.local.insert(gateway, LocalAddress::Gateway(config.id));
-            }
-        }
-        let id = config.id.0;
-        let network = Network {
-            config,
-            ports: Vec::new(),
-            host_port: None,
-            endpoints: FxHashMap::default(),
-            macs: FxHashMap::default(),
-        };
-        put(&mut self.networks, id, network)
-    }
-
-    fn add_uplink(&mut self, config: UplinkConfig) -> Result<(), ConfigError> {
-        if config.nat_ports.iter().any(|(first, last)| first > last) {
-            return Err(ConfigError::PortRange);
-        }
-        for (address, prefix) in &config.addresses {
-            let target = RouteTarget::Uplink { uplink: config.id, via: None };
-            self.routes.insert(*prefix, target);
-            let local = match config.mode {
-                UplinkMode::Dedicated => LocalAddress::Uplink(config.id),
-                UplinkMode::Shared => LocalAddress::Host,
-            };
-            self.local.insert(*address, local);
-        }
-        if let Some(via) = config.gateway {
-            let target = RouteTarget::Uplink { uplink: config.id, via: Some(via) };
-            self.routes.insert_if_absent(Prefix::DEFAULT, target);
-        }
-        let id = config.id.0;
-        put(&mut self.uplinks, id, config)
-    }
-
-    fn add_port(&mut self, config: PortConfig) -> Result<(), ConfigError> {
-        let network_id = match &config.role {
-            PortRole::Endpoint { network, .. } | PortRole::Host { network } => Some(*network),
-            PortRole::Uplink { .. } => None,
-        };
-        if let Some(id) = network_id {
-            let network = self
-                .networks
-                .get_mut(id.index())
-                .and_then(Option::as_mut)
-                .ok_or(ConfigError::UnknownParent(config.id))?;
-            network.ports.push(config.id);
-            match &config.role {
-                PortRole::Endpoint { mac, ipv4, .. } => {
-                    network.macs.insert(*mac, config.id);
-                    for address in ipv4 {
-                        network.endpoints.insert(*address, (*mac, config.id));
-                    }
-                }
-                PortRole::Host { .. } => {
-                    network.macs.insert(network.config.gateway_mac, config.id);
-                    network.host_port = Some(config.id);
-                }
-                PortRole::Uplink { .. } => {}
-            }
-        }
-        if let PortRole::Uplink { uplink } = &config.role {
-            self.uplink(*uplink).ok_or(ConfigError::UnknownParent(config.id))?;
-        }
-        let id = config.id.0;
-        put(&mut self.ports, id, PortEntry { config, network: network_id })
-    }
-
-    /// A configured port.
-    #[must_use]
-    #[inline]
-    pub fn port(&self, id: PortId) -> Option<&PortEntry> {
-        self.ports.get(id.index()).and_then(Option::as_ref)
-    }
-
-    /// A network.
-    #[must_use]
-    #[inline]
-    pub fn network(&self, id: NetworkId) -> Option<&Network> {
-        self.networks.get(id.index()).and_then(Option::as_ref)
-    }
-
-    /// An uplink.
-    #[must_use]
-    #[inline]
-    pub fn uplink(&self, id: UplinkId) -> Option<&UplinkConfig> {
-        self.uplinks.get(id.index()).and_then(Option::as_ref)
-    }
-
-    /// Whose address this is, if it is one of the host or of the engine.
-    #[must_use]
-    #[inline]
-    pub fn local(&self, address: Ipv4Addr) -> Option<LocalAddress> {
-        self.local.get(&address).copied()
-    }
-
-    /// Every network.
-    pub fn networks(&self) -> impl Iterator<Item = &Network> {
-        self.networks.iter().flatten()
-    }
-
-    /// Every uplink.
-    pub fn uplinks(&self) -> impl Iterator<Item = &UplinkConfig> {
-        self.uplinks.iter().flatten()
-    }
-
-    /// Every configured port.
-    pub fn ports(&self) -> impl Iterator<Item = &PortEntry> {
-        self.ports.iter().flatten()
-    }
-
-    /// All local addresses, for checks.
-    #[must_use]
-    pub fn local_addresses(&self) -> HashSet<Ipv4Addr> {
-        self.local.keys().copied().collect()
-    }
 }

@@ -3,7 +3,7 @@
 //! Workers, tests, replay and benches call exactly this. Time is an argument; devices are a
 //! [`Transmit`].
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crate::capture::{self, Sinks};
@@ -53,7 +53,7 @@ pub(crate) struct Cx<'a> {
     pub(crate) generation: u64,
     pub(crate) remembered: &'a mut Remembered,
     /// The neighbor that a packet of this batch was last sent to, and how.
-    pub(crate) last_reach: Option<(Link, Ipv4Addr, Reach)>,
+    pub(crate) last_reach: Option<(Link, IpAddr, Reach)>,
     /// The address from which the last new connection speaks: the next one's probably too.
     pub(crate) outside: &'a mut Option<Ipv4Addr>,
     pub(crate) errors: &'a mut Limiter,

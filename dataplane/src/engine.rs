@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -184,7 +184,7 @@ pub struct NeighborEntry {
     /// Where.
     pub link: Link,
     /// Address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// MAC, once known.
     pub mac: Option<Mac>,
     /// Time since it was last confirmed.
@@ -195,9 +195,9 @@ pub struct NeighborEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FlowTuple {
     /// Source address.
-    pub src: Ipv4Addr,
+    pub src: IpAddr,
     /// Destination address.
-    pub dst: Ipv4Addr,
+    pub dst: IpAddr,
     /// Source port.
     pub src_port: u16,
     /// Destination port.

@@ -22,6 +22,7 @@ mod crew;
 mod egress;
 pub mod engine;
 mod express;
+pub mod family;
 pub mod frame;
 pub mod hash;
 pub mod io;

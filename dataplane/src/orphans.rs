@@ -4,7 +4,7 @@
 //! one before ([`crate::plane`]). What an earlier run left has none before: each connection is held
 //! against the configuration itself, once, when it is complete.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::config::{Network, PortRole, Snapshot};
 use crate::engine::Connection;
@@ -33,12 +33,12 @@ fn rule_stands(snapshot: &Snapshot, connection: &Connection, rule: u32) -> bool 
 }
 
 /// Nobody but us and our endpoints has an address in a network, unless its guard is off.
-fn is_known(snapshot: &Snapshot, address: Ipv4Addr) -> bool {
+fn is_known(snapshot: &Snapshot, address: IpAddr) -> bool {
     match snapshot.routes.lookup(address) {
         Some(RouteTarget::Network(id)) => {
             snapshot.local(address).is_some()
                 || snapshot.network(id).is_some_and(|network| {
-                    network.endpoints.contains_key(&address) || is_unguarded(snapshot, network)
+                    network.endpoints.contains(address) || is_unguarded(snapshot, network)
                 })
         }
         _ => true,

@@ -3,7 +3,7 @@
 //! A stage looks at every frame whose fate is still open and may decide it; the last stage carries
 //! the decisions out in the order in which the frames came, so that no flow is reordered.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::admit;
 use crate::conntrack::{ConnId, Direction, Tuple};
@@ -63,7 +63,7 @@ pub(crate) struct Hold {
     /// Where the neighbor is.
     pub(crate) link: Link,
     /// The neighbor.
-    pub(crate) next_hop: Ipv4Addr,
+    pub(crate) next_hop: IpAddr,
     /// Longer than the link takes: see [`Lane::mtu`].
     pub(crate) fragment: Option<u16>,
     /// The connection that this is a packet of the first side's, while nobody has answered: it ends

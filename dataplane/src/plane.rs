@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::capture::{self, Capture, Sinks};
@@ -321,9 +321,9 @@ struct Gone {
     links: HashSet<Link>,
     networks: HashSet<NetworkId>,
     /// Addresses of endpoints that were removed. Networks never overlap, so they are unique.
-    endpoints: HashSet<Ipv4Addr>,
+    endpoints: HashSet<IpAddr>,
     /// Addresses that SNAT used.
-    outside: HashSet<Ipv4Addr>,
+    outside: HashSet<IpAddr>,
 }
 
 impl Gone {
@@ -342,7 +342,7 @@ impl Gone {
                 gone.links.insert(Link::Uplink(uplink.id));
             }
             for (address, _) in &uplink.addresses {
-                if !now.is_some_and(|now| now.addresses.iter().any(|(a, _)| a == address)) {
+                if !now.is_some_and(|now| now.has(*address)) {
                     gone.outside.insert(*address);
                 }
             }
@@ -357,9 +357,8 @@ impl Gone {
             self.networks.insert(id);
             return;
         };
-        for address in old.endpoints.keys().filter(|a| !now.endpoints.contains_key(a)) {
-            self.endpoints.insert(*address);
-        }
+        let left = old.endpoints.addresses().filter(|address| !now.endpoints.contains(*address));
+        self.endpoints.extend(left);
     }
 
     fn is_empty(&self) -> bool {

@@ -94,12 +94,13 @@ pub fn topology() -> SnapshotSpec {
             port: UP.port,
             mode: UplinkMode::Dedicated,
             mac: UP.mac,
-            addresses: vec![(UP.ip, Prefix::new(UP.ip, 24))],
+            addresses: vec![(UP.ip.into(), Prefix::new(UP.ip, 24))],
             gateway: Some(ROUTER.ip),
+            gateway6: None,
             nat_ports: vec![(1024, 65_535)],
             mtu: MTU,
         }],
-        host_addresses: vec![HOST_ADDRESS],
+        host_addresses: vec![HOST_ADDRESS.into()],
         ..SnapshotSpec::default()
     }
 }
@@ -111,7 +112,8 @@ fn port(id: PortId, role: PortRole) -> PortConfig {
 /// A guarded container.
 #[must_use]
 pub fn endpoint(host: &Host, network: NetworkId) -> PortConfig {
-    let role = PortRole::Endpoint { network, mac: host.mac, ipv4: vec![host.ip], guard: true };
+    let (ipv4, ipv6) = (vec![host.ip], Vec::new());
+    let role = PortRole::Endpoint { network, mac: host.mac, ipv4, ipv6, guard: true };
     port(host.port, role)
 }
 
@@ -121,7 +123,10 @@ pub fn network(id: NetworkId, gateway: &Host) -> NetworkConfig {
     NetworkConfig {
         id,
         gateway_mac: gateway.mac,
-        subnets: vec![Subnet { prefix: Prefix::new(gateway.ip, 24), gateway: Some(gateway.ip) }],
+        subnets: vec![Subnet {
+            prefix: Prefix::new(gateway.ip, 24),
+            gateway: Some(gateway.ip.into()),
+        }],
         internal: false,
         masquerade: true,
         icc: true,
@@ -144,7 +149,7 @@ pub fn publish(id: u32, proto: u8, host_port: u16, to: &Host, to_port: u16) -> D
         proto,
         host_ip: None,
         host_ports: (host_port, host_port),
-        to: to.ip,
+        to: to.ip.into(),
         to_port,
         network,
     }

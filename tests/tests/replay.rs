@@ -85,7 +85,8 @@ fn port(id: PortId, role: PortRole) -> PortConfig {
 }
 
 fn endpoint(id: PortId, mac: Mac, ip: Ipv4Addr, guard: bool) -> PortConfig {
-    port(id, PortRole::Endpoint { network: NETWORK, mac, ipv4: vec![ip], guard })
+    let (ipv4, ipv6) = (vec![ip], Vec::new());
+    port(id, PortRole::Endpoint { network: NETWORK, mac, ipv4, ipv6, guard })
 }
 
 /// The router of the captures: a network with the client, a dedicated uplink, a published port.
@@ -98,7 +99,10 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
         networks: vec![NetworkConfig {
             id: NETWORK,
             gateway_mac: GATEWAY_MAC,
-            subnets: vec![Subnet { prefix: Prefix::new(GATEWAY, 24), gateway: Some(GATEWAY) }],
+            subnets: vec![Subnet {
+                prefix: Prefix::new(GATEWAY, 24),
+                gateway: Some(GATEWAY.into()),
+            }],
             internal: false,
             masquerade: true,
             icc: true,
@@ -109,8 +113,9 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
             port: UPLINK_PORT,
             mode: UplinkMode::Dedicated,
             mac: OUTSIDE_MAC,
-            addresses: vec![(OUTSIDE, Prefix::new(OUTSIDE, 24))],
+            addresses: vec![(OUTSIDE.into(), Prefix::new(OUTSIDE, 24))],
             gateway: Some(SERVER),
+            gateway6: None,
             nat_ports: vec![(1, 65_535)],
             mtu: uplink_mtu,
         }],
@@ -119,7 +124,7 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
             proto: ip_proto::TCP,
             host_ip: None,
             host_ports: (8080, 8080),
-            to: CLIENT,
+            to: CLIENT.into(),
             to_port: 80,
             network: NETWORK,
         }],
@@ -286,9 +291,9 @@ fn rig(published: &[u8]) -> Rig {
     let all_ports = |proto: &u8| DnatRule {
         id: u32::from(*proto),
         proto: *proto,
-        host_ip: Some(OUTSIDE),
+        host_ip: Some(OUTSIDE.into()),
         host_ports: (1, 65_535),
-        to: CLIENT,
+        to: CLIENT.into(),
         to_port: 1,
         network: NETWORK,
     };

@@ -141,7 +141,7 @@ fn published_ports_lead_to_the_network_with_a_way_in() {
     let (desired, attached) = scene();
     let spec = spec(&desired, &attached);
     let [rule] = spec.dnat.as_slice() else { panic!("{:?}", spec.dnat) };
-    assert_eq!((rule.id, rule.to, rule.to_port), (77, ip("10.1.0.2"), 80));
+    assert_eq!((rule.id, rule.to, rule.to_port), (77, ip("10.1.0.2").into(), 80));
     assert_eq!(rule.host_ports, (8080, 8081));
 }
 

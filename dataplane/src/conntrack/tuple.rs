@@ -191,8 +191,8 @@ impl Tuple {
     #[must_use]
     pub fn flow(self) -> FlowTuple {
         FlowTuple {
-            src: self.src(),
-            dst: self.dst(),
+            src: self.src().into(),
+            dst: self.dst().into(),
             src_port: self.src_port(),
             dst_port: self.dst_port(),
         }

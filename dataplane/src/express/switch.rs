@@ -29,7 +29,8 @@ pub(crate) struct Source<'a> {
 impl<'a> Source<'a> {
     /// `None`: frames of this port go the whole way.
     pub(crate) fn of(cx: &Cx<'a>, port: PortId) -> Option<Self> {
-        let PortRole::Endpoint { network, mac, ipv4, guard } = &cx.config.port(port)?.config.role
+        let PortRole::Endpoint { network, mac, ipv4, guard, .. } =
+            &cx.config.port(port)?.config.role
         else {
             return None;
         };

@@ -5,7 +5,7 @@
 //! when it is found again the same under the same configuration; when its place goes to another next hop,
 //! or the configuration has changed, it gets a new one, and the connections find theirs anew.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::{Basis, Express};
 use crate::engine::Link;
@@ -25,7 +25,7 @@ const COUNT_BITS: u32 = 44;
 pub(crate) struct Ends {
     pub(crate) ingress: PortId,
     pub(crate) link: Link,
-    pub(crate) next_hop: Ipv4Addr,
+    pub(crate) next_hop: IpAddr,
 }
 
 impl Ends {
@@ -34,9 +34,11 @@ impl Ends {
             Link::Network(id) => (0, id.0),
             Link::Uplink(id) => (1, id.0),
         };
-        let word = u64::from(u32::from(self.next_hop)) << 32
-            | u64::from(self.ingress.0) << 16
-            | u64::from(link);
+        let next_hop = match self.next_hop {
+            IpAddr::V4(address) => address.to_bits(),
+            IpAddr::V6(address) => fold(address.to_bits()),
+        };
+        let word = u64::from(next_hop) << 32 | u64::from(self.ingress.0) << 16 | u64::from(link);
         let mixed = (word ^ kind).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (mixed >> (u64::BITS - PLACE_BITS)) as usize % WAYS
     }
@@ -65,9 +67,25 @@ pub(crate) struct Way {
     pub(crate) epoch: u64,
     pub(crate) exit: Exit,
     pub(crate) ends: Ends,
-    config: u64,
+    /// The low half of the configuration's number: the next one that has the same is 2^32
+    /// publications away.
+    config: u32,
     /// When it was last found.
     secs: u32,
+}
+
+// A way is found in one cache line.
+const _: () = assert!(size_of::<Option<Way>>() == 64);
+
+/// The low half of a configuration's number.
+#[allow(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+const fn low_half(config: u64) -> u32 {
+    config as u32
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+const fn fold(address: u128) -> u32 {
+    (address ^ address >> 32 ^ address >> 64 ^ address >> 96) as u32
 }
 
 /// The ways, each in the one place that follows from its ends.
@@ -116,6 +134,7 @@ impl Express {
     /// Notes how a packet went just now; returns the number of its way if there is room for it.
     pub(crate) fn learn_way(&mut self, ends: Ends, exit: Exit) -> Option<u64> {
         let (epoch, Basis { config, secs, .. }) = (self.epoch, self.basis);
+        let config = low_half(config);
         let at = ends.place();
         let known = self.ways.places.get(at).copied().flatten();
         let same = known.filter(|way| way.ends == ends && way.config == config);
@@ -137,7 +156,7 @@ mod tests {
     use crate::packet::types::UplinkId;
 
     fn ends(ingress: u16, last: u8) -> Ends {
-        let next_hop = Ipv4Addr::new(192, 0, 2, last);
+        let next_hop = IpAddr::from([192, 0, 2, last]);
         Ends { ingress: PortId(ingress), link: Link::Uplink(UplinkId(1)), next_hop }
     }
 

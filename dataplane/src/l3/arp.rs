@@ -66,7 +66,7 @@ pub(crate) fn on_uplink(
         let Some(arp) = ArpPacket::parse(frame.bytes(), headers) else {
             return Some(Verdict::Consume);
         };
-        let ours = uplink.addresses.iter().any(|(address, _)| *address == arp.target_ip);
+        let ours = uplink.has(arp.target_ip);
         let link = Link::Uplink(id);
         if arp.sender_mac != uplink.mac {
             // Who asks for us will hear from us (RFC 826): a neighbor on our prefix is entered, any
@@ -104,10 +104,9 @@ pub(crate) fn ask(cx: &mut Cx<'_>, link: Link, address: Ipv4Addr) {
         }
         Link::Uplink(id) => {
             let Some(uplink) = cx.config.uplink(id) else { return };
-            let on_link = uplink.addresses.iter().find(|(_, prefix)| prefix.contains(address));
-            let Some((sender, _)) = on_link.or_else(|| uplink.addresses.first()) else { return };
+            let Some(sender) = uplink.address_for(address) else { return };
             let Some(mut frame) = cx.pool.take() else { return };
-            let question = ArpPacket::request(uplink.mac, *sender, address);
+            let question = ArpPacket::request(uplink.mac, sender, address);
             question.write(&mut frame, Mac::BROADCAST, uplink.mac);
             cx.ports.push_generated(cx.counters, uplink.port, frame);
         }

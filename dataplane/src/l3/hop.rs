@@ -1,12 +1,12 @@
 //! The next hop: from a destination address to a port and a MAC.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::core::Cx;
 use crate::engine::Link;
 use crate::l3::arp;
 use crate::l3::neighbor::Resolution;
-use crate::l3::route::{Prefix, RouteTarget};
+use crate::l3::route::RouteTarget;
 use crate::packet::types::{Mac, NetworkId, PortId};
 use crate::verdict::DropReason;
 
@@ -14,7 +14,7 @@ use crate::verdict::DropReason;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hop {
     pub(crate) link: Link,
-    pub(crate) next_hop: Ipv4Addr,
+    pub(crate) next_hop: IpAddr,
     /// The longest IP packet of the link.
     pub(crate) mtu: u16,
 }
@@ -32,15 +32,15 @@ pub(crate) enum Reach {
 
 /// The route to `dst`.
 #[inline(always)]
-pub(crate) fn route(cx: &Cx<'_>, dst: Ipv4Addr) -> Result<Hop, DropReason> {
+pub(crate) fn route(cx: &Cx<'_>, dst: impl Into<IpAddr> + Copy) -> Result<Hop, DropReason> {
     match cx.config.routes.lookup(dst) {
         Some(RouteTarget::Network(id)) => {
             let network = cx.config.network(id).ok_or(DropReason::NoRoute)?;
-            Ok(Hop { link: Link::Network(id), next_hop: dst, mtu: network.config.mtu })
+            Ok(Hop { link: Link::Network(id), next_hop: dst.into(), mtu: network.config.mtu })
         }
         Some(RouteTarget::Uplink { uplink, via }) => {
             let config = cx.config.uplink(uplink).ok_or(DropReason::NoRoute)?;
-            let next_hop = via.unwrap_or(dst);
+            let next_hop = via.unwrap_or_else(|| dst.into());
             Ok(Hop { link: Link::Uplink(uplink), next_hop, mtu: config.mtu })
         }
         None if cx.config.uplinks().next().is_none() => Err(DropReason::UplinkMissing),
@@ -71,7 +71,7 @@ fn find(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
         && let Some(network) = cx.config.network(id)
     {
         let src = network.config.gateway_mac;
-        if let Some((dst, port)) = network.endpoints.get(&hop.next_hop) {
+        if let Some((dst, port)) = network.endpoints.get(hop.next_hop) {
             return Ok(Reach::Port { port: *port, dst: *dst, src });
         }
     }
@@ -81,12 +81,12 @@ fn find(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
     let dst = match cx.remembered.resolve(&cx.tables.neighbors, hop.link, hop.next_hop, cx.now) {
         Resolution::Known(mac) => mac,
         Resolution::KnownAsk(mac) => {
-            arp::ask(cx, hop.link, hop.next_hop);
+            ask_for(cx, hop.link, hop.next_hop);
             mac
         }
         Resolution::Unknown { ask } => {
             if ask {
-                arp::ask(cx, hop.link, hop.next_hop);
+                ask_for(cx, hop.link, hop.next_hop);
             }
             return if cx.waiting.has_room(hop.link, hop.next_hop) {
                 Ok(Reach::Wait)
@@ -118,22 +118,22 @@ fn find(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
     }
 }
 
-/// Whether the next hop is the directed broadcast address (RFC 2644) or the number of an on-link
-/// prefix.
+/// Asks for a neighbor. Nobody is asked for in IPv6, which is not routed.
+pub(crate) fn ask_for(cx: &mut Cx<'_>, link: Link, address: IpAddr) {
+    if let IpAddr::V4(address) = address {
+        arp::ask(cx, link, address);
+    }
+}
+
+/// Whether the next hop is nobody's address on its link.
 fn is_edge(cx: &Cx<'_>, hop: &Hop) -> bool {
-    let edge = |prefix: &Prefix| {
-        prefix.prefix_len() < 31
-            && (prefix.broadcast() == hop.next_hop || prefix.network() == hop.next_hop)
-    };
     match hop.link {
-        Link::Network(id) => cx
-            .config
-            .network(id)
-            .is_some_and(|network| network.config.subnets.iter().any(|s| edge(&s.prefix))),
-        Link::Uplink(id) => cx
-            .config
-            .uplink(id)
-            .is_some_and(|uplink| uplink.addresses.iter().any(|(_, prefix)| edge(prefix))),
+        Link::Network(id) => cx.config.network(id).is_some_and(|network| {
+            network.config.subnets.iter().any(|s| s.prefix.is_edge(hop.next_hop))
+        }),
+        Link::Uplink(id) => cx.config.uplink(id).is_some_and(|uplink| {
+            uplink.addresses.iter().any(|(_, prefix)| prefix.is_edge(hop.next_hop))
+        }),
     }
 }
 

@@ -1,6 +1,6 @@
-//! Neighbors: which MAC an IPv4 address on a link has.
+//! Neighbors: which MAC an address on a link has.
 //!
-//! Endpoints' own addresses are configuration and never asked for; everything else is found by ARP.
+//! Endpoints' own addresses are configuration and never asked for; everything else is asked for.
 //! The table is shared; frames that wait for an answer wait with the worker that received them
 //! (`Waiting`). States follow RFC 4861 as Linux applies them to ARP, reduced to what matters here:
 //! incomplete, reachable, and stale with a probe on the way.
@@ -12,7 +12,7 @@
 //! [`MAX_WAITING`] a worker, but never more than a quarter of its buffers, and
 //! [`MAX_WAITING_FOR_ONE`] for one neighbor.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -91,7 +91,7 @@ pub enum Resolution {
 /// The table. Shared by all workers and control.
 #[derive(Debug, Default)]
 pub struct Neighbors {
-    table: DashMap<(Link, Ipv4Addr), Neighbor>,
+    table: DashMap<(Link, IpAddr), Neighbor>,
     /// Locked while an entry of `table` is, never the other way round.
     links: DashMap<Link, LinkUse>,
     /// Entries of all links.
@@ -101,7 +101,7 @@ pub struct Neighbors {
 
 impl Neighbors {
     /// What is known about `address`; notes the question as asked when it says so.
-    pub fn resolve(&self, link: Link, address: Ipv4Addr, now: Timestamp) -> Resolution {
+    pub fn resolve(&self, link: Link, address: IpAddr, now: Timestamp) -> Resolution {
         match self.reachable(link, address, now) {
             Some((mac, _)) => Resolution::Known(mac),
             None => self.resolve_slow(link, address, now),
@@ -109,13 +109,13 @@ impl Neighbors {
     }
 
     /// The MAC of a neighbor that has confirmed itself lately, and until when to believe it.
-    fn reachable(&self, link: Link, address: Ipv4Addr, now: Timestamp) -> Option<(Mac, Timestamp)> {
+    fn reachable(&self, link: Link, address: IpAddr, now: Timestamp) -> Option<(Mac, Timestamp)> {
         let neighbor = self.table.get(&(link, address))?;
         let until = neighbor.confirmed + REACHABLE;
         neighbor.mac.filter(|_| now < until).map(|mac| (mac, until))
     }
 
-    fn resolve_slow(&self, link: Link, address: Ipv4Addr, now: Timestamp) -> Resolution {
+    fn resolve_slow(&self, link: Link, address: IpAddr, now: Timestamp) -> Resolution {
         let mut entry = match self.table.entry((link, address)) {
             Entry::Occupied(entry) => entry,
             Entry::Vacant(entry) => {
@@ -162,15 +162,16 @@ impl Neighbors {
 
     /// Notes what `address` said of itself. Only neighbors that were asked for, or that speak to us
     /// (`solicited`), are entered; others are only updated, so that nobody can fill the table with
-    /// gratuitous ARP.
+    /// answers that nobody asked for.
     pub fn confirm(
         &self,
         link: Link,
-        address: Ipv4Addr,
+        address: impl Into<IpAddr>,
         mac: Mac,
         solicited: bool,
         now: Timestamp,
     ) {
+        let address = address.into();
         if !mac.is_valid_source() || address.is_unspecified() || address.is_multicast() {
             return;
         }
@@ -241,7 +242,7 @@ impl Neighbors {
 
     /// The MAC of a neighbor without asking.
     #[must_use]
-    pub fn peek(&self, link: Link, address: Ipv4Addr) -> Option<Mac> {
+    pub fn peek(&self, link: Link, address: IpAddr) -> Option<Mac> {
         self.table.get(&(link, address)).and_then(|neighbor| neighbor.mac)
     }
 
@@ -273,7 +274,7 @@ impl Neighbors {
     /// All entries.
     #[must_use]
     pub fn entries(&self, now: Timestamp) -> Vec<NeighborEntry> {
-        let view = |((link, address), n): (&(Link, Ipv4Addr), &Neighbor)| NeighborEntry {
+        let view = |((link, address), n): (&(Link, IpAddr), &Neighbor)| NeighborEntry {
             link: *link,
             address: *address,
             mac: n.mac,
@@ -296,7 +297,7 @@ pub(crate) struct Remembered {
 #[derive(Debug, Clone, Copy)]
 struct Reachable {
     link: Link,
-    address: Ipv4Addr,
+    address: IpAddr,
     mac: Mac,
     until: Timestamp,
 }
@@ -317,7 +318,7 @@ impl Remembered {
         &mut self,
         neighbors: &Neighbors,
         link: Link,
-        address: Ipv4Addr,
+        address: IpAddr,
         now: Timestamp,
     ) -> Resolution {
         let changes = neighbors.changes();
@@ -325,7 +326,10 @@ impl Remembered {
             self.slots.fill(None);
             self.changes = changes;
         }
-        let [.., last] = address.octets();
+        let last = match address {
+            IpAddr::V4(address) => address.octets()[3],
+            IpAddr::V6(address) => address.octets()[15],
+        };
         let slot = self.slots.get_mut(usize::from(last) % REMEMBERED);
         if let Some(Some(known)) = &slot
             && known.address == address
@@ -349,7 +353,7 @@ impl Remembered {
 pub(crate) struct Held {
     pub(crate) frame: Frame,
     pub(crate) link: Link,
-    pub(crate) next_hop: Ipv4Addr,
+    pub(crate) next_hop: IpAddr,
     pub(crate) fragment: Option<u16>,
     /// See [`crate::pipeline::Hold`].
     pub(crate) begun: Option<ConnId>,
@@ -388,7 +392,7 @@ impl Waiting {
     }
 
     /// Whether there is room for one more frame to this neighbor.
-    pub(crate) fn has_room(&self, link: Link, next_hop: Ipv4Addr) -> bool {
+    pub(crate) fn has_room(&self, link: Link, next_hop: IpAddr) -> bool {
         let same = |held: &&Held| held.link == link && held.next_hop == next_hop;
         self.frames.len() < self.limit
             && self.frames.iter().filter(same).count() < MAX_WAITING_FOR_ONE
@@ -396,7 +400,7 @@ impl Waiting {
 
     /// Whether frames wait for this neighbor.
     #[inline]
-    pub(crate) fn holds(&self, link: Link, next_hop: Ipv4Addr) -> bool {
+    pub(crate) fn holds(&self, link: Link, next_hop: IpAddr) -> bool {
         self.frames.iter().any(|held| held.link == link && held.next_hop == next_hop)
     }
 

@@ -34,7 +34,7 @@ pub(crate) fn report(
 fn speaker(cx: &Cx<'_>, from: From, to: Ipv4Addr) -> Option<Ipv4Addr> {
     match from {
         From::Endpoint(id) | From::Host(id) => cx.config.network(id)?.gateway_for(to),
-        From::Uplink(id) => cx.config.uplink(id)?.addresses.first().map(|(address, _)| *address),
+        From::Uplink(id) => cx.config.uplink(id)?.first_address(to),
         From::Nowhere => None,
     }
 }

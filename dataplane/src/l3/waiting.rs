@@ -3,8 +3,8 @@
 use crate::core::Cx;
 use crate::egress;
 use crate::engine::Link;
+use crate::l3::hop;
 use crate::l3::neighbor::{Held, Resolution};
-use crate::l3::{arp, hop};
 use crate::packet::parse::ETH_LEN;
 use crate::packet::rewrite;
 use crate::packet::types::{Mac, PortId};
@@ -28,7 +28,7 @@ pub(crate) fn release(cx: &mut Cx<'_>) {
             Resolution::Known(mac) | Resolution::KnownAsk(mac) => send(cx, held, mac),
             Resolution::Unknown { ask } => {
                 if ask {
-                    arp::ask(cx, held.link, held.next_hop);
+                    hop::ask_for(cx, held.link, held.next_hop);
                 }
                 cx.waiting.push(held);
             }

@@ -10,6 +10,7 @@ use crate::conntrack::tcp::TcpState;
 use crate::conntrack::{Hit, Insert, NewConnection, Tuple, Zone, timeout};
 use crate::core::Cx;
 use crate::engine::{Link, NatRule};
+use crate::family::Address;
 use crate::frame::Frame;
 use crate::l3::hop::{self, Hop};
 use crate::l3::report::report;
@@ -118,7 +119,7 @@ fn permitted(
     cx: &Cx<'_>,
     from: From,
     link: Option<Link>,
-    target: Option<&DnatTarget>,
+    target: Option<&DnatTarget<Ipv4Addr>>,
 ) -> Result<(), DropReason> {
     let internal = |id: NetworkId| cx.config.network(id).is_some_and(|n| n.config.internal);
     if target.is_some_and(|t| internal(t.network)) {
@@ -147,7 +148,7 @@ fn outside_source<'a>(
     from: From,
     ip: &Ipv4,
     hop: &Hop,
-    target: Option<&DnatTarget>,
+    target: Option<&DnatTarget<Ipv4Addr>>,
 ) -> Option<(Ipv4Addr, &'a [(u16, u16)])> {
     let network: &Network = cx.config.network(from.network()?)?;
     match hop.link {
@@ -156,16 +157,15 @@ fn outside_source<'a>(
             if !network.config.masquerade {
                 return None;
             }
-            let on_link = uplink.addresses.iter().find(|(_, p)| p.contains(hop.next_hop));
-            let (address, _) = on_link.or_else(|| uplink.addresses.first())?;
-            Some((*address, cx.config.free_ports.at(uplink, ip.proto, *address)))
+            let address = Ipv4Addr::of(uplink.address_for(hop.next_hop)?)?;
+            Some((address, cx.config.free_ports.at(uplink, ip.proto, address)))
         }
         // Hairpin: the server must answer to us, so it sees the address that was spoken to
         // (RFC 4787 REQ-9a).
         Link::Network(_) if target.is_some() => {
             let owner = match cx.config.local(ip.dst) {
                 Some(LocalAddress::Gateway(_)) | None => None,
-                _ => cx.config.uplinks().find(|u| u.addresses.iter().any(|(a, _)| *a == ip.dst)),
+                _ => cx.config.uplinks().find(|u| u.has(ip.dst)),
             };
             let free = |uplink| cx.config.free_ports.at(uplink, ip.proto, ip.dst);
             Some((ip.dst, owner.map_or(HAIRPIN_PORTS, free)))
@@ -289,7 +289,7 @@ fn zone_of(link: Link) -> Zone {
 }
 
 /// The network a connection is listed under, and ends with.
-fn inside_network(from: From, target: Option<&DnatTarget>) -> NetworkId {
+fn inside_network(from: From, target: Option<&DnatTarget<Ipv4Addr>>) -> NetworkId {
     match (from.network(), target) {
         (None, Some(target)) => target.network,
         (Some(network), _) => network,
@@ -297,7 +297,7 @@ fn inside_network(from: From, target: Option<&DnatTarget>) -> NetworkId {
     }
 }
 
-fn count_rules(cx: &Cx<'_>, hit: &Hit, target: Option<&DnatTarget>, bytes: u64) {
+fn count_rules(cx: &Cx<'_>, hit: &Hit, target: Option<&DnatTarget<Ipv4Addr>>, bytes: u64) {
     if let Some(target) = target {
         cx.tables.count_rule(NatRule::Dnat(target.rule), bytes);
     } else if hit.flags() & SNAT != 0 {

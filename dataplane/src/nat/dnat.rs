@@ -1,17 +1,18 @@
 //! Published ports: which inside address and port a new connection to one of our addresses gets.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rustc_hash::FxHashMap;
 
 use crate::config::{ConfigError, DnatRule};
+use crate::family::Address;
 use crate::packet::types::NetworkId;
 
 /// Where a published port leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DnatTarget {
+pub struct DnatTarget<A> {
     /// Inside address.
-    pub address: Ipv4Addr,
+    pub address: A,
     /// Inside port.
     pub port: u16,
     /// Network of the inside address.
@@ -21,24 +22,30 @@ pub struct DnatTarget {
 }
 
 /// Rules grouped by protocol and host address; ranges sorted, found by binary search, so that a
-/// mapping of 65,535 ports costs as much as one of a single port.
+/// mapping of 65,535 ports costs as much as one of a single port. Rules for any address of a family are
+/// those for its unspecified one, to which nobody sends.
 #[derive(Debug, Default, Clone)]
 pub struct DnatTable {
-    groups: FxHashMap<(u8, Option<Ipv4Addr>), Vec<DnatRule>>,
+    groups: FxHashMap<(u8, IpAddr), Vec<DnatRule>>,
 }
 
 impl DnatTable {
     /// Builds the index.
     ///
     /// # Errors
-    /// When a range is empty or its inside range would run past 65535.
+    /// When a range is empty or its inside range would run past 65535, and when a rule leads from the
+    /// one family to the other.
     pub fn build(rules: &[DnatRule]) -> Result<Self, ConfigError> {
         let mut groups: FxHashMap<_, Vec<DnatRule>> = FxHashMap::default();
         for rule in rules {
             let (first, last) = rule.host_ports;
             let length = last.checked_sub(first).ok_or(ConfigError::PortRange)?;
             rule.to_port.checked_add(length).ok_or(ConfigError::PortRange)?;
-            groups.entry((rule.proto, rule.host_ip)).or_default().push(*rule);
+            let at = rule.host_ip.unwrap_or_else(|| any_like(rule.to));
+            if at.is_ipv4() != rule.to.is_ipv4() {
+                return Err(ConfigError::MixedFamilies);
+            }
+            groups.entry((rule.proto, at)).or_default().push(*rule);
         }
         for group in groups.values_mut() {
             group.sort_by_key(|rule| rule.host_ports);
@@ -49,12 +56,13 @@ impl DnatTable {
     /// The target for a packet to `address`:`port`. A rule for the very address wins over one for
     /// any address. The caller has made sure that the address is local.
     #[must_use]
-    pub fn lookup(&self, proto: u8, address: Ipv4Addr, port: u16) -> Option<DnatTarget> {
-        self.lookup_group((proto, Some(address)), port)
-            .or_else(|| self.lookup_group((proto, None), port))
+    pub fn lookup<A: Address>(&self, proto: u8, address: A, port: u16) -> Option<DnatTarget<A>> {
+        let address = address.into();
+        self.lookup_group((proto, address), port)
+            .or_else(|| self.lookup_group((proto, any_like(address)), port))
     }
 
-    fn lookup_group(&self, key: (u8, Option<Ipv4Addr>), port: u16) -> Option<DnatTarget> {
+    fn lookup_group<A: Address>(&self, key: (u8, IpAddr), port: u16) -> Option<DnatTarget<A>> {
         let group = self.groups.get(&key)?;
         let at = group.partition_point(|rule| rule.host_ports.0 <= port);
         let rule = group.get(at.checked_sub(1)?)?;
@@ -63,7 +71,7 @@ impl DnatTable {
             return None;
         }
         Some(DnatTarget {
-            address: rule.to,
+            address: A::of(rule.to)?,
             port: rule.to_port.checked_add(port - first)?,
             network: rule.network,
             rule: rule.id,
@@ -78,8 +86,8 @@ impl DnatTable {
     /// Published ports at an address, ascending and not overlapping: those at this very address and
     /// those at any.
     #[must_use]
-    pub fn ranges_at(&self, proto: u8, address: Ipv4Addr) -> Vec<(u16, u16)> {
-        let groups = [Some(address), None].map(|at| self.groups.get(&(proto, at)));
+    pub fn ranges_at(&self, proto: u8, address: IpAddr) -> Vec<(u16, u16)> {
+        let groups = [address, any_like(address)].map(|at| self.groups.get(&(proto, at)));
         let mut ranges: Vec<(u16, u16)> =
             groups.into_iter().flatten().flatten().map(|rule| rule.host_ports).collect();
         ranges.sort_unstable();
@@ -97,5 +105,51 @@ impl DnatTable {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
+    }
+}
+
+/// What stands for any address of the family of `address`.
+const fn any_like(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(id: u32, host_ip: Option<IpAddr>, to: impl Into<IpAddr>) -> DnatRule {
+        DnatRule {
+            id,
+            proto: 6,
+            host_ip,
+            host_ports: (80, 89),
+            to: to.into(),
+            to_port: 8080,
+            network: NetworkId(1),
+        }
+    }
+
+    #[test]
+    fn a_rule_for_any_address_is_for_its_family() {
+        let (v4, v6) = (Ipv4Addr::new(10, 0, 0, 1), "fd00::1".parse::<Ipv6Addr>().unwrap());
+        let host: Ipv6Addr = "2001:db8::1".parse().unwrap();
+        let rules = [rule(4, None, v4), rule(6, None, v6), rule(7, Some(host.into()), v6)];
+        let table = DnatTable::build(&rules).unwrap();
+        let at_v4 = table.lookup(6, Ipv4Addr::new(192, 0, 2, 1), 85).unwrap();
+        assert_eq!((at_v4.rule, at_v4.address, at_v4.port), (4, v4, 8085));
+        let at_v6 = table.lookup(6, Ipv6Addr::LOCALHOST, 80).unwrap();
+        assert_eq!((at_v6.rule, at_v6.address, at_v6.port), (6, v6, 8080));
+        assert_eq!(table.lookup(6, host, 80).map(|target| target.rule), Some(7));
+        assert_eq!(table.ranges_at(6, host.into()), [(80, 89)]);
+        assert_eq!(table.lookup(6, host, 90), None);
+    }
+
+    #[test]
+    fn a_rule_from_one_family_to_the_other_is_refused() {
+        let v6 = rule(1, Some(Ipv4Addr::new(192, 0, 2, 1).into()), Ipv6Addr::LOCALHOST);
+        assert_eq!(DnatTable::build(&[v6]).err(), Some(ConfigError::MixedFamilies));
     }
 }

@@ -1,7 +1,7 @@
 //! Ports that SNAT may use: those of the uplink without the published ones, which are taken at
 //! their address and for their protocol alone.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use rustc_hash::FxHashMap;
 
@@ -15,7 +15,7 @@ pub type PortRanges = Vec<(u16, u16)>;
 /// What is left at an address of an uplink, where that is not all of the uplink's ports.
 #[derive(Debug, Default)]
 pub struct FreePorts {
-    left: FxHashMap<(UplinkId, u8, Ipv4Addr), PortRanges>,
+    left: FxHashMap<(UplinkId, u8, IpAddr), PortRanges>,
 }
 
 impl FreePorts {
@@ -43,9 +43,9 @@ impl FreePorts {
         &'a self,
         uplink: &'a UplinkConfig,
         proto: u8,
-        address: Ipv4Addr,
+        address: impl Into<IpAddr>,
     ) -> &'a [(u16, u16)] {
-        self.left.get(&(uplink.id, proto, address)).unwrap_or(&uplink.nat_ports)
+        self.left.get(&(uplink.id, proto, address.into())).unwrap_or(&uplink.nat_ports)
     }
 }
 

@@ -157,7 +157,7 @@ fn a_static_route_is_taken() {
     lab.reconfigure(|spec| {
         spec.routes.push(StaticRoute {
             prefix: Prefix::new(SERVER.ip, 24),
-            via: NEIGHBOR.ip,
+            via: NEIGHBOR.ip.into(),
             uplink: UPLINK,
         });
     });

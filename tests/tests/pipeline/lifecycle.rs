@@ -1,7 +1,5 @@
 //! Publishing another configuration: what goes ends, what stays goes on undisturbed.
 
-use std::net::Ipv4Addr;
-
 use dataplane::EngineOptions;
 use dataplane::config::{ConfigError, Snapshot, SnapshotSpec};
 use dataplane::engine::{Connection, NatRule};
@@ -199,7 +197,7 @@ fn what_an_earlier_run_began_goes_on_if_its_rule_endpoint_and_address_are_there(
         ("nothing changed", |_| {}, [true, true, true]),
         ("unpublished", |spec| spec.dnat.clear(), [false, true, true]),
         ("to another port", |spec| spec.dnat[0].to_port = 81, [false, true, true]),
-        ("to another sandbox", |spec| spec.dnat[0].to = C.ip, [false, true, true]),
+        ("to another sandbox", |spec| spec.dnat[0].to = C.ip.into(), [false, true, true]),
         ("published anew", |spec| spec.dnat[0].id = 9, [false, true, true]),
         ("no endpoint", |spec| spec.ports.retain(|p| p.id != A.port), [true, false, true]),
         ("no guard", without_guard_and_a, [true, true, true]),
@@ -213,7 +211,7 @@ fn what_an_earlier_run_began_goes_on_if_its_rule_endpoint_and_address_are_there(
         ),
         (
             "another outside address",
-            |spec| spec.uplinks[0].addresses[0].0 = Ipv4Addr::new(203, 0, 113, 6),
+            |spec| spec.uplinks[0].addresses[0].0 = [203, 0, 113, 6].into(),
             [false, false, false],
         ),
     ];

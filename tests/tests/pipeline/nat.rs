@@ -63,7 +63,7 @@ fn tcp_udp_and_echo_go_out_under_the_outside_address_and_come_back() {
     }
     for connection in lab.connections() {
         assert!(connection.snat && !connection.dnat, "{connection:?}");
-        assert_eq!((connection.original.src, connection.reply.dst), (A.ip, UP.ip));
+        assert_eq!((connection.original.src, connection.reply.dst), (A.ip.into(), UP.ip.into()));
         assert_eq!((connection.packets, connection.network), ([1, 1], NET1));
     }
 }
@@ -227,8 +227,8 @@ fn a_published_port_leads_in_and_the_client_keeps_its_address() {
     lab.rx(UP.port, &ack).tx(B.port, inside(&ack, &B).dport(80));
     let connection = lab.connection();
     assert!(connection.dnat && !connection.snat);
-    assert_eq!((connection.original.dst, connection.original.dst_port), (UP.ip, 8080));
-    assert_eq!((connection.reply.src, connection.reply.src_port), (B.ip, 80));
+    assert_eq!((connection.original.dst, connection.original.dst_port), (UP.ip.into(), 8080));
+    assert_eq!((connection.reply.src, connection.reply.src_port), (B.ip.into(), 80));
     assert_eq!((connection.state, connection.packets), ("ESTABLISHED", [2, 1]));
 }
 
@@ -264,7 +264,8 @@ fn a_range_maps_port_by_port_and_the_narrower_rule_wins() {
         to_port: 2000,
         ..publish(RULE, ip_proto::UDP, 0, &A, 0)
     });
-    spec.dnat.push(DnatRule { host_ip: Some(UP.ip), ..publish(8, ip_proto::UDP, 9500, &B, 53) });
+    spec.dnat
+        .push(DnatRule { host_ip: Some(UP.ip.into()), ..publish(8, ip_proto::UDP, 9500, &B, 53) });
     let mut lab = Lab::new(spec);
     for (port, inner) in [(9000, 2000), (9001, 2001), (9999, 2999)] {
         let packet = udp(&CLIENT, 5000, &UP, port);

@@ -86,7 +86,7 @@ fn another_route_is_taken_at_once() {
     lab.rx(A.port, &other).tx(UP.port, outside(&other, &ROUTER)).masqueraded(&other);
     lab.reconfigure(|spec| {
         let prefix = Prefix::new(SERVER.ip, 24);
-        spec.routes.push(StaticRoute { prefix, via: NEIGHBOR.ip, uplink: UPLINK });
+        spec.routes.push(StaticRoute { prefix, via: NEIGHBOR.ip.into(), uplink: UPLINK });
     });
     for _ in 0..3 {
         lab.rx(A.port, &other).tx(UP.port, outside(&other, &ROUTER));
@@ -127,7 +127,7 @@ fn a_way_is_found_anew_though_another_from_the_same_host_was_already() {
     lab.resolve(&NEIGHBOR);
     lab.reconfigure(|spec| {
         let prefix = Prefix::new(CLIENT.ip, 24);
-        spec.routes.push(StaticRoute { prefix, via: NEIGHBOR.ip, uplink: UPLINK });
+        spec.routes.push(StaticRoute { prefix, via: NEIGHBOR.ip.into(), uplink: UPLINK });
     });
     established(&mut lab);
     let other = udp(&A, 40_000, &CLIENT, 7000).via(GATEWAY1.mac);
@@ -365,7 +365,7 @@ fn a_connection_in_the_place_of_another_goes_its_own_way() {
     lab.resolve(&NEIGHBOR);
     lab.reconfigure(|spec| {
         let prefix = Prefix::new(CLIENT.ip, 24);
-        spec.routes.push(StaticRoute { prefix, via: NEIGHBOR.ip, uplink: UPLINK });
+        spec.routes.push(StaticRoute { prefix, via: NEIGHBOR.ip.into(), uplink: UPLINK });
     });
     established(&mut lab);
     assert_eq!(lab.plane.flush_connections(&|_| true), 1);

@@ -1,7 +1,6 @@
 //! What the API shows of the engine's tables and counters, with names in place of numbers.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use dataplane::engine::{FdbKind, FlowTuple, Link, NatRule, StaticRefused};
 use dataplane::io::IoBackend;
@@ -269,7 +268,7 @@ impl Switch {
         let mut shown: Vec<Neighbor> = entries
             .iter()
             .map(|entry| Neighbor {
-                address: IpAddr::V4(entry.address),
+                address: entry.address,
                 mac: entry.mac.map(Into::into),
                 network: match entry.link {
                     Link::Network(id) => network_name(&world.desired, id),
@@ -490,10 +489,5 @@ fn connection_view(
 }
 
 fn tuple_view(tuple: FlowTuple) -> Tuple {
-    Tuple {
-        src: IpAddr::V4(tuple.src),
-        dst: IpAddr::V4(tuple.dst),
-        sport: tuple.src_port,
-        dport: tuple.dst_port,
-    }
+    Tuple { src: tuple.src, dst: tuple.dst, sport: tuple.src_port, dport: tuple.dst_port }
 }

@@ -1,10 +1,12 @@
 //! Questions, answers, and who may enter how much.
 
+use std::net::Ipv4Addr;
+
 use super::*;
 use crate::packet::types::{NetworkId, UplinkId};
 
 const LINK: Link = Link::Network(NetworkId(1));
-const A: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
 fn at(millis: u64) -> Timestamp {
@@ -65,8 +67,8 @@ fn what_a_worker_remembers_follows_the_table() {
     assert_eq!(there, Resolution::Unknown { ask: true });
 }
 
-fn address(n: u32) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + n)
+fn address(n: u32) -> IpAddr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 64, 0, 0).to_bits() + n).into()
 }
 
 fn network(n: u16) -> Link {

@@ -1,0 +1,385 @@
+//! The configuration with its indexes.
+//!
+//! They are asked for every frame, and what they hold comes from control alone: nobody outside can aim
+//! at a bucket, so they need no keyed hash.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use rustc_hash::FxHashMap;
+
+use super::{
+    ConfigError, DEFAULT_FDB_AGEING, NetworkConfig, PortConfig, PortRole, SnapshotSpec, Subnet,
+    Timeouts, UplinkConfig, UplinkMode,
+};
+use crate::conntrack::Zone;
+use crate::family::{Address, AddressMap};
+use crate::l3::route::{Prefix, RouteTable, RouteTarget};
+use crate::nat::dnat::DnatTable;
+use crate::nat::free_ports::FreePorts;
+use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
+
+/// What the workers read.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    ports: Vec<Option<PortEntry>>,
+    networks: Vec<Option<Network>>,
+    uplinks: Vec<Option<UplinkConfig>>,
+    /// Longest-prefix match over networks, uplinks and static routes.
+    pub routes: RouteTable,
+    /// Published ports.
+    pub dnat: DnatTable,
+    /// Ports for SNAT.
+    pub free_ports: FreePorts,
+    /// Addresses at which published ports answer and which belong to the host or to us.
+    local: AddressMap<LocalAddress>,
+    /// See [`SnapshotSpec::timeouts`].
+    pub timeouts: Timeouts,
+    /// See [`SnapshotSpec::fdb_ageing`].
+    pub fdb_ageing: Duration,
+}
+
+/// Whose address it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocalAddress {
+    /// The gateway of a network.
+    Gateway(NetworkId),
+    /// The host's own stack.
+    Host,
+    /// The engine's own, on a dedicated uplink.
+    Uplink(UplinkId),
+}
+
+/// A port with what the workers need beside.
+#[derive(Debug)]
+pub struct PortEntry {
+    /// As configured.
+    pub config: PortConfig,
+    /// The network, for endpoints and host ports.
+    pub network: Option<NetworkId>,
+}
+
+/// A network with its indexes.
+#[derive(Debug)]
+pub struct Network {
+    /// As configured.
+    pub config: NetworkConfig,
+    /// All ports, for floods.
+    pub ports: Vec<PortId>,
+    /// The host's leg.
+    pub host_port: Option<PortId>,
+    /// Endpoint addresses: neighbors that nobody needs to ask for.
+    pub endpoints: AddressMap<(Mac, PortId)>,
+    /// Endpoint MACs: FDB entries that need no learning.
+    pub macs: FxHashMap<Mac, PortId>,
+}
+
+impl Network {
+    /// Whether `address` is one of the network's gateway addresses.
+    #[must_use]
+    pub fn is_gateway(&self, address: impl Into<IpAddr>) -> bool {
+        let address = address.into();
+        self.config.subnets.iter().any(|s| s.gateway == Some(address))
+    }
+
+    /// The gateway address to speak from to `address`: that of its subnet, or else the first of its
+    /// family.
+    #[must_use]
+    pub fn gateway_for<A: Address>(&self, address: A) -> Option<A> {
+        let subnets = &self.config.subnets;
+        let same_family = |s: &&Subnet| s.prefix.is_of_family(address);
+        subnets
+            .iter()
+            .find(|s| s.prefix.contains(address))
+            .or_else(|| subnets.iter().find(same_family))
+            .and_then(|s| A::of(s.gateway?))
+    }
+}
+
+fn put<T>(slots: &mut Vec<Option<T>>, id: u16, value: T) -> Result<(), ConfigError> {
+    let index = usize::from(id);
+    if slots.len() <= index {
+        slots.resize_with(index + 1, || None);
+    }
+    match slots.get_mut(index) {
+        Some(slot @ None) => {
+            *slot = Some(value);
+            Ok(())
+        }
+        _ => Err(ConfigError::DuplicateId(id)),
+    }
+}
+
+impl Snapshot {
+    /// Checks the specification and builds the indexes.
+    ///
+    /// # Errors
+    /// When ids collide or point nowhere.
+    pub fn build(spec: SnapshotSpec) -> Result<Self, ConfigError> {
+        let mut snapshot = Self {
+            timeouts: spec.timeouts,
+            fdb_ageing: spec.fdb_ageing.unwrap_or(DEFAULT_FDB_AGEING),
+            ..Self::default()
+        };
+        for address in spec.host_addresses {
+            snapshot.local.insert(address, LocalAddress::Host);
+        }
+        for config in spec.networks {
+            snapshot.add_network(config)?;
+        }
+        for config in spec.uplinks {
+            snapshot.add_uplink(config)?;
+        }
+        for config in spec.ports {
+            snapshot.add_port(config)?;
+        }
+        for route in spec.routes {
+            snapshot.uplink(route.uplink).ok_or(ConfigError::UnknownTarget)?;
+            if !route.prefix.is_of_family(route.via) {
+                return Err(ConfigError::MixedFamilies);
+            }
+            let target = RouteTarget::Uplink { uplink: route.uplink, via: Some(route.via) };
+            snapshot.routes.insert(route.prefix, target);
+        }
+        for rule in &spec.dnat {
+            snapshot.network(rule.network).ok_or(ConfigError::UnknownTarget)?;
+        }
+        snapshot.dnat = DnatTable::build(&spec.dnat)?;
+        snapshot.free_ports = FreePorts::build(snapshot.uplinks(), &snapshot.dnat);
+        Ok(snapshot)
+    }
+
+    fn add_network(&mut self, config: NetworkConfig) -> Result<(), ConfigError> {
+        if Zone::network(config.id) == Zone::OUTSIDE {
+            return Err(ConfigError::ReservedId(config.id.0));
+        }
+        for subnet in &config.subnets {
+            if subnet.gateway.is_some_and(|gateway| !subnet.prefix.is_of_family(gateway)) {
+                return Err(ConfigError::MixedFamilies);
+            }
+            self.routes.insert(subnet.prefix, RouteTarget::Network(config.id));
+            if let Some(gateway) = subnet.gateway {
+                self.local.insert(gateway, LocalAddress::Gateway(config.id));
+            }
+        }
+        let id = config.id.0;
+        let network = Network {
+            config,
+            ports: Vec::new(),
+            host_port: None,
+            endpoints: AddressMap::default(),
+            macs: FxHashMap::default(),
+        };
+        put(&mut self.networks, id, network)
+    }
+
+    fn add_uplink(&mut self, config: UplinkConfig) -> Result<(), ConfigError> {
+        if config.nat_ports.iter().any(|(first, last)| first > last) {
+            return Err(ConfigError::PortRange);
+        }
+        for (address, prefix) in &config.addresses {
+            if !prefix.is_of_family(*address) {
+                return Err(ConfigError::MixedFamilies);
+            }
+            let target = RouteTarget::Uplink { uplink: config.id, via: None };
+            self.routes.insert(*prefix, target);
+            let local = match config.mode {
+                UplinkMode::Dedicated => LocalAddress::Uplink(config.id),
+                UplinkMode::Shared => LocalAddress::Host,
+            };
+            self.local.insert(*address, local);
+        }
+        let gateways = [config.gateway.map(IpAddr::V4), config.gateway6.map(IpAddr::V6)];
+        for via in gateways.into_iter().flatten() {
+            let target = RouteTarget::Uplink { uplink: config.id, via: Some(via) };
+            self.routes.insert_if_absent(Prefix::new(via, 0), target);
+        }
+        let id = config.id.0;
+        put(&mut self.uplinks, id, config)
+    }
+
+    fn add_port(&mut self, config: PortConfig) -> Result<(), ConfigError> {
+        let network_id = match &config.role {
+            PortRole::Endpoint { network, .. } | PortRole::Host { network } => Some(*network),
+            PortRole::Uplink { .. } => None,
+        };
+        if let Some(id) = network_id {
+            let network = self
+                .networks
+                .get_mut(id.index())
+                .and_then(Option::as_mut)
+                .ok_or(ConfigError::UnknownParent(config.id))?;
+            network.ports.push(config.id);
+            match &config.role {
+                PortRole::Endpoint { mac, ipv4, ipv6, .. } => {
+                    network.macs.insert(*mac, config.id);
+                    for address in ipv4 {
+                        network.endpoints.insert(*address, (*mac, config.id));
+                    }
+                    for address in ipv6 {
+                        network.endpoints.insert(*address, (*mac, config.id));
+                    }
+                }
+                PortRole::Host { .. } => {
+                    network.macs.insert(network.config.gateway_mac, config.id);
+                    network.host_port = Some(config.id);
+                }
+                PortRole::Uplink { .. } => {}
+            }
+        }
+        if let PortRole::Uplink { uplink } = &config.role {
+            self.uplink(*uplink).ok_or(ConfigError::UnknownParent(config.id))?;
+        }
+        let id = config.id.0;
+        put(&mut self.ports, id, PortEntry { config, network: network_id })
+    }
+
+    /// A configured port.
+    #[must_use]
+    #[inline]
+    pub fn port(&self, id: PortId) -> Option<&PortEntry> {
+        self.ports.get(id.index()).and_then(Option::as_ref)
+    }
+
+    /// A network.
+    #[must_use]
+    #[inline]
+    pub fn network(&self, id: NetworkId) -> Option<&Network> {
+        self.networks.get(id.index()).and_then(Option::as_ref)
+    }
+
+    /// An uplink.
+    #[must_use]
+    #[inline]
+    pub fn uplink(&self, id: UplinkId) -> Option<&UplinkConfig> {
+        self.uplinks.get(id.index()).and_then(Option::as_ref)
+    }
+
+    /// Whose address this is, if it is one of the host or of the engine.
+    #[must_use]
+    #[inline]
+    pub fn local(&self, address: impl Into<IpAddr>) -> Option<LocalAddress> {
+        self.local.get(address).copied()
+    }
+
+    /// Every network.
+    pub fn networks(&self) -> impl Iterator<Item = &Network> {
+        self.networks.iter().flatten()
+    }
+
+    /// Every uplink.
+    pub fn uplinks(&self) -> impl Iterator<Item = &UplinkConfig> {
+        self.uplinks.iter().flatten()
+    }
+
+    /// Every configured port.
+    pub fn ports(&self) -> impl Iterator<Item = &PortEntry> {
+        self.ports.iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+    use crate::config::StaticRoute;
+
+    const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+    const NEAR6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
+    const FAR6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb9, 0, 0, 0, 0, 0, 9);
+    const NETWORK: NetworkId = NetworkId(1);
+    const UPLINK: UplinkId = UplinkId(1);
+
+    fn subnet(gateway: impl Into<IpAddr> + Copy, len: u8) -> Subnet {
+        Subnet { prefix: Prefix::new(gateway, len), gateway: Some(gateway.into()) }
+    }
+
+    /// One network and one uplink, each with both families.
+    fn spec() -> SnapshotSpec {
+        let inside6 = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+        SnapshotSpec {
+            ports: vec![PortConfig {
+                id: PortId(1),
+                role: PortRole::Endpoint {
+                    network: NETWORK,
+                    mac: Mac([2; 6]),
+                    ipv4: vec![Ipv4Addr::new(10, 0, 0, 2)],
+                    ipv6: vec![Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2)],
+                    guard: true,
+                },
+                mtu: 1500,
+            }],
+            networks: vec![NetworkConfig {
+                id: NETWORK,
+                gateway_mac: Mac([4; 6]),
+                subnets: vec![subnet(Ipv4Addr::new(10, 0, 0, 1), 24), subnet(inside6, 64)],
+                internal: false,
+                masquerade: true,
+                icc: true,
+                mtu: 1500,
+            }],
+            uplinks: vec![UplinkConfig {
+                id: UPLINK,
+                port: PortId(2),
+                mode: UplinkMode::Dedicated,
+                mac: Mac([6; 6]),
+                addresses: vec![
+                    (V4.into(), Prefix::new(V4, 24)),
+                    (FAR6.into(), Prefix::new(FAR6, 128)),
+                    (V6.into(), Prefix::new(V6, 64)),
+                ],
+                gateway: Some(Ipv4Addr::new(192, 0, 2, 254)),
+                gateway6: Some(NEAR6),
+                nat_ports: vec![(1024, 65_535)],
+                mtu: 1500,
+            }],
+            ..SnapshotSpec::default()
+        }
+    }
+
+    #[test]
+    fn each_family_has_its_own_ways_and_addresses() {
+        let snapshot = Snapshot::build(spec()).unwrap();
+        let via = |via: IpAddr| Some(RouteTarget::Uplink { uplink: UPLINK, via: Some(via) });
+        let inside6 = |last| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last);
+        assert_eq!(snapshot.routes.lookup(Ipv4Addr::new(8, 8, 8, 8)), via([192, 0, 2, 254].into()));
+        assert_eq!(
+            snapshot.routes.lookup(Ipv6Addr::new(0x2a00, 0, 0, 0, 0, 0, 0, 1)),
+            via(NEAR6.into())
+        );
+        assert_eq!(snapshot.routes.lookup(inside6(7)), Some(RouteTarget::Network(NETWORK)));
+        assert_eq!(snapshot.local(inside6(1)), Some(LocalAddress::Gateway(NETWORK)));
+        assert_eq!(snapshot.local(V6), Some(LocalAddress::Uplink(UPLINK)));
+
+        let network = snapshot.network(NETWORK).unwrap();
+        assert_eq!(network.endpoints.get(inside6(2)), Some(&(Mac([2; 6]), PortId(1))));
+        assert!(network.is_gateway(inside6(1)) && !network.is_gateway(inside6(2)));
+        assert_eq!(network.gateway_for(V6), Some(inside6(1)), "no subnet has it");
+        assert_eq!(network.gateway_for(V4), Some(Ipv4Addr::new(10, 0, 0, 1)));
+
+        let uplink = snapshot.uplink(UPLINK).unwrap();
+        assert_eq!(uplink.address_for(NEAR6), Some(V6), "on its prefix");
+        assert_eq!(uplink.address_for(inside6(2)), Some(FAR6), "the first of its family");
+        assert_eq!(uplink.address_for(Ipv4Addr::LOCALHOST), Some(V4));
+        assert!(uplink.has(V6) && uplink.has(IpAddr::V4(V4)) && !uplink.has(NEAR6));
+    }
+
+    #[test]
+    fn what_mixes_families_is_refused() {
+        let changes: [fn(&mut SnapshotSpec); 3] = [
+            |spec| spec.networks[0].subnets[0].gateway = Some(V6.into()),
+            |spec| spec.uplinks[0].addresses[0].1 = Prefix::new(V6, 64),
+            |spec| {
+                let prefix = Prefix::new(V4, 24);
+                spec.routes.push(StaticRoute { prefix, via: V6.into(), uplink: UPLINK });
+            },
+        ];
+        for change in changes {
+            let mut spec = spec();
+            change(&mut spec);
+            assert_eq!(Snapshot::build(spec).err(), Some(ConfigError::MixedFamilies));
+        }
+    }
+}
