@@ -13,7 +13,7 @@ use benches::random::Random;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use dashmap::DashMap;
 use dataplane::conntrack::entry::SNAT;
-use dataplane::conntrack::{ConnTable, Insert, NewConnection, Tuple, Zone};
+use dataplane::conntrack::{ConnTable, Insert, Key, NewConnection, Tuple, Zone};
 use dataplane::hash::HashKey;
 use dataplane::packet::types::{NetworkId, ip_proto};
 

@@ -35,7 +35,7 @@ use crate::netlink::Monitor;
 use crate::netns::{MountNamespace, Netns, mount_namespace};
 use crate::place::Place;
 use crate::state::{Lock, Store, missing_ancestors};
-use crate::switch::purge::{conntrack_file, purge_offline};
+use crate::switch::purge::{conntrack_files, purge_offline};
 use crate::switch::{Look, Settings, Switch, Touched};
 use crate::usage;
 
@@ -237,11 +237,14 @@ fn lost_connections(engine: &Engine) -> Option<String> {
 }
 
 fn start_engine(config: &Config, store: &Store) -> Result<Engine> {
+    let [conntrack_file, conntrack6_file] =
+        conntrack_files(&config.daemon.run_dir, store.installation());
     let options = EngineOptions {
         workers: config.daemon.worker_count(),
         buffers_per_worker: config.limits.buffers,
         conntrack_limit: config.limits.conntrack,
-        conntrack_file: Some(conntrack_file(&config.daemon.run_dir, store.installation())),
+        conntrack_file: Some(conntrack_file),
+        conntrack6_file: Some(conntrack6_file),
         fdb_limit: config.limits.fdb,
         io: config.daemon.io_choice(),
         gro: config.daemon.gro,

@@ -81,6 +81,7 @@ pub struct Core {
     rng: PortRng,
     lanes: Vec<Lane>,
     sweep: Sweep,
+    sweep6: Sweep,
     fdb_cursor: u64,
     swept: Timestamp,
     forgot: Timestamp,
@@ -122,6 +123,7 @@ impl Core {
             rng: PortRng::new(key),
             lanes: Vec::with_capacity(2 * BATCH),
             sweep: Sweep::default(),
+            sweep6: Sweep::default(),
             fdb_cursor: 0,
             swept: Timestamp::ZERO,
             forgot: Timestamp::ZERO,
@@ -201,6 +203,7 @@ impl Core {
         self.swept = now;
         self.config.refresh();
         self.sweep.step(&self.tables.connections, now);
+        self.sweep6.step(&self.tables.connections6, now);
         if now.since(self.cleared) >= CLEAR_FRAGMENTS {
             self.cleared = now;
             self.tables.fragments.expire(now);

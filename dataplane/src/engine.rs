@@ -26,11 +26,13 @@ pub struct EngineOptions {
     pub workers: usize,
     /// Frame buffers of each worker.
     pub buffers_per_worker: usize,
-    /// Connections tracked at most.
+    /// Connections tracked at most, of both families together.
     pub conntrack_limit: u32,
-    /// Where the connection table lives, so that connections outlive the process. `None`: in
-    /// anonymous memory. A file of an earlier run is adopted when it is sound.
+    /// Where the connections of IPv4 live, so that they outlive the process. `None`: in anonymous
+    /// memory. A file of an earlier run is adopted when it is sound.
     pub conntrack_file: Option<PathBuf>,
+    /// The same for those of IPv6.
+    pub conntrack6_file: Option<PathBuf>,
     /// MAC addresses learned at most, over all networks.
     pub fdb_limit: u32,
     /// How devices are read and written.
@@ -60,6 +62,7 @@ impl Default for EngineOptions {
             buffers_per_worker: 512,
             conntrack_limit: 262_144,
             conntrack_file: None,
+            conntrack6_file: None,
             fdb_limit: 65_536,
             io: IoChoice::Auto,
             gro: true,
@@ -230,7 +233,7 @@ pub struct Connection {
     pub network: NetworkId,
 }
 
-/// Totals of the connection table.
+/// Totals of the connection tables.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ConntrackStats {
     /// Entries now.
@@ -249,6 +252,23 @@ pub struct ConntrackStats {
     pub clashes: u64,
     /// New connections refused because no outside port was free.
     pub ports_exhausted: u64,
+}
+
+impl ConntrackStats {
+    /// The totals of two tables with one limit.
+    #[must_use]
+    pub const fn and(&self, other: &Self) -> Self {
+        Self {
+            entries: self.entries + other.entries,
+            limit: self.limit,
+            inserted: self.inserted + other.inserted,
+            expired: self.expired + other.expired,
+            flushed: self.flushed + other.flushed,
+            full: self.full + other.full,
+            clashes: self.clashes + other.clashes,
+            ports_exhausted: self.ports_exhausted + other.ports_exhausted,
+        }
+    }
 }
 
 /// A rule with counters.

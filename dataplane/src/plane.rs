@@ -48,7 +48,7 @@ impl Plane {
     /// Makes the tables and an empty configuration.
     ///
     /// # Errors
-    /// When memory, the connection file or random keys cannot be had.
+    /// When memory, the connection files or random keys cannot be had.
     pub fn new(options: &EngineOptions) -> io::Result<Self> {
         Ok(Self {
             tables: Arc::new(Tables::new(options, Timestamp::now())?),
@@ -162,9 +162,9 @@ impl Plane {
                 self.fdb_flush(Some(*id));
             }
         }
-        for entry in self.tables.connections.entries(now_secs()) {
+        for entry in self.tables.entries(now_secs()) {
             if gone.ends(&entry.connection, entry.rule) {
-                self.tables.connections.remove(entry.id);
+                self.tables.end(&entry);
             }
         }
         self.tables.retain_rules(|rule| match rule {
@@ -246,7 +246,7 @@ impl Plane {
         self.tables.fdb.retain_not(doomed, now_secs())
     }
 
-    /// Neighbors found by ARP.
+    /// Neighbors that were asked for.
     #[must_use]
     pub fn neighbors(&self) -> Vec<NeighborEntry> {
         self.tables.neighbors.entries(Timestamp::now())
@@ -255,16 +255,15 @@ impl Plane {
     /// Tracked connections.
     #[must_use]
     pub fn connections(&self) -> Vec<Connection> {
-        self.tables.connections.entries(now_secs()).map(|entry| entry.connection).collect()
+        self.tables.entries(now_secs()).map(|entry| entry.connection).collect()
     }
 
     /// Ends the connections for which `matches` says so; returns how many.
     pub fn flush_connections(&self, matches: &dyn Fn(&Connection) -> bool) -> usize {
         self.tables
-            .connections
             .entries(now_secs())
             .filter(|entry| matches(&entry.connection))
-            .filter(|entry| self.tables.connections.remove(entry.id))
+            .filter(|entry| self.tables.end(entry))
             .count()
     }
 
@@ -274,10 +273,9 @@ impl Plane {
     pub fn end_orphans(&self) -> usize {
         let snapshot = self.config.current();
         self.tables
-            .connections
             .entries(now_secs())
             .filter(|entry| !has_place(&snapshot, &entry.connection, entry.rule))
-            .filter(|entry| self.tables.connections.remove(entry.id))
+            .filter(|entry| self.tables.end(entry))
             .count()
     }
 
@@ -287,10 +285,10 @@ impl Plane {
         self.tables.earlier
     }
 
-    /// Totals of the connection table.
+    /// Totals of the connection tables.
     #[must_use]
     pub fn conntrack_stats(&self) -> ConntrackStats {
-        self.tables.connections.stats()
+        self.tables.conntrack_stats()
     }
 
     /// Packets and bytes of the first packets of connections that used the rule, as

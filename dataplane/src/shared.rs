@@ -1,14 +1,16 @@
 //! What all workers share: the tables.
 
 use std::io;
+use std::net::IpAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use rustc_hash::FxBuildHasher;
 
 use crate::clock::Timestamp;
-use crate::conntrack::{ConnTable, EarlierRun};
-use crate::engine::{EngineOptions, NatRule};
+use crate::conntrack::{ConnId, ConnTable, EarlierRun, Entry, Key, Room, Tuple6};
+use crate::engine::{ConntrackStats, EngineOptions, NatRule};
 use crate::hash::HashKey;
 use crate::l2::fdb::Fdb;
 use crate::l3::fragments::Fragments;
@@ -19,8 +21,10 @@ use crate::l3::neighbor::Neighbors;
 pub struct Tables {
     /// MACs.
     pub fdb: Fdb,
-    /// Connections.
+    /// Connections of IPv4.
     pub connections: ConnTable,
+    /// Connections of IPv6. Both have the same limit together.
+    pub connections6: ConnTable<Tuple6>,
     /// Datagrams whose later fragments are expected.
     pub fragments: Fragments,
     /// What became of the connections of an earlier run.
@@ -33,25 +37,50 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Makes the tables; adopts the connections of an earlier run if the options name a file.
+    /// Makes the tables; adopts the connections of an earlier run if the options name files.
     ///
     /// # Errors
-    /// When memory, the file or random keys cannot be had.
+    /// When memory, a file or random keys cannot be had.
     pub fn new(options: &EngineOptions, now: Timestamp) -> io::Result<Self> {
-        let key = HashKey::random()?;
-        let limit = options.conntrack_limit;
-        let (connections, earlier) = match &options.conntrack_file {
-            Some(path) => ConnTable::adopt(path, limit, key, now.as_secs())?,
-            None => (ConnTable::new(limit, key)?, EarlierRun::None),
-        };
+        let room = Room::new(options.conntrack_limit);
+        let secs = now.as_secs();
+        let (connections, earlier) = table(options.conntrack_file.as_deref(), &room, secs)?;
+        let (connections6, earlier6) = table(options.conntrack6_file.as_deref(), &room, secs)?;
         Ok(Self {
             fdb: Fdb::new(options.fdb_limit, HashKey::random()?)?,
             connections,
-            earlier,
+            connections6,
+            earlier: earlier.and(earlier6),
             fragments: Fragments::default(),
             neighbors: Neighbors::default(),
             rules: DashMap::default(),
         })
+    }
+
+    /// Every connection that has not expired.
+    pub(crate) fn entries(&self, now: u32) -> impl Iterator<Item = Entry> {
+        self.connections.entries(now).chain(self.connections6.entries(now))
+    }
+
+    /// Ends a connection; false when it has ended already.
+    pub(crate) fn end(&self, entry: &Entry) -> bool {
+        match entry.connection.original.src {
+            IpAddr::V4(_) => self.connections.remove(entry.id),
+            IpAddr::V6(_) => self.connections6.remove(entry.id),
+        }
+    }
+
+    /// See [`ConnTable::take_back`]; the packet was on its way to `next_hop`.
+    pub(crate) fn take_back(&self, next_hop: IpAddr, id: ConnId, bytes: u64) {
+        match next_hop {
+            IpAddr::V4(_) => self.connections.take_back(id, bytes),
+            IpAddr::V6(_) => self.connections6.take_back(id, bytes),
+        };
+    }
+
+    /// Totals of both connection tables.
+    pub(crate) fn conntrack_stats(&self) -> ConntrackStats {
+        self.connections.stats().and(&self.connections6.stats())
     }
 
     /// Counts the first packet of a connection for a rule.
@@ -69,5 +98,17 @@ impl Tables {
 
     pub(crate) fn retain_rules(&self, keep: impl Fn(NatRule) -> bool) {
         self.rules.retain(|rule, _| keep(*rule));
+    }
+}
+
+fn table<K: Key>(
+    file: Option<&Path>,
+    room: &Room,
+    now: u32,
+) -> io::Result<(ConnTable<K>, EarlierRun)> {
+    let key = HashKey::random()?;
+    match file {
+        Some(path) => ConnTable::adopt(path, room, key, now),
+        None => Ok((ConnTable::within(room, key)?, EarlierRun::None)),
     }
 }

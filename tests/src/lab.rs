@@ -172,6 +172,7 @@ pub fn small() -> EngineOptions {
         buffers_per_worker: 256,
         conntrack_limit: 4096,
         conntrack_file: None,
+        conntrack6_file: None,
         fdb_limit: 1024,
         io: crate::io_choice(),
         gro: true,

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::follow::interfaces_now;
 use super::sandbox::clear_away;
@@ -184,15 +184,16 @@ async fn purge_records(
     }
 }
 
-/// The file of the connection table: one for each installation, since several daemons may share a
-/// run directory.
+/// The files of the connections of IPv4 and of IPv6: two for each installation, since several daemons
+/// may share a run directory.
 #[must_use]
-pub fn conntrack_file(run_dir: &Path, installation: &Installation) -> std::path::PathBuf {
-    run_dir.join(format!("conntrack-{}", installation.id))
+pub fn conntrack_files(run_dir: &Path, installation: &Installation) -> [PathBuf; 2] {
+    ["conntrack", "conntrack6"].map(|name| run_dir.join(format!("{name}-{}", installation.id)))
 }
 
 fn remove_files(daemon: &Daemon, installation: &Installation) -> Result<()> {
-    for path in [&conntrack_file(&daemon.run_dir, installation), &daemon.socket] {
+    let [v4, v6] = conntrack_files(&daemon.run_dir, installation);
+    for path in [&v4, &v6, &daemon.socket] {
         match fs::remove_file(path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

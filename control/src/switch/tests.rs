@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use dataplane::EngineOptions;
 use nix::sched::{CloneFlags, unshare};
 
-use super::purge::{conntrack_file, purge_offline};
+use super::purge::{conntrack_files, purge_offline};
 use super::*;
 use crate::api::types::{NetworkCreate, NetworkRef, SandboxCreate, Subnet, UplinkMode};
 use crate::config::{Config, Daemon};
@@ -76,9 +76,12 @@ impl Host {
         let daemon = self.daemon();
         let (store, desired) = Store::open(Lock::take(&daemon.state_dir).unwrap(), false).unwrap();
         std::fs::create_dir_all(&daemon.run_dir).unwrap();
+        let [conntrack_file, conntrack6_file] =
+            conntrack_files(&daemon.run_dir, store.installation());
         let options = EngineOptions {
             conntrack_limit: 1024,
-            conntrack_file: Some(conntrack_file(&daemon.run_dir, store.installation())),
+            conntrack_file: Some(conntrack_file),
+            conntrack6_file: Some(conntrack6_file),
             ..EngineOptions::default()
         };
         let engine = Engine::start(&options).unwrap();

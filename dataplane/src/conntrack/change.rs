@@ -4,8 +4,9 @@ use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::entry::{ConnId, DNAT, Hit, Insert, NewConnection, SEEN_REPLY};
-use super::table::{ConnTable, HOT_WORDS, SHARDS};
-use super::tuple::{Direction, Tuple};
+use super::key::{Hot, Key};
+use super::table::{ConnTable, FreeList, HEADER, SHARDS, STEP};
+use super::tuple::Direction;
 use super::words::{LIVE, Meta, deadline_of, deadline_word, slot_tag, slot_word};
 use crate::packet::types::NetworkId;
 use crate::sync::Mutex;
@@ -21,15 +22,20 @@ const FIRST_CHOICE: usize = 4;
 /// memory, read in order.
 const RECLAIM: u32 = 32;
 
-impl ConnTable {
+impl<K: Key> ConnTable<K> {
     /// Adds a connection: both tuples, or neither.
-    pub fn insert(&self, new: &NewConnection, now: u32) -> Insert {
+    pub fn insert(&self, new: &NewConnection<K>, now: u32) -> Insert<K> {
         self.insert_hashed(new, [self.hash(new.original), self.hash(new.reply)], now)
     }
 
     /// [`ConnTable::insert`] with the hashes of both tuples computed before.
-    pub(crate) fn insert_hashed(&self, new: &NewConnection, hashes: [u64; 2], now: u32) -> Insert {
-        if self.len() >= self.limit {
+    pub(crate) fn insert_hashed(
+        &self,
+        new: &NewConnection<K>,
+        hashes: [u64; 2],
+        now: u32,
+    ) -> Insert<K> {
+        if self.room.is_full() {
             self.reclaim(now);
         }
         loop {
@@ -44,9 +50,15 @@ impl ConnTable {
         }
     }
 
-    fn try_insert(&self, new: &NewConnection, hashes: [u64; 2], now: u32) -> Result<Insert, Stale> {
+    fn try_insert(
+        &self,
+        new: &NewConnection<K>,
+        hashes: [u64; 2],
+        now: u32,
+    ) -> Result<Insert<K>, Stale> {
         let _pair = self.lock_pair(hashes);
-        let live = |hit: Hit| if hit.deadline > now { Ok(hit) } else { Err(Stale(hit.id.index)) };
+        let live =
+            |hit: Hit<K>| if hit.deadline > now { Ok(hit) } else { Err(Stale(hit.id.index)) };
         if let Some(hit) = self.find(hashes[0], new.original) {
             let hit = live(hit)?;
             self.totals.clashes.fetch_add(1, Ordering::Relaxed);
@@ -75,7 +87,7 @@ impl ConnTable {
     }
 
     /// Enters a connection whose tuples, locked, are free.
-    fn enter(&self, new: &NewConnection, hashes: [u64; 2]) -> Insert {
+    fn enter(&self, new: &NewConnection<K>, hashes: [u64; 2]) -> Insert<K> {
         let Some(index) = self.allocate() else {
             self.totals.full.fetch_add(1, Ordering::Relaxed);
             return Insert::Full;
@@ -95,15 +107,15 @@ impl ConnTable {
         Insert::Inserted(id)
     }
 
-    /// Makes room in a full table: ends what has expired among the next few entries. All who come
-    /// share one round over the table, so that the work of each is bounded and no expired entry stays
-    /// hidden.
+    /// Makes room in a full table: ends what has expired among the next few entries, and says how many
+    /// that was. All who come share one round over the table, so that the work of each is bounded and
+    /// no expired entry stays hidden.
     #[cold]
-    fn reclaim(&self, now: u32) {
+    pub(crate) fn reclaim(&self, now: u32) -> u32 {
         let from = self.reclaim.fetch_add(RECLAIM, Ordering::Relaxed);
-        for step in 0..RECLAIM {
-            self.expire(from.wrapping_add(step) % self.limit, now);
-        }
+        let used = self.high_water();
+        let next = (0..RECLAIM).filter_map(|step| from.wrapping_add(step).checked_rem(used));
+        next.map(|index| u32::from(self.expire(index, now))).sum()
     }
 
     fn lock_pair(&self, hashes: [u64; 2]) -> [Option<MutexGuard<'_, ()>>; 2] {
@@ -115,39 +127,64 @@ impl ConnTable {
     }
 
     fn allocate(&self) -> Option<u32> {
+        if !self.room.take() {
+            return None;
+        }
+        let index = self.next_free();
+        if index.is_none() {
+            self.room.give_back();
+        }
+        index
+    }
+
+    fn next_free(&self) -> Option<u32> {
         let mut free = self.free.lock();
         let index = if let Some(index) = free.head.checked_sub(1) {
-            let next = self.hot(index)?[5].load(Ordering::Relaxed);
+            let next = self.hot(index)?.deadline.load(Ordering::Relaxed);
             free.head = deadline_of(next);
             index
         } else {
             let fresh = self.high_water.load(Ordering::Relaxed);
-            if fresh >= self.limit {
+            if fresh >= self.limit || !self.has_memory(&mut free, fresh) {
                 return None;
             }
             self.high_water.store(fresh + 1, Ordering::Relaxed);
             fresh
         };
-        self.used.fetch_add(1, Ordering::Relaxed);
+        free.used += 1;
         Some(index)
     }
 
-    fn fill(&self, index: u32, new: &NewConnection) -> ConnId {
+    /// Whether there is memory for entry `fresh`, the first that was never used: of a table that gets
+    /// it in steps, the next one is reserved.
+    fn has_memory(&self, free: &mut FreeList, fresh: u32) -> bool {
+        if fresh < free.reserved {
+            return true;
+        }
+        let steps = fresh / STEP + 1;
+        let words = HEADER + steps as usize * Self::words_of(STEP);
+        let has = self.entries.reserve(words).is_ok();
+        if has {
+            free.reserved = steps * STEP;
+        }
+        has
+    }
+
+    fn fill(&self, index: u32, new: &NewConnection<K>) -> ConnId {
         let Some(hot) = self.hot(index) else { return ConnId { index, version: 0 } };
-        let version = Meta(hot[4].load(Ordering::Relaxed)).version().wrapping_add(1) | LIVE;
+        let version = Meta(hot.meta.load(Ordering::Relaxed)).version().wrapping_add(1) | LIVE;
         // Whoever reads a word of the new connection must not find the old one's version after it:
         // the entry was marked free before, and this keeps what follows behind that. It pairs with
         // the fence of `read`.
         fence(Ordering::Release);
-        hot[0].store(new.original.addresses, Ordering::Relaxed);
-        hot[1].store(new.original.rest, Ordering::Relaxed);
-        hot[2].store(new.reply.addresses, Ordering::Relaxed);
-        hot[3].store(new.reply.rest, Ordering::Relaxed);
-        hot[5].store(deadline_word(version, new.deadline), Ordering::Relaxed);
+        new.original.store(hot.original);
+        new.reply.store(hot.reply);
+        hot.deadline.store(deadline_word(version, new.deadline), Ordering::Relaxed);
         // Pairs with the swap of `set_way`: whoever notes a way after this sees that the connection it
         // was for has ended.
-        hot[6].store(0, Ordering::Release);
-        hot[7].store(0, Ordering::Release);
+        for way in hot.ways {
+            way.store(0, Ordering::Release);
+        }
         if new.flags & DNAT != 0 {
             self.set_rule(index, new.rule);
         }
@@ -157,7 +194,7 @@ impl ConnTable {
             }
         }
         let meta = Meta::new(version, new.state, new.flags, new.network);
-        hot[4].store(meta.0, Ordering::Release);
+        hot.meta.store(meta.0, Ordering::Release);
         ConnId { index, version }
     }
 
@@ -190,34 +227,30 @@ impl ConnTable {
     fn release(&self, id: ConnId) {
         let Some(hot) = self.hot(id.index) else { return };
         let meta = Meta::new(id.version.wrapping_add(1), 0, 0, NetworkId(0));
-        hot[4].store(meta.0, Ordering::Release);
+        hot.meta.store(meta.0, Ordering::Release);
         let mut free = self.free.lock();
         // No version: nobody who is late with a deadline for it writes here any more.
-        hot[5].store(u64::from(free.head), Ordering::Relaxed);
+        hot.deadline.store(u64::from(free.head), Ordering::Relaxed);
         free.head = id.index + 1;
-        self.used.fetch_sub(1, Ordering::Relaxed);
+        free.used -= 1;
+        drop(free);
+        self.room.give_back();
     }
 
     /// Ends a connection; false when it has ended already.
-    fn remove_if(&self, index: u32, ends: impl Fn(&[AtomicU64; HOT_WORDS], Meta) -> bool) -> bool {
+    fn remove_if(&self, index: u32, ends: impl Fn(&Hot<'_, K::Cells>, Meta) -> bool) -> bool {
         let Some(hot) = self.hot(index) else { return false };
-        let tuples = || {
-            let tuple = |at: usize| Tuple {
-                addresses: hot[at].load(Ordering::Acquire),
-                rest: hot[at + 1].load(Ordering::Acquire),
-            };
-            [tuple(0), tuple(2)]
-        };
-        let meta = Meta(hot[4].load(Ordering::Acquire));
-        if meta.version() & LIVE == 0 || !ends(hot, meta) {
+        let tuples = || [hot.original, hot.reply].map(|cells| K::load(cells, Ordering::Acquire));
+        let meta = Meta(hot.meta.load(Ordering::Acquire));
+        if meta.version() & LIVE == 0 || !ends(&hot, meta) {
             return false;
         }
         let hashes = tuples().map(|tuple| self.hash(tuple));
         let _pair = self.lock_pair(hashes);
         // Between the look and the locks it may have ended and been used again.
-        let now = Meta(hot[4].load(Ordering::Acquire));
+        let now = Meta(hot.meta.load(Ordering::Acquire));
         if now.version() != meta.version()
-            || !ends(hot, now)
+            || !ends(&hot, now)
             || tuples().map(|tuple| self.hash(tuple)) != hashes
         {
             return false;
@@ -230,8 +263,8 @@ impl ConnTable {
 
     /// Ends entry `index` if its time has come.
     pub fn expire(&self, index: u32, now: u32) -> bool {
-        let expired =
-            self.remove_if(index, |hot, _| deadline_of(hot[5].load(Ordering::Relaxed)) <= now);
+        let expired = self
+            .remove_if(index, |hot, _| deadline_of(hot.deadline.load(Ordering::Relaxed)) <= now);
         if expired {
             self.totals.expired.fetch_add(1, Ordering::Relaxed);
         }
@@ -250,7 +283,7 @@ impl ConnTable {
     pub fn take_back(&self, id: ConnId, bytes: u64) -> bool {
         let original = self.cold(id.index, Direction::Original);
         let (Some(hot), Some(cold)) = (self.hot(id.index), original) else { return false };
-        if Meta(hot[4].load(Ordering::Relaxed)).version() != id.version {
+        if Meta(hot.meta.load(Ordering::Relaxed)).version() != id.version {
             return false;
         }
         let [packets, octets] = cold;

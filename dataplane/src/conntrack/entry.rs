@@ -1,5 +1,6 @@
 //! A connection as it is entered and as a lookup finds it.
 
+use super::key::Key;
 use super::tuple::{Direction, Tuple};
 use super::words::Meta;
 use crate::packet::types::NetworkId;
@@ -29,11 +30,11 @@ impl ConnId {
 /// What a lookup found, copied out. Whole words: a copy made soon after of what was written in
 /// bytes would have to wait for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hit {
+pub struct Hit<K = Tuple> {
     /// The connection.
     pub id: ConnId,
     /// The tuple of the other direction.
-    pub other: Tuple,
+    pub other: K,
     pub(super) meta: Meta,
     /// Until when it lives, in seconds.
     pub deadline: u32,
@@ -41,10 +42,10 @@ pub struct Hit {
     pub direction: Direction,
 }
 
-impl Hit {
+impl<K: Key> Hit<K> {
     /// The original direction of a connection that was just inserted.
     #[must_use]
-    pub fn begun(id: ConnId, new: &NewConnection) -> Self {
+    pub fn begun(id: ConnId, new: &NewConnection<K>) -> Self {
         Self {
             id,
             other: new.reply,
@@ -78,11 +79,11 @@ impl Hit {
 
 /// A connection to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NewConnection {
+pub struct NewConnection<K = Tuple> {
     /// As its packets come.
-    pub original: Tuple,
+    pub original: K,
     /// As the replies will come.
-    pub reply: Tuple,
+    pub reply: K,
     /// State of the protocol.
     pub state: u8,
     /// [`SNAT`], [`DNAT`] and the like.
@@ -97,9 +98,9 @@ pub struct NewConnection {
 
 /// What inserting did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Insert {
+pub enum Insert<K = Tuple> {
     /// Somebody was faster: the original tuple has a connection already.
-    Exists(Hit),
+    Exists(Hit<K>),
     /// No entry is free.
     Full,
     /// Done.

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use super::key::Key;
 use super::table::ConnTable;
 use crate::clock::Timestamp;
 
@@ -31,7 +32,7 @@ pub struct Sweep {
 
 impl Sweep {
     /// Expires what is due among the entries whose turn it is; returns how many expired.
-    pub fn step(&mut self, table: &ConnTable, now: Timestamp) -> u32 {
+    pub fn step<K: Key>(&mut self, table: &ConnTable<K>, now: Timestamp) -> u32 {
         let elapsed = now.since(self.last).min(PERIOD);
         self.last = now;
         let high = u64::from(table.high_water());

@@ -1,25 +1,37 @@
 //! Connection tracking: one entry a connection, found by either direction's tuple.
 //!
-//! - [`mod@tuple`]: what identifies a direction.
+//! - [`mod@tuple`], `tuple6`: what identifies a direction, in IPv4 and in IPv6; `key`: what the table
+//!   asks of either.
 //! - [`entry`]: a connection as it is entered, and as a lookup finds it.
-//! - [`table`]: the entries and their two-way index; entering and ending, and what packets change, are
-//!   beside it in `change` and `note`.
+//! - [`table`]: the entries and their two-way index, for one family; entering and ending, what packets
+//!   change, and what an earlier run left are beside it in `change`, `note` and `adopt`.
+//! - `room`: the limit that the tables of both families share.
 //! - [`tcp`]: the TCP state machine.
 //! - [`timeout`]: how long an idle connection lives.
 //! - [`expiry`]: the incremental sweep.
 
+mod adopt;
 mod change;
 pub mod entry;
 pub mod expiry;
+mod key;
 mod note;
+mod room;
+#[cfg(test)]
+mod samples;
 pub mod table;
 pub mod tcp;
 pub mod timeout;
 pub mod tuple;
+mod tuple6;
 mod view;
 mod words;
 
+pub use adopt::EarlierRun;
 pub use entry::{ConnId, Hit, Insert, NewConnection};
+pub use key::Key;
+pub use room::Room;
 pub use table::ConnTable;
 pub use tuple::{Direction, Tuple, Zone};
-pub use view::{EarlierRun, STATES};
+pub use tuple6::Tuple6;
+pub use view::{Entry, STATES};

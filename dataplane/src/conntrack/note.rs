@@ -3,38 +3,36 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::entry::{ConnId, Hit};
+use super::key::Key;
 use super::table::ConnTable;
-use super::tuple::{Direction, Tuple};
+use super::tuple::Direction;
 use super::words::{Meta, deadline_of, deadline_word};
 
-impl ConnTable {
+impl<K: Key> ConnTable<K> {
     /// What a connection found earlier is now: an earlier frame of the same batch may have changed
     /// it. `None` when it has ended.
     #[must_use]
     #[inline]
-    pub fn refresh(&self, hit: &Hit) -> Option<Hit> {
+    pub fn refresh(&self, hit: &Hit<K>) -> Option<Hit<K>> {
         let hot = self.hot(hit.id.index)?;
-        let meta = Meta(hot[4].load(Ordering::Acquire));
-        let deadline = deadline_of(hot[5].load(Ordering::Relaxed));
+        let meta = Meta(hot.meta.load(Ordering::Acquire));
+        let deadline = deadline_of(hot.deadline.load(Ordering::Relaxed));
         (meta.version() == hit.id.version).then_some(Hit { meta, deadline, ..*hit })
     }
 
     /// A direction of a connection that was found earlier. `None` when it has ended.
     #[inline]
-    pub(crate) fn at(&self, id: ConnId, direction: Direction) -> Option<Hit> {
-        let words = self.hot(id.index)?;
-        let meta = Meta(words[4].load(Ordering::Acquire));
-        let at = match direction {
-            Direction::Original => 2,
-            Direction::Reply => 0,
+    pub(crate) fn at(&self, id: ConnId, direction: Direction) -> Option<Hit<K>> {
+        let hot = self.hot(id.index)?;
+        let meta = Meta(hot.meta.load(Ordering::Acquire));
+        let other = match direction {
+            Direction::Original => hot.reply,
+            Direction::Reply => hot.original,
         };
-        let other = Tuple {
-            addresses: words[at].load(Ordering::Relaxed),
-            rest: words[at + 1].load(Ordering::Relaxed),
-        };
-        let deadline = deadline_of(words[5].load(Ordering::Relaxed));
+        let other = K::load(other, Ordering::Relaxed);
+        let deadline = deadline_of(hot.deadline.load(Ordering::Relaxed));
         fence(Ordering::Acquire);
-        let again = Meta(words[4].load(Ordering::Relaxed));
+        let again = Meta(hot.meta.load(Ordering::Relaxed));
         let holds = meta.version() == id.version && again.version() == id.version;
         holds.then_some(Hit { id, other, meta, deadline, direction })
     }
@@ -43,12 +41,12 @@ impl ConnTable {
     /// nothing is noted: another worker has changed the state since `hit` was read, so that `state`
     /// may not be what follows.
     #[inline]
-    pub fn touch(&self, hit: &Hit, bytes: u64, state: u8, flags: u8, deadline: u32) -> bool {
+    pub fn touch(&self, hit: &Hit<K>, bytes: u64, state: u8, flags: u8, deadline: u32) -> bool {
         let cold = self.cold(hit.id.index, hit.direction);
         let (Some(hot), Some([packets, octets])) = (self.hot(hit.id.index), cold) else {
             return true;
         };
-        let meta = Meta(hot[4].load(Ordering::Relaxed));
+        let meta = Meta(hot.meta.load(Ordering::Relaxed));
         if meta.version() != hit.id.version {
             return true;
         }
@@ -58,17 +56,18 @@ impl ConnTable {
         if meta.state() != state || meta.flags() | flags != meta.flags() {
             let next = Meta::new(meta.version(), state, meta.flags() | flags, meta.network());
             let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
-            if hot[4].compare_exchange(meta.0, next.0, success, failure).is_err() {
+            if hot.meta.compare_exchange(meta.0, next.0, success, failure).is_err() {
                 return false;
             }
         }
         if hit.deadline != deadline {
-            let was = hot[5].load(Ordering::Relaxed);
+            let was = hot.deadline.load(Ordering::Relaxed);
             let next = deadline_word(hit.id.version, deadline);
             // Since the look at the version the entry may have become another connection's. Should
             // somebody else have moved this one's deadline just now, theirs is as good.
             if was >> 32 == next >> 32 {
-                let _ = hot[5].compare_exchange(was, next, Ordering::Relaxed, Ordering::Relaxed);
+                let _ =
+                    hot.deadline.compare_exchange(was, next, Ordering::Relaxed, Ordering::Relaxed);
             }
         }
         // Counters may get a packet of the connection that was here before: for people only.
@@ -80,12 +79,12 @@ impl ConnTable {
 
     /// What was noted last of how packets of this direction go; zero: nothing.
     #[inline]
-    pub(crate) fn way(&self, hit: &Hit) -> u64 {
+    pub(crate) fn way(&self, hit: &Hit<K>) -> u64 {
         self.way_cell(hit).map_or(0, |cell| cell.load(Ordering::Relaxed))
     }
 
     /// Notes a way, which no worker but this one goes.
-    pub(crate) fn set_way(&self, hit: &Hit, way: u64) {
+    pub(crate) fn set_way(&self, hit: &Hit<K>, way: u64) {
         let (Some(cell), Some(hot)) = (self.way_cell(hit), self.hot(hit.id.index)) else { return };
         if cell.load(Ordering::Relaxed) == way {
             return;
@@ -93,14 +92,14 @@ impl ConnTable {
         cell.swap(way, Ordering::AcqRel);
         // Since the lookup the entry may have become another connection's, which has other ways. Nobody
         // has gone this one yet: only we would, and we are here.
-        if Meta(hot[4].load(Ordering::Acquire)).version() != hit.id.version {
+        if Meta(hot.meta.load(Ordering::Acquire)).version() != hit.id.version {
             let _ = cell.compare_exchange(way, 0, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
 
     #[inline]
-    fn way_cell(&self, hit: &Hit) -> Option<&AtomicU64> {
-        let [.., original, reply] = self.hot(hit.id.index)?;
+    fn way_cell(&self, hit: &Hit<K>) -> Option<&AtomicU64> {
+        let [original, reply] = self.hot(hit.id.index)?.ways;
         Some(match hit.direction {
             Direction::Original => original,
             Direction::Reply => reply,

@@ -1,4 +1,5 @@
-//! The connection table: flat, pre-allocated, addressed by number, without a pointer inside.
+//! The connection table of one family: flat, pre-allocated, addressed by number, without a pointer
+//! inside.
 //!
 //! Invariants:
 //! - both tuples of a live connection are in the index, or neither is;
@@ -19,18 +20,28 @@
 //! (rules) DNAT rules, two a word, of the connections that have one
 //! ```
 //!
+//! In IPv6 the addresses of a tuple take four words instead of one, and the hot part is two cache lines.
+//!
 //! A way is what a worker remembers of how packets of that direction go (`crate::express`).
 //!
 //! Looking up takes no lock: slot, entry, version again. Inserting and removing lock the shards of
 //! both tuples, the lower one first, so that two workers inserting one flow meet; slots are claimed
-//! by compare-and-swap because one bucket serves tuples of many shards. Memory: 96 bytes an entry, 4
-//! more with a DNAT rule, and 24 bytes of index.
+//! by compare-and-swap because one bucket serves tuples of many shards. Memory: 96 bytes an entry in
+//! IPv4 and 160 in IPv6, 4 more with a DNAT rule, and 24 bytes of index.
+//!
+//! A file's space must be reserved before it is written to ([`Region`]). The table of IPv4 has all of
+//! its own from the start: entries, counters, rules, format. That of IPv6, which many a host never
+//! needs, gets it as it fills: a line with the format, then steps of [`STEP`] entries, each with its own
+//! counters and rules behind it. No entry is looked at that was never used.
 
 use std::io;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::entry::{ConnId, Hit};
+use super::key::{Hot, Key};
+use super::room::Room;
 use super::tuple::{Direction, Tuple};
 use super::words::{LIVE, Meta, deadline_of, slot_direction, slot_index, slot_tag};
 use crate::hash::{HashKey, TableHash};
@@ -38,13 +49,16 @@ use crate::io::prefetch::prefetch;
 use crate::io::region::Region;
 use crate::sync::Mutex;
 
-pub(super) const HOT_WORDS: usize = 8;
 /// Of one direction.
 pub(super) const COLD_WORDS: usize = 2;
-/// The last word of a table in a file: "vsw" and the number of what the words mean, to be raised
-/// when that changes. A file of another build is an unsound one, whatever its length.
-pub(super) const FORMAT: u64 = u64::from_be_bytes(*b"vswct\0\0\x02");
-const BUCKET_SLOTS: usize = 8;
+/// Words before the first step of a table that gets its memory in steps: the format, and what keeps
+/// entries at the start of a pair of cache lines.
+pub(super) const HEADER: usize = 16;
+/// Entries of a step.
+pub(super) const STEP: u32 = 16_384;
+/// Of a cache line.
+const LINE_WORDS: usize = 8;
+const BUCKET_SLOTS: usize = LINE_WORDS;
 /// Slots of the index a connection, which has two tuples.
 const SLOTS_EACH: usize = 3;
 pub(super) const SHARDS: usize = 256;
@@ -53,6 +67,10 @@ pub(super) const SHARDS: usize = 256;
 pub(super) struct FreeList {
     /// Number of the first free entry, plus one.
     pub(super) head: u32,
+    /// Entries that are not free.
+    pub(super) used: u32,
+    /// Entries from the first on that there is memory for.
+    pub(super) reserved: u32,
 }
 
 /// Totals that the table keeps itself.
@@ -68,83 +86,118 @@ pub(super) struct Totals {
 
 /// The table. Shared by all workers and control.
 #[derive(Debug)]
-pub struct ConnTable {
+pub struct ConnTable<K: Key = Tuple> {
     pub(super) entries: Region,
     index: Region,
     buckets: u64,
     hash: TableHash,
     pub(super) limit: u32,
-    pub(super) used: AtomicU32,
+    /// Shared with the table of the other family.
+    pub(super) room: Room,
     pub(super) high_water: AtomicU32,
     pub(super) free: Mutex<FreeList>,
     /// Where the next packet that finds the table full looks.
     pub(super) reclaim: AtomicU32,
     pub(super) shards: Vec<Mutex<()>>,
     pub(super) totals: Totals,
+    key: PhantomData<fn() -> K>,
 }
 
-impl ConnTable {
+impl<K: Key> ConnTable<K> {
     /// A table for `limit` connections in anonymous memory.
     ///
     /// # Errors
     /// When the memory cannot be had.
     pub fn new(limit: u32, key: HashKey) -> io::Result<Self> {
-        let limit = limit.max(1);
-        Self::with_entries(Region::anonymous(Self::entry_words(limit))?, limit, key)
+        Self::within(&Room::new(limit), key)
+    }
+
+    /// A table in anonymous memory that shares its room with others.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn within(room: &Room, key: HashKey) -> io::Result<Self> {
+        let entries = Region::anonymous(Self::entry_words(room.limit()))?;
+        Self::with_entries(entries, room, key)
     }
 
     /// A table whose entries live in a file, so that they outlive the process.
     ///
     /// # Errors
     /// When the file cannot be made.
-    pub fn in_file(path: &Path, limit: u32, key: HashKey) -> io::Result<Self> {
-        let limit = limit.max(1);
-        let entries = Region::file(path, Self::entry_words(limit))?;
-        if let Some(word) = entries.last() {
-            word.store(FORMAT, Ordering::Relaxed);
+    pub fn in_file(path: &Path, room: &Room, key: HashKey) -> io::Result<Self> {
+        let words = Self::entry_words(room.limit());
+        let entries = if K::IN_STEPS {
+            let entries = Region::growing(path, words)?;
+            entries.reserve(HEADER)?;
+            entries
+        } else {
+            Region::file(path, words)?
+        };
+        if let Some(word) = Self::format_of(&entries) {
+            word.store(K::FORMAT, Ordering::Relaxed);
         }
-        Self::with_entries(entries, limit, key)
+        Self::with_entries(entries, room, key)
     }
 
-    /// Entries, counters, rules, and [`FORMAT`].
+    /// Of a whole table with its format.
     pub(super) fn entry_words(limit: u32) -> usize {
-        limit as usize * (HOT_WORDS + 2 * COLD_WORDS) + (limit as usize).div_ceil(2) + 1
+        if K::IN_STEPS {
+            HEADER + limit.div_ceil(STEP) as usize * Self::words_of(STEP)
+        } else {
+            Self::words_of(limit) + 1
+        }
     }
 
+    /// Of so many entries with their counters and rules.
+    pub(super) fn words_of(entries: u32) -> usize {
+        let entries = entries as usize;
+        entries * (K::HOT_WORDS + 2 * COLD_WORDS) + entries.div_ceil(2)
+    }
+
+    /// The word of a file that says what the others mean.
+    pub(super) fn format_of(entries: &[AtomicU64]) -> Option<&AtomicU64> {
+        if K::IN_STEPS { entries.first() } else { entries.last() }
+    }
+
+    /// The table of a file that is only read.
     pub(super) fn over(entries: Region, limit: u32) -> io::Result<Self> {
-        Self::with_entries(entries, limit, HashKey::new(0, 0))
+        Self::with_entries(entries, &Room::new(limit), HashKey::new(0, 0))
     }
 
-    fn with_entries(entries: Region, limit: u32, key: HashKey) -> io::Result<Self> {
+    fn with_entries(entries: Region, room: &Room, key: HashKey) -> io::Result<Self> {
+        let limit = room.limit();
         // At least four buckets, so that the two of a tuple are seldom one.
         let slots = limit as usize * SLOTS_EACH;
         let buckets = slots.div_ceil(BUCKET_SLOTS).max(4);
+        let reserved = if K::IN_STEPS { 0 } else { limit };
         Ok(Self {
             entries,
             index: Region::anonymous(buckets * BUCKET_SLOTS)?,
             buckets: buckets as u64,
             hash: TableHash::new(key),
             limit,
-            used: AtomicU32::new(0),
+            room: room.clone(),
             high_water: AtomicU32::new(0),
-            free: Mutex::new(FreeList::default()),
+            free: Mutex::new(FreeList { reserved, ..FreeList::default() }),
             reclaim: AtomicU32::new(0),
             shards: (0..SHARDS).map(|_| Mutex::new(())).collect(),
             totals: Totals::default(),
+            key: PhantomData,
         })
     }
 
     /// Where the lookups of a tuple go: computed for a whole batch first.
     #[must_use]
     #[inline]
-    pub fn hash(&self, tuple: Tuple) -> u64 {
-        self.hash.hash(tuple.addresses, tuple.rest)
+    pub fn hash(&self, tuple: K) -> u64 {
+        tuple.hash_with(&self.hash)
     }
 
     /// Connections now.
     #[must_use]
     pub fn len(&self) -> u32 {
-        self.used.load(Ordering::Relaxed)
+        self.free.lock().used
     }
 
     /// Whether there are none.
@@ -153,10 +206,16 @@ impl ConnTable {
         self.len() == 0
     }
 
-    /// Connections at most.
+    /// Connections at most, together with those of the tables that share the room.
     #[must_use]
     pub const fn limit(&self) -> u32 {
         self.limit
+    }
+
+    /// Whether no connection can be entered before another ends.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.room.is_full()
     }
 
     /// No entry from this number on was ever used.
@@ -165,9 +224,22 @@ impl ConnTable {
         self.high_water.load(Ordering::Relaxed)
     }
 
-    #[inline]
-    pub(super) fn hot(&self, index: u32) -> Option<&[AtomicU64; HOT_WORDS]> {
-        self.entries.words().get(index as usize * HOT_WORDS..)?.first_chunk()
+    /// Where the part of the memory with an entry begins, which of its entries it is, and how many
+    /// they are.
+    #[inline(always)]
+    fn place(&self, index: u32) -> (usize, usize, usize) {
+        if K::IN_STEPS {
+            let base = HEADER + (index / STEP) as usize * Self::words_of(STEP);
+            (base, (index % STEP) as usize, STEP as usize)
+        } else {
+            (0, index as usize, self.limit as usize)
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn hot(&self, index: u32) -> Option<Hot<'_, K::Cells>> {
+        let (base, at, _) = self.place(index);
+        K::split(self.entries.words().get(base + at * K::HOT_WORDS..)?)
     }
 
     /// Packets and bytes of a direction. Each is written by the one worker that receives it, so that
@@ -178,15 +250,16 @@ impl ConnTable {
         index: u32,
         direction: Direction,
     ) -> Option<&[AtomicU64; COLD_WORDS]> {
-        let limit = self.limit as usize;
-        let base = limit * HOT_WORDS + direction.index() * limit * COLD_WORDS;
-        self.entries.words().get(base + index as usize * COLD_WORDS..)?.first_chunk()
+        let (base, at, all) = self.place(index);
+        let base = base + all * K::HOT_WORDS + direction.index() * all * COLD_WORDS;
+        self.entries.words().get(base + at * COLD_WORDS..)?.first_chunk()
     }
 
     /// Where the rule of an entry is, and how far from the lowest bit.
     fn rule_cell(&self, index: u32) -> Option<(&AtomicU64, u32)> {
-        let base = self.limit as usize * (HOT_WORDS + 2 * COLD_WORDS);
-        Some((self.entries.words().get(base + index as usize / 2)?, index % 2 * 32))
+        let (base, at, all) = self.place(index);
+        let base = base + all * (K::HOT_WORDS + 2 * COLD_WORDS);
+        Some((self.entries.words().get(base + at / 2)?, index % 2 * 32))
     }
 
     /// The rule of a connection with [`super::entry::DNAT`].
@@ -248,7 +321,10 @@ impl ConnTable {
             && let (Some(hot), Some(cold)) =
                 (self.hot(index), self.cold(index, slot_direction(slot)))
         {
-            prefetch(hot);
+            prefetch(hot.original);
+            if K::HOT_WORDS > LINE_WORDS {
+                prefetch(hot.deadline);
+            }
             prefetch(cold);
         }
         slot
@@ -270,28 +346,28 @@ impl ConnTable {
     /// The connection of a tuple, if it has one that has not expired.
     #[must_use]
     #[inline]
-    pub fn lookup(&self, tuple: Tuple, now: u32) -> Option<Hit> {
+    pub fn lookup(&self, tuple: K, now: u32) -> Option<Hit<K>> {
         self.lookup_hashed(self.hash(tuple), tuple, now)
     }
 
     /// [`ConnTable::lookup`] with the hash computed before.
     #[must_use]
     #[inline]
-    pub fn lookup_hashed(&self, hash: u64, tuple: Tuple, now: u32) -> Option<Hit> {
+    pub fn lookup_hashed(&self, hash: u64, tuple: K, now: u32) -> Option<Hit<K>> {
         self.find(hash, tuple).filter(|hit| hit.deadline > now)
     }
 
     /// [`ConnTable::lookup_hashed`] that looks first where [`ConnTable::prefetch_entry`] said.
     #[must_use]
     #[inline]
-    pub(crate) fn lookup_at(&self, slot: u64, hash: u64, tuple: Tuple, now: u32) -> Option<Hit> {
+    pub(crate) fn lookup_at(&self, slot: u64, hash: u64, tuple: K, now: u32) -> Option<Hit<K>> {
         let likely = slot_index(slot).checked_sub(1);
         let hit = likely.and_then(|index| self.read(index, slot_direction(slot), tuple));
         hit.or_else(|| self.find(hash, tuple)).filter(|hit| hit.deadline > now)
     }
 
     #[inline]
-    pub(super) fn find(&self, hash: u64, tuple: Tuple) -> Option<Hit> {
+    pub(super) fn find(&self, hash: u64, tuple: K) -> Option<Hit<K>> {
         let tag = slot_tag(hash);
         for bucket in self.buckets(hash) {
             for slot in bucket {
@@ -309,20 +385,14 @@ impl ConnTable {
     }
 
     #[inline]
-    fn read(&self, index: u32, direction: Direction, tuple: Tuple) -> Option<Hit> {
-        let words = self.hot(index)?;
-        let meta = Meta(words[4].load(Ordering::Acquire));
-        let original = Tuple {
-            addresses: words[0].load(Ordering::Relaxed),
-            rest: words[1].load(Ordering::Relaxed),
-        };
-        let reply = Tuple {
-            addresses: words[2].load(Ordering::Relaxed),
-            rest: words[3].load(Ordering::Relaxed),
-        };
-        let deadline = words[5].load(Ordering::Relaxed);
+    fn read(&self, index: u32, direction: Direction, tuple: K) -> Option<Hit<K>> {
+        let hot = self.hot(index)?;
+        let meta = Meta(hot.meta.load(Ordering::Acquire));
+        let original = K::load(hot.original, Ordering::Relaxed);
+        let reply = K::load(hot.reply, Ordering::Relaxed);
+        let deadline = hot.deadline.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
-        let again = Meta(words[4].load(Ordering::Relaxed));
+        let again = Meta(hot.meta.load(Ordering::Relaxed));
         if meta.version() & LIVE == 0 || again.version() != meta.version() {
             return None;
         }

@@ -1,53 +1,40 @@
-//! The connection table against a plain map, and its invariants.
+//! The table against a plain map, and its invariants, for both families.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
 
-use super::super::entry::{DNAT, Insert, NewConnection, SEEN_REPLY, SNAT};
+use super::super::entry::{DNAT, Insert, NewConnection, SEEN_REPLY};
 use super::super::expiry::Sweep;
-use super::super::tuple::Zone;
+use super::super::samples::{Sample, connection, for_both_families, tuple};
+use super::super::tuple6::Tuple6;
 use super::*;
 use crate::clock::Timestamp;
-use crate::packet::types::NetworkId;
 
-const ZONE: Zone = Zone(1);
-
-fn tuple(src: u8, port: u16) -> Tuple {
-    let (src, dst) = (Ipv4Addr::new(10, 0, 0, src), Ipv4Addr::new(192, 0, 2, 1));
-    Tuple::new(src, dst, port, 80, ZONE, 17)
+for_both_families! {
+    both_directions_are_found
+    tuples_are_unique
+    an_expired_connection_does_not_stand_in_the_way
+    full_is_said_and_room_comes_back
+    a_table_full_of_expired_connections_takes_new_ones_at_once
+    a_deadline_that_comes_late_is_not_the_next_connection_s
+    a_connection_whose_packets_were_all_taken_back_ends
+    the_limit_can_be_reached
+    touch_counts_and_extends
+    the_sweep_sees_everything
+    two_threads_inserting_one_flow_make_one_entry
+    a_way_belongs_to_one_direction_of_one_connection
+    rules_of_neighbors_do_not_mix
+    behaves_like_a_map
 }
 
-fn connection(src: u8, port: u16, outside_port: u16, deadline: u32) -> NewConnection {
-    let original = tuple(src, port);
-    let reply = Tuple::new(
-        original.dst(),
-        Ipv4Addr::new(198, 51, 100, 1),
-        80,
-        outside_port,
-        Zone::OUTSIDE,
-        17,
-    );
-    NewConnection {
-        original,
-        reply,
-        state: 0,
-        flags: SNAT,
-        network: NetworkId(1),
-        rule: 0,
-        deadline,
-    }
-}
-
-fn table(limit: u32) -> ConnTable {
+fn table<K: Sample>(limit: u32) -> ConnTable<K> {
     ConnTable::new(limit, HashKey::new(3, 4)).unwrap()
 }
 
-#[test]
-fn both_directions_are_found() {
-    let table = table(10);
-    let new = connection(1, 1000, 2000, 100);
+fn both_directions_are_found<K: Sample>() {
+    let table = table::<K>(10);
+    let new = connection::<K>(1, 1000, 2000, 100);
     let Insert::Inserted(id) = table.insert(&new, 0) else { panic!("not inserted") };
     let original = table.lookup(new.original, 99).unwrap();
     let reply = table.lookup(new.reply, 99).unwrap();
@@ -58,77 +45,71 @@ fn both_directions_are_found() {
     assert_eq!(table.lookup(new.original, 100), None);
 }
 
-#[test]
-fn tuples_are_unique() {
-    let table = table(10);
-    table.insert(&connection(1, 1000, 2000, 100), 0);
-    assert!(matches!(table.insert(&connection(1, 1000, 2001, 100), 0), Insert::Exists(_)));
-    assert_eq!(table.insert(&connection(2, 1000, 2000, 100), 0), Insert::ReplyTaken);
+fn tuples_are_unique<K: Sample>() {
+    let table = table::<K>(10);
+    table.insert(&connection::<K>(1, 1000, 2000, 100), 0);
+    assert!(matches!(table.insert(&connection::<K>(1, 1000, 2001, 100), 0), Insert::Exists(_)));
+    assert_eq!(table.insert(&connection::<K>(2, 1000, 2000, 100), 0), Insert::ReplyTaken);
     assert_eq!(table.len(), 1);
 }
 
-#[test]
-fn an_expired_connection_does_not_stand_in_the_way() {
-    let table = table(10);
-    table.insert(&connection(1, 1000, 2000, 100), 0);
-    assert!(matches!(table.insert(&connection(2, 1000, 2000, 300), 100), Insert::Inserted(_)));
+fn an_expired_connection_does_not_stand_in_the_way<K: Sample>() {
+    let table = table::<K>(10);
+    table.insert(&connection::<K>(1, 1000, 2000, 100), 0);
+    assert!(matches!(table.insert(&connection::<K>(2, 1000, 2000, 300), 100), Insert::Inserted(_)));
     assert_eq!(table.len(), 1);
-    assert_eq!(table.lookup(tuple(1, 1000), 100), None);
+    assert_eq!(table.lookup(tuple::<K>(1, 1000), 100), None);
 }
 
-#[test]
-fn full_is_said_and_room_comes_back() {
-    let table = table(4);
-    let ids: Vec<_> = (0..4u16).map(|n| table.insert(&connection(1, n, n, 100), 0)).collect();
-    assert_eq!(table.insert(&connection(1, 9, 9, 100), 0), Insert::Full);
-    assert_eq!(table.lookup(connection(1, 9, 9, 100).reply, 0), None, "neither tuple");
+fn full_is_said_and_room_comes_back<K: Sample>() {
+    let table = table::<K>(4);
+    let ids: Vec<_> = (0..4u16).map(|n| table.insert(&connection::<K>(1, n, n, 100), 0)).collect();
+    assert_eq!(table.insert(&connection::<K>(1, 9, 9, 100), 0), Insert::Full);
+    assert_eq!(table.lookup(connection::<K>(1, 9, 9, 100).reply, 0), None, "neither tuple");
     let Insert::Inserted(id) = ids[2] else { panic!("not inserted") };
     assert!(table.remove(id));
     assert!(!table.remove(id), "a number kept too long is noticed");
-    assert!(matches!(table.insert(&connection(1, 9, 9, 100), 0), Insert::Inserted(_)));
+    assert!(matches!(table.insert(&connection::<K>(1, 9, 9, 100), 0), Insert::Inserted(_)));
 }
 
-#[test]
-fn a_table_full_of_expired_connections_takes_new_ones_at_once() {
+fn a_table_full_of_expired_connections_takes_new_ones_at_once<K: Sample>() {
     const LIMIT: u16 = 5000;
-    let table = table(LIMIT.into());
+    let table = table::<K>(LIMIT.into());
     for n in 0..LIMIT {
         // The last tenth goes on.
         let deadline = if n < LIMIT / 10 * 9 { 100 } else { 1000 };
-        table.insert(&connection(1, n, n, deadline), 0);
+        table.insert(&connection::<K>(1, n, n, deadline), 0);
     }
-    assert_eq!(table.insert(&connection(2, 0, 10_000, 500), 99), Insert::Full);
+    assert_eq!(table.insert(&connection::<K>(2, 0, 10_000, 500), 99), Insert::Full);
     let mut refused = 0;
     for n in 0..LIMIT / 10 * 9 {
-        let inserted = table.insert(&connection(2, n, 10_000 + n, 500), 100);
+        let inserted = table.insert(&connection::<K>(2, n, 10_000 + n, 500), 100);
         refused += u32::from(!matches!(inserted, Insert::Inserted(_)));
         assert!(table.len() <= LIMIT.into());
     }
     assert!(refused < 50, "{refused} while the round came by those that go on");
     for n in LIMIT / 10 * 9..LIMIT {
-        assert!(table.lookup(tuple(1, n), 100).is_some(), "{n} had not expired");
+        assert!(table.lookup(tuple::<K>(1, n), 100).is_some(), "{n} had not expired");
     }
 }
 
-#[test]
-fn a_deadline_that_comes_late_is_not_the_next_connection_s() {
-    let table = table(1);
-    table.insert(&connection(1, 1, 1, 100), 0);
-    let hit = table.lookup(tuple(1, 1), 0).unwrap();
-    let word = table.hot(0).unwrap()[5].load(Ordering::Relaxed);
+fn a_deadline_that_comes_late_is_not_the_next_connection_s<K: Sample>() {
+    let table = table::<K>(1);
+    table.insert(&connection::<K>(1, 1, 1, 100), 0);
+    let hit = table.lookup(tuple::<K>(1, 1), 0).unwrap();
+    let word = table.hot(0).unwrap().deadline.load(Ordering::Relaxed);
     assert!(table.remove(hit.id));
-    table.insert(&connection(1, 2, 2, 200), 0);
-    let next = table.hot(0).unwrap()[5].load(Ordering::Relaxed);
+    table.insert(&connection::<K>(1, 2, 2, 200), 0);
+    let next = table.hot(0).unwrap().deadline.load(Ordering::Relaxed);
     assert_eq!([word, next].map(deadline_of), [100, 200]);
     assert_ne!(word >> 32, next >> 32, "what `touch` compares");
     table.touch(&hit, 0, 0, 0, 432_000);
-    assert_eq!(table.lookup(tuple(1, 2), 0).unwrap().deadline, 200);
+    assert_eq!(table.lookup(tuple::<K>(1, 2), 0).unwrap().deadline, 200);
 }
 
-#[test]
-fn a_connection_whose_packets_were_all_taken_back_ends() {
-    let table = table(4);
-    let new = connection(1, 1, 1, 100);
+fn a_connection_whose_packets_were_all_taken_back_ends<K: Sample>() {
+    let table = table::<K>(4);
+    let new = connection::<K>(1, 1, 1, 100);
     let noted = |packets: usize| {
         table.insert(&new, 0);
         let hit = table.lookup(new.original, 0).unwrap();
@@ -152,25 +133,23 @@ fn a_connection_whose_packets_were_all_taken_back_ends() {
     assert_eq!(table.len(), 1);
 }
 
-#[test]
-fn the_limit_can_be_reached() {
+fn the_limit_can_be_reached<K: Sample>() {
     let limit = 65_536;
-    let table = table(limit);
+    let table = table::<K>(limit);
     for n in 0..limit {
         let [_, src, high, low] = n.to_be_bytes();
         let port = u16::from_be_bytes([high, low]);
         // Another server for each source: the outside port is free there.
-        let mut new = connection(src, port, port, 100);
-        new.reply = new.reply.with_src(Ipv4Addr::new(192, 0, 3, src), 80);
+        let mut new = connection::<K>(src, port, port, 100);
+        new.reply = new.reply.with_src(K::server(src), 80);
         assert!(matches!(table.insert(&new, 0), Insert::Inserted(_)), "{n}");
     }
     assert_eq!(table.len(), limit);
 }
 
-#[test]
-fn touch_counts_and_extends() {
-    let table = table(4);
-    let new = connection(1, 1, 1, 100);
+fn touch_counts_and_extends<K: Sample>() {
+    let table = table::<K>(4);
+    let new = connection::<K>(1, 1, 1, 100);
     table.insert(&new, 0);
     let hit = table.lookup(new.reply, 0).unwrap();
     table.touch(&hit, 1500, 0, SEEN_REPLY, 200);
@@ -181,11 +160,10 @@ fn touch_counts_and_extends() {
     assert_eq!(entry.connection.state, "REPLIED");
 }
 
-#[test]
-fn the_sweep_sees_everything() {
-    let table = table(10_000);
+fn the_sweep_sees_everything<K: Sample>() {
+    let table = table::<K>(10_000);
     for n in 0..10_000u16 {
-        table.insert(&connection(1, n, n, u32::from(n % 2) * 1000 + 10), 0);
+        table.insert(&connection::<K>(1, n, n, u32::from(n % 2) * 1000 + 10), 0);
     }
     let mut sweep = Sweep::default();
     let mut expired = 0;
@@ -196,42 +174,15 @@ fn the_sweep_sees_everything() {
     assert_eq!(table.len(), 5_000);
 }
 
-#[test]
-fn a_file_is_adopted_and_rubbish_is_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("conntrack");
-    let new = connection(1, 1000, 2000, 1000);
-    {
-        let table = ConnTable::adopt(&path, 64, HashKey::new(1, 1), 0).unwrap().0;
-        table.insert(&new, 0);
-        table.insert(&connection(2, 1, 1, 5), 0);
-        let hit = table.lookup(new.original, 0).unwrap();
-        table.touch(&hit, 99, 0, 0, 1000);
-    }
-    let table = ConnTable::adopt(&path, 128, HashKey::new(2, 2), 10).unwrap().0;
-    assert_eq!(table.len(), 1, "the expired one is left behind");
-    assert_eq!(table.entries(10).next().unwrap().connection.bytes, [99, 0]);
-    assert!(table.lookup(new.reply, 10).is_some());
-    drop(table);
-    for rubbish in [vec![0xff; 96 * 64], vec![0xff; 7], Vec::new()] {
-        std::fs::write(&path, rubbish).unwrap();
-        let table = ConnTable::adopt(&path, 64, HashKey::new(1, 1), 10).unwrap().0;
-        for entry in table.entries(10) {
-            assert!(entry.connection.timeout.as_secs() <= 30 * 86_400);
-        }
-    }
-}
-
-#[test]
-fn two_threads_inserting_one_flow_make_one_entry() {
-    let table = table(100_000);
+fn two_threads_inserting_one_flow_make_one_entry<K: Sample>() {
+    let table = table::<K>(100_000);
     std::thread::scope(|scope| {
         for thread in 0..4u16 {
             let table = &table;
             scope.spawn(move || {
                 for n in 0..10_000u16 {
                     // Each thread wants another outside port for the same inside flow.
-                    let new = connection(1, n, n.wrapping_add(thread * 10_000), 100);
+                    let new = connection::<K>(1, n, n.wrapping_add(thread * 10_000), 100);
                     table.insert(&new, 0);
                 }
             });
@@ -240,7 +191,7 @@ fn two_threads_inserting_one_flow_make_one_entry() {
     assert_eq!(table.len(), table.entries(0).count().try_into().unwrap());
     for entry in table.entries(0) {
         let flow = entry.connection.original;
-        let hit = table.lookup(tuple(1, flow.src_port), 0).unwrap();
+        let hit = table.lookup(tuple::<K>(1, flow.src_port), 0).unwrap();
         assert_eq!(hit.id, entry.id);
         assert_eq!(table.lookup(hit.other, 0).unwrap().id, entry.id);
     }
@@ -261,16 +212,15 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-proptest! {
-    #[test]
-    fn behaves_like_a_map(ops in proptest::collection::vec(op(), 1..300)) {
-        let table = table(16);
+fn behaves_like_a_map<K: Sample>() {
+    proptest!(|(ops in proptest::collection::vec(op(), 1..300))| {
+        let table = table::<K>(16);
         let mut now = 0;
         let mut model: HashMap<(u8, u16), (u16, u32)> = HashMap::new();
         for op in ops {
             match op {
                 Op::Insert(s, p, o) => {
-                    let got = table.insert(&connection(s, p, o, now + 100), now);
+                    let got = table.insert(&connection::<K>(s, p, o, now + 100), now);
                     model.retain(|_, (_, deadline)| *deadline > now);
                     if model.contains_key(&(s, p)) {
                         prop_assert!(matches!(got, Insert::Exists(_)));
@@ -285,7 +235,7 @@ proptest! {
                     }
                 }
                 Op::Remove(s, p) => {
-                    if let Some(hit) = table.lookup(tuple(s, p), now) {
+                    if let Some(hit) = table.lookup(tuple::<K>(s, p), now) {
                         prop_assert!(table.remove(hit.id));
                         prop_assert!(model.remove(&(s, p)).is_some());
                     }
@@ -295,18 +245,18 @@ proptest! {
             for s in 0..4 {
                 for p in 0..6 {
                     let want = model.get(&(s, p)).filter(|(_, deadline)| *deadline > now);
-                    let got = table.lookup(tuple(s, p), now);
+                    let got = table.lookup(tuple::<K>(s, p), now);
                     prop_assert_eq!(got.map(|hit| hit.other.dst_port()), want.map(|(o, _)| *o));
                 }
             }
         }
-    }
+    });
 }
 
-#[test]
-fn a_way_belongs_to_one_direction_of_one_connection() {
-    let table = table(1);
-    let (first, second) = (connection(1, 1000, 2000, 100), connection(2, 1000, 2001, 100));
+fn a_way_belongs_to_one_direction_of_one_connection<K: Sample>() {
+    let table = table::<K>(1);
+    let (first, second) =
+        (connection::<K>(1, 1000, 2000, 100), connection::<K>(2, 1000, 2001, 100));
     let Insert::Inserted(id) = table.insert(&first, 0) else { panic!("not inserted") };
     let there = table.lookup(first.original, 0).unwrap();
     let back = table.lookup(first.reply, 0).unwrap();
@@ -326,21 +276,51 @@ fn a_way_belongs_to_one_direction_of_one_connection() {
     assert_eq!(table.way(&next), 0);
 }
 
-#[test]
-fn rules_of_neighbors_do_not_mix() {
-    let table = table(8);
-    let with_rule = |n: u16| NewConnection {
+fn rules_of_neighbors_do_not_mix<K: Sample>() {
+    let table = table::<K>(8);
+    let with_rule = |n: u16| NewConnection::<K> {
         flags: DNAT,
         rule: u32::MAX - u32::from(n),
-        ..connection(1, n, n, 100)
+        ..connection::<K>(1, n, n, 100)
     };
     for n in 0..8 {
         assert!(matches!(table.insert(&with_rule(n), 0), Insert::Inserted(_)));
     }
     assert!(table.remove(table.lookup(with_rule(3).original, 0).unwrap().id));
-    assert!(matches!(table.insert(&connection(2, 3, 3, 100), 0), Insert::Inserted(_)));
+    assert!(matches!(table.insert(&connection::<K>(2, 3, 3, 100), 0), Insert::Inserted(_)));
     for entry in table.entries(0) {
         let port = entry.connection.original.src_port;
         assert_eq!(entry.rule, if port == 3 { 0 } else { with_rule(port).rule });
     }
+}
+
+#[test]
+fn a_connection_takes_what_is_documented() {
+    let bytes = |words: usize| words * size_of::<u64>();
+    let limit = 262_144;
+    assert_eq!(bytes(ConnTable::<Tuple>::words_of(limit)), 100 * limit as usize);
+    assert_eq!(ConnTable::<Tuple>::entry_words(limit), ConnTable::<Tuple>::words_of(limit) + 1);
+    assert_eq!(bytes(ConnTable::<Tuple6>::words_of(limit)), 164 * limit as usize);
+    assert_eq!((size_of::<Tuple>(), size_of::<Tuple6>()), (16, 40));
+}
+
+#[test]
+fn both_families_have_one_limit() {
+    let room = Room::new(4);
+    let key = HashKey::new(1, 2);
+    let v4 = ConnTable::<Tuple>::within(&room, key).unwrap();
+    let v6 = ConnTable::<Tuple6>::within(&room, key).unwrap();
+    for n in 0..3 {
+        assert!(matches!(v6.insert(&connection(1, n, n, 100), 0), Insert::Inserted(_)));
+    }
+    assert!(matches!(v4.insert(&connection(1, 0, 0, 200), 0), Insert::Inserted(_)));
+    assert_eq!(v4.insert(&connection(1, 1, 1, 200), 0), Insert::Full);
+    assert_eq!((v4.len(), v6.len(), v4.stats().full, v6.stats().full), (1, 3, 1, 0));
+    assert!(v4.is_full() && v6.is_full());
+    // What has expired in the one makes room in the other, once it is looked for.
+    assert_eq!(v4.insert(&connection(1, 1, 1, 200), 100), Insert::Full);
+    assert_eq!((v4.reclaim(100), v6.reclaim(100)), (0, 3));
+    assert!(matches!(v4.insert(&connection(1, 1, 1, 200), 100), Insert::Inserted(_)));
+    let stats = v4.stats().and(&v6.stats());
+    assert_eq!((stats.entries, stats.limit, stats.inserted, stats.expired), (2, 4, 5, 3));
 }

@@ -1,8 +1,11 @@
 //! What identifies one direction of a connection.
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::engine::FlowTuple;
+use super::key::stored::Stored;
+use super::key::{Hot, Key};
+use crate::hash::TableHash;
 use crate::packet::headers::{Ipv4, L4};
 use crate::packet::icmp;
 use crate::packet::quick::Quick;
@@ -51,36 +54,16 @@ impl Direction {
     }
 }
 
-/// The addresses of one direction, packed into the two words that the table hashes and compares.
+/// The addresses of one direction in IPv4, packed into the two words that the table hashes and compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tuple {
     /// `src:32 | dst:32`.
     pub(crate) addresses: u64,
-    /// `src_port:16 | dst_port:16 | zone:16 | proto:8 | 0:8`.
+    /// See [`Key::rest`].
     pub(crate) rest: u64,
 }
 
 impl Tuple {
-    /// A tuple of its parts. For ICMP queries both ports are the identifier.
-    #[must_use]
-    #[inline]
-    pub fn new(
-        src: Ipv4Addr,
-        dst: Ipv4Addr,
-        src_port: u16,
-        dst_port: u16,
-        zone: Zone,
-        proto: u8,
-    ) -> Self {
-        Self {
-            addresses: u64::from(u32::from(src)) << 32 | u64::from(u32::from(dst)),
-            rest: u64::from(src_port) << 48
-                | u64::from(dst_port) << 32
-                | u64::from(zone.0) << 16
-                | u64::from(proto) << 8,
-        }
-    }
-
     /// The tuple of a packet that is not a later fragment. `None` for protocols and ICMP messages
     /// that have no query identity, and for truncated headers.
     #[must_use]
@@ -120,82 +103,62 @@ impl Tuple {
     pub(crate) const fn ports(self) -> u32 {
         (self.rest >> 32) as u32
     }
+}
 
-    /// Source address.
-    #[must_use]
+impl Key for Tuple {
+    type Addr = Ipv4Addr;
+
     #[inline]
-    pub fn src(self) -> Ipv4Addr {
-        Ipv4Addr::from(high(self.addresses))
+    fn of_parts(src: Ipv4Addr, dst: Ipv4Addr, rest: u64) -> Self {
+        Self { addresses: u64::from(src.to_bits()) << 32 | u64::from(dst.to_bits()), rest }
     }
 
-    /// Destination address.
-    #[must_use]
     #[inline]
-    pub fn dst(self) -> Ipv4Addr {
-        Ipv4Addr::from(low(self.addresses))
+    fn rest(self) -> u64 {
+        self.rest
     }
 
-    /// Source port or ICMP identifier.
-    #[must_use]
     #[inline]
-    pub const fn src_port(self) -> u16 {
-        (self.rest >> 48) as u16
+    fn src(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(high(self.addresses))
     }
 
-    /// Destination port or ICMP identifier.
-    #[must_use]
     #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "the field is 16 bits wide")]
-    pub const fn dst_port(self) -> u16 {
-        (self.rest >> 32) as u16
+    fn dst(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(low(self.addresses))
+    }
+}
+
+impl Stored for Tuple {
+    type Cells = [AtomicU64; 2];
+
+    const HOT_WORDS: usize = 8;
+    const FORMAT: u64 = u64::from_be_bytes(*b"vswct\0\0\x02");
+    const IN_STEPS: bool = false;
+
+    #[inline(always)]
+    fn split(words: &[AtomicU64]) -> Option<Hot<'_, Self::Cells>> {
+        let (original, rest) = words.first_chunk::<8>()?.split_first_chunk()?;
+        let (reply, [meta, deadline, original_way, reply_way]) = rest.split_first_chunk()? else {
+            return None;
+        };
+        Some(Hot { original, reply, meta, deadline, ways: [original_way, reply_way] })
     }
 
-    /// Where packets of this direction enter.
-    #[must_use]
-    #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "the field is 16 bits wide")]
-    pub const fn zone(self) -> Zone {
-        Zone((self.rest >> 16) as u16)
+    #[inline(always)]
+    fn load([addresses, rest]: &Self::Cells, order: Ordering) -> Self {
+        Self { addresses: addresses.load(order), rest: rest.load(order) }
     }
 
-    /// Protocol number.
-    #[must_use]
-    #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "the field is 8 bits wide")]
-    pub const fn proto(self) -> u8 {
-        (self.rest >> 8) as u8
+    #[inline(always)]
+    fn store(self, [addresses, rest]: &Self::Cells) {
+        addresses.store(self.addresses, Ordering::Relaxed);
+        rest.store(self.rest, Ordering::Relaxed);
     }
 
-    /// Source and destination exchanged, entering at `zone`.
-    #[must_use]
-    #[inline]
-    pub fn reversed(self, zone: Zone) -> Self {
-        Self::new(self.dst(), self.src(), self.dst_port(), self.src_port(), zone, self.proto())
-    }
-
-    /// The same with another destination.
-    #[must_use]
-    #[inline]
-    pub fn with_dst(self, dst: Ipv4Addr, dst_port: u16) -> Self {
-        Self::new(self.src(), dst, self.src_port(), dst_port, self.zone(), self.proto())
-    }
-
-    /// The same with another source.
-    #[must_use]
-    #[inline]
-    pub fn with_src(self, src: Ipv4Addr, src_port: u16) -> Self {
-        Self::new(src, self.dst(), src_port, self.dst_port(), self.zone(), self.proto())
-    }
-
-    /// As listed.
-    #[must_use]
-    pub fn flow(self) -> FlowTuple {
-        FlowTuple {
-            src: self.src().into(),
-            dst: self.dst().into(),
-            src_port: self.src_port(),
-            dst_port: self.dst_port(),
-        }
+    #[inline(always)]
+    fn hash_with(self, hash: &TableHash) -> u64 {
+        hash.hash(self.addresses, self.rest)
     }
 }
 

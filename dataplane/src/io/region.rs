@@ -2,8 +2,9 @@
 //! only ever accessed atomically.
 //!
 //! An anonymous region costs memory from the first write to a page on. A region in a file outlives
-//! the process: the next run finds the words as they were. The file's space is reserved when it is
-//! opened: a write to a hole of a full file system would kill the process with `SIGBUS`.
+//! the process: the next run finds the words as they were. The file's space is reserved before it is
+//! used, when it is opened or, of one that grows, by [`Region::reserve`]: a write to a hole of a full
+//! file system would kill the process with `SIGBUS`.
 //!
 //! The file holds addresses of all connections, and whoever writes to it steers them: it must
 //! belong to us, be closed to everybody else, and be in use by one process at a time.
@@ -28,7 +29,7 @@ pub struct Region {
     map: Mapping,
     kept: bool,
     // Keeps the lock, and with it any second daemon out.
-    _file: Option<Flock<File>>,
+    file: Option<Flock<File>>,
 }
 
 impl Region {
@@ -37,7 +38,7 @@ impl Region {
     /// # Errors
     /// When `words` is zero or the address space does not hold that many.
     pub fn anonymous(words: usize) -> io::Result<Self> {
-        Ok(Self { map: Mapping::anonymous(byte_len(words)?)?, kept: false, _file: None })
+        Ok(Self { map: Mapping::anonymous(byte_len(words)?)?, kept: false, file: None })
     }
 
     /// `words` words in the file `path`, mode 0600, made if need be. Words that the file had keep
@@ -48,37 +49,49 @@ impl Region {
     /// else can open, another process uses it, or there is no space left.
     pub fn file(path: &Path, words: usize) -> io::Result<Self> {
         let len = byte_len(words)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            // O_NONBLOCK: opening a FIFO that somebody put there must not hang.
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)?;
-        let meta = file.metadata()?;
-        if !meta.is_file() {
-            return Err(refusal("is not a regular file"));
-        }
-        if meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
-            return Err(refusal("belongs to or is open to another user; remove it"));
-        }
-        let file =
-            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(
-                |(_, errno)| match errno {
-                    Errno::EWOULDBLOCK => {
-                        io::Error::new(io::ErrorKind::ResourceBusy, "is in use by another process")
-                    }
-                    errno => errno.into(),
-                },
-            )?;
+        let file = open(path)?;
         // Only now: the file of a running process must not change its length.
         let bytes = u64::try_from(len.get()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let kept = file.metadata()?.len() == bytes;
         file.set_len(bytes)?;
         reserve(&file, len)?;
-        Ok(Self { map: Mapping::shared(file.as_fd(), len)?, kept, _file: Some(file) })
+        Ok(Self { map: Mapping::shared(file.as_fd(), len)?, kept, file: Some(file) })
+    }
+
+    /// Address space for `words` words in the file `path`, as [`Region::file`], of which none exists
+    /// yet: what the file had is cut off. No word may be touched before [`Region::reserve`] has made
+    /// it.
+    ///
+    /// # Errors
+    /// As [`Region::file`], but for the space.
+    pub fn growing(path: &Path, words: usize) -> io::Result<Self> {
+        let len = byte_len(words)?;
+        let file = open(path)?;
+        file.set_len(0)?;
+        Ok(Self { map: Mapping::shared(file.as_fd(), len)?, kept: false, file: Some(file) })
+    }
+
+    /// Makes the first `words` words of a file that grows: zero where they were not made before. Those
+    /// of other regions are there.
+    ///
+    /// # Errors
+    /// When the region has not so many, or there is no space left.
+    pub fn reserve(&self, words: usize) -> io::Result<()> {
+        let len = byte_len(words)?;
+        if words > self.words().len() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let Some(file) = &self.file else { return Ok(()) };
+        let bytes = u64::try_from(len.get()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        if file.metadata()?.len() >= bytes {
+            return Ok(());
+        }
+        reserve(file, len)?;
+        // Where nothing can be reserved the file is as short as it was.
+        if file.metadata()?.len() < bytes {
+            file.set_len(bytes)?;
+        }
+        Ok(())
     }
 
     /// The words.
@@ -101,6 +114,32 @@ impl Deref for Region {
     fn deref(&self) -> &[AtomicU64] {
         self.words()
     }
+}
+
+/// Opens a file of ours and locks it.
+fn open(path: &Path) -> io::Result<Flock<File>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        // O_NONBLOCK: opening a FIFO that somebody put there must not hang.
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(refusal("is not a regular file"));
+    }
+    if meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+        return Err(refusal("belongs to or is open to another user; remove it"));
+    }
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => {
+            io::Error::new(io::ErrorKind::ResourceBusy, "is in use by another process")
+        }
+        errno => errno.into(),
+    })
 }
 
 fn byte_len(words: usize) -> io::Result<NonZeroUsize> {
@@ -206,5 +245,34 @@ mod tests {
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(Region::file(&fifo, 10).is_err());
         assert!(Region::file(dir.path(), 10).is_err());
+    }
+
+    #[test]
+    fn a_file_that_grows_costs_what_it_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("table");
+        let blocks = || std::fs::metadata(&path).unwrap().blocks();
+        // 1 GiB of address space.
+        let region = Region::growing(&path, 1 << 27).unwrap();
+        assert_eq!((region.len(), blocks()), (1 << 27, 0));
+        region.reserve(1000).unwrap();
+        region[999].store(42, Relaxed);
+        let first = blocks();
+        region.reserve(100_000).unwrap();
+        assert_eq!(region[99_999].load(Relaxed), 0);
+        assert!((16..=64).contains(&first) && (1500..2000).contains(&blocks()), "{first}");
+        region.reserve(10).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 800_000, "never shorter");
+        assert!(region.reserve((1 << 27) + 1).is_err());
+        drop(region);
+        let region = Region::file(&path, 100_000).unwrap();
+        assert!(region.was_kept());
+        assert_eq!(region[999].load(Relaxed), 42);
+        drop(region);
+        let region = Region::growing(&path, 10).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0, "a new one each time");
+        region.reserve(10).unwrap();
+        assert_eq!(region[9].load(Relaxed), 0);
+        Region::anonymous(10).unwrap().reserve(10).unwrap();
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 
 use crate::clock::Timestamp;
-use crate::conntrack::{Tuple, Zone};
+use crate::conntrack::{Key, Tuple, Zone};
 use crate::packet::headers::Ipv4;
 
 /// Datagrams followed at a time.

@@ -47,7 +47,7 @@ pub(crate) fn give_up(cx: &mut Cx<'_>, held: Held, reason: DropReason) {
     if let Some(id) = held.begun {
         // What waits has no VLAN tag, and its padding is gone: see `nat::translate::finish`.
         let packet = held.frame.len().saturating_sub(ETH_LEN);
-        cx.tables.connections.take_back(id, packet as u64);
+        cx.tables.take_back(held.next_hop, id, packet as u64);
     }
     cx.ports.drop_rx(cx.counters, held.frame.ingress, reason);
     cx.pool.put(held.frame);

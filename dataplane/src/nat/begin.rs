@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use crate::config::{LocalAddress, Network, UplinkConfig};
 use crate::conntrack::entry::{DNAT, SNAT};
 use crate::conntrack::tcp::TcpState;
-use crate::conntrack::{Hit, Insert, NewConnection, Tuple, Zone, timeout};
+use crate::conntrack::{Hit, Insert, Key, NewConnection, Tuple, Zone, timeout};
 use crate::core::Cx;
 use crate::engine::{Link, NatRule};
 use crate::family::Address;
@@ -269,7 +269,12 @@ fn insert(cx: &Cx<'_>, new: &NewConnection) -> Result<Hit, Refusal> {
 }
 
 fn insert_hashed(cx: &Cx<'_>, new: &NewConnection, hashes: [u64; 2]) -> Result<Hit, Refusal> {
-    match cx.tables.connections.insert_hashed(new, hashes, cx.secs) {
+    let connections = &cx.tables.connections;
+    if connections.is_full() {
+        // The room is the other family's too: what of that has expired must not stand in the way.
+        cx.tables.connections6.reclaim(cx.secs);
+    }
+    match connections.insert_hashed(new, hashes, cx.secs) {
         Insert::Inserted(id) => Ok(Hit::begun(id, new)),
         Insert::Exists(hit) => Err(Refusal::Exists(hit)),
         Insert::Full => Err(Refusal::Drop(DropReason::ConntrackFull)),

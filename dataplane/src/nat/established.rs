@@ -3,7 +3,7 @@
 
 use crate::conntrack::entry::{ASSURED, SEEN_REPLY};
 use crate::conntrack::tcp::TcpState;
-use crate::conntrack::{Direction, Hit, timeout};
+use crate::conntrack::{Direction, Hit, Key, timeout};
 use crate::core::Cx;
 use crate::frame::Frame;
 use crate::packet::headers::{Ipv4, L4};

@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::conntrack::{Tuple, Zone};
+use crate::conntrack::{Key, Tuple, Zone};
 use crate::core::Cx;
 use crate::packet::headers::Net;
 use crate::pipeline::{From, Lane};

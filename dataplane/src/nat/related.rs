@@ -4,7 +4,7 @@
 //! An error neither refreshes nor ends a connection (RFC 4787 REQ-12).
 
 use crate::conntrack::tuple::is_tracked;
-use crate::conntrack::{Hit, Tuple, Zone};
+use crate::conntrack::{Hit, Key, Tuple, Zone};
 use crate::core::Cx;
 use crate::frame::Frame;
 use crate::nat::local;

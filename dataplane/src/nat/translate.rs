@@ -2,7 +2,7 @@
 
 use crate::config::UplinkMode;
 use crate::conntrack::entry::SEEN_REPLY;
-use crate::conntrack::{Direction, Hit, Tuple};
+use crate::conntrack::{Direction, Hit, Key, Tuple};
 use crate::core::Cx;
 use crate::express::ways::{Ends, Exit};
 use crate::frame::Frame;

@@ -1,0 +1,62 @@
+//! How many connections there may be. The tables of both families share one number, so that neither
+//! needs a limit of its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Places for connections; clones share them.
+#[derive(Debug, Clone)]
+pub struct Room {
+    limit: u32,
+    used: Arc<AtomicU32>,
+}
+
+impl Room {
+    /// Room for so many connections, one at least.
+    #[must_use]
+    pub fn new(limit: u32) -> Self {
+        Self { limit: limit.max(1), used: Arc::default() }
+    }
+
+    /// Connections at most.
+    #[must_use]
+    pub const fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// Whether there is no place.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.used.load(Ordering::Relaxed) >= self.limit
+    }
+
+    /// Takes a place; false: there is none.
+    pub(super) fn take(&self) -> bool {
+        let has = self.used.fetch_add(1, Ordering::Relaxed) < self.limit;
+        if !has {
+            self.give_back();
+        }
+        has
+    }
+
+    /// Gives a place back.
+    pub(super) fn give_back(&self) {
+        self.used.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_shared_and_come_back() {
+        let room = Room::new(2);
+        let same = room.clone();
+        assert!(room.take() && same.take());
+        assert!(room.is_full() && !room.take() && !same.take());
+        same.give_back();
+        assert!(!room.is_full() && room.take());
+        assert_eq!(Room::new(0).limit(), 1);
+    }
+}

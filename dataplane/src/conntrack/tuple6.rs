@@ -1,0 +1,119 @@
+//! What identifies one direction of a connection in IPv6.
+
+use std::net::Ipv6Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::key::stored::Stored;
+use super::key::{Hot, Key};
+use crate::hash::TableHash;
+
+/// The addresses of one direction in IPv6: the five words that the table hashes and compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tuple6 {
+    src: [u64; 2],
+    dst: [u64; 2],
+    rest: u64,
+}
+
+impl Key for Tuple6 {
+    type Addr = Ipv6Addr;
+
+    #[inline]
+    fn of_parts(src: Ipv6Addr, dst: Ipv6Addr, rest: u64) -> Self {
+        Self { src: halves(src), dst: halves(dst), rest }
+    }
+
+    #[inline]
+    fn rest(self) -> u64 {
+        self.rest
+    }
+
+    #[inline]
+    fn src(self) -> Ipv6Addr {
+        whole(self.src)
+    }
+
+    #[inline]
+    fn dst(self) -> Ipv6Addr {
+        whole(self.dst)
+    }
+}
+
+impl Stored for Tuple6 {
+    type Cells = [AtomicU64; 5];
+
+    /// Two of them are spare.
+    const HOT_WORDS: usize = 16;
+    const FORMAT: u64 = u64::from_be_bytes(*b"vswct6\0\x01");
+    const IN_STEPS: bool = true;
+
+    #[inline(always)]
+    fn split(words: &[AtomicU64]) -> Option<Hot<'_, Self::Cells>> {
+        let (original, rest) = words.first_chunk::<16>()?.split_first_chunk()?;
+        let (reply, [meta, deadline, original_way, reply_way, ..]) = rest.split_first_chunk()?
+        else {
+            return None;
+        };
+        Some(Hot { original, reply, meta, deadline, ways: [original_way, reply_way] })
+    }
+
+    #[inline(always)]
+    fn load(cells: &Self::Cells, order: Ordering) -> Self {
+        let [a, b, c, d, rest] = cells.each_ref().map(|cell| cell.load(order));
+        Self { src: [a, b], dst: [c, d], rest }
+    }
+
+    #[inline(always)]
+    fn store(self, cells: &Self::Cells) {
+        for (cell, word) in cells.iter().zip(self.words()) {
+            cell.store(word, Ordering::Relaxed);
+        }
+    }
+
+    #[inline(always)]
+    fn hash_with(self, hash: &TableHash) -> u64 {
+        hash.hash_long(self.words())
+    }
+}
+
+impl Tuple6 {
+    #[inline]
+    const fn words(self) -> [u64; 5] {
+        let ([a, b], [c, d]) = (self.src, self.dst);
+        [a, b, c, d, self.rest]
+    }
+}
+
+#[inline]
+#[allow(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+const fn halves(address: Ipv6Addr) -> [u64; 2] {
+    let bits = address.to_bits();
+    [(bits >> 64) as u64, bits as u64]
+}
+
+#[inline]
+fn whole([high, low]: [u64; 2]) -> Ipv6Addr {
+    Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tuple::Zone;
+    use super::*;
+
+    #[test]
+    fn a_tuple_gives_back_what_it_was_made_of() {
+        let [src, dst, other] = ["2001:db8:1:2:3:4:5:6", "fd00::ffff", "fe80::1"]
+            .map(|text| text.parse::<Ipv6Addr>().unwrap());
+        let tuple = Tuple6::new(src, dst, 0x1234, 443, Zone(7), 6);
+        assert_eq!((tuple.src(), tuple.dst()), (src, dst));
+        assert_eq!((tuple.src_port(), tuple.dst_port()), (0x1234, 443));
+        assert_eq!((tuple.zone(), tuple.proto()), (Zone(7), 6));
+        let back = tuple.reversed(Zone::OUTSIDE);
+        assert_eq!(back, Tuple6::new(dst, src, 443, 0x1234, Zone::OUTSIDE, 6));
+        assert_eq!(back.reversed(Zone(7)), tuple);
+        assert_eq!(tuple.with_src(other, 1), Tuple6::new(other, dst, 1, 443, Zone(7), 6));
+        assert_eq!(tuple.with_dst(other, 2), Tuple6::new(src, other, 0x1234, 2, Zone(7), 6));
+        assert_eq!(tuple.flow().src, src);
+    }
+}
