@@ -7,6 +7,7 @@
 //!   change, and what an earlier run left are beside it in `change`, `note` and `adopt`.
 //! - `room`: the limit that the tables of both families share.
 //! - [`tcp`]: the TCP state machine.
+//! - [`window`]: its sequence numbers.
 //! - [`timeout`]: how long an idle connection lives.
 //! - [`expiry`]: the incremental sweep.
 
@@ -25,6 +26,7 @@ pub mod timeout;
 pub mod tuple;
 mod tuple6;
 mod view;
+pub mod window;
 mod words;
 
 pub use adopt::EarlierRun;

@@ -1,0 +1,396 @@
+//! Tables of segments, by hand. Six are the cases of Linux' `tools/testing/selftests/net/netfilter/packetdrill`,
+//! told anew: their names are those of its files.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::packet::types::tcp_flags::FIN;
+use Direction::{Original, Reply};
+
+const PSH: u8 = 8;
+
+/// What a segment did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Did {
+    /// It passed, and this is the state now.
+    Pass(TcpState),
+    Drop(Unbelievable),
+    Invalid,
+}
+
+/// A connection as seen from the middle.
+struct Middle {
+    state: Option<TcpState>,
+    sides: [Side; 2],
+}
+
+impl Middle {
+    fn new() -> Self {
+        Self { state: None, sides: [Side::default(); 2] }
+    }
+
+    fn see(&mut self, direction: Direction, segment: Segment) -> Did {
+        let (mine, theirs) = (direction.index(), direction.reversed().index());
+        let Some(state) = self.state else {
+            let Some(first) = TcpState::first(segment.flags) else { return Did::Invalid };
+            self.sides[mine] = Side::first(&segment);
+            self.state = Some(first);
+            return Did::Pass(first);
+        };
+        let Ok(next) = state.next(segment.flags, direction) else { return Did::Invalid };
+        let judged = judge(state, direction, &segment, self.sides[mine], self.sides[theirs]);
+        let (state, side) = match judged {
+            Err(why) => return Did::Drop(why),
+            Ok(Judgement::Passes) => (state, None),
+            Ok(Judgement::Continues(side)) => (next, Some(side)),
+            Ok(Judgement::BeginsAnew(side)) => (TcpState::SynReceived, Some(side)),
+        };
+        self.state = Some(state);
+        if let Some(side) = side {
+            // As a table keeps it.
+            let (end, ack, rest) = side.to_words();
+            assert_eq!(Side::from_words(end, ack, rest), side);
+            self.sides[mine] = side;
+        }
+        Did::Pass(state)
+    }
+
+    /// Sees the segments one after the other.
+    fn table(&mut self, rows: &[(Direction, Segment, Did)]) {
+        for (row, (direction, segment, did)) in rows.iter().enumerate() {
+            assert_eq!(self.see(*direction, *segment), *did, "row {row}: {segment:?}");
+        }
+    }
+
+    /// Established with these initial numbers; every window is 8192 scaled by 7 (1 MiB).
+    fn open(client: u32, server: u32) -> Self {
+        let mut middle = Self::new();
+        middle.table(&[
+            (Original, syn(client), Did::Pass(TcpState::SynSent)),
+            (Reply, syn_ack(server, client + 1), Did::Pass(TcpState::SynReceived)),
+            (Original, ack(client + 1, server + 1), Did::Pass(TcpState::Established)),
+            // The window of a SYN is not scaled.
+            (Reply, ack(server + 1, client + 1), Did::Pass(TcpState::Established)),
+        ]);
+        middle
+    }
+}
+
+fn segment(flags: u8, seq: u32, ack: u32, len: u32) -> Segment {
+    let len = len + u32::from(flags & (SYN | FIN) != 0);
+    let scale = (flags & SYN != 0).then_some(7);
+    Segment { flags, seq, ack, window: 8192, len, scale, is_fragment: false }
+}
+
+fn syn(seq: u32) -> Segment {
+    segment(SYN, seq, 0, 0)
+}
+
+fn syn_ack(seq: u32, acked: u32) -> Segment {
+    segment(SYN | ACK, seq, acked, 0)
+}
+
+fn ack(seq: u32, acked: u32) -> Segment {
+    segment(ACK, seq, acked, 0)
+}
+
+fn data(seq: u32, acked: u32, len: u32) -> Segment {
+    segment(ACK | PSH, seq, acked, len)
+}
+
+fn rst(seq: u32) -> Segment {
+    segment(RST, seq, 0, 0)
+}
+
+fn fin(seq: u32, acked: u32) -> Segment {
+    segment(FIN | ACK, seq, acked, 0)
+}
+
+const ESTABLISHED: Did = Did::Pass(TcpState::Established);
+const SYN_SENT: Did = Did::Pass(TcpState::SynSent);
+const SYN_RECEIVED: Did = Did::Pass(TcpState::SynReceived);
+const CLOSE: Did = Did::Pass(TcpState::Close);
+const BAD_RESET: Did = Did::Drop(Unbelievable::Reset);
+const OUT_OF_WINDOW: Did = Did::Drop(Unbelievable::OutOfWindow);
+
+#[test]
+fn packetdrill_conntrack_rst_invalid() {
+    let mut middle = Middle::open(1000, 5000);
+    middle.table(&[
+        (Original, data(1001, 5001, 500), ESTABLISHED),
+        (Reply, ack(5001, 1501), ESTABLISHED),
+        (Original, rst(0), BAD_RESET),
+        (Original, rst(1501 + (4 << 20)), BAD_RESET),
+        (Original, rst(1502), ESTABLISHED),
+        (Original, rst(1500), BAD_RESET),
+        (Reply, data(5001, 1501, 100), ESTABLISHED),
+        (Original, rst(1501), CLOSE),
+    ]);
+}
+
+#[test]
+fn packetdrill_conntrack_inexact_rst() {
+    let mut middle = Middle::open(1000, 5000);
+    middle.table(&[
+        (Reply, data(5001, 1001, 100), ESTABLISHED),
+        (Reply, fin(5101, 1001), Did::Pass(TcpState::ReplyFinWait)),
+        (Original, ack(1001, 5102), Did::Pass(TcpState::ReplyCloseWait)),
+        (Original, rst(1003), CLOSE),
+    ]);
+}
+
+#[test]
+fn packetdrill_conntrack_syn_challenge_ack() {
+    let mut middle = Middle::new();
+    middle.table(&[
+        (Original, syn(1000), SYN_SENT),
+        // The server knows an earlier connection of the same ports.
+        (Reply, ack(145_824_453, 643_160_523), SYN_SENT),
+        (Original, rst(643_160_523), CLOSE),
+        (Original, syn(1000), SYN_SENT),
+        (Reply, syn_ack(9000, 1001), SYN_RECEIVED),
+        (Original, ack(1001, 9001), ESTABLISHED),
+    ]);
+}
+
+#[test]
+fn packetdrill_conntrack_synack_old() {
+    let mut middle = Middle::new();
+    middle.table(&[
+        (Original, syn(1000), SYN_SENT),
+        (Reply, syn_ack(145_824_453, 643_160_523), OUT_OF_WINDOW),
+        (Reply, syn_ack(145_824_453, 1000), OUT_OF_WINDOW),
+        (Original, syn(1000), SYN_SENT),
+        (Reply, syn_ack(9000, 1001), SYN_RECEIVED),
+        (Original, ack(1001, 9001), ESTABLISHED),
+    ]);
+}
+
+#[test]
+fn packetdrill_conntrack_synack_reuse() {
+    let mut middle = Middle::open(1000, 5000);
+    middle.table(&[
+        (Original, data(1001, 5001, 10), ESTABLISHED),
+        (Reply, ack(5001, 1011), ESTABLISHED),
+        (Original, syn(90_000_000), ESTABLISHED),
+        (Reply, ack(5001, 1011), ESTABLISHED),
+        (Original, rst(1011), CLOSE),
+        (Original, syn(90_000_000), SYN_SENT),
+        (Reply, syn_ack(77, 90_000_001), SYN_RECEIVED),
+        (Original, ack(90_000_001, 78), ESTABLISHED),
+    ]);
+}
+
+#[test]
+fn packetdrill_conntrack_ack_loss_stall() {
+    let mut middle = Middle::open(1000, 5000);
+    middle.table(&[
+        (Original, data(1001, 5001, 1460), ESTABLISHED),
+        (Original, data(2461, 5001, 1460), ESTABLISHED),
+        // Acknowledged, and the acknowledgment lost behind us.
+        (Reply, ack(5001, 3921), ESTABLISHED),
+        (Original, data(1001, 5001, 1460), ESTABLISHED),
+        (Reply, ack(5001, 3921), ESTABLISHED),
+        (Original, data(3921, 5001, 1460), ESTABLISHED),
+    ]);
+}
+
+#[test]
+fn a_restarted_server_answers_a_syn_within_an_open_connection() {
+    let mut middle = Middle::open(1000, 5000);
+    middle.table(&[
+        (Original, syn(90_000_000), ESTABLISHED),
+        (Reply, syn_ack(77, 90_000_001), SYN_RECEIVED),
+        (Original, ack(90_000_001, 78), ESTABLISHED),
+        (Reply, data(78, 90_000_001, 1000), ESTABLISHED),
+        (Original, data(90_000_001, 1078, 1000), ESTABLISHED),
+        // Passes, since the scales are not known, but does not close.
+        (Reply, rst(3), ESTABLISHED),
+    ]);
+    let mut refused = Middle::open(1000, 5000);
+    refused.table(&[
+        (Original, syn(90_000_000), ESTABLISHED),
+        (Reply, segment(RST | ACK, 0, 90_000_001, 0), ESTABLISHED),
+    ]);
+    // Nobody has asked for these.
+    let mut attacked = Middle::open(1000, 5000);
+    attacked.table(&[
+        (Reply, segment(RST | ACK, 0, 90_000_001, 0), BAD_RESET),
+        (Reply, syn_ack(90_000_000, 77), Did::Drop(Unbelievable::OutOfWindow)),
+        (Original, data(1001, 5001, 100), ESTABLISHED),
+    ]);
+}
+
+#[test]
+fn the_receivers_room_bounds_what_is_sent() {
+    let mut middle = Middle::open(1000, 5000);
+    let window = 8192 << 7;
+    middle.table(&[
+        (Original, data(1001 + window, 5001, 10), ESTABLISHED),
+        (Original, data(1001 + 3 * window, 5001, 10), OUT_OF_WINDOW),
+        (Reply, ack(5001, 1001 + window + 10), ESTABLISHED),
+        (Reply, ack(5001, 1001 + window + 11), OUT_OF_WINDOW),
+        (Original, data(1001u32.wrapping_sub(2 * window), 5001, 10), ESTABLISHED),
+    ]);
+    assert_eq!(middle.sides[0].end, 1011 + window, "old data changes nothing");
+}
+
+#[test]
+fn windows_are_scaled_only_when_both_sides_offer_it() {
+    let mut middle = Middle::new();
+    let plain = Segment { scale: None, ..syn_ack(5000, 1001) };
+    middle.table(&[
+        (Original, syn(1000), SYN_SENT),
+        (Reply, plain, SYN_RECEIVED),
+        (Original, ack(1001, 5001), ESTABLISHED),
+        (Reply, data(5001 + 2 * 8192, 1001, 10), ESTABLISHED),
+        (Reply, data(5001 + 3 * 8192, 1001, 10), OUT_OF_WINDOW),
+    ]);
+}
+
+#[test]
+fn simultaneous_open_is_judged_by_both_syns() {
+    let mut middle = Middle::new();
+    middle.table(&[
+        (Original, syn(1000), SYN_SENT),
+        (Reply, syn(5000), Did::Pass(TcpState::SynSent2)),
+        (Original, syn_ack(1000, 4000), OUT_OF_WINDOW),
+        (Original, syn_ack(1000, 5001), SYN_RECEIVED),
+        (Reply, syn_ack(5000, 1001), SYN_RECEIVED),
+        (Original, ack(1001, 5001), ESTABLISHED),
+    ]);
+}
+
+#[test]
+fn a_refused_connection_is_closed_by_who_acknowledges_it() {
+    let mut middle = Middle::new();
+    middle.table(&[
+        (Original, syn(1000), SYN_SENT),
+        (Reply, rst(1001), BAD_RESET),
+        (Reply, segment(RST | ACK, 0, 77, 0), BAD_RESET),
+        (Reply, segment(RST | ACK, 0, 1001, 0), CLOSE),
+    ]);
+}
+
+#[test]
+fn data_in_a_syn_need_not_be_acknowledged_with_it() {
+    for acked in [1001, 1301, 1501] {
+        let mut middle = Middle::new();
+        middle.table(&[
+            (Original, segment(SYN, 1000, 0, 500), SYN_SENT),
+            (Reply, syn_ack(5000, acked), SYN_RECEIVED),
+            (Original, data(acked, 5001, 100), ESTABLISHED),
+        ]);
+    }
+    let mut middle = Middle::new();
+    middle.table(&[
+        (Original, segment(SYN, 1000, 0, 500), SYN_SENT),
+        (Reply, syn_ack(5000, 1502), OUT_OF_WINDOW),
+    ]);
+}
+
+#[test]
+fn a_reset_behind_data_closes_before_the_data_is_acknowledged() {
+    let mut middle = Middle::open(1000, 5000);
+    middle.table(&[(Reply, data(5001, 1001, 700), ESTABLISHED), (Reply, rst(5701), CLOSE)]);
+}
+
+#[test]
+fn a_connection_taken_over_without_numbers_is_not_held_to_them() {
+    let mut middle = Middle { state: Some(TcpState::Established), sides: [Side::default(); 2] };
+    middle.table(&[
+        (Original, data(1_000_000, 5_000_000, 10), ESTABLISHED),
+        (Reply, data(7_000, 1_000_010, 10), ESTABLISHED),
+        (Original, data(3_000_000_000, 5_000_000, 10), ESTABLISHED),
+        (Reply, rst(9), ESTABLISHED),
+        (Reply, data(7_010, 1_000_010, 10), ESTABLISHED),
+        (Reply, rst(7_020), CLOSE),
+    ]);
+}
+
+#[test]
+fn fragments_make_a_connection_liberal() {
+    let mut middle = Middle::open(1000, 5000);
+    let first = Segment { is_fragment: true, ..data(1001, 5001, 1000) };
+    middle.table(&[
+        (Original, first, ESTABLISHED),
+        // More than was seen: the rest came in fragments without a header.
+        (Reply, ack(5001, 3001), ESTABLISHED),
+    ]);
+}
+
+#[test]
+fn packed_windows_are_never_smaller_and_an_eighth_larger_at_most() {
+    for window in (0..100_000).chain((17..=30).map(|n| 1 << n)).chain([0xffff << 14]) {
+        let (code, again) = (pack(window), unpack(pack(window)));
+        assert!(code > 0 && again >= window, "{window}: {again}");
+        assert!(again <= (window + window / 8).max(9), "{window}: {again}");
+    }
+}
+
+/// A sender that sends, loses and repeats as TCP does.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// So many octets, as far as the receiver has room.
+    Send(u32),
+    /// The oldest unacknowledged octets again.
+    Again(u32),
+    /// The receiver has got a part of what is missing, and says so.
+    Receive(u32),
+    /// The receiver says again what it said.
+    Repeat,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (1u32..200_000).prop_map(Step::Send),
+        (1u32..3000).prop_map(Step::Again),
+        (1u32..400_000).prop_map(Step::Receive),
+        Just(Step::Repeat),
+    ]
+}
+
+proptest! {
+    /// Nothing of a sane transfer is dropped, wherever its numbers begin; what is far outside always is.
+    #[test]
+    fn a_sane_transfer_passes(
+        client: u32,
+        server: u32,
+        steps in prop::collection::vec(step(), 1..200),
+        lost in prop::collection::vec(any::<bool>(), 200),
+    ) {
+        let room = 8192u32 << 7;
+        let (first, theirs) = (client.wrapping_add(1), server.wrapping_add(1));
+        let mut middle = Middle::new();
+        middle.see(Original, syn(client));
+        middle.see(Reply, syn_ack(server, first));
+        middle.see(Original, ack(first, theirs));
+        middle.see(Reply, ack(theirs, first));
+        let (mut unacked, mut next, mut received) = (first, first, first);
+        for (step, lost) in steps.into_iter().zip(lost) {
+            let (direction, segment) = match step {
+                Step::Send(len) => {
+                    let len = len.min(room - next.wrapping_sub(unacked));
+                    let segment = data(next, theirs, len);
+                    next = next.wrapping_add(len);
+                    (Original, segment)
+                }
+                Step::Again(len) => (Original, data(unacked, theirs, len.min(next.wrapping_sub(unacked)))),
+                Step::Receive(len) => {
+                    received = received.wrapping_add(len.min(next.wrapping_sub(received)));
+                    (Reply, ack(theirs, received))
+                }
+                Step::Repeat => (Reply, ack(theirs, received)),
+            };
+            prop_assert_eq!(middle.see(direction, segment), ESTABLISHED);
+            // What is lost, is lost behind us.
+            if direction == Reply && !lost {
+                unacked = received;
+            }
+            let far = next.wrapping_add(4 * room);
+            prop_assert_eq!(middle.see(Original, data(far, theirs, 1)), OUT_OF_WINDOW);
+            prop_assert_eq!(middle.see(Original, rst(far)), BAD_RESET);
+            prop_assert_eq!(middle.see(Reply, ack(theirs, next.wrapping_add(1))), OUT_OF_WINDOW);
+        }
+    }
+}
