@@ -14,5 +14,6 @@ pub mod parse;
 pub(crate) mod quick;
 pub mod rewrite;
 pub mod segment;
+pub mod tcp;
 mod transport;
 pub mod types;
