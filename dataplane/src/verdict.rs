@@ -105,6 +105,10 @@ drop_reasons! {
     SpoofedIpv4 = "spoofed_ipv4",
     /// A source MAC that the endpoint does not own.
     SpoofedMac = "spoofed_mac",
+    /// A TCP segment beyond what its receiver has room for, or that acknowledges what was never sent.
+    TcpOutOfWindow = "tcp_out_of_window",
+    /// A RST whose sequence number its receiver would not believe (RFC 5961).
+    TcpResetInvalid = "tcp_reset_invalid",
     /// The TTL ran out; the sender was told with ICMP 11/0.
     TtlExceeded = "ttl_exceeded",
     /// The egress device is down or gone.

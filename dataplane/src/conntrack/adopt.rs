@@ -4,16 +4,21 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::entry::{Insert, NewConnection};
+use super::cold::COLD_HALVES;
+use super::entry::{Hit, Insert, NewConnection};
 use super::key::Key;
 use super::room::Room;
-use super::table::{COLD_WORDS, ConnTable, HEADER, STEP};
+use super::table::{ConnTable, HEADER, STEP};
 use super::tcp::TcpState;
 use super::tuple::Direction;
+use super::view::Raw;
 use crate::config::MAX_TIMEOUT_SECS;
 use crate::hash::HashKey;
 use crate::io::region::Region;
 use crate::packet::types::{NetworkId, ip_proto};
+
+/// Format 2 of IPv4.
+const SECOND: u64 = u64::from_be_bytes(*b"vswct\0\0\x02");
 
 impl<K: Key> ConnTable<K> {
     /// A table in a file, with the sound connections that an earlier run left there. The new table
@@ -48,16 +53,15 @@ impl<K: Key> ConnTable<K> {
     /// Entries are taken one by one, each checked: the file may be torn or made by anybody who
     /// could write to the run directory.
     fn take_over(&self, old: Region, now: u32) -> EarlierRun {
-        if Self::format_of(&old).is_none_or(|word| word.load(Ordering::Relaxed) != K::FORMAT) {
-            return EarlierRun::Unsound;
-        }
-        let Some(limit) = Self::entries_in(old.len()) else { return EarlierRun::Unsound };
+        let format = Self::format_of(&old).map(|word| word.load(Ordering::Relaxed));
+        let Some(layout) = Layout::of::<K>(format) else { return EarlierRun::Unsound };
+        let Some(limit) = layout.entries_in::<K>(old.len()) else { return EarlierRun::Unsound };
         if limit == 0 {
             return EarlierRun::TakenOver { refused: 0 };
         }
         let Ok(old) = Self::over(old, limit) else { return EarlierRun::Unsound };
         let mut refused = 0;
-        for raw in (0..limit).filter_map(|index| old.raw(index)) {
+        for raw in (0..limit).filter_map(|index| layout.read(&old, index)) {
             if raw.new.deadline <= now {
                 continue;
             }
@@ -66,29 +70,80 @@ impl<K: Key> ConnTable<K> {
                 continue;
             }
             if let Insert::Inserted(id) = self.insert(&raw.new, now) {
-                let [original, reply] = raw.counters;
-                for (of, values) in [(Direction::Original, original), (Direction::Reply, reply)] {
-                    let cells = self.cold(id.index, of).into_iter().flatten();
-                    for (cell, value) in cells.zip(values) {
-                        cell.store(value, Ordering::Relaxed);
-                    }
+                let hit = Hit::begun(id, &raw.new);
+                for direction in [Direction::Original, Direction::Reply] {
+                    let (Some(counters), Some(side), Some(cold)) = (
+                        raw.counters.get(direction.index()),
+                        raw.sides.get(direction.index()),
+                        self.cold(id.index, direction),
+                    ) else {
+                        continue;
+                    };
+                    cold.set_counters(*counters);
+                    self.set_side(&Hit { direction, ..hit }, *side);
                 }
             }
         }
         EarlierRun::TakenOver { refused }
     }
+}
+
+/// How a file is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// As this build writes it.
+    Current,
+    /// Format 2 of IPv4: packets and bytes of each direction in a word each, and no sequence numbers.
+    Second,
+}
+
+impl Layout {
+    fn of<K: Key>(format: Option<u64>) -> Option<Self> {
+        match format? {
+            format if format == K::FORMAT => Some(Self::Current),
+            SECOND if !K::IN_STEPS => Some(Self::Second),
+            _ => None,
+        }
+    }
 
     /// How many entries a file of so many words has room for; `None`: it is none of ours.
-    fn entries_in(words: usize) -> Option<u32> {
+    fn entries_in<K: Key>(self, words: usize) -> Option<u32> {
         if K::IN_STEPS {
             // What is left of a step that a crash cut short was never used.
-            let steps = words.checked_sub(HEADER)? / Self::words_of(STEP);
+            let steps = words.checked_sub(HEADER)? / ConnTable::<K>::words_of(STEP);
             return u32::try_from(steps).ok()?.checked_mul(STEP);
         }
+        let each = K::HOT_WORDS + self.cold_words();
         // Half a word an entry is for rules.
-        let doubled = (words.checked_sub(1)? * 2) / (2 * K::HOT_WORDS + 4 * COLD_WORDS + 1);
-        let limit = u32::try_from(doubled).ok()?;
-        (limit > 0 && Self::entry_words(limit) == words).then_some(limit)
+        let entries = (words.checked_sub(1)? * 2) / (2 * each + 1);
+        let limit = u32::try_from(entries).ok()?;
+        (limit > 0 && entries * each + entries.div_ceil(2) + 1 == words).then_some(limit)
+    }
+
+    /// Words of an entry beside the hot ones and the rule.
+    const fn cold_words(self) -> usize {
+        match self {
+            Self::Current => COLD_HALVES,
+            Self::Second => 4,
+        }
+    }
+
+    fn read<K: Key>(self, old: &ConnTable<K>, index: u32) -> Option<Raw<K>> {
+        if self == Self::Current {
+            return old.raw(index);
+        }
+        let (at, all) = (index as usize, old.limit as usize);
+        let word = |at: usize| old.entries.get(at).map_or(0, |word| word.load(Ordering::Relaxed));
+        let base = all * K::HOT_WORDS;
+        let rule = || {
+            let [a, b, c, d, ..] =
+                (word(base + 4 * all + at / 2) >> (index % 2 * 32)).to_le_bytes();
+            u32::from_le_bytes([a, b, c, d])
+        };
+        let mut raw = old.raw_of(index, rule)?;
+        raw.counters =
+            [base, base + 2 * all].map(|base| [word(base + 2 * at), word(base + 2 * at + 1)]);
+        Some(raw)
     }
 }
 
@@ -184,7 +239,7 @@ mod tests {
         let mut bytes = std::fs::read(&path).unwrap();
         let at = if K::IN_STEPS { 0 } else { bytes.len() - 8 };
         assert_eq!(bytes[at..at + 8], K::FORMAT.to_ne_bytes());
-        bytes[at..at + 8].copy_from_slice(&(K::FORMAT - 1).to_ne_bytes());
+        bytes[at..at + 8].copy_from_slice(&(K::FORMAT + 1).to_ne_bytes());
         std::fs::write(&path, bytes).unwrap();
         assert_eq!(adopt::<K>(&path, 16, 1000).1, EarlierRun::Unsound);
         assert_eq!(adopt::<K>(&path, 16, 1000).1, EarlierRun::TakenOver { refused: 0 });
@@ -215,9 +270,9 @@ mod tests {
         }
     }
 
-    /// What files of format 2 of IPv4 look like is not to change: connections outlive an upgrade.
+    /// Connections outlive an upgrade from builds before sequence numbers.
     #[test]
-    fn a_file_of_ipv4_is_laid_out_as_ever() {
+    fn a_file_of_ipv4_of_format_2_is_taken_over() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("conntrack");
         let limit = 6;

@@ -189,8 +189,8 @@ impl<K: Key> ConnTable<K> {
             self.set_rule(index, new.rule);
         }
         for direction in [Direction::Original, Direction::Reply] {
-            for counter in self.cold(index, direction).into_iter().flatten() {
-                counter.store(0, Ordering::Relaxed);
+            if let Some(cold) = self.cold(index, direction) {
+                cold.set_counters([0, 0]);
             }
         }
         let meta = Meta::new(version, new.state, new.flags, new.network);
@@ -286,10 +286,7 @@ impl<K: Key> ConnTable<K> {
         if Meta(hot.meta.load(Ordering::Relaxed)).version() != id.version {
             return false;
         }
-        let [packets, octets] = cold;
-        let left = packets.load(Ordering::Relaxed).saturating_sub(1);
-        packets.store(left, Ordering::Relaxed);
-        octets.store(octets.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);
+        let left = cold.take_back(bytes);
         let ended = left == 0
             && self.remove_if(id.index, |_, meta| {
                 meta.version() == id.version && meta.flags() & SEEN_REPLY == 0

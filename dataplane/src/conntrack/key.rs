@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::tuple::Zone;
+use super::tuple::{Direction, Zone};
 use crate::engine::FlowTuple;
 use crate::family::Address;
 use crate::hash::TableHash;
@@ -121,6 +121,18 @@ pub struct Hot<'a, C> {
     pub(super) deadline: &'a AtomicU64,
     /// Of the original direction and of the reply direction.
     pub(super) ways: [&'a AtomicU64; 2],
+}
+
+impl<'a, C> Hot<'a, C> {
+    /// The word with the way and the window of a direction.
+    #[inline]
+    pub(super) const fn way(&self, direction: Direction) -> &'a AtomicU64 {
+        let [original, reply] = self.ways;
+        match direction {
+            Direction::Original => original,
+            Direction::Reply => reply,
+        }
+    }
 }
 
 /// How the table keeps a tuple; for the table alone.

@@ -13,6 +13,7 @@
 
 mod adopt;
 mod change;
+mod cold;
 pub mod entry;
 pub mod expiry;
 mod key;

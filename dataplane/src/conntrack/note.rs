@@ -1,12 +1,13 @@
 //! What packets change in a connection that exists: state, deadline, counters. Without a lock.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
 use super::entry::{ConnId, Hit};
 use super::key::Key;
 use super::table::ConnTable;
 use super::tuple::Direction;
-use super::words::{Meta, deadline_of, deadline_word};
+use super::window::Side;
+use super::words::{Meta, deadline_of, deadline_word, side_of, way_of, way_word};
 
 impl<K: Key> ConnTable<K> {
     /// What a connection found earlier is now: an earlier frame of the same batch may have changed
@@ -43,9 +44,7 @@ impl<K: Key> ConnTable<K> {
     #[inline]
     pub fn touch(&self, hit: &Hit<K>, bytes: u64, state: u8, flags: u8, deadline: u32) -> bool {
         let cold = self.cold(hit.id.index, hit.direction);
-        let (Some(hot), Some([packets, octets])) = (self.hot(hit.id.index), cold) else {
-            return true;
-        };
+        let (Some(hot), Some(cold)) = (self.hot(hit.id.index), cold) else { return true };
         let meta = Meta(hot.meta.load(Ordering::Relaxed));
         if meta.version() != hit.id.version {
             return true;
@@ -71,38 +70,61 @@ impl<K: Key> ConnTable<K> {
             }
         }
         // Counters may get a packet of the connection that was here before: for people only.
-        // Each direction is counted by the one worker that receives it, so load and store suffice.
-        packets.store(packets.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        octets.store(octets.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
+        cold.count(bytes);
         true
+    }
+
+    /// What the side that sends in the hit's direction has said, and what the other has.
+    #[inline]
+    pub(crate) fn sides(&self, hit: &Hit<K>) -> [Side; 2] {
+        [hit.direction, hit.direction.reversed()].map(|direction| {
+            let cold = self.cold(hit.id.index, direction);
+            let (Some(hot), Some(cold)) = (self.hot(hit.id.index), cold) else {
+                return Side::default();
+            };
+            let (end, ack) = cold.numbers();
+            let way = hot.way(direction).load(Ordering::Relaxed);
+            Side::from_words(end, ack, side_of(way))
+        })
+    }
+
+    /// Notes what the side that sends in the hit's direction has said now. The entry may have become
+    /// another connection's since it was found, which then knows too little of this side: it passes more.
+    #[inline]
+    pub(crate) fn set_side(&self, hit: &Hit<K>, side: Side) {
+        let cold = self.cold(hit.id.index, hit.direction);
+        let (Some(hot), Some(cold)) = (self.hot(hit.id.index), cold) else { return };
+        let (end, ack, rest) = side.to_words();
+        cold.set_numbers(end, ack);
+        let cell = hot.way(hit.direction);
+        let was = cell.load(Ordering::Relaxed);
+        if side_of(was) != rest {
+            let next = way_word(way_of(was), rest);
+            let _ = cell.compare_exchange(was, next, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 
     /// What was noted last of how packets of this direction go; zero: nothing.
     #[inline]
     pub(crate) fn way(&self, hit: &Hit<K>) -> u64 {
-        self.way_cell(hit).map_or(0, |cell| cell.load(Ordering::Relaxed))
+        let hot = self.hot(hit.id.index);
+        hot.map_or(0, |hot| way_of(hot.way(hit.direction).load(Ordering::Relaxed)))
     }
 
     /// Notes a way, which no worker but this one goes.
     pub(crate) fn set_way(&self, hit: &Hit<K>, way: u64) {
-        let (Some(cell), Some(hot)) = (self.way_cell(hit), self.hot(hit.id.index)) else { return };
-        if cell.load(Ordering::Relaxed) == way {
+        let Some(hot) = self.hot(hit.id.index) else { return };
+        let cell = hot.way(hit.direction);
+        let was = cell.load(Ordering::Relaxed);
+        if way_of(was) == way {
             return;
         }
-        cell.swap(way, Ordering::AcqRel);
-        // Since the lookup the entry may have become another connection's, which has other ways. Nobody
-        // has gone this one yet: only we would, and we are here.
+        let next = way_word(way, side_of(was));
+        cell.swap(next, Ordering::AcqRel);
+        // Since the lookup the entry may have become another connection's, which has other ways and
+        // another window. Nobody has gone this one yet: only we would, and we are here.
         if Meta(hot.meta.load(Ordering::Acquire)).version() != hit.id.version {
-            let _ = cell.compare_exchange(way, 0, Ordering::AcqRel, Ordering::Relaxed);
+            let _ = cell.compare_exchange(next, 0, Ordering::AcqRel, Ordering::Relaxed);
         }
-    }
-
-    #[inline]
-    fn way_cell(&self, hit: &Hit<K>) -> Option<&AtomicU64> {
-        let [original, reply] = self.hot(hit.id.index)?.ways;
-        Some(match hit.direction {
-            Direction::Original => original,
-            Direction::Reply => reply,
-        })
     }
 }

@@ -14,9 +14,10 @@
 //!         3  reply ports, zone
 //!         4  version:32 | state:8 | flags:8 | network:16
 //!         5  version:32 | deadline, seconds:32; free: 0:32 | next free entry + 1:32
-//!         6  way of the original direction
-//!         7  way of the reply direction
-//! (cold)  packets and bytes of every original direction, then of every reply direction
+//!         6  way of the original direction:48 | its TCP window:16
+//!         7  way of the reply direction:48 | its TCP window:16
+//! (cold)  packets, bytes, sequence numbers (`cold.rs`): of every original direction, then of every
+//!         reply direction
 //! (rules) DNAT rules, two a word, of the connections that have one
 //! ```
 //!
@@ -26,8 +27,8 @@
 //!
 //! Looking up takes no lock: slot, entry, version again. Inserting and removing lock the shards of
 //! both tuples, the lower one first, so that two workers inserting one flow meet; slots are claimed
-//! by compare-and-swap because one bucket serves tuples of many shards. Memory: 96 bytes an entry in
-//! IPv4 and 160 in IPv6, 4 more with a DNAT rule, and 24 bytes of index.
+//! by compare-and-swap because one bucket serves tuples of many shards. Memory: 104 bytes an entry in
+//! IPv4 and 168 in IPv6, 4 more with a DNAT rule, and 24 bytes of index.
 //!
 //! A file's space must be reserved before it is written to ([`Region`]). The table of IPv4 has all of
 //! its own from the start: entries, counters, rules, format. That of IPv6, which many a host never
@@ -39,6 +40,7 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use super::cold::{COLD_HALVES, Cold};
 use super::entry::{ConnId, Hit};
 use super::key::{Hot, Key};
 use super::room::Room;
@@ -49,8 +51,8 @@ use crate::io::prefetch::prefetch;
 use crate::io::region::Region;
 use crate::sync::Mutex;
 
-/// Of one direction.
-pub(super) const COLD_WORDS: usize = 2;
+/// Of both directions.
+const COLD_WORDS: usize = COLD_HALVES;
 /// Words before the first step of a table that gets its memory in steps: the format, and what keeps
 /// entries at the start of a pair of cache lines.
 pub(super) const HEADER: usize = 16;
@@ -152,7 +154,7 @@ impl<K: Key> ConnTable<K> {
     /// Of so many entries with their counters and rules.
     pub(super) fn words_of(entries: u32) -> usize {
         let entries = entries as usize;
-        entries * (K::HOT_WORDS + 2 * COLD_WORDS) + entries.div_ceil(2)
+        entries * (K::HOT_WORDS + COLD_WORDS) + entries.div_ceil(2)
     }
 
     /// The word of a file that says what the others mean.
@@ -242,23 +244,19 @@ impl<K: Key> ConnTable<K> {
         K::split(self.entries.words().get(base + at * K::HOT_WORDS..)?)
     }
 
-    /// Packets and bytes of a direction. Each is written by the one worker that receives it, so that
-    /// the two directions lie apart.
+    /// What is written for every packet of a direction, by the one worker that receives it: so the two
+    /// directions lie apart.
     #[inline]
-    pub(super) fn cold(
-        &self,
-        index: u32,
-        direction: Direction,
-    ) -> Option<&[AtomicU64; COLD_WORDS]> {
+    pub(super) fn cold(&self, index: u32, direction: Direction) -> Option<Cold<'_>> {
         let (base, at, all) = self.place(index);
-        let base = base + all * K::HOT_WORDS + direction.index() * all * COLD_WORDS;
-        self.entries.words().get(base + at * COLD_WORDS..)?.first_chunk()
+        let base = 2 * (base + all * K::HOT_WORDS) + direction.index() * all * COLD_HALVES;
+        self.entries.halves().get(base + at * COLD_HALVES..)?.first_chunk().map(Cold)
     }
 
     /// Where the rule of an entry is, and how far from the lowest bit.
     fn rule_cell(&self, index: u32) -> Option<(&AtomicU64, u32)> {
         let (base, at, all) = self.place(index);
-        let base = base + all * (K::HOT_WORDS + 2 * COLD_WORDS);
+        let base = base + all * (K::HOT_WORDS + COLD_WORDS);
         Some((self.entries.words().get(base + at / 2)?, index % 2 * 32))
     }
 
@@ -325,7 +323,7 @@ impl<K: Key> ConnTable<K> {
             if K::HOT_WORDS > LINE_WORDS {
                 prefetch(hot.deadline);
             }
-            prefetch(cold);
+            prefetch(cold.0);
         }
         slot
     }

@@ -298,9 +298,9 @@ fn rules_of_neighbors_do_not_mix<K: Sample>() {
 fn a_connection_takes_what_is_documented() {
     let bytes = |words: usize| words * size_of::<u64>();
     let limit = 262_144;
-    assert_eq!(bytes(ConnTable::<Tuple>::words_of(limit)), 100 * limit as usize);
+    assert_eq!(bytes(ConnTable::<Tuple>::words_of(limit)), 108 * limit as usize);
     assert_eq!(ConnTable::<Tuple>::entry_words(limit), ConnTable::<Tuple>::words_of(limit) + 1);
-    assert_eq!(bytes(ConnTable::<Tuple6>::words_of(limit)), 164 * limit as usize);
+    assert_eq!(bytes(ConnTable::<Tuple6>::words_of(limit)), 172 * limit as usize);
     assert_eq!((size_of::<Tuple>(), size_of::<Tuple6>()), (16, 40));
 }
 

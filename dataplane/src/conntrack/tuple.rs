@@ -133,7 +133,7 @@ impl Stored for Tuple {
     type Cells = [AtomicU64; 2];
 
     const HOT_WORDS: usize = 8;
-    const FORMAT: u64 = u64::from_be_bytes(*b"vswct\0\0\x02");
+    const FORMAT: u64 = u64::from_be_bytes(*b"vswct\0\0\x03");
     const IN_STEPS: bool = false;
 
     #[inline(always)]

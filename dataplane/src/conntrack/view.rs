@@ -3,12 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::cold::Cold;
 use super::entry::{ASSURED, ConnId, DNAT, NewConnection, SEEN_REPLY, SNAT};
 use super::key::Key;
-use super::table::{COLD_WORDS, ConnTable};
+use super::table::ConnTable;
 use super::tcp::TcpState;
 use super::tuple::Direction;
-use super::words::{Meta, deadline_of};
+use super::window::Side;
+use super::words::{Meta, deadline_of, side_of};
 use crate::engine::{Connection, ConntrackStats};
 use crate::packet::types::ip_proto;
 
@@ -27,7 +29,10 @@ pub struct Entry {
 pub(super) struct Raw<K> {
     pub(super) version: u32,
     pub(super) new: NewConnection<K>,
-    pub(super) counters: [[u64; COLD_WORDS]; 2],
+    /// Packets and bytes of both directions.
+    pub(super) counters: [[u64; 2]; 2],
+    /// What both sides have said.
+    pub(super) sides: [Side; 2],
 }
 
 impl<K: Key> ConnTable<K> {
@@ -35,6 +40,20 @@ impl<K: Key> ConnTable<K> {
         let hot = self.hot(index)?;
         let cold = |direction| self.cold(index, direction);
         let cold = [cold(Direction::Original)?, cold(Direction::Reply)?];
+        let rule = || self.rule(index);
+        let mut raw = self.raw_of(index, rule)?;
+        raw.counters = cold.map(Cold::counters);
+        for ((side, cold), way) in raw.sides.iter_mut().zip(cold).zip(hot.ways) {
+            let (end, ack) = cold.numbers();
+            *side = Side::from_words(end, ack, side_of(way.load(Ordering::Acquire)));
+        }
+        let again = Meta(hot.meta.load(Ordering::Acquire));
+        (again.version() == raw.version).then_some(raw)
+    }
+
+    /// What does not depend on the format of the rest: without counters and sides.
+    pub(super) fn raw_of(&self, index: u32, rule: impl Fn() -> u32) -> Option<Raw<K>> {
+        let hot = self.hot(index)?;
         let meta = Meta(hot.meta.load(Ordering::Acquire));
         let new = NewConnection {
             original: K::load(hot.original, Ordering::Acquire),
@@ -42,22 +61,22 @@ impl<K: Key> ConnTable<K> {
             state: meta.state(),
             flags: meta.flags(),
             network: meta.network(),
-            rule: if meta.flags() & DNAT != 0 { self.rule(index) } else { 0 },
+            rule: if meta.flags() & DNAT != 0 { rule() } else { 0 },
             deadline: deadline_of(hot.deadline.load(Ordering::Acquire)),
         };
-        let counters = cold.map(|of| std::array::from_fn(|at| of[at].load(Ordering::Acquire)));
         let again = Meta(hot.meta.load(Ordering::Acquire));
         (meta.is_live() && again.version() == meta.version()).then_some(Raw {
             version: meta.version(),
             new,
-            counters,
+            counters: Default::default(),
+            sides: Default::default(),
         })
     }
 
     /// Every connection that has not expired.
     pub fn entries(&self, now: u32) -> impl Iterator<Item = Entry> {
         (0..self.high_water()).filter_map(move |index| {
-            let Raw { version, new, counters } = self.raw(index)?;
+            let Raw { version, new, counters, .. } = self.raw(index)?;
             let left = new.deadline.checked_sub(now).filter(|left| *left > 0)?;
             let [[packets_o, bytes_o], [packets_r, bytes_r]] = counters;
             Some(Entry {

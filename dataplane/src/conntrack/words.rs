@@ -58,6 +58,26 @@ pub(super) const fn deadline_of(word: u64) -> u32 {
     word as u32
 }
 
+/// The sixth and seventh word of an entry: the way of a direction, and of its side of a TCP connection
+/// what [`super::window::Side::to_words`] has beside its sequence numbers.
+#[inline]
+pub(super) const fn way_word(way: u64, side: u16) -> u64 {
+    way << 16 | side as u64
+}
+
+/// The way of such a word: 48 bits.
+#[inline]
+pub(super) const fn way_of(word: u64) -> u64 {
+    word >> 16
+}
+
+/// The side of such a word.
+#[inline]
+#[allow(clippy::cast_possible_truncation, reason = "the field is 16 bits wide")]
+pub(super) const fn side_of(word: u64) -> u16 {
+    word as u16
+}
+
 /// Bits that are independent of both bucket numbers.
 #[inline]
 pub(super) const fn slot_tag(hash: u64) -> u64 {

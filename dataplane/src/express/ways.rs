@@ -16,9 +16,11 @@ use crate::packet::types::{Mac, PortId};
 const WAYS: usize = 1024;
 /// Bits of a number that say where the way is.
 const PLACE_BITS: u32 = WAYS.trailing_zeros();
-/// Bits above them that count; the worker's are above those. At most [`WAYS`] are made a second and with
-/// each configuration: enough for years.
-const COUNT_BITS: u32 = 44;
+/// Bits above them that count, for each place by itself; the worker's are above those. A place gets a new
+/// way at most once a second and with each configuration: enough for 34 years.
+const COUNT_BITS: u32 = 30;
+/// Bits of a number: as many as an entry of the connection table has room for.
+const NUMBER_BITS: u32 = 48;
 
 /// From where to where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,13 +94,14 @@ const fn fold(address: u128) -> u32 {
 #[derive(Debug)]
 pub(crate) struct Ways {
     worker: u64,
-    made: u64,
+    /// How many each place has had.
+    made: Vec<u32>,
     places: Vec<Option<Way>>,
 }
 
 impl Ways {
     pub(crate) fn new(worker: usize) -> Self {
-        Self { worker: worker as u64, made: 0, places: vec![None; WAYS] }
+        Self { worker: worker as u64, made: vec![0; WAYS], places: vec![None; WAYS] }
     }
 
     /// The place of the way with this number, if it is still there.
@@ -114,12 +117,15 @@ impl Ways {
     }
 
     fn number(&mut self, place: usize) -> Option<u64> {
-        self.made += 1;
-        let fits =
-            self.worker < 1 << (u64::BITS - COUNT_BITS - PLACE_BITS) && self.made < 1 << COUNT_BITS;
-        fits.then_some(
-            self.worker << (COUNT_BITS + PLACE_BITS) | self.made << PLACE_BITS | place as u64,
-        )
+        let made = self.made.get_mut(place)?;
+        if self.worker >= 1 << (NUMBER_BITS - COUNT_BITS - PLACE_BITS)
+            || *made + 1 >= 1 << COUNT_BITS
+        {
+            return None;
+        }
+        *made += 1;
+        let count = u64::from(*made);
+        Some(self.worker << (COUNT_BITS + PLACE_BITS) | count << PLACE_BITS | place as u64)
     }
 }
 
@@ -206,8 +212,12 @@ mod tests {
     #[test]
     fn who_has_run_out_of_numbers_goes_the_whole_way() {
         let mut express = Express::new(0);
-        express.ways.made = (1 << COUNT_BITS) - 2;
-        assert!(express.learn_way(ends(1, 1), exit(1)).is_some());
-        assert_eq!(express.learn_way(ends(2, 7), exit(1)), None);
+        express.ways.made[ends(1, 1).place()] = (1 << COUNT_BITS) - 2;
+        let last = express.learn_way(ends(1, 1), exit(1)).unwrap();
+        assert!(last < 1 << NUMBER_BITS);
+        express.basis.config += 1;
+        assert_eq!(express.learn_way(ends(1, 1), exit(1)), None);
+        assert!(Express::new(255).learn_way(ends(1, 1), exit(1)).unwrap() < 1 << NUMBER_BITS);
+        assert_eq!(Express::new(256).learn_way(ends(1, 1), exit(1)), None);
     }
 }

@@ -16,7 +16,7 @@ use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
@@ -98,6 +98,12 @@ impl Region {
     #[must_use]
     pub fn words(&self) -> &[AtomicU64] {
         self.map.words()
+    }
+
+    /// The same memory in halves of words. A word is used whole or in halves, never both ways.
+    #[must_use]
+    pub fn halves(&self) -> &[AtomicU32] {
+        self.map.halves()
     }
 
     /// Whether the words come, in this very number, from an earlier run. What they say must be

@@ -94,7 +94,8 @@ pub(super) fn begin(
     };
     count_rules(cx, &hit, target.as_ref(), u64::from(ip.total_len));
     // Should the answer have come by another worker already, its state is the later one.
-    note(cx, &Seen::of(ip), &hit, state, service);
+    let seen = Seen::of(frame, ip);
+    note(cx, &seen, &hit, &seen.begins(state), service);
     finish(cx, frame, lane, tuple, &hit, &way)
 }
 

@@ -3,12 +3,15 @@
 
 use crate::conntrack::entry::{ASSURED, SEEN_REPLY};
 use crate::conntrack::tcp::TcpState;
+use crate::conntrack::window::{self, Judgement, Segment, Side, Unbelievable};
 use crate::conntrack::{Direction, Hit, Key, timeout};
 use crate::core::Cx;
 use crate::frame::Frame;
 use crate::packet::headers::{Ipv4, L4};
+use crate::packet::parse::ETH_LEN;
 use crate::packet::quick::{self, Change, Quick};
-use crate::packet::types::ip_proto;
+use crate::packet::tcp;
+use crate::packet::types::{ip_proto, tcp_flags};
 use crate::pipeline::Lane;
 use crate::verdict::{DropReason, Verdict};
 
@@ -17,34 +20,82 @@ use crate::verdict::{DropReason, Verdict};
 pub(super) struct Seen {
     proto: u8,
     /// Of TCP segments only.
-    tcp_flags: Option<u8>,
+    segment: Option<Segment>,
     len: u64,
 }
 
 impl Seen {
     #[inline]
-    pub(super) fn of(ip: &Ipv4) -> Self {
-        let tcp_flags = match ip.l4 {
-            L4::Tcp { flags, .. } => Some(flags),
+    pub(super) fn of(frame: &Frame, ip: &Ipv4) -> Self {
+        let segment = match ip.l4 {
+            L4::Tcp { flags, header_len, .. } => {
+                let at = usize::from(ip.l4_offset);
+                let segment = segment(frame, at, header_len, ip.end(), flags);
+                segment.map(|segment| Segment { is_fragment: ip.more_fragments, ..segment })
+            }
             _ => None,
         };
-        Self { proto: ip.proto, tcp_flags, len: u64::from(ip.total_len) }
+        Self { proto: ip.proto, segment, len: u64::from(ip.total_len) }
+    }
+
+    /// Of a packet that begins a connection, in this state.
+    pub(super) fn begins(&self, state: u8) -> Judged {
+        Judged { state, said: self.segment.as_ref().map(Side::first), revives: true }
     }
 }
 
-/// The state after a packet.
+/// The segment whose header of this length is `at`; the packet ends at `end`.
 #[inline]
-pub(super) fn next_state(seen: &Seen, hit: &Hit) -> Result<u8, DropReason> {
-    let Some(flags) = seen.tcp_flags else { return Ok(hit.state()) };
+fn segment(frame: &Frame, at: usize, header_len: u8, end: usize, flags: u8) -> Option<Segment> {
+    let bytes = frame.bytes();
+    let tcp::Numbers { seq, ack, window } = tcp::numbers(bytes, at)?;
+    let payload = end.saturating_sub(at + usize::from(header_len));
+    let marks = u32::from(flags & tcp_flags::SYN != 0) + u32::from(flags & tcp_flags::FIN != 0);
+    let len = u32::try_from(payload).ok()?.saturating_add(marks);
+    let scale =
+        if flags & tcp_flags::SYN == 0 { None } else { tcp::window_scale(bytes, at, header_len) };
+    Some(Segment { flags, seq, ack, window, len, scale, is_fragment: false })
+}
+
+/// What a packet makes of its connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Judged {
+    state: u8,
+    /// What its side has said with it, of TCP.
+    said: Option<Side>,
+    /// Whether the connection lives on from now.
+    revives: bool,
+}
+
+/// What a packet makes of its connection, if it can belong to it.
+#[inline]
+pub(super) fn judge(cx: &Cx<'_>, seen: &Seen, hit: &Hit) -> Result<Judged, DropReason> {
+    if seen.proto != ip_proto::TCP {
+        return Ok(Judged { state: hit.state(), said: None, revives: true });
+    }
+    let segment = seen.segment.as_ref().ok_or(DropReason::ConntrackInvalid)?;
     let state = TcpState::from_u8(hit.state()).ok_or(DropReason::ConntrackInvalid)?;
-    let next = state.next(flags, hit.direction).map_err(|_| DropReason::ConntrackInvalid)?;
-    Ok(next as u8)
+    let next =
+        state.next(segment.flags, hit.direction).map_err(|_| DropReason::ConntrackInvalid)?;
+    let [mine, theirs] = cx.tables.connections.sides(hit);
+    Ok(match window::judge(state, hit.direction, segment, mine, theirs) {
+        Ok(Judgement::Continues(side)) => {
+            Judged { state: next as u8, said: (side != mine).then_some(side), revives: true }
+        }
+        Ok(Judgement::BeginsAnew(side)) => {
+            Judged { state: TcpState::SynReceived as u8, said: Some(side), revives: true }
+        }
+        Ok(Judgement::Passes) => Judged { state: hit.state(), said: None, revives: false },
+        Err(Unbelievable::OutOfWindow) => return Err(DropReason::TcpOutOfWindow),
+        Err(Unbelievable::Reset) => return Err(DropReason::TcpResetInvalid),
+    })
 }
 
 /// Counts the packet and moves the connection's state and deadline; false: see
 /// [`crate::conntrack::ConnTable::touch`].
 #[inline]
-pub(super) fn note(cx: &Cx<'_>, seen: &Seen, hit: &Hit, state: u8, service: u16) -> bool {
+pub(super) fn note(cx: &Cx<'_>, seen: &Seen, hit: &Hit, judged: &Judged, service: u16) -> bool {
+    let state = judged.state;
     let flags = match hit.direction {
         Direction::Reply => SEEN_REPLY,
         Direction::Original => 0,
@@ -57,24 +108,35 @@ pub(super) fn note(cx: &Cx<'_>, seen: &Seen, hit: &Hit, state: u8, service: u16)
     };
     let flags = flags | if assured { ASSURED } else { 0 };
     let idle = timeout::idle(&cx.config.timeouts, seen.proto, service, state);
-    let deadline = cx.secs.saturating_add(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX));
-    cx.tables.connections.touch(hit, seen.len, state, flags, deadline)
+    let deadline = if judged.revives {
+        cx.secs.saturating_add(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX))
+    } else {
+        hit.deadline
+    };
+    let connections = &cx.tables.connections;
+    if !connections.touch(hit, seen.len, state, flags, deadline) {
+        return false;
+    }
+    if let Some(side) = judged.said {
+        connections.set_side(hit, side);
+    }
+    true
 }
 
-/// [`note`] until it is noted, beginning with the state that is to follow.
+/// [`note`] until it is noted, beginning with what was judged.
 #[inline]
 pub(super) fn settle(
     cx: &Cx<'_>,
     seen: &Seen,
     hit: &mut Hit,
-    mut state: u8,
+    mut judged: Judged,
     service: u16,
 ) -> Result<(), DropReason> {
-    while !note(cx, seen, hit, state, service) {
+    while !note(cx, seen, hit, &judged, service) {
         // The worker of the other direction was faster: judge by the state that it left.
         let Some(now) = cx.tables.connections.refresh(hit) else { break };
         *hit = now;
-        state = next_state(seen, hit)?;
+        judged = judge(cx, seen, hit)?;
     }
     Ok(())
 }
@@ -91,14 +153,20 @@ pub(super) fn travel(
     let mut hit = cx.tables.connections.at(lane.id, direction)?;
     let exit = cx.express.ways.at(lane.way)?.exit;
     let proto = lane.tuple.proto();
-    let tcp_flags = (proto == ip_proto::TCP).then_some(lane.tcp_flags);
-    let seen = Seen { proto, tcp_flags, len: u64::from(lane.total_len) };
+    let segment = if proto == ip_proto::TCP {
+        let end = ETH_LEN + usize::from(lane.total_len);
+        quick::tcp_header_len(frame)
+            .and_then(|header_len| segment(frame, quick::L4, header_len, end, lane.tcp_flags))
+    } else {
+        None
+    };
+    let seen = Seen { proto, segment, len: u64::from(lane.total_len) };
     let service = match direction {
         Direction::Original => lane.tuple.dst_port(),
         Direction::Reply => hit.other.dst_port(),
     };
     let noted =
-        next_state(&seen, &hit).and_then(|state| settle(cx, &seen, &mut hit, state, service));
+        judge(cx, &seen, &hit).and_then(|judged| settle(cx, &seen, &mut hit, judged, service));
     if let Err(reason) = noted {
         return Some(Err(reason));
     }

@@ -8,7 +8,7 @@ use crate::express::ways::{Ends, Exit};
 use crate::frame::Frame;
 use crate::l3::hop::{self, Hop, Reach};
 use crate::l3::report::report;
-use crate::nat::established::{Seen, next_state, settle, travel};
+use crate::nat::established::{Seen, judge, settle, travel};
 use crate::nat::lookup::zone;
 use crate::nat::{begin, local, related};
 use crate::packet::headers::{Ipv4, L4, Net};
@@ -81,14 +81,14 @@ pub(super) fn established(
     tuple: Tuple,
     mut hit: Hit,
 ) -> Result<Verdict, DropReason> {
-    let seen = Seen::of(ip);
-    let state = next_state(&seen, &hit)?;
+    let seen = Seen::of(frame, ip);
+    let judged = judge(cx, &seen, &hit)?;
     let way = way_out(cx, frame, lane, ip, hit.other.src())?;
     let original = match hit.direction {
         Direction::Original => tuple,
         Direction::Reply => hit.other,
     };
-    settle(cx, &seen, &mut hit, state, original.dst_port())?;
+    settle(cx, &seen, &mut hit, judged, original.dst_port())?;
     finish(cx, frame, lane, tuple, &hit, &way)
 }
 

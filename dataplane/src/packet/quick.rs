@@ -11,13 +11,20 @@ use super::types::ip_proto;
 use crate::frame::Frame;
 use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_NONE, VnetHdr};
 
-const L4: usize = ETH_LEN + super::parse::IPV4_LEN;
+/// Where the transport header is.
+pub(crate) const L4: usize = ETH_LEN + super::parse::IPV4_LEN;
 /// Ethernet and IPv4 header, and what TCP and UDP have in common in theirs.
 const COMMON: usize = L4 + UDP_LEN;
 /// Version 4, header length 20.
 const PLAIN_IPV4: u8 = 0x45;
 /// "More fragments" and the fragment offset.
 const FRAGMENT_MASK: u16 = 0x3fff;
+
+/// Length of the TCP header of such a packet.
+#[inline]
+pub(crate) fn tcp_header_len(frame: &Frame) -> Option<u8> {
+    frame.bytes().get(L4 + 12).map(|offset| (offset >> 4) * 4)
+}
 
 /// What such a packet says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

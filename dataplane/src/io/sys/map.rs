@@ -64,6 +64,15 @@ impl Mapping {
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), words) }
     }
 
+    /// The memory as 32-bit words. Who uses a place by these does not use it by [`Mapping::words`].
+    pub(in crate::io) fn halves(&self) -> &[AtomicU32] {
+        let halves = self.len / size_of::<AtomicU32>();
+        // JUSTIFICATION: as above.
+        // SAFETY: page-aligned, so aligned for u32; `halves` of them lie within the mapping, which
+        // lives as long as the borrow; every bit pattern is valid; all access is atomic.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), halves) }
+    }
+
     /// The 32-bit word at byte `offset`; `None` when it is not aligned or not inside.
     pub(in crate::io) fn word32(&self, offset: usize) -> Option<&AtomicU32> {
         let end = offset.checked_add(size_of::<AtomicU32>())?;
