@@ -150,6 +150,9 @@ enum Transport {
     Udp { src: u16, dst: u16 },
 }
 
+/// The number of the first octet that a side of a TCP connection sends.
+pub const FIRST_SEQ: u32 = 1000;
+
 /// An IPv4 packet in an Ethernet frame. Methods change one thing each.
 #[derive(Debug, Clone)]
 pub struct Packet {
@@ -173,12 +176,14 @@ fn packet(from: &Host, to: &Host, transport: Transport) -> Packet {
     Packet { src_mac: from.mac, dst_mac: to.mac, vlan: None, ip, transport, payload: Vec::new() }
 }
 
-/// A TCP segment.
+/// A TCP segment. Both sides begin with the same number, and nobody has sent anything yet: so any of
+/// them follows any other.
 #[must_use]
 pub fn tcp(from: &Host, src_port: u16, to: &Host, dst_port: u16, flags: u8) -> Packet {
-    let mut header = TcpHeader::new(src_port, dst_port, 1000, 65_000);
+    let seq = if flags & tcp_flags::SYN == 0 { FIRST_SEQ } else { FIRST_SEQ - 1 };
+    let mut header = TcpHeader::new(src_port, dst_port, seq, 65_000);
     if flags & tcp_flags::ACK != 0 {
-        header.acknowledgment_number = 2000;
+        header.acknowledgment_number = FIRST_SEQ;
     }
     packet(from, to, Transport::Tcp(Box::new(header))).flags(flags)
 }
