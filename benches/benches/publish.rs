@@ -46,6 +46,7 @@ fn spec(networks: u16) -> SnapshotSpec {
                     ipv4: vec![address(host)],
                     ipv6: Vec::new(),
                     guard: true,
+                    trusted: false,
                 },
                 mtu: 1500,
             });

@@ -283,6 +283,7 @@ fn two_ports() -> SnapshotSpec {
             ipv4: Vec::new(),
             ipv6: Vec::new(),
             guard: false,
+            trusted: false,
         },
         mtu: 1500,
     };
@@ -306,6 +307,7 @@ fn container_and_uplink(guard: bool, nat_ports: (u16, u16)) -> SnapshotSpec {
                     ipv4: vec![CONTAINER],
                     ipv6: Vec::new(),
                     guard,
+                    trusted: false,
                 },
                 mtu: 1500,
             },

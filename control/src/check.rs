@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::ipam;
 use crate::model::{HOST_NETWORK, is_unswitched};
 use crate::name::Name;
-use crate::options::NetworkOptions;
+use crate::options::{EndpointOptions, NetworkOptions};
 use crate::publish::PublishSpec;
 
 pub use way_out::{interface, route, route_destination, uplink};
@@ -217,6 +217,7 @@ fn sandbox_fields(request: &SandboxCreate) -> Result<()> {
             ("--ip6", request.ip6.is_some()),
             ("--mac", request.mac.is_some()),
             ("--alias", !request.aliases.is_empty()),
+            ("-o", !request.options.is_empty()),
             ("-p", !request.publish.is_empty()),
         ];
         if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
@@ -246,6 +247,7 @@ fn sandbox_fields(request: &SandboxCreate) -> Result<()> {
     if let Some(mac) = request.mac {
         unicast_mac(mac)?;
     }
+    EndpointOptions::parse(&request.options)?;
     publish(&request.publish)
 }
 
@@ -263,7 +265,8 @@ pub fn connect(network: &Name, request: &ConnectRequest) -> Result<()> {
     }
     let checked = no_ipv6(request.ip6)
         .and_then(|()| request.ip.map_or(Ok(()), unicast))
-        .and_then(|()| request.mac.map_or(Ok(()), unicast_mac));
+        .and_then(|()| request.mac.map_or(Ok(()), unicast_mac))
+        .and_then(|()| EndpointOptions::parse(&request.options).map(drop));
     checked.map_err(|error| error.context(format_args!("sandbox {:?}", request.sandbox)))
 }
 

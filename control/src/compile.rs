@@ -20,7 +20,7 @@ use crate::api::types::UplinkMode;
 use crate::error::{Result, ResultExt};
 use crate::model::{Desired, Network, Route, Sandbox};
 use crate::name::Name;
-use crate::options::NetworkOptions;
+use crate::options::{EndpointOptions, NetworkOptions};
 use crate::publish::PortRange;
 
 #[cfg(test)]
@@ -151,6 +151,7 @@ fn compile_network(
                 ipv4: vec![endpoint.ipv4],
                 ipv6: Vec::new(),
                 guard: options.spoof_check,
+                trusted: EndpointOptions::parse(&endpoint.options)?.trusted,
             };
             spec.ports.push(PortConfig { id: *port, role, mtu: network.mtu });
         }

@@ -175,6 +175,9 @@ pub struct Endpoint {
     /// What connects it to the engine. Records of before there was a choice do not say.
     #[serde(default)]
     pub wire: Wire,
+    /// Options, checked. Records of before there were any do not say.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
 }
 
 /// What connects an endpoint to the engine.

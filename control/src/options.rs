@@ -1,4 +1,5 @@
-//! Network options (`-o KEY=VALUE`): which there are, their Docker names, their values.
+//! Options (`-o KEY=VALUE`) of networks and of endpoints: which there are, their Docker names, their
+//! values.
 //!
 //! The API and the store keep options as the user wrote them, under their short names;
 //! [`NetworkOptions::parse`] turns them into values in one place. Options of drivers that are not
@@ -195,6 +196,48 @@ impl NetworkOptions {
     }
 }
 
+/// The options of an endpoint as values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointOptions {
+    /// It may be the network's DHCP server or IPv6 router.
+    pub trusted: bool,
+}
+
+impl EndpointOptions {
+    /// Every option.
+    const KNOWN: &[&str] = &["trusted"];
+
+    /// Reads the options of an endpoint.
+    ///
+    /// # Errors
+    /// When an option is unknown or its value is malformed.
+    pub fn parse(options: &BTreeMap<String, String>) -> Result<Self> {
+        let mut parsed = Self::default();
+        for (key, value) in options {
+            match key.as_str() {
+                "trusted" => {
+                    parsed.trusted = boolean(value).ok_or_else(|| {
+                        Error::invalid(format!("option {key}={value}: {NOT_BOOLEAN}"))
+                    })?;
+                }
+                key if KNOWN.iter().any(|(name, ..)| *name == key) => {
+                    return Err(Error::invalid(format!(
+                        "option {key}={value} is one of networks; give it to 'vswitchctl network \
+                         create'"
+                    )));
+                }
+                _ => {
+                    return Err(Error::invalid(format!(
+                        "option {key:?} is unknown; known options of an endpoint are {}",
+                        Self::KNOWN.join(", ")
+                    )));
+                }
+            }
+        }
+        Ok(parsed)
+    }
+}
+
 const NOT_BOOLEAN: &str = "is neither true nor false";
 
 /// The spellings Go's `strconv.ParseBool` takes, as Docker does.
@@ -265,6 +308,23 @@ mod tests {
             let error = NetworkOptions::parse(Driver::Bridge, &map(&[option])).unwrap_err();
             assert!(error.message.contains(fault), "{option:?}: {}", error.message);
         }
+        for (option, fault) in [
+            (
+                ("colour", "red"),
+                "option \"colour\" is unknown; known options of an endpoint are trusted",
+            ),
+            (
+                ("link", "tap"),
+                "option link=tap is one of networks; give it to 'vswitchctl network create'",
+            ),
+            (("trusted", "yes"), "option trusted=yes: is neither true nor false"),
+        ] {
+            let error = EndpointOptions::parse(&map(&[option])).unwrap_err();
+            assert!(error.message.contains(fault), "{option:?}: {}", error.message);
+        }
+        assert_eq!(EndpointOptions::parse(&map(&[])), Ok(EndpointOptions { trusted: false }));
+        let trusted = EndpointOptions::parse(&map(&[("trusted", "true")]));
+        assert_eq!(trusted, Ok(EndpointOptions { trusted: true }));
         let twice = map(&[("mtu", "1400"), ("com.docker.network.driver.mtu", "1400")]);
         let error = canonical(Driver::Bridge, &twice).unwrap_err();
         assert!(error.message.contains("\"mtu\" is given twice"), "{}", error.message);

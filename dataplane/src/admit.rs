@@ -1,7 +1,8 @@
 //! Admission: is this frame allowed to come from there?
 //!
 //! Everything an endpoint may lie about is checked here, before anything is learned from it: the
-//! virtio-net header, the source MAC, the IPv4 source and the ARP sender. The host's leg carries
+//! virtio-net header, the source MAC, the IPv4 source and the sender in ARP and Neighbor Discovery; and
+//! that it does not play the network's DHCP server or router ([`guard`]). The host's leg carries
 //! what the host itself says and nothing else: a host that forwards (`ip_forward=1`) is no way into
 //! a network.
 
@@ -10,6 +11,7 @@ use std::net::Ipv4Addr;
 use crate::config::{PortEntry, PortRole, Snapshot};
 use crate::core::Cx;
 use crate::frame::Frame;
+use crate::l2::guard;
 use crate::packet::arp::ArpPacket;
 use crate::packet::headers::{Headers, Net};
 use crate::packet::{offload, parse};
@@ -55,18 +57,21 @@ fn admit(
     if !headers.src.is_valid_source() {
         return Err(DropReason::InvalidSourceMac);
     }
-    let PortRole::Endpoint { mac, ipv4, guard, .. } = &port.config.role else {
+    let PortRole::Endpoint { mac, ipv4, guard, trusted, .. } = &port.config.role else {
         return of_the_host(config, frame, headers);
     };
     let gateway_mac = config.network(*network).map(|network| network.config.gateway_mac);
     if gateway_mac == Some(headers.src) {
         return Err(DropReason::OwnMac);
     }
+    if *guard && headers.src != *mac {
+        return Err(DropReason::SpoofedMac);
+    }
+    if !trusted {
+        guard::admit(frame.bytes(), headers)?;
+    }
     if !guard {
         return Ok(());
-    }
-    if headers.src != *mac {
-        return Err(DropReason::SpoofedMac);
     }
     if matches!(headers.net, Net::Arp) {
         let arp = ArpPacket::parse(frame.bytes(), headers).ok_or(DropReason::ArpMalformed)?;
@@ -81,7 +86,8 @@ fn admit(
         Some(source) if !source.is_unspecified() && !ipv4.contains(&source) => {
             Err(DropReason::SpoofedIpv4)
         }
-        _ => Ok(()),
+        Some(_) => Ok(()),
+        None => guard::admit_neighbor(frame.bytes(), headers, *mac),
     }
 }
 

@@ -60,8 +60,12 @@ pub enum PortRole {
         ipv4: Vec<Ipv4Addr>,
         /// Its IPv6 addresses: neighbors known without asking.
         ipv6: Vec<Ipv6Addr>,
-        /// Drop frames whose source MAC, IPv4 or ARP sender address is not one of the above.
+        /// Drop frames whose source MAC, IPv4, ARP or Neighbor Discovery sender address is not one of the
+        /// above.
         guard: bool,
+        /// It may send what decides for others where their packets go: the answers of a DHCP server, Router
+        /// Advertisements, Redirects.
+        trusted: bool,
     },
     /// The host's own leg in a network; it carries the gateway's address in the host's stack.
     Host {

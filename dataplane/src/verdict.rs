@@ -41,6 +41,8 @@ drop_reasons! {
     ConntrackFull = "conntrack_full",
     /// A TCP segment that fits no connection and is no SYN, or contradicts the connection's state.
     ConntrackInvalid = "conntrack_invalid",
+    /// What a DHCP server says, from an endpoint that is not trusted.
+    DhcpUntrusted = "dhcp_untrusted",
     /// A fragment whose first fragment was not seen, so that it belongs to no connection.
     FragmentUntracked = "fragment_untracked",
     /// The host's stack passed it on for somebody else: the source is no address of the host.
@@ -93,6 +95,8 @@ drop_reasons! {
     OwnMac = "own_mac",
     /// The ingress port is attached but not (or no longer) configured.
     PortUnconfigured = "port_unconfigured",
+    /// An IPv6 Router Advertisement or Redirect from an endpoint that is not trusted, or what could hide one.
+    RaUntrusted = "ra_untrusted",
     /// Shorter than an Ethernet header.
     Runt = "runt",
     /// The destination is on the port the frame came from.
@@ -105,6 +109,10 @@ drop_reasons! {
     SpoofedIpv4 = "spoofed_ipv4",
     /// A source MAC that the endpoint does not own.
     SpoofedMac = "spoofed_mac",
+    /// A Neighbor Discovery message that names a MAC that the endpoint does not own.
+    SpoofedNd = "spoofed_nd",
+    /// More frames for all ports than one port may send in a second.
+    StormLimited = "storm_limited",
     /// A TCP segment beyond what its receiver has room for, or that acknowledges what was never sent.
     TcpOutOfWindow = "tcp_out_of_window",
     /// A RST whose sequence number its receiver would not believe (RFC 5961).

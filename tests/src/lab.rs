@@ -113,7 +113,8 @@ fn port(id: PortId, role: PortRole) -> PortConfig {
 #[must_use]
 pub fn endpoint(host: &Host, network: NetworkId) -> PortConfig {
     let (ipv4, ipv6) = (vec![host.ip], Vec::new());
-    let role = PortRole::Endpoint { network, mac: host.mac, ipv4, ipv6, guard: true };
+    let role =
+        PortRole::Endpoint { network, mac: host.mac, ipv4, ipv6, guard: true, trusted: false };
     port(host.port, role)
 }
 

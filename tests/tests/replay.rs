@@ -86,7 +86,7 @@ fn port(id: PortId, role: PortRole) -> PortConfig {
 
 fn endpoint(id: PortId, mac: Mac, ip: Ipv4Addr, guard: bool) -> PortConfig {
     let (ipv4, ipv6) = (vec![ip], Vec::new());
-    port(id, PortRole::Endpoint { network: NETWORK, mac, ipv4, ipv6, guard })
+    port(id, PortRole::Endpoint { network: NETWORK, mac, ipv4, ipv6, guard, trusted: true })
 }
 
 /// The router of the captures: a network with the client, a dedicated uplink, a published port.

@@ -401,7 +401,7 @@ mod tests {
                 ],
             ),
             ("Subnet", &["subnet", "gateway", "ip_range", "aux_addresses"]),
-            ("NetworkEndpoint", &["sandbox", "ifname", "mac", "ipv4", "ipv6", "port"]),
+            ("NetworkEndpoint", &["sandbox", "ifname", "mac", "ipv4", "ipv6", "options", "port"]),
             (
                 "PortMapping",
                 &["sandbox", "proto", "host_ip", "host_port", "host_port_end", "port", "port_end"],

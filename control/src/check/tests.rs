@@ -206,6 +206,10 @@ fn networks_that_are_but_a_name_are_chosen_at_creation_only() {
             );
         }
     }
+    connect(&name("app"), &request(r#"{"sandbox":"s","options":{"trusted":"true"}}"#)).unwrap();
+    let odd = request(r#"{"sandbox":"s","options":{"icc":"true"}}"#);
+    let error = connect(&name("app"), &odd).unwrap_err();
+    assert!(error.message.starts_with("sandbox \"s\": option \"icc\" is unknown"), "{error}");
     let multicast = request(r#"{"sandbox":"s","ip":"224.0.0.1"}"#);
     let error = connect(&name("app"), &multicast).unwrap_err();
     assert!(error.message.starts_with("sandbox \"s\": address 224.0.0.1"), "{error}");

@@ -108,6 +108,9 @@ pub struct Connect {
     /// One more name by which the network's other sandboxes find it
     #[arg(long = "alias", value_name = "NAME")]
     aliases: Vec<Name>,
+    /// Option of the endpoint: trusted=true lets it be the network's DHCP server or IPv6 router
+    #[arg(short = 'o', long = "opt", value_name = "KEY=VALUE", value_parser = values::key_value)]
+    options: Vec<(String, String)>,
 }
 
 const COLUMNS: &[Column<Network>] = &[
@@ -182,12 +185,15 @@ impl Create {
 
 impl Connect {
     fn request(self) -> Result<ConnectRequest> {
+        let options = values::unique("option", self.options)
+            .map_err(|error| error.context(format_args!("sandbox {:?}", self.sandbox)))?;
         let request = ConnectRequest {
             sandbox: self.sandbox,
             ip: self.ip,
             ip6: self.ip6,
             mac: self.mac,
             aliases: self.aliases,
+            options,
         };
         check::connect(&self.network, &request)?;
         Ok(request)

@@ -11,7 +11,7 @@ use crate::api::types::{
     MacAddr, NetnsRef, NetworkRef, PortMapping, PublishRequest, Sandbox, SandboxCreate,
 };
 use crate::check;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::name::Name;
 use crate::publish::PublishSpec;
 
@@ -66,6 +66,10 @@ pub(super) struct CreateFlags {
     /// One more name by which other sandboxes of its networks find it
     #[arg(long = "alias", value_name = "NAME")]
     aliases: Vec<Name>,
+    /// Option of the endpoint in the first network: trusted=true lets it be the network's DHCP server
+    /// or IPv6 router
+    #[arg(short = 'o', long = "opt", value_name = "KEY=VALUE", value_parser = values::key_value)]
+    options: Vec<(String, String)>,
     /// Publish a port: [HOSTIP:][HOSTPORT[-END]:]PORT[-END][/tcp|udp|sctp]; a range of host ports
     /// for one PORT: the first free one of it
     #[arg(short, long, value_name = "PUBLISH")]
@@ -73,20 +77,13 @@ pub(super) struct CreateFlags {
     /// Adopt the namespace at PATH, or of process N as pid:N, instead of making one
     #[arg(long, value_name = "PATH|pid:N")]
     netns: Option<NetnsRef>,
-    /// An option of networks: taken here only to say so
-    #[arg(short = 'o', long = "opt", value_name = "KEY=VALUE", hide = true)]
-    options: Vec<String>,
 }
 
 impl CreateFlags {
     /// The request, checked.
     pub(super) fn request(self, name: Name) -> Result<SandboxCreate> {
-        if let Some(option) = self.options.first() {
-            return Err(Error::invalid(format!(
-                "-o {option}: a sandbox has no options, its networks have; give it to \
-                 'vswitchctl network create'"
-            )));
-        }
+        let options = values::unique("option", self.options)
+            .map_err(|error| error.context(format_args!("sandbox {name:?}")))?;
         let request = SandboxCreate {
             name,
             networks: self.networks,
@@ -94,6 +91,7 @@ impl CreateFlags {
             ip6: self.ip6,
             mac: self.mac,
             aliases: self.aliases,
+            options,
             publish: self.publish,
             netns: self.netns,
         };
@@ -196,30 +194,5 @@ impl PortCommand {
             }
         };
         Ok(Reply::list(&mappings, PORT_COLUMNS)?.into())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser as _;
-
-    use super::*;
-    use crate::cli::{self, Cli};
-
-    #[test]
-    fn an_option_of_networks_is_said_to_be_one() {
-        for flag in ["-o", "--opt"] {
-            let line = ["vswitchctl", "sandbox", "create", "s", flag, "link=tap"];
-            let command = Cli::try_parse_from(line).unwrap().command;
-            let cli::Command::Sandbox(Command::Create(create)) = command else {
-                panic!("{command:?}")
-            };
-            let error = create.flags.request(create.name).unwrap_err();
-            assert_eq!(error.exit_code(), 2);
-            let text = error.to_string();
-            for word in ["link=tap", "its networks have", "vswitchctl network create"] {
-                assert!(text.contains(word), "{text}");
-            }
-        }
     }
 }

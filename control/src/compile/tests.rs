@@ -45,6 +45,7 @@ fn endpoint(network: &str, ifname: &str, address: &str) -> Endpoint {
         prefix_len: 24,
         aliases: Vec::new(),
         wire: Wire::Tap,
+        options: BTreeMap::new(),
     }
 }
 

@@ -111,6 +111,7 @@ impl Daemon {
                 ip6: None,
                 mac: None,
                 aliases: Vec::new(),
+                options: BTreeMap::new(),
                 publish: publish.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
                 netns: Some(path.parse()?),
             })

@@ -160,6 +160,7 @@ mod tests {
             prefix_len: 24,
             aliases: Vec::new(),
             wire: Wire::Tap,
+            options: Default::default(),
         };
         Sandbox {
             name: name.parse().unwrap(),

@@ -41,6 +41,7 @@ fn sandbox(name: &str, network: &str) -> Sandbox {
             prefix_len: 24,
             aliases: Vec::new(),
             wire: Wire::Tap,
+            options: BTreeMap::new(),
         }],
         publishes: vec![Publish {
             id: 3,

@@ -1,6 +1,6 @@
 //! Endpoints: connecting a sandbox to a network and back.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
 use dataplane::io::Port;
@@ -36,6 +36,8 @@ pub(super) struct Wanted {
     pub(super) mac: Option<MacAddr>,
     /// Further names.
     pub(super) aliases: Vec<Name>,
+    /// Options, checked.
+    pub(super) options: BTreeMap<String, String>,
 }
 
 impl Switch {
@@ -51,7 +53,8 @@ impl Switch {
         let name = request.sandbox.clone();
         let wrap = |error: Error| error.context(format!("sandbox {name:?}"));
         check::connect(network, &request)?;
-        let wanted = Wanted { ip: request.ip, mac: request.mac, aliases: request.aliases };
+        let ConnectRequest { ip, mac, aliases, options, .. } = request;
+        let wanted = Wanted { ip, mac, aliases, options };
         let mut work = self.work.lock().await;
         let sandbox = self.sandbox_record(&name)?;
         let mut undo = Undo::default();
@@ -226,6 +229,7 @@ impl Switch {
             prefix_len,
             aliases: wanted.aliases.clone(),
             wire,
+            options: wanted.options.clone(),
         })
     }
 

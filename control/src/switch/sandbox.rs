@@ -1,6 +1,6 @@
 //! Sandboxes: create and remove.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use super::endpoint::{Wanted, inode_of, interface_names, open_namespace};
 use super::follow::interfaces_now;
@@ -94,11 +94,13 @@ impl Switch {
         };
         let mut endpoints: Vec<Endpoint> = Vec::with_capacity(networks.len());
         for (at, network) in networks.iter().enumerate() {
-            // Address and MAC of the request are those in the first network; names hold in all.
+            // Address, MAC and options of the request are those in the first network; names hold in
+            // all.
             let wanted = Wanted {
                 ip: request.ip.filter(|_| at == 0),
                 mac: request.mac.filter(|_| at == 0),
                 aliases: request.aliases.clone(),
+                options: if at == 0 { request.options.clone() } else { BTreeMap::new() },
             };
             endpoints.push(self.plan_endpoint(work, network, &wanted, &mut ifnames, undo)?);
         }

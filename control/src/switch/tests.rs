@@ -157,6 +157,7 @@ fn sandbox(name: &Name, networks: &[&str]) -> SandboxCreate {
         ip6: None,
         mac: None,
         aliases: Vec::new(),
+        options: Default::default(),
         publish: Vec::new(),
         netns: None,
     }

@@ -193,6 +193,7 @@ impl World {
                 mac: endpoint.mac,
                 ipv4: Some(endpoint.ipv4),
                 ipv6: None,
+                options: endpoint.options.clone(),
                 port: port_name(sandbox, endpoint),
             })
             .collect();
@@ -228,6 +229,7 @@ impl World {
                     .map(|plan| IpAddr::V4(plan.gateway)),
                 aliases: endpoint.aliases.clone(),
                 link: endpoint.wire.kind(),
+                options: endpoint.options.clone(),
                 port: port_name(sandbox, endpoint),
             })
             .collect();

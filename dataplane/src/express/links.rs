@@ -2,6 +2,7 @@
 
 use crate::conntrack::Zone;
 use crate::frame::Frame;
+use crate::l2::guard;
 use crate::packet::parse::{ETH_LEN, ipv4_source_at};
 use crate::packet::types::{PortId, ethertype};
 
@@ -123,10 +124,14 @@ impl Links {
     }
 }
 
-/// Whether a frame to be switched has the address that the guard has admitted.
-#[inline]
-pub(crate) fn comes_from(frame: &Frame, source: Option<u32>) -> bool {
-    source.is_none_or(|source| address(frame) == Some(source))
+/// Whether a frame to be switched has the address that the guard has admitted, which only those of IPv4
+/// have, and is none that only a trusted port may send.
+#[inline(always)]
+pub(crate) fn passes(frame: &Frame, kind: u16, source: Option<u32>) -> bool {
+    match source {
+        Some(source) => guard::is_ordinary_from(frame.bytes(), source),
+        None => guard::is_ordinary(frame.bytes(), kind),
+    }
 }
 
 /// The source address of an IPv4 packet behind a header without a tag.

@@ -2,7 +2,9 @@
 //! not ask for it again.
 //!
 //! - [`links`]: by ingress port and link header, whether a frame is switched, and where to, or routed.
-//!   What it stands for: the port's role, the source guard, learning, the FDB.
+//!   What it stands for: the port's role, the source guard, learning, the FDB. Frames that only trusted
+//!   ports may send differ in nothing that it looks at: what could be one goes the whole way, whoever
+//!   sends it.
 //! - [`ways`]: by ingress port and next hop, how a routed packet leaves. A connection notes the way of
 //!   each of its directions. What it stands for: the source guard's look at the address, martians, the
 //!   route, the neighbor.
@@ -170,7 +172,8 @@ fn recognise(
     match last.to {
         Some(To::Port { port, mtu, source }) => {
             let fits = frame.len() <= ETH_LEN + usize::from(mtu);
-            if !fits || !quick::is_plain(&frame.vnet) || !links::comes_from(frame, source) {
+            if !fits || !quick::is_plain(&frame.vnet) || !links::passes(frame, head.kind(), source)
+            {
                 return;
             }
             // What it claims of its checksum nobody has to believe.

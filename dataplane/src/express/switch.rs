@@ -9,6 +9,7 @@ use crate::core::Cx;
 use crate::frame::Frame;
 use crate::io::vnet_hdr::VnetHdr;
 use crate::l2::forward::fits;
+use crate::l2::guard;
 use crate::packet::parse::{ETH_LEN, ipv4_source_at};
 use crate::packet::types::{NetworkId, PortId, ethertype};
 use crate::pipeline::{Lane, Shortcut};
@@ -50,6 +51,7 @@ impl<'a> Source<'a> {
             || src == 0
             || dst == self.gateway
             || src == self.gateway
+            || !guard::is_ordinary(frame.bytes(), head.kind())
             || !self.guard.is_none_or(|(mac, addresses)| {
                 src == mac && (head.kind() != ethertype::IPV4 || is_from(frame, addresses))
             })

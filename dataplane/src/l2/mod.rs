@@ -2,4 +2,5 @@
 
 pub mod fdb;
 pub(crate) mod forward;
+pub(crate) mod guard;
 pub(crate) mod learn;

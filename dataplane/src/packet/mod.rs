@@ -3,7 +3,7 @@
 
 pub mod arp;
 pub mod checksum;
-mod field;
+pub(crate) mod field;
 #[cfg(test)]
 mod fixtures;
 pub(crate) mod gro;

@@ -12,6 +12,7 @@ mod arp;
 mod batches;
 mod gateway;
 mod gro;
+mod guard;
 mod icmp;
 mod l2;
 mod lifecycle;

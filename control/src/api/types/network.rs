@@ -166,6 +166,8 @@ pub struct NetworkEndpoint {
     /// Its IPv6 address, without prefix length.
     #[schema(value_type = Option<String>, format = Ipv6)]
     pub ipv6: Option<Ipv6Addr>,
+    /// Its options.
+    pub options: BTreeMap<String, String>,
     /// The switch port: `SANDBOX/IFNAME`, as `fdb` and `stats` show it.
     pub port: String,
 }
@@ -190,6 +192,9 @@ pub struct ConnectRequest {
     /// More names by which the network's other sandboxes find it.
     #[serde(default)]
     pub aliases: Vec<Name>,
+    /// Options of the endpoint.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
 }
 
 /// `POST /v1/networks/{name}/disconnect`.

@@ -1,5 +1,6 @@
 //! Bodies about sandboxes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -130,6 +131,9 @@ pub struct SandboxCreate {
     /// More names by which the networks' other sandboxes find it.
     #[serde(default)]
     pub aliases: Vec<Name>,
+    /// Options of the endpoint in the first network.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
     /// Published ports.
     #[serde(default)]
     pub publish: Vec<PublishSpec>,
@@ -221,6 +225,8 @@ pub struct SandboxEndpoint {
     pub aliases: Vec<Name>,
     /// What connects it to the engine.
     pub link: LinkKind,
+    /// Its options.
+    pub options: BTreeMap<String, String>,
     /// The switch port: `SANDBOX/IFNAME`.
     pub port: String,
 }

@@ -23,7 +23,14 @@ pub(super) fn mend_publishing(switch: &Switch) {
 }
 
 fn connect_to(name: &Name) -> ConnectRequest {
-    ConnectRequest { sandbox: name.clone(), ip: None, ip6: None, mac: None, aliases: Vec::new() }
+    ConnectRequest {
+        sandbox: name.clone(),
+        ip: None,
+        ip6: None,
+        mac: None,
+        aliases: Vec::new(),
+        options: Default::default(),
+    }
 }
 
 /// A device by that name, as a run that was killed leaves it.

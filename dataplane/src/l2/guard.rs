@@ -1,0 +1,265 @@
+//! Frames that only trusted ports may send: what a DHCP server says, and the Router Advertisements and
+//! Redirects of IPv6. Who sends them decides for its neighbors where their packets go.
+//!
+//! What counts is what a receiver could take a frame for. Everything in front of the message is stepped
+//! over: VLAN tags, LLC/SNAP, IPv4 options, IPv6 extension headers; lengths that the packet claims are not
+//! believed, the frame's end alone counts. Where that cannot be done to the end, the frame is refused
+//! (RFC 7113): the chain is cut short or longer than any real one, or a Neighbor Discovery message is in a
+//! fragment, which nobody may send nor take (RFC 6980).
+//!
+//! Shortcuts ask [`is_ordinary`], which reads fields at fixed places: it answers yes only where there is
+//! nothing to be stepped over. Every other frame takes the whole way and comes to [`admit`].
+
+use crate::packet::field::{chunk, read_u16};
+use crate::packet::headers::Headers;
+use crate::packet::parse::{ETH_LEN, IPV4_LEN, IPV6_LEN, VLAN_TAG_LEN};
+use crate::packet::types::{Mac, ethertype, ip_proto};
+use crate::verdict::DropReason;
+
+/// EtherTypes begin here (IEEE 802.3 clause 3.2.6); what is less is a length, and LLC is behind it.
+const FIRST_ETHERTYPE: u16 = 0x0600;
+/// Link headers stepped over at most, behind those that have been parsed.
+const MAX_LINK_HEADERS: usize = 8;
+/// LLC with a SNAP header and its EtherType (RFC 1042).
+const SNAP_LEN: usize = 8;
+/// IPv6 extension headers stepped over at most. RFC 8200 §4.1 has seven of them.
+const MAX_EXTENSION_HEADERS: usize = 8;
+
+/// Ports of DHCP (RFC 2131 §4.1). Many clients look at their own alone, so that either makes an answer.
+const DHCP: Answers = Answers { server: 67, client: 68 };
+/// Ports of DHCPv6 (RFC 8415 §7.2).
+const DHCP6: Answers = Answers { server: 547, client: 546 };
+
+/// Types of ICMPv6 messages (RFC 4861 §4).
+mod icmpv6 {
+    pub(super) const ROUTER_SOLICITATION: u8 = 133;
+    pub(super) const ROUTER_ADVERTISEMENT: u8 = 134;
+    pub(super) const NEIGHBOR_SOLICITATION: u8 = 135;
+    pub(super) const NEIGHBOR_ADVERTISEMENT: u8 = 136;
+    pub(super) const REDIRECT: u8 = 137;
+}
+
+/// Options with a link-layer address (RFC 4861 §4.6.1).
+const SOURCE_LINK_ADDRESS: u8 = 1;
+const TARGET_LINK_ADDRESS: u8 = 2;
+
+struct Answers {
+    server: u16,
+    client: u16,
+}
+
+impl Answers {
+    /// `ports`: source and destination.
+    #[inline(always)]
+    const fn are(&self, ports: [u8; 4]) -> bool {
+        let [s0, s1, d0, d1] = ports;
+        u16::from_be_bytes([s0, s1]) == self.server || u16::from_be_bytes([d0, d1]) == self.client
+    }
+}
+
+/// Link header without a tag, IPv4 header without options, and the ports.
+const V4_HEAD: usize = ETH_LEN + IPV4_LEN + 4;
+/// The same of IPv6 without extension headers.
+const V6_HEAD: usize = ETH_LEN + IPV6_LEN + 4;
+
+/// Whether an untagged frame of this EtherType is certainly none that an endpoint must not send.
+#[inline(always)]
+pub(crate) fn is_ordinary(bytes: &[u8], kind: u16) -> bool {
+    const NEXT_HEADER: usize = ETH_LEN + 6;
+    match kind {
+        ethertype::IPV4 => bytes.first_chunk().is_some_and(is_ordinary_ipv4),
+        ethertype::IPV6 => bytes.first_chunk::<V6_HEAD>().is_some_and(|head| {
+            let [.., p0, p1, p2, p3] = *head;
+            match head[NEXT_HEADER] {
+                ip_proto::TCP => true,
+                ip_proto::UDP => !DHCP6.are([p0, p1, p2, p3]),
+                _ => false,
+            }
+        }),
+        ethertype::VLAN | ethertype::QINQ => false,
+        kind => kind >= FIRST_ETHERTYPE,
+    }
+}
+
+/// [`is_ordinary`] for IPv4, and from this address.
+#[inline(always)]
+pub(crate) fn is_ordinary_from(bytes: &[u8], source: u32) -> bool {
+    bytes.first_chunk::<V4_HEAD>().is_some_and(|head| {
+        let [.., s0, s1, s2, s3, _, _, _, _, _, _, _, _] = *head;
+        u32::from_be_bytes([s0, s1, s2, s3]) == source && is_ordinary_ipv4(head)
+    })
+}
+
+#[inline(always)]
+fn is_ordinary_ipv4(head: &[u8; V4_HEAD]) -> bool {
+    const PROTO: usize = ETH_LEN + 9;
+    /// Version 4, no options.
+    const PLAIN: u8 = 0x45;
+    let [.., p0, p1, p2, p3] = *head;
+    head[ETH_LEN] == PLAIN && !(head[PROTO] == ip_proto::UDP && DHCP.are([p0, p1, p2, p3]))
+}
+
+/// Refuses what only a trusted port may send.
+#[inline(always)]
+pub(crate) fn admit(bytes: &[u8], headers: &Headers) -> Result<(), DropReason> {
+    if !headers.tagged && is_ordinary(bytes, headers.ethertype) {
+        return Ok(());
+    }
+    look_closely(bytes, headers)
+}
+
+#[inline(never)]
+fn look_closely(bytes: &[u8], headers: &Headers) -> Result<(), DropReason> {
+    match payload(bytes, headers) {
+        Payload::Ipv4(packet) if is_dhcp_answer(packet) => Err(DropReason::DhcpUntrusted),
+        Payload::Ipv6(packet) => match upper(packet) {
+            Upper::Udp(ports) if DHCP6.are(ports) => Err(DropReason::DhcpUntrusted),
+            Upper::Icmp { kind, fragment, .. } if is_reserved(kind, fragment) => {
+                Err(DropReason::RaUntrusted)
+            }
+            Upper::Hidden => Err(DropReason::RaUntrusted),
+            _ => Ok(()),
+        },
+        Payload::Hidden => Err(DropReason::RaUntrusted),
+        Payload::Ipv4(_) | Payload::Other => Ok(()),
+    }
+}
+
+/// Refuses Neighbor Discovery messages that name a MAC other than the endpoint's own as their sender's.
+/// Whose IPv6 addresses they speak for is not looked at: endpoints have none that are known.
+pub(crate) fn admit_neighbor(bytes: &[u8], headers: &Headers, own: Mac) -> Result<(), DropReason> {
+    let Payload::Ipv6(packet) = payload(bytes, headers) else { return Ok(()) };
+    let Upper::Icmp { kind, message, .. } = upper(packet) else { return Ok(()) };
+    let (options, named) = match kind {
+        icmpv6::ROUTER_SOLICITATION => (8, SOURCE_LINK_ADDRESS),
+        icmpv6::NEIGHBOR_SOLICITATION => (24, SOURCE_LINK_ADDRESS),
+        icmpv6::NEIGHBOR_ADVERTISEMENT => (24, TARGET_LINK_ADDRESS),
+        _ => return Ok(()),
+    };
+    let mut options = message.get(options..).unwrap_or_default();
+    // In units of eight bytes; with a length of zero nobody takes the message (RFC 4861 §4.6).
+    while let [option, units @ 1..=u8::MAX, rest @ ..] = options {
+        if *option == named && rest.first_chunk().is_some_and(|mac| Mac(*mac) != own) {
+            return Err(DropReason::SpoofedNd);
+        }
+        options = options.get(usize::from(*units) * 8..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+const fn is_reserved(kind: u8, fragment: bool) -> bool {
+    let neighbor_discovery = matches!(kind, icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT);
+    matches!(kind, icmpv6::ROUTER_ADVERTISEMENT | icmpv6::REDIRECT)
+        || fragment && neighbor_discovery
+}
+
+/// What is behind all link headers, up to the end of the frame.
+enum Payload<'a> {
+    Ipv4(&'a [u8]),
+    Ipv6(&'a [u8]),
+    /// More link headers than are stepped over.
+    Hidden,
+    Other,
+}
+
+/// Steps over link headers from where they have been parsed to.
+fn payload<'a>(bytes: &'a [u8], headers: &Headers) -> Payload<'a> {
+    let mut kind = headers.ethertype;
+    let mut rest = bytes.get(usize::from(headers.l3)..).unwrap_or_default();
+    for _ in 0..=MAX_LINK_HEADERS {
+        let length = match (kind, rest) {
+            (ethertype::IPV4, packet) => return Payload::Ipv4(packet),
+            (ethertype::IPV6, packet) => return Payload::Ipv6(packet),
+            (ethertype::VLAN | ethertype::QINQ, _) => VLAN_TAG_LEN,
+            (..FIRST_ETHERTYPE, [0xaa, 0xaa, 0x03, ..]) => SNAP_LEN,
+            _ => return Payload::Other,
+        };
+        // Both end with the EtherType of what follows.
+        let Some((header, behind)) = rest.split_at_checked(length) else { return Payload::Other };
+        kind = read_u16(header, length - 2).unwrap_or_default();
+        rest = behind;
+    }
+    Payload::Hidden
+}
+
+/// Whether a packet, or the first fragment of one, is what a DHCP server or relay says.
+fn is_dhcp_answer(packet: &[u8]) -> bool {
+    const OFFSET_MASK: u16 = 0x1fff;
+    let Some(header) = packet.first_chunk::<IPV4_LEN>() else { return false };
+    let fragment_word = u16::from_be_bytes([header[6], header[7]]);
+    let ports = chunk(packet, usize::from(header[0] & 0x0f) * 4);
+    header[9] == ip_proto::UDP
+        && fragment_word & OFFSET_MASK == 0
+        && ports.is_some_and(|ports| DHCP.are(*ports))
+}
+
+/// What is behind the extension headers of an IPv6 packet.
+enum Upper<'a> {
+    Icmp {
+        kind: u8,
+        /// With its header, to the end of the frame.
+        message: &'a [u8],
+        /// There was a fragment header, be it that of a whole packet.
+        fragment: bool,
+    },
+    /// Source and destination port.
+    Udp([u8; 4]),
+    /// Nobody can tell before it is put together, or at all.
+    Hidden,
+    /// Something else, or a fragment that is not the first: what that one is decides for all.
+    Other,
+}
+
+/// Steps over the extension headers of an IPv6 packet that ends where the frame ends.
+fn upper(packet: &[u8]) -> Upper<'_> {
+    const NEXT_HEADER: usize = 6;
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const AUTHENTICATION: u8 = 51;
+    const DESTINATION_OPTIONS: u8 = 60;
+    const MOBILITY: u8 = 135;
+    const HIP: u8 = 139;
+    const SHIM6: u8 = 140;
+    const OFFSET_MASK: u16 = 0xfff8;
+
+    let Some((fixed, mut rest)) = packet.split_at_checked(IPV6_LEN) else { return Upper::Other };
+    let mut next = fixed.get(NEXT_HEADER).copied().unwrap_or_default();
+    let mut fragment = false;
+    for _ in 0..=MAX_EXTENSION_HEADERS {
+        let units = rest.get(1).copied().map(usize::from);
+        let length = match next {
+            ip_proto::ICMPV6 => {
+                return match rest {
+                    [kind, ..] => Upper::Icmp { kind: *kind, message: rest, fragment },
+                    [] => Upper::Hidden,
+                };
+            }
+            ip_proto::UDP => {
+                return chunk(rest, 0).map_or(Upper::Hidden, |ports| Upper::Udp(*ports));
+            }
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HIP | SHIM6 => {
+                units.map(|units| (units + 1) * 8)
+            }
+            // RFC 4302 §2.2: in units of four bytes, minus two.
+            AUTHENTICATION => units.map(|units| (units + 2) * 4),
+            FRAGMENT => Some(8),
+            _ => return Upper::Other,
+        };
+        let Some((header, behind)) = length.and_then(|length| rest.split_at_checked(length)) else {
+            return Upper::Hidden;
+        };
+        if next == FRAGMENT {
+            fragment = true;
+            if read_u16(header, 2).is_some_and(|word| word & OFFSET_MASK != 0) {
+                return Upper::Other;
+            }
+        }
+        next = header.first().copied().unwrap_or_default();
+        rest = behind;
+    }
+    Upper::Hidden
+}
+
+#[cfg(test)]
+mod tests;
