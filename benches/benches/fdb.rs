@@ -41,7 +41,8 @@ fn bench(c: &mut Criterion) {
         let mut macs: Vec<Mac> =
             Random::new(7).permutation(count).into_iter().map(|n| mac(0, n)).collect();
 
-        let fdb = Fdb::new(count.max(65_536), HashKey::new(1, 2)).expect("memory");
+        let limit = count.max(65_536);
+        let fdb = Fdb::new(limit, limit, HashKey::new(1, 2)).expect("memory");
         let map: DashMap<(NetworkId, u16, Mac), (PortId, AtomicU64)> =
             DashMap::with_capacity(count as usize);
         for mac in &macs {

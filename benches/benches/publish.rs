@@ -35,6 +35,7 @@ fn spec(networks: u16) -> SnapshotSpec {
             masquerade: true,
             icc: true,
             mtu: 1500,
+            storm_limit: 0,
         });
         for (container, host) in (0..CONTAINERS).zip(2u8..) {
             let number = (network - 1) * CONTAINERS + container;

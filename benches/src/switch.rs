@@ -92,6 +92,7 @@ impl Switch {
             buffers_per_worker: 2 * ROUND,
             workers: WORKERS,
             fdb_limit: count.saturating_mul(2).max(65_536),
+            fdb_per_port: count,
             ..EngineOptions::default()
         };
         let switch = Self::new(&options, two_ports())?;
@@ -271,6 +272,7 @@ fn network() -> NetworkConfig {
         masquerade: true,
         icc: true,
         mtu: 1500,
+        storm_limit: 0,
     }
 }
 

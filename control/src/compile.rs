@@ -137,6 +137,7 @@ fn compile_network(
         masquerade: options.masquerade,
         icc: options.icc,
         mtu: network.mtu,
+        storm_limit: options.storm_limit,
     });
     if let Some(port) = attached.hosts.get(&network.name) {
         let role = PortRole::Host { network: network.network_id() };

@@ -246,6 +246,7 @@ fn start_engine(config: &Config, store: &Store) -> Result<Engine> {
         conntrack_file: Some(conntrack_file),
         conntrack6_file: Some(conntrack6_file),
         fdb_limit: config.limits.fdb,
+        fdb_per_port: config.limits.fdb_per_port,
         io: config.daemon.io_choice(),
         gro: config.daemon.gro,
         placement: config.daemon.placement.into(),

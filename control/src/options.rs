@@ -42,9 +42,18 @@ const KNOWN: &[(&str, &[Driver], &[&str])] = {
         ("mtu", &[Bridge, Macvlan, Ipvlan, Overlay], &["com.docker.network.driver.mtu"]),
         ("parent", &[Macvlan, Ipvlan], &[]),
         ("spoof_check", &[Bridge, Overlay], &[]),
+        ("storm_limit", &[Bridge, Overlay], &[]),
         ("vni", &[Overlay], &["com.docker.network.driver.overlay.vxlanid_list"]),
     ]
 };
+
+/// Frames of one port that are sent to all others in a second, unless a network says otherwise. ARP,
+/// mDNS and DHCP of hundreds of sandboxes are far below it, and so is a multicast stream of 100 Mbit/s;
+/// without a limit a sandbox can send a hundred times as many, to everybody.
+const STORM_LIMIT: u32 = 10_000;
+
+/// Highest storm limit: one frame a nanosecond.
+const MAX_STORM_LIMIT: u32 = 1_000_000_000;
 
 /// What a bridge network's gateway does for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +93,8 @@ pub struct NetworkOptions {
     pub mtu: Option<u16>,
     /// Drop frames from endpoints that use addresses they do not own.
     pub spoof_check: bool,
+    /// Frames of one port that are sent to all others in a second; zero: as many as come.
+    pub storm_limit: u32,
 }
 
 impl Default for NetworkOptions {
@@ -97,6 +108,7 @@ impl Default for NetworkOptions {
             masquerade: true,
             mtu: None,
             spoof_check: true,
+            storm_limit: STORM_LIMIT,
         }
     }
 }
@@ -189,6 +201,12 @@ impl NetworkOptions {
                 "spoof_check" => {
                     parsed.spoof_check = boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?;
                 }
+                "storm_limit" => {
+                    let limit = value.parse().ok().filter(|limit| *limit <= MAX_STORM_LIMIT);
+                    parsed.storm_limit = limit.ok_or_else(|| {
+                        fault(&format!("is not a number from 0 to {MAX_STORM_LIMIT}; 0: no limit"))
+                    })?;
+                }
                 _ => return Err(fault("is not built yet")),
             }
         }
@@ -268,6 +286,7 @@ mod tests {
             ("com.docker.network.driver.mtu", "1400"),
             ("link", "tap"),
             ("spoof_check", "f"),
+            ("storm_limit", "0"),
         ]);
         let parsed = NetworkOptions::parse(Driver::Bridge, &options).unwrap();
         let expected = NetworkOptions {
@@ -279,6 +298,7 @@ mod tests {
             masquerade: false,
             mtu: Some(1400),
             spoof_check: false,
+            storm_limit: 0,
         };
         assert_eq!(parsed, expected);
         let short = canonical(Driver::Bridge, &options).unwrap();
@@ -291,7 +311,7 @@ mod tests {
         let table = [
             (
                 ("colour", "red"),
-                "option \"colour\" is unknown; known options of driver bridge are gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mtu, spoof_check",
+                "option \"colour\" is unknown; known options of driver bridge are gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mtu, spoof_check, storm_limit",
             ),
             (("parent", "eth0"), "option \"parent\" is not one of driver bridge"),
             (("mtu", "575"), "option mtu=575: is not a number from 576 to 65521"),
@@ -303,6 +323,8 @@ mod tests {
             (("iface_prefix", "a/b"), "must be 1 to 12"),
             (("iface_prefix", ""), "must be 1 to 12"),
             (("host_binding", "::1"), "is not an IPv4 address"),
+            (("storm_limit", "-1"), "is not a number from 0 to 1000000000; 0: no limit"),
+            (("storm_limit", "1000000001"), "is not a number from 0 to 1000000000"),
         ];
         for (option, fault) in table {
             let error = NetworkOptions::parse(Driver::Bridge, &map(&[option])).unwrap_err();

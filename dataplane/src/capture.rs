@@ -206,6 +206,7 @@ mod tests {
             buffers_per_worker: 4,
             conntrack_limit: 16,
             fdb_limit: 16,
+            fdb_per_port: 16,
             ..EngineOptions::default()
         };
         let plane = Plane::new(&options).unwrap();

@@ -96,6 +96,8 @@ pub struct NetworkConfig {
     pub icc: bool,
     /// The longest IP packet of the network, in bytes.
     pub mtu: u16,
+    /// Frames of one port that are sent to all others, in a second; zero: as many as come.
+    pub storm_limit: u32,
 }
 
 /// One subnet of a network.

@@ -16,6 +16,7 @@ use crate::express::Express;
 use crate::frame::Frame;
 use crate::hash::HashKey;
 use crate::io::{Offloads, TxReport};
+use crate::l2::storm::Storms;
 use crate::l3::hop::Reach;
 use crate::l3::neighbor::{Remembered, Waiting};
 use crate::limiter::Limiter;
@@ -47,6 +48,7 @@ pub(crate) struct Cx<'a> {
     pub(crate) counters: &'a WorkerCounters,
     pub(crate) pool: &'a mut Pool,
     pub(crate) ports: &'a mut PortTable,
+    pub(crate) storms: &'a mut Storms,
     pub(crate) waiting: &'a mut Waiting,
     pub(crate) express: &'a mut Express,
     /// The number of `config`.
@@ -73,6 +75,7 @@ pub struct Core {
     counters: Arc<WorkerCounters>,
     pool: Pool,
     ports: PortTable,
+    storms: Storms,
     waiting: Waiting,
     express: Express,
     remembered: Remembered,
@@ -115,6 +118,7 @@ impl Core {
             counters,
             pool: Pool::new(buffers),
             ports: PortTable::default(),
+            storms: Storms::default(),
             waiting: Waiting::beside(buffers),
             express: Express::new(worker),
             remembered: Remembered::default(),
@@ -139,6 +143,7 @@ impl Core {
     /// Makes a port known; its frames go out through `Transmit` from now on.
     pub(crate) fn add_port(&mut self, port: PortId, offloads: Offloads, counters: PortCounters) {
         self.ports.add(port, offloads, counters, self.worker);
+        self.storms.add(port);
     }
 
     /// Forgets a port. Nothing is queued for it between batches.
@@ -175,6 +180,7 @@ impl Core {
             counters: &self.counters,
             pool: &mut self.pool,
             ports: &mut self.ports,
+            storms: &mut self.storms,
             waiting: &mut self.waiting,
             express: &mut self.express,
             generation: self.config.generation(),

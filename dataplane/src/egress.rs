@@ -11,6 +11,7 @@ use crate::frame::Frame;
 use crate::io::vnet_hdr::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
 use crate::io::{Offloads, TxReport};
 use crate::l2::forward::fits;
+use crate::l2::storm;
 use crate::l3::neighbor::Held;
 use crate::l3::waiting;
 use crate::packet::gro::Gro;
@@ -405,8 +406,8 @@ pub(crate) fn send_held(cx: &mut Cx<'_>, port: PortId, held: Held) {
     }
 }
 
-/// To all ports of the network but the one the frame came from; between endpoints only where they
-/// may talk to each other.
+/// To all ports of the network but the one the frame came from, if that has not sent too many of these;
+/// between endpoints only where they may talk to each other.
 fn flood(
     cx: &mut Cx<'_>,
     mut frame: Frame,
@@ -418,6 +419,10 @@ fn flood(
         cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::PortUnconfigured);
         return cx.pool.put(frame);
     };
+    if !storm::allows(cx, network.config.id, &frame) {
+        cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::StormLimited);
+        return cx.pool.put(frame);
+    }
     let isolated = !network.config.icc && matches!(lane.from, From::Endpoint(_));
     let mut copies = 0u64;
     let ingress = frame.ingress;

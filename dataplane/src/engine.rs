@@ -35,6 +35,8 @@ pub struct EngineOptions {
     pub conntrack6_file: Option<PathBuf>,
     /// MAC addresses learned at most, over all networks.
     pub fdb_limit: u32,
+    /// MAC addresses learned at most behind one port.
+    pub fdb_per_port: u32,
     /// How devices are read and written.
     pub io: IoChoice,
     /// Merge TCP segments that wait for the same device (GRO).
@@ -64,6 +66,7 @@ impl Default for EngineOptions {
             conntrack_file: None,
             conntrack6_file: None,
             fdb_limit: 65_536,
+            fdb_per_port: 1024,
             io: IoChoice::Auto,
             gro: true,
             placement: Placement::Load,

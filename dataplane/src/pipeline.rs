@@ -198,8 +198,7 @@ fn switch_stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
             continue;
         }
         if lane.is_open() {
-            l2::learn::frame(cx, frame, lane);
-            l2::forward::frame(cx, frame, lane);
+            learn_and_forward(cx, frame, lane);
         } else if lane.shortcut == Shortcut::Switch
             || changed && (lane.shortcut != Shortcut::None || lane.is_by_link)
         {
@@ -214,13 +213,20 @@ fn switch_stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
     }
 }
 
+#[inline(always)]
+fn learn_and_forward(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) {
+    l2::learn::frame(cx, frame, lane);
+    if lane.is_open() {
+        l2::forward::frame(cx, frame, lane);
+    }
+}
+
 /// Parses, admits, learns and switches a frame that had a shortcut.
 #[cold]
 fn reswitch(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) {
     open(cx, frame, lane);
     if lane.is_open() {
-        l2::learn::frame(cx, frame, lane);
-        l2::forward::frame(cx, frame, lane);
+        learn_and_forward(cx, frame, lane);
     }
 }
 

@@ -219,7 +219,7 @@ impl Plane {
         let fdb = &self.tables.fdb;
         match fdb.insert(network, vlan, mac, port, FdbKind::Static, now_secs()) {
             Learned::Full => Err(StaticRefused::Full),
-            Learned::Kept => Err(StaticRefused::Local),
+            Learned::Flapping | Learned::Kept => Err(StaticRefused::Local),
             Learned::Known | Learned::Moved | Learned::New => Ok(()),
         }
     }

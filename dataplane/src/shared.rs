@@ -47,7 +47,7 @@ impl Tables {
         let (connections, earlier) = table(options.conntrack_file.as_deref(), &room, secs)?;
         let (connections6, earlier6) = table(options.conntrack6_file.as_deref(), &room, secs)?;
         Ok(Self {
-            fdb: Fdb::new(options.fdb_limit, HashKey::random()?)?,
+            fdb: Fdb::new(options.fdb_limit, options.fdb_per_port, HashKey::random()?)?,
             connections,
             connections6,
             earlier: earlier.and(earlier6),

@@ -67,6 +67,8 @@ drop_reasons! {
     L4Malformed = "l4_malformed",
     /// Addressed to 01-80-C2-00-00-0x, which a bridge never forwards.
     LinkLocalGroup = "link_local_group",
+    /// From a MAC that moves to and fro between ports, at the port where it is not held for now.
+    MacFlap = "mac_flap",
     /// An address that cannot be on the wire, or our own address as the source.
     Martian = "martian",
     /// Longer than the egress MTU with DF set; the sender was told with ICMP 3/4.

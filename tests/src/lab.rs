@@ -132,6 +132,7 @@ pub fn network(id: NetworkId, gateway: &Host) -> NetworkConfig {
         masquerade: true,
         icc: true,
         mtu: MTU,
+        storm_limit: 0,
     }
 }
 
@@ -175,6 +176,7 @@ pub fn small() -> EngineOptions {
         conntrack_file: None,
         conntrack6_file: None,
         fdb_limit: 1024,
+        fdb_per_port: 1024,
         io: crate::io_choice(),
         gro: true,
         placement: Placement::Spread,

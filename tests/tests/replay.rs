@@ -107,6 +107,7 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
             masquerade: true,
             icc: true,
             mtu: 1500,
+            storm_limit: 0,
         }],
         uplinks: vec![UplinkConfig {
             id: UPLINK,

@@ -53,11 +53,14 @@ fn endpoint(network: &str, ifname: &str, address: &str) -> Endpoint {
 fn scene() -> (Desired, Attached) {
     let mut desired = Desired::default();
     desired.apply(Edit::PutNetwork(network("app", 1, false, &[("icc", "false")])));
-    desired.apply(Edit::PutNetwork(network("db", 2, true, &[("spoof_check", "false")])));
+    let open = [("spoof_check", "false"), ("storm_limit", "500")];
+    desired.apply(Edit::PutNetwork(network("db", 2, true, &open)));
+    let mut trusted = endpoint("db", "eth0", "10.2.0.2");
+    trusted.options.insert("trusted".to_owned(), "true".to_owned());
     desired.apply(Edit::PutSandbox(Sandbox {
         name: "web".parse().unwrap(),
         namespace: Namespace::Made { inode: 1 },
-        endpoints: vec![endpoint("db", "eth0", "10.2.0.2"), endpoint("app", "eth1", "10.1.0.2")],
+        endpoints: vec![trusted, endpoint("app", "eth1", "10.1.0.2")],
         publishes: vec![Publish {
             id: 77,
             proto: Proto::Tcp,
@@ -125,15 +128,16 @@ fn everything_attached_is_in_the_snapshot() {
     assert_eq!((app.internal, app.icc, app.masquerade, app.mtu), (false, false, true, 1400));
     assert_eq!(app.gateway_mac.to_string(), "02:42:0a:01:00:01");
     assert_eq!((db.internal, db.icc), (true, true));
-    let guards: Vec<bool> = spec
+    assert_eq!((app.storm_limit, db.storm_limit), (10_000, 500));
+    let guards: Vec<(bool, bool)> = spec
         .ports
         .iter()
         .filter_map(|port| match port.role {
-            PortRole::Endpoint { guard, .. } => Some(guard),
+            PortRole::Endpoint { guard, trusted, .. } => Some((guard, trusted)),
             _ => None,
         })
         .collect();
-    assert_eq!(guards, [true, false]);
+    assert_eq!(guards, [(true, false), (false, true)]);
     Snapshot::build(spec).unwrap();
 }
 

@@ -175,6 +175,8 @@ pub struct Limits {
     pub conntrack: u32,
     /// MAC addresses learned at most, over all networks.
     pub fdb: u32,
+    /// MAC addresses learned at most behind one port.
+    pub fdb_per_port: u32,
     /// Frame buffers of each worker.
     pub buffers: usize,
 }
@@ -185,6 +187,7 @@ impl Default for Limits {
         Self {
             conntrack: engine.conntrack_limit,
             fdb: engine.fdb_limit,
+            fdb_per_port: engine.fdb_per_port,
             buffers: engine.buffers_per_worker,
         }
     }

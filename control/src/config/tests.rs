@@ -58,6 +58,7 @@ fn every_section() {
         [limits]
         conntrack = 2048
         fdb = 4096
+        fdb_per_port = 7
         buffers = 256
         [[uplink]]
         interface = "eth0"
@@ -86,7 +87,7 @@ fn every_section() {
     assert_eq!(config.defaults.mtu, 9000);
     assert_eq!(config.timeouts.udp, Duration::from_secs(31));
     assert_eq!(config.fdb_ageing, Duration::from_secs(5));
-    assert_eq!(config.limits, Limits { conntrack: 2048, fdb: 4096, buffers: 256 });
+    assert_eq!(config.limits, Limits { conntrack: 2048, fdb: 4096, fdb_per_port: 7, buffers: 256 });
     assert_eq!(config.uplinks[0].mode, UplinkMode::Shared);
     assert_eq!(config.uplinks[1].nat_ports.unwrap().to_string(), "2000-3000");
     let a = &config.networks[0];

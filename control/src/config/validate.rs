@@ -208,12 +208,14 @@ fn limits(section: &LimitsSection, config: &mut Config) {
     if let Some(limit) = section.fdb {
         config.limits.fdb = limit.0;
     }
+    if let Some(limit) = section.fdb_per_port {
+        config.limits.fdb_per_port = limit.0;
+    }
     if let Some(buffers) = section.buffers {
         config.limits.buffers = usize::try_from(buffers.0).unwrap_or(usize::MAX);
     }
     let unbuilt = [
         ("limits.conntrack_per_endpoint", section.conntrack_per_endpoint.is_some()),
-        ("limits.fdb_per_port", section.fdb_per_port.is_some()),
         ("limits.fragments", section.fragments.is_some()),
     ];
     for (key, given) in unbuilt {

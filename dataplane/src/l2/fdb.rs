@@ -9,21 +9,29 @@
 //! ```
 //!
 //! Readers take key, value, key again: a slot that was reused in between is seen as a miss. Writers
-//! that add or remove hold the lock; refreshing and moving an entry is a compare-and-swap of its
-//! value. A learned entry is refreshed at most once a second, so that a busy pair of hosts does not
+//! that add, move or remove hold the lock ([`change`]); refreshing an entry is a compare-and-swap of
+//! its value. A learned entry is refreshed at most once a second, so that a busy pair of hosts does not
 //! write to a shared cache line for each frame.
 //!
-//! Limits: `limit` learned and static entries. At the limit, or with both buckets full, the oldest
-//! learned entry of the two buckets goes; local entries (endpoints' own MACs) and static ones never
-//! do. Where there is none to go, the MAC is not entered and the refusal counted; frames to it are
-//! flooded.
+//! Limits: `limit` learned and static entries, `per_port` learned ones behind one port. A port at its
+//! limit loses its own oldest entry; at the table's limit the port with the most entries loses its
+//! oldest; with both buckets full, the one of them whose port has the most goes. Local entries
+//! (endpoints' own MACs) and static ones never do. Where there is none to go, the MAC is not entered
+//! and the refusal counted; frames to it are flooded. How often a MAC may move, and a port make
+//! changes, is bounded too ([`members`]).
 //!
 //! Who has the last word: local over static over learned.
+
+mod change;
+mod members;
+mod slot;
 
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
+use self::members::Members;
+use self::slot::{Value, entry_of, key_word};
 use crate::engine::{FdbEntry, FdbKind, FdbStats};
 use crate::hash::{HashKey, TableHash};
 use crate::io::prefetch::prefetch;
@@ -33,9 +41,6 @@ use crate::sync::Mutex;
 
 const SLOTS: usize = 4;
 const WORDS: usize = SLOTS * 2;
-/// An entry goes into the emptier of its buckets once the first one has this many: at the limit one
-/// entry in 40,000 finds both full, where filling the first one up would lose one in 300.
-const FIRST_CHOICE: usize = 2;
 
 /// The table. Shared by all workers and control.
 #[derive(Debug)]
@@ -50,7 +55,8 @@ pub struct Fdb {
     evictions: AtomicU64,
     refused: AtomicU64,
     changes: AtomicU64,
-    writer: Mutex<()>,
+    per_port: u32,
+    writer: Mutex<Members>,
 }
 
 /// What learning did.
@@ -58,14 +64,17 @@ pub struct Fdb {
 pub enum Learned {
     /// Known there already.
     Known,
-    /// The MAC is static or local at another port, or another worker has just seen it there; the
-    /// entry stays.
+    /// The MAC is static or local at another port, or another worker has just seen it there, or this
+    /// port has taken as many over in this second as it may; the entry stays.
     Kept,
     /// It was behind another port before.
     Moved,
+    /// It moves to and fro more than a host does: the entry stays for a while.
+    Flapping,
     /// New.
     New,
-    /// No room: everything in its buckets is static or local.
+    /// No room: everything in its buckets is static or local, or its port has pushed out as many in
+    /// this second as it may.
     Full,
 }
 
@@ -80,57 +89,12 @@ pub enum StaticRefused {
     Local,
 }
 
-#[derive(Clone, Copy)]
-struct Value(u64);
-
-impl Value {
-    fn new(port: PortId, vlan: u16, kind: FdbKind, seen: u32) -> Self {
-        let kind = match kind {
-            FdbKind::Learned => 0u64,
-            FdbKind::Local => 1,
-            FdbKind::Static => 2,
-        };
-        Self(u64::from(port.0) | u64::from(vlan & 0xfff) << 16 | kind << 28 | u64::from(seen) << 32)
-    }
-
-    #[allow(clippy::cast_possible_truncation, reason = "the field is 16 bits wide")]
-    const fn port(self) -> PortId {
-        PortId(self.0 as u16)
-    }
-
-    const fn vlan(self) -> u16 {
-        (self.0 >> 16 & 0xfff) as u16
-    }
-
-    const fn kind(self) -> FdbKind {
-        match self.0 >> 28 & 0xf {
-            0 => FdbKind::Learned,
-            1 => FdbKind::Local,
-            _ => FdbKind::Static,
-        }
-    }
-
-    const fn seen(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-
-    fn is_live(self, now: u32, ageing: Duration) -> bool {
-        !matches!(self.kind(), FdbKind::Learned)
-            || u64::from(now.saturating_sub(self.seen())) <= ageing.as_secs()
-    }
-}
-
-#[inline]
-pub(super) fn key_word(network: NetworkId, mac: Mac) -> u64 {
-    mac.as_u64() << 16 | u64::from(network.0)
-}
-
 impl Fdb {
-    /// A table for `limit` learned entries, half full at the limit.
+    /// A table for `limit` learned entries, half full at the limit; `per_port` of them behind one port.
     ///
     /// # Errors
     /// When the memory cannot be had.
-    pub fn new(limit: u32, key: HashKey) -> io::Result<Self> {
+    pub fn new(limit: u32, per_port: u32, key: HashKey) -> io::Result<Self> {
         let buckets = (limit.max(16) as usize * 2 / SLOTS).next_power_of_two();
         Ok(Self {
             region: Region::anonymous(buckets * WORDS)?,
@@ -142,7 +106,8 @@ impl Fdb {
             evictions: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             changes: AtomicU64::new(0),
-            writer: Mutex::new(()),
+            per_port: per_port.max(1),
+            writer: Mutex::new(Members::new(buckets * SLOTS)),
         })
     }
 
@@ -166,11 +131,6 @@ impl Fdb {
         if let Some(first) = self.bucket(hash) {
             prefetch(first);
         }
-    }
-
-    #[inline]
-    fn buckets(&self, hash: u64) -> [Option<&[AtomicU64; WORDS]>; 2] {
-        [self.bucket(hash), self.bucket(hash >> 32)]
     }
 
     #[inline(always)]
@@ -303,88 +263,7 @@ impl Fdb {
         if !matches!(value.kind(), FdbKind::Learned) {
             return Learned::Kept;
         }
-        self.relocate(cell, value, Value::new(port, vlan, FdbKind::Learned, now))
-    }
-
-    /// A learned MAC is seen behind another port.
-    fn relocate(&self, cell: &AtomicU64, old: Value, new: Value) -> Learned {
-        let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
-        if cell.compare_exchange(old.0, new.0, success, failure).is_ok() {
-            self.moves.fetch_add(1, Ordering::Relaxed);
-            self.note_change();
-            return Learned::Moved;
-        }
-        // Somebody has just seen it elsewhere, or control has said where it is.
-        Learned::Kept
-    }
-
-    /// Adds an entry, or replaces one that has no more to say; see the module.
-    pub fn insert(
-        &self,
-        network: NetworkId,
-        vlan: u16,
-        mac: Mac,
-        port: PortId,
-        kind: FdbKind,
-        now: u32,
-    ) -> Learned {
-        let _guard = self.writer.lock();
-        let key = key_word(network, mac);
-        let hash = self.hash(network, vlan, mac);
-        let fresh = Value::new(port, vlan, kind, now);
-        if let Some((_, cell, old)) = self.find(hash, key, vlan) {
-            match (old.kind(), kind) {
-                // Another worker learned it since the caller looked.
-                (FdbKind::Learned, FdbKind::Learned) if old.port() != port => {
-                    return self.relocate(cell, old, fresh);
-                }
-                // Control said where it is since the caller looked.
-                (FdbKind::Local | FdbKind::Static, FdbKind::Learned) if old.port() == port => {
-                    return Learned::Known;
-                }
-                (FdbKind::Local | FdbKind::Static, FdbKind::Learned)
-                | (FdbKind::Local, FdbKind::Static) => return Learned::Kept,
-                _ => {}
-            }
-            self.account(Some(old.kind()), Some(kind));
-            cell.store(fresh.0, Ordering::Release);
-            self.note_change();
-            return Learned::Known;
-        }
-        let counted = !matches!(kind, FdbKind::Local);
-        let at_limit = counted && self.used.load(Ordering::Relaxed) >= self.limit;
-        let mut empty = None;
-        let mut oldest: Option<(&AtomicU64, &AtomicU64, u32)> = None;
-        for slot in self.by_preference(hash).into_iter().flatten().flat_map(|b| b.chunks_exact(2)) {
-            let [word, cell] = slot else { continue };
-            let value = Value(cell.load(Ordering::Relaxed));
-            if word.load(Ordering::Relaxed) == 0 {
-                empty = empty.or(Some((word, cell)));
-            } else if matches!(value.kind(), FdbKind::Learned)
-                && oldest.is_none_or(|(_, _, seen)| value.seen() < seen)
-            {
-                oldest = Some((word, cell, value.seen()));
-            }
-        }
-        let (word, cell) = match (empty, oldest) {
-            (Some(slot), _) if !at_limit => slot,
-            (_, Some((word, cell, _))) => {
-                word.store(0, Ordering::Release);
-                self.account(Some(FdbKind::Learned), None);
-                self.evictions.fetch_add(1, Ordering::Relaxed);
-                // Behind another port it would be new now, and no move.
-                self.note_change();
-                (word, cell)
-            }
-            _ => {
-                self.refused.fetch_add(1, Ordering::Relaxed);
-                return Learned::Full;
-            }
-        };
-        self.account(None, Some(kind));
-        cell.store(fresh.0, Ordering::Release);
-        word.store(key, Ordering::Release);
-        Learned::New
+        self.insert(network, vlan, mac, port, FdbKind::Learned, now)
     }
 
     /// Rises when a MAC is behind another port than before, when one is evicted, and when what control
@@ -399,83 +278,6 @@ impl Fdb {
 
     fn note_change(&self) {
         self.changes.fetch_add(1, Ordering::Release);
-    }
-
-    /// The buckets of a hash, the one that a new entry should go into first.
-    fn by_preference(&self, hash: u64) -> [Option<&[AtomicU64; WORDS]>; 2] {
-        let [first, second] = self.buckets(hash);
-        let used = |bucket: Option<&[AtomicU64; WORDS]>| {
-            let keys = bucket.into_iter().flatten().step_by(2);
-            keys.filter(|key| key.load(Ordering::Relaxed) != 0).count()
-        };
-        if used(first) < FIRST_CHOICE || used(first) <= used(second) {
-            [first, second]
-        } else {
-            [second, first]
-        }
-    }
-
-    fn account(&self, old: Option<FdbKind>, new: Option<FdbKind>) {
-        let counted = |kind: Option<FdbKind>| kind.is_some_and(|k| !matches!(k, FdbKind::Local));
-        match (counted(old), counted(new)) {
-            (true, false) => self.used.fetch_sub(1, Ordering::Relaxed),
-            (false, true) => self.used.fetch_add(1, Ordering::Relaxed),
-            _ => 0,
-        };
-    }
-
-    /// Removes an entry; returns what kind it was.
-    pub fn remove(&self, network: NetworkId, vlan: u16, mac: Mac) -> Option<FdbKind> {
-        let _guard = self.writer.lock();
-        let hash = self.hash(network, vlan, mac);
-        let (word, _, value) = self.find(hash, key_word(network, mac), vlan)?;
-        word.store(0, Ordering::Release);
-        self.note_change();
-        self.account(Some(value.kind()), None);
-        Some(value.kind())
-    }
-
-    /// Removes every entry for which `doomed` says so; returns how many.
-    pub fn retain_not(&self, doomed: impl Fn(&FdbEntry) -> bool, now: u32) -> usize {
-        let _guard = self.writer.lock();
-        let mut removed = 0;
-        for slot in self.region.words().chunks_exact(2) {
-            let [word, cell] = slot else { continue };
-            let Some(entry) = entry_of(word, cell, now) else { continue };
-            if doomed(&entry) {
-                word.store(0, Ordering::Release);
-                self.account(Some(entry.kind), None);
-                removed += 1;
-            }
-        }
-        if removed > 0 {
-            self.note_change();
-        }
-        removed
-    }
-
-    /// Removes aged entries among the next `buckets` buckets from `cursor` on; returns the next
-    /// cursor. Housekeeping calls it a little at a time.
-    pub fn age(&self, cursor: u64, buckets: u64, now: u32, ageing: Duration) -> u64 {
-        let mut guard = None;
-        for number in cursor..cursor.saturating_add(buckets.min(self.mask + 1)) {
-            for slot in self.bucket(number).into_iter().flat_map(|b| b.chunks_exact(2)) {
-                let [word, cell] = slot else { continue };
-                if word.load(Ordering::Relaxed) == 0
-                    || Value(cell.load(Ordering::Relaxed)).is_live(now, ageing)
-                {
-                    continue;
-                }
-                guard.get_or_insert_with(|| self.writer.lock());
-                if word.load(Ordering::Relaxed) != 0
-                    && !Value(cell.load(Ordering::Relaxed)).is_live(now, ageing)
-                {
-                    word.store(0, Ordering::Release);
-                    self.account(Some(FdbKind::Learned), None);
-                }
-            }
-        }
-        cursor.wrapping_add(buckets) & self.mask
     }
 
     /// All entries.
@@ -515,24 +317,6 @@ impl Fdb {
             refused: self.refused.load(Ordering::Relaxed),
         }
     }
-}
-
-#[allow(clippy::cast_possible_truncation, reason = "the network is the low 16 bits")]
-fn entry_of(word: &AtomicU64, cell: &AtomicU64, now: u32) -> Option<FdbEntry> {
-    let key = word.load(Ordering::Acquire);
-    let value = Value(cell.load(Ordering::Acquire));
-    fence(Ordering::Acquire);
-    if key == 0 || word.load(Ordering::Relaxed) != key {
-        return None;
-    }
-    Some(FdbEntry {
-        network: NetworkId(key as u16),
-        mac: Mac::from_u64(key >> 16),
-        vlan: value.vlan(),
-        port: value.port(),
-        kind: value.kind(),
-        age: Duration::from_secs(u64::from(now.saturating_sub(value.seen()))),
-    })
 }
 
 #[cfg(test)]

@@ -4,3 +4,4 @@ pub mod fdb;
 pub(crate) mod forward;
 pub(crate) mod guard;
 pub(crate) mod learn;
+pub(crate) mod storm;

@@ -59,6 +59,10 @@ pub(crate) fn on_uplink(
         return Some(Verdict::Drop(DropReason::PortUnconfigured));
     };
     let headers = &lane.headers;
+    // The MAC of a shared uplink is the host's, who may well hear itself.
+    if headers.src == uplink.mac && uplink.mode == UplinkMode::Dedicated {
+        return Some(Verdict::Drop(DropReason::OwnMac));
+    }
     if headers.tagged {
         return Some(Verdict::Consume);
     }

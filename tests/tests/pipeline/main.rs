@@ -20,5 +20,6 @@ mod limits;
 mod nat;
 mod offload;
 mod shortcuts;
+mod storm;
 mod tcp;
 mod uplink;

@@ -10,7 +10,7 @@ const AGEING: Duration = Duration::from_secs(300);
 const NET: NetworkId = NetworkId(3);
 
 fn table(limit: u32) -> Fdb {
-    Fdb::new(limit, HashKey::new(1, 2)).unwrap()
+    Fdb::new(limit, limit, HashKey::new(1, 2)).unwrap()
 }
 
 fn mac(n: u64) -> Mac {
@@ -152,6 +152,9 @@ fn ageing_frees_the_slots() {
     assert_eq!(fdb.used(), 0);
     assert!(fdb.entries(301, AGEING).is_empty());
 }
+
+#[path = "limit_tests.rs"]
+mod limits;
 
 #[derive(Debug, Clone)]
 enum Op {

@@ -1,0 +1,43 @@
+//! The storm limit: how many frames a second of one port are sent to all others.
+//!
+//! Each worker counts for the ports that it receives from. A port that moves to another worker has a full
+//! bucket there, which is as much as it would have had after a second of silence.
+
+use crate::core::Cx;
+use crate::frame::Frame;
+use crate::limiter::Bucket;
+use crate::packet::types::{NetworkId, PortId};
+
+/// One worker's buckets, by port.
+#[derive(Debug, Default)]
+pub(crate) struct Storms(Vec<Bucket>);
+
+impl Storms {
+    /// A port with a full bucket.
+    pub(crate) fn add(&mut self, port: PortId) {
+        if self.0.len() <= port.index() {
+            self.0.resize_with(port.index() + 1, Bucket::default);
+        }
+        if let Some(bucket) = self.0.get_mut(port.index()) {
+            *bucket = Bucket::default();
+        }
+    }
+}
+
+/// Whether a frame may go to all ports of a network. A frame that stands for many counts as many.
+pub(crate) fn allows(cx: &mut Cx<'_>, network: NetworkId, frame: &Frame) -> bool {
+    let per_second = cx.config.network(network).map_or(0, |network| network.config.storm_limit);
+    if per_second == 0 {
+        return true;
+    }
+    let bucket = cx.storms.0.get_mut(frame.ingress.index());
+    bucket.is_none_or(|bucket| bucket.take(cx.now, segments(frame), u64::from(per_second)))
+}
+
+fn segments(frame: &Frame) -> u64 {
+    let payload = frame.len().saturating_sub(usize::from(frame.vnet.hdr_len));
+    match usize::from(frame.vnet.gso_size) {
+        size @ 1.. if frame.vnet.is_gso() => payload.div_ceil(size).max(1) as u64,
+        _ => 1,
+    }
+}
