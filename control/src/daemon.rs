@@ -367,6 +367,7 @@ async fn follow(switch: Arc<Switch>, mut monitor: Monitor, mut stopping: watch::
             () = tokio::time::sleep(HOST_POLL) => Look::Ports,
         };
         switch.follow_namespaces();
+        switch.tell_alarms();
         switch.follow_gone(look).await;
         switch.follow_filters(&touched).await;
         if let Err(error) = switch.follow_host(look).await {

@@ -12,6 +12,7 @@
 //! Lock order: `Work`, then [`World`]. The world's lock is never held across an await.
 
 mod adopt;
+mod alarms;
 mod declare;
 mod endpoint;
 mod follow;
@@ -30,7 +31,7 @@ mod warnings;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read as _;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use dataplane::Engine;
@@ -52,6 +53,7 @@ use crate::options::LinkKind;
 use crate::place::Place;
 use crate::proxy::OwnAddresses;
 use crate::state::Store;
+use alarms::Alarms;
 use undo::{Done, Undo};
 
 pub use follow::Touched;
@@ -87,6 +89,7 @@ pub struct Switch {
     /// Addresses of [`World::host`], for those who serve the host's own programs.
     own: OwnAddresses,
     events: broadcast::Sender<Event>,
+    alarms: Mutex<Alarms>,
     started: Instant,
 }
 
@@ -170,6 +173,7 @@ impl Switch {
             world: RwLock::new(world),
             own: OwnAddresses::default(),
             events,
+            alarms: Mutex::default(),
             started: Instant::now(),
         })
     }

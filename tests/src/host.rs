@@ -5,6 +5,7 @@
 //! - [`namespace`]: namespaces, what runs in them, and programs that end with their test.
 //! - [`traffic`]: servers and clients on the kernel's sockets, and `ping`.
 //! - [`watch`]: what arrives at an interface.
+//! - [`raw`]: frames that no stack would send, and all that arrive.
 //! - [`inventory`]: everything a host has, to compare before with after.
 //!
 //! Names begin with the process id and a counter, so that suites run side by side; everything is
@@ -13,6 +14,7 @@
 
 pub mod inventory;
 pub mod namespace;
+pub mod raw;
 pub mod traffic;
 pub mod watch;
 

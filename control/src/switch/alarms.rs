@@ -1,0 +1,163 @@
+//! Signs that something goes wrong on a port: a loop, a storm, a MAC at two places. The engine counts
+//! frames; here their beginning is told, once, as an event and in the log.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use dataplane::packet::types::PortId;
+use dataplane::verdict::DropReason;
+
+use super::{Switch, World};
+use crate::name::Name;
+
+/// What is told of, under which name, and what it means.
+const SIGNS: [(DropReason, &str, &str); 3] = [
+    (
+        DropReason::OwnMac,
+        "loop_detected",
+        "our own MAC came in: a loop behind it, or somebody who plays the gateway",
+    ),
+    (
+        DropReason::MacFlap,
+        "mac_flap",
+        "a MAC moves to and fro between this port and another: a loop, or two hosts with one MAC",
+    ),
+    (
+        DropReason::StormLimited,
+        "storm_limited",
+        "it sends more frames to everybody than the network's storm_limit allows",
+    ),
+];
+
+/// It is over when nothing has come for so long; then the next one is told again.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// What has been told.
+#[derive(Debug, Default)]
+pub(super) struct Alarms {
+    seen: HashMap<(PortId, DropReason), Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    count: u64,
+    /// When it last went on.
+    last: Option<Instant>,
+}
+
+impl Alarms {
+    /// Whether something begins: the counter stands at `count` now.
+    fn begins(&mut self, port: PortId, reason: DropReason, count: u64, now: Instant) -> bool {
+        let seen = self.seen.entry((port, reason)).or_default();
+        // A port with the number of one that is gone counts from zero again.
+        let goes_on = count != seen.count && count != 0;
+        seen.count = count;
+        if !goes_on {
+            return false;
+        }
+        let before = seen.last.replace(now);
+        before.is_none_or(|before| now.duration_since(before) > QUIET)
+    }
+
+    fn forget_all_but(&mut self, ports: &[Where]) {
+        self.seen.retain(|(port, _), _| ports.iter().any(|there| there.port == *port));
+    }
+}
+
+/// A port as people know it.
+struct Where {
+    port: PortId,
+    network: Option<Name>,
+    sandbox: Option<Name>,
+    /// `SANDBOX/IFNAME`, the host's leg or the uplink.
+    name: String,
+}
+
+impl World {
+    fn places(&self) -> Vec<Where> {
+        let attached = &self.attached;
+        let network_of = |sandbox: &Name, ifname: &str| {
+            let endpoints = self.desired.sandboxes.get(sandbox)?.endpoints.iter();
+            endpoints.clone().find(|e| e.ifname == ifname).map(|e| e.network.clone())
+        };
+        let endpoints = attached.endpoints.iter().map(|((sandbox, ifname), port)| Where {
+            port: *port,
+            network: network_of(sandbox, ifname),
+            sandbox: Some(sandbox.clone()),
+            name: format!("{sandbox}/{ifname}"),
+        });
+        let hosts = attached.hosts.iter().map(|(network, port)| Where {
+            port: *port,
+            network: Some(network.clone()),
+            sandbox: None,
+            name: "the host's leg".to_owned(),
+        });
+        let uplinks = attached.uplinks.iter().map(|(interface, state)| Where {
+            port: state.port,
+            network: None,
+            sandbox: None,
+            name: format!("uplink {interface}"),
+        });
+        endpoints.chain(hosts).chain(uplinks).collect()
+    }
+}
+
+impl Switch {
+    /// Tells what has begun since the last look.
+    pub fn tell_alarms(&self) {
+        let places = self.world().places();
+        let now = Instant::now();
+        let mut alarms = self.alarms.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        alarms.forget_all_but(&places);
+        for place in places {
+            let Some(stats) = self.engine.port_stats(place.port) else { continue };
+            for (reason, event, meaning) in SIGNS {
+                let count = stats.rx_drops.get(reason.index()).copied().unwrap_or(0);
+                if alarms.begins(place.port, reason, count, now) {
+                    let detail = format!("{}: {meaning}", place.name);
+                    tracing::warn!("{event}: {detail}");
+                    let (network, sandbox) = (place.network.as_ref(), place.sandbox.as_ref());
+                    self.emit(event, network, sandbox, Some(detail));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_on_is_told_once_and_again_after_a_pause() {
+        let mut alarms = Alarms::default();
+        let start = Instant::now();
+        let mut at = |port, secs, count| {
+            let now = start + Duration::from_secs(secs);
+            alarms.begins(PortId(port), DropReason::OwnMac, count, now)
+        };
+        assert!(!at(1, 0, 0));
+        assert!(at(1, 2, 5));
+        assert!(at(2, 2, 5), "another port");
+        for secs in 1..100 {
+            assert!(!at(1, 2 + secs * 2, 5 + secs), "{secs}");
+        }
+        // The last one came at 200.
+        assert!(!at(1, 250, 104));
+        assert!(!at(1, 260, 105), "59 seconds are no pause");
+        assert!(!at(1, 400, 105));
+        assert!(at(1, 402, 106));
+    }
+
+    #[test]
+    fn a_port_of_the_same_number_counts_from_zero() {
+        let mut alarms = Alarms::default();
+        let now = Instant::now();
+        let gone = Where { port: PortId(1), network: None, sandbox: None, name: String::new() };
+        assert!(alarms.begins(PortId(1), DropReason::MacFlap, 9, now));
+        alarms.forget_all_but(&[gone]);
+        assert!(!alarms.begins(PortId(1), DropReason::MacFlap, 9, now));
+        alarms.forget_all_but(&[]);
+        assert!(alarms.begins(PortId(1), DropReason::MacFlap, 9, now));
+    }
+}

@@ -1,0 +1,130 @@
+//! Frames as they are: a packet socket at an interface, to send whatever a stack would not, and to
+//! collect what arrives.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use dataplane::io::packet_socket::{PacketOptions, PacketSocket};
+use dataplane::io::poll::Poller;
+use dataplane::io::{Port, PortRx, PortTx};
+use dataplane::pool::Pool;
+
+use super::namespace::Namespace;
+
+/// Buffers of a socket.
+const BUFFERS: usize = 64;
+/// How often it is looked whether there is more to come.
+const POLL: Duration = Duration::from_millis(20);
+/// How long a queue may stay full.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn open(ns: &Namespace, interface: &str) -> (Box<dyn PortRx>, Box<dyn PortTx>) {
+    let socket = ns.enter(|| PacketSocket::open(interface, &PacketOptions::default())).unwrap();
+    let mut halves = Box::new(socket).split(1).unwrap();
+    (halves.rx, halves.tx.remove(0))
+}
+
+/// Sends frames.
+#[derive(Debug)]
+pub struct RawSender {
+    tx: Box<dyn PortTx>,
+    pool: Pool,
+    // Nobody reads it.
+    _rx: Box<dyn PortRx>,
+}
+
+impl RawSender {
+    /// At an interface.
+    ///
+    /// # Panics
+    /// When there is no such interface.
+    #[must_use]
+    pub fn open(ns: &Namespace, interface: &str) -> Self {
+        let (rx, tx) = open(ns, interface);
+        Self { tx, pool: Pool::new(BUFFERS), _rx: rx }
+    }
+
+    /// Sends one frame, and waits for room if there is none.
+    ///
+    /// # Panics
+    /// When it is refused, or there is no room for long.
+    pub fn send(&mut self, frame: &[u8]) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut buffer = self.pool.take().expect("each comes back");
+            buffer.copy_from(frame);
+            let report = self.tx.tx(&mut vec![buffer], &mut self.pool);
+            if report.sent == 1 {
+                return;
+            }
+            assert!(report.full == 1 && Instant::now() < deadline, "not sent: {report:?}");
+            thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
+
+/// Collects frames until it is asked.
+#[derive(Debug)]
+pub struct RawListener {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Vec<Vec<u8>>>>,
+}
+
+impl RawListener {
+    /// Begins to collect the frames for which `wanted` says so.
+    ///
+    /// # Panics
+    /// When there is no such interface.
+    #[must_use]
+    pub fn start(
+        ns: &Namespace,
+        interface: &str,
+        wanted: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) -> Self {
+        let (mut rx, _tx) = open(ns, interface);
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut poller = Poller::new().unwrap();
+            poller.add(rx.fd().unwrap(), 0).unwrap();
+            let mut pool = Pool::new(BUFFERS);
+            let (mut seen, mut batch, mut events) = (Vec::new(), Vec::new(), Vec::new());
+            loop {
+                // What came before it was told is still looked at.
+                let last = told.load(Ordering::Relaxed);
+                poller.wait(Some(POLL), &mut events).unwrap();
+                while rx.rx(32, &mut pool, &mut batch).unwrap_or(0) > 0 {
+                    for frame in batch.drain(..) {
+                        if wanted(frame.bytes()) {
+                            seen.push(frame.bytes().to_vec());
+                        }
+                        pool.put(frame);
+                    }
+                }
+                if last {
+                    return seen;
+                }
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// Ends, and gives what came.
+    ///
+    /// # Panics
+    /// When listening did.
+    #[must_use]
+    pub fn seen(mut self) -> Vec<Vec<u8>> {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().expect("asked once");
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for RawListener {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}

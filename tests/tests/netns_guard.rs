@@ -1,0 +1,239 @@
+//! Sandboxes that do harm with frames of their own making: they play DHCP server and router, flood, and
+//! use MACs without end. What matters is what reaches the others.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::io::{Read as _, Write as _};
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use dataplane::packet::types::{Mac, PortId, ethertype};
+use tests::host::raw::{RawListener, RawSender};
+use tests::host::traffic::ping;
+use tests::host::{Host, Sandbox, Uplink, eventually, one, rows};
+use tests::packet::{self, ethernet, udp};
+
+/// IEEE 802 local experimental: nobody else sends it.
+const OURS: u16 = 0x88b5;
+const ALL_NODES: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
+
+fn mac(host: &Host, sandbox: &Sandbox) -> Mac {
+    let shown = one(&host.json(["sandbox", "inspect", &sandbox.name]));
+    shown["endpoints"][0]["mac"].as_str().unwrap().parse().unwrap()
+}
+
+/// A host of [`tests::packet`]; its port means nothing here.
+fn on_the_wire(mac: Mac, ip: Ipv4Addr) -> packet::Host {
+    packet::Host { port: PortId(0), mac, ip }
+}
+
+fn dropped(host: &Host, sandbox: &Sandbox, reason: &str) -> u64 {
+    let counts = rows(&host.json(["drops", "--sandbox", &sandbox.name]));
+    let row = counts.into_iter().find(|row| row["reason"] == reason);
+    row.map_or(0, |row| row["count"].as_u64().unwrap())
+}
+
+/// Frames that the engine received from a sandbox.
+fn received_from(host: &Host, sandbox: &Sandbox) -> u64 {
+    let ports = rows(&host.json(["stats", "--sandbox", &sandbox.name]));
+    ports.iter().map(|port| port["rx_frames"].as_u64().unwrap()).sum()
+}
+
+fn is(kind: u16) -> impl Fn(&[u8]) -> bool + Send + 'static {
+    move |frame| frame.get(12..14) == Some(&kind.to_be_bytes())
+}
+
+/// A Router Advertisement of no lifetime, behind a hop-by-hop header if asked for.
+fn advertisement(from: Mac, behind_options: bool) -> Vec<u8> {
+    let mut message = vec![134, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut packet = vec![0x60, 0, 0, 0, 0, 16, 58, 255];
+    if behind_options {
+        message.splice(0..0, [58, 0, 1, 4, 0, 0, 0, 0]);
+        packet[5..7].copy_from_slice(&[24, 0]);
+    }
+    packet.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x66]);
+    packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    packet.extend(message);
+    ethernet(from, ALL_NODES, ethertype::IPV6, &packet)
+}
+
+/// Everything that a sandbox should not be able to say, in one go.
+fn impersonations(sender: &Sandbox, own: Mac, victim: Mac) -> Vec<Vec<u8>> {
+    let me = on_the_wire(own, sender.ip);
+    let all = on_the_wire(Mac::BROADCAST, Ipv4Addr::BROADCAST);
+    let one = on_the_wire(victim, sender.ip);
+    vec![
+        udp(&me, 67, &all, 68).payload(&[2; 300]).bytes(),
+        udp(&me, 67, &one, 68).payload(&[2; 300]).bytes(),
+        advertisement(own, false),
+        advertisement(own, true),
+    ]
+}
+
+#[test]
+#[ignore = "needs root"]
+fn nobody_plays_dhcp_server_or_router_who_is_not_trusted() {
+    let host = Host::start(Uplink::None);
+    host.network("app", "--subnet 10.91.1.0/24");
+    let victim = host.sandbox("victim", "--network app");
+    for (name, flags, trusted) in [("bad", "", false), ("good", "-o trusted=true", true)] {
+        let sender = host.sandbox(name, &format!("--network app {flags}"));
+        let own = mac(&host, &sender);
+        let from_it = move |frame: &[u8]| {
+            let dhcp = is(ethertype::IPV4)(frame) && frame.get(23) == Some(&17);
+            frame[6..12] == own.0 && (dhcp || is(OURS)(frame) || frame.starts_with(&ALL_NODES.0))
+        };
+        let listener = RawListener::start(&victim.ns, "eth0", from_it);
+        let mut raw = RawSender::open(&sender.ns, "eth0");
+        let frames = impersonations(&sender, own, mac(&host, &victim));
+        let last = ethernet(own, Mac::BROADCAST, OURS, &[7; 46]);
+        for frame in frames.iter().chain([&last]) {
+            raw.send(frame);
+        }
+        let total = frames.len() as u64;
+        eventually(Duration::from_secs(5), "all is dealt with", || {
+            let refused =
+                dropped(&host, &sender, "dhcp_untrusted") + dropped(&host, &sender, "ra_untrusted");
+            refused == if trusted { 0 } else { total }
+        });
+        // The last frame is behind all others, so nothing is still to come once it is there.
+        assert_eq!(ping(&sender.ns, victim.ip, 1).received, 1);
+        std::thread::sleep(Duration::from_millis(100));
+        let seen: Vec<_> = listener
+            .seen()
+            .into_iter()
+            .filter(|frame| *frame == last || frames.contains(frame))
+            .collect();
+        let expected = if trusted { [frames, vec![last]].concat() } else { vec![last] };
+        assert_eq!(seen, expected, "{name}");
+    }
+    let good = host.find(&host.name("good"));
+    let shown = one(&host.json(["sandbox", "inspect", &good.name]));
+    assert_eq!(shown["endpoints"][0]["options"]["trusted"], "true");
+    // Another network is asked for each.
+    host.network("other", "--subnet 10.91.2.0/24");
+    host.ok(["network", "connect", "-o", "trusted=true", "other", &victim.name]);
+    host.refused(2, &["\"icc\"", "trusted"], ["network", "connect", "-o", "icc=0", "other", "x"]);
+}
+
+/// What `/v1/events` says from now on until it says `word`.
+fn awaited_event(host: &Host, word: &str, cause: impl FnOnce()) -> String {
+    let mut events = UnixStream::connect(host.socket()).unwrap();
+    events.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    events.write_all(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut head = [0; 12];
+    events.read_exact(&mut head).unwrap();
+    cause();
+    let (mut said, mut piece) = (String::new(), [0; 4096]);
+    while !said.lines().any(|line| line.contains(word)) || !said.ends_with('\n') {
+        let len = events.read(&mut piece).unwrap_or_else(|error| panic!("{error} after {said}"));
+        assert!(len > 0, "the stream ended after {said}");
+        said.push_str(&String::from_utf8_lossy(&piece[..len]));
+    }
+    said.lines().find(|line| line.contains(word)).unwrap().to_owned()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_storm_does_not_reach_the_others() {
+    const FRAMES: u64 = 20_000;
+    const LIMIT: u64 = 500;
+    let host = Host::start(Uplink::None);
+    host.network("app", &format!("--subnet 10.91.1.0/24 -o storm_limit={LIMIT}"));
+    let [bad, one, two] = ["bad", "one", "two"].map(|name| host.sandbox(name, "--network app"));
+    let own = mac(&host, &bad);
+    let storm = RawListener::start(&one.ns, "eth0", is(OURS));
+    let mut raw = RawSender::open(&bad.ns, "eth0");
+    let frame = ethernet(own, Mac::BROADCAST, OURS, &[7; 46]);
+    let start = Instant::now();
+    let event = awaited_event(&host, "storm_limited", || {
+        for at in 0..FRAMES {
+            raw.send(&frame);
+            // Bystanders lose nothing meanwhile, neither unicast nor ARP.
+            if at % (FRAMES / 4) == 0 {
+                two.ns.ip("neighbor flush all");
+                assert_eq!(ping(&two.ns, one.ip, 3).received, 3);
+            }
+        }
+    });
+    assert!(event.contains(&bad.name) && event.contains("\"app\""), "{event}");
+    let refused = || dropped(&host, &bad, "storm_limited");
+    eventually(Duration::from_secs(5), "the storm is over", || {
+        let before = refused();
+        std::thread::sleep(Duration::from_millis(200));
+        refused() == before
+    });
+    let most = LIMIT * (2 + start.elapsed().as_secs());
+    // Some may not have found room in its own TAP.
+    let came = received_from(&host, &bad);
+    assert!(came > FRAMES / 2, "{came}");
+    let passed = came - refused();
+    assert!((LIMIT..=most).contains(&passed), "{passed} of {came} passed, {most} may have");
+    let reached = storm.seen().len() as u64;
+    assert!((1..=passed).contains(&reached), "{reached} of {passed} reached another");
+    assert_eq!(dropped(&host, &two, "storm_limited"), 0);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn macs_without_end_push_nobody_out() {
+    const LIMIT: usize = 64;
+    let mut host = Host::prepare(Uplink::None);
+    host.configure(&format!("[limits]\nfdb = 1024\nfdb_per_port = {LIMIT}\n"));
+    host.launch();
+    host.network("app", "--subnet 10.91.1.0/24 -o spoof_check=false");
+    let [bad, one, two, third] =
+        ["bad", "one", "two", "third"].map(|name| host.sandbox(name, "--network app"));
+    // Something with a MAC of its own behind an endpoint.
+    let inner = Mac([2, 0, 0, 0, 0, 0xaa]);
+    let mut behind_one = RawSender::open(&one.ns, "eth0");
+    behind_one.send(&ethernet(inner, mac(&host, &two), OURS, &[1; 46]));
+    let learned = |sandbox: &Sandbox| {
+        let entries = rows(&host.json(["fdb", "show", "--network", "app"]));
+        let its = |e: &&serde_json::Value| e["sandbox"] == *sandbox.name && e["kind"] == "learned";
+        entries.iter().filter(its).count()
+    };
+    eventually(Duration::from_secs(5), "the inner MAC is learned", || learned(&one) >= 1);
+    let mut raw = RawSender::open(&bad.ns, "eth0");
+    for n in 0..20_000u64 {
+        raw.send(&ethernet(Mac::from_u64(0x0200_1000_0000 + n), mac_of(n), OURS, &[2; 46]));
+    }
+    eventually(Duration::from_secs(5), "it has all it may have", || learned(&bad) == LIMIT);
+    assert!(learned(&one) >= 1, "pushed out by another's");
+    // Nobody else sees what goes to it.
+    let [at_one, at_third] = [&one, &third].map(|s| RawListener::start(&s.ns, "eth0", is(OURS)));
+    let mut raw = RawSender::open(&two.ns, "eth0");
+    let frame = ethernet(mac(&host, &two), inner, OURS, &[3; 46]);
+    for _ in 0..10 {
+        raw.send(&frame);
+    }
+    assert_eq!(ping(&two.ns, one.ip, 2).received, 2);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(at_one.seen().iter().filter(|seen| **seen == frame).count(), 10);
+    assert_eq!(at_third.seen().iter().filter(|seen| **seen == frame).count(), 0);
+
+    // Who speaks with the gateway's MAC is told of.
+    let gateway: Mac = gateway_mac(&two);
+    let event = awaited_event(&host, "loop_detected", || {
+        RawSender::open(&bad.ns, "eth0").send(&ethernet(gateway, Mac::BROADCAST, OURS, &[4; 46]));
+    });
+    assert!(event.contains(&bad.name), "{event}");
+}
+
+/// Some unicast address that nobody has.
+fn mac_of(n: u64) -> Mac {
+    Mac::from_u64(0x0200_2000_0000 + n)
+}
+
+/// The gateway's MAC, from a sandbox's neighbors.
+fn gateway_mac(sandbox: &Sandbox) -> Mac {
+    assert_eq!(ping(&sandbox.ns, Ipv4Addr::new(10, 91, 1, 1), 1).received, 1);
+    let shown = sandbox.ns.ip("neighbor show 10.91.1.1");
+    let mac = shown.split_whitespace().skip_while(|word| *word != "lladdr").nth(1);
+    mac.unwrap_or_else(|| panic!("{shown}")).parse().unwrap()
+}
