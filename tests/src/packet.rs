@@ -359,6 +359,15 @@ impl Packet {
         self
     }
 
+    /// TCP acknowledgment number.
+    #[must_use]
+    pub fn acks(mut self, number: u32) -> Self {
+        if let Transport::Tcp(tcp) = &mut self.transport {
+            tcp.acknowledgment_number = number;
+        }
+        self
+    }
+
     /// TCP flags.
     #[must_use]
     pub fn flags(mut self, flags: u8) -> Self {

@@ -308,6 +308,7 @@ mod tests {
                     ipv4: vec![Ipv4Addr::new(10, 0, 0, 2)],
                     ipv6: vec![Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2)],
                     guard: true,
+                    trusted: false,
                 },
                 mtu: 1500,
             }],
@@ -319,6 +320,7 @@ mod tests {
                 masquerade: true,
                 icc: true,
                 mtu: 1500,
+                storm_limit: 0,
             }],
             uplinks: vec![UplinkConfig {
                 id: UPLINK,

@@ -1,8 +1,9 @@
 //! The TCP state machine: pure, one function.
 //!
-//! States and transitions are those of Linux' `nf_conntrack_proto_tcp.c`, without windows: a
-//! segment is judged by its flags and direction alone. Beyond Linux' states we remember which side
-//! sent the first FIN, so that its retransmission is not taken for the other side's.
+//! States and transitions are those of Linux' `nf_conntrack_proto_tcp.c`: a segment is judged by its
+//! flags and direction alone, here; its numbers are the business of [`super::window`]. Beyond Linux'
+//! states we remember which side sent the first FIN, so that its retransmission is not taken for the
+//! other side's.
 
 use super::tuple::Direction;
 use crate::packet::types::tcp_flags::{ACK, FIN, RST, SYN};

@@ -23,3 +23,4 @@ mod shortcuts;
 mod storm;
 mod tcp;
 mod uplink;
+mod windows;
