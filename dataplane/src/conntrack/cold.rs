@@ -23,6 +23,20 @@ impl Cold<'_> {
     /// Counts a packet.
     #[inline]
     pub(super) fn count(self, bytes: u64) {
+        let [_, _, low_packets, low_bytes, _] = self.0;
+        let packets = low_packets.load(Ordering::Relaxed).checked_add(1);
+        let sum = u64::from(low_bytes.load(Ordering::Relaxed)).wrapping_add(bytes);
+        if let (Some(packets), Ok(sum)) = (packets, u32::try_from(sum)) {
+            low_packets.store(packets, Ordering::Relaxed);
+            low_bytes.store(sum, Ordering::Relaxed);
+        } else {
+            self.carry(bytes);
+        }
+    }
+
+    /// [`Cold::count`] of one that does not fit the lower bits.
+    #[cold]
+    fn carry(self, bytes: u64) {
         let [packets, octets] = self.counters();
         self.set_counters([packets.wrapping_add(1), octets.wrapping_add(bytes)]);
     }

@@ -323,7 +323,10 @@ impl<K: Key> ConnTable<K> {
             if K::HOT_WORDS > LINE_WORDS {
                 prefetch(hot.deadline);
             }
-            prefetch(cold.0);
+            // One in four lies in two cache lines.
+            let [first, .., last] = cold.0;
+            prefetch(first);
+            prefetch(last);
         }
         slot
     }

@@ -93,7 +93,7 @@ pub(super) fn judge(cx: &Cx<'_>, seen: &Seen, hit: &Hit) -> Result<Judged, DropR
 
 /// Counts the packet and moves the connection's state and deadline; false: see
 /// [`crate::conntrack::ConnTable::touch`].
-#[inline]
+#[inline(always)]
 pub(super) fn note(cx: &Cx<'_>, seen: &Seen, hit: &Hit, judged: &Judged, service: u16) -> bool {
     let state = judged.state;
     let flags = match hit.direction {
@@ -124,7 +124,7 @@ pub(super) fn note(cx: &Cx<'_>, seen: &Seen, hit: &Hit, judged: &Judged, service
 }
 
 /// [`note`] until it is noted, beginning with what was judged.
-#[inline]
+#[inline(always)]
 pub(super) fn settle(
     cx: &Cx<'_>,
     seen: &Seen,
@@ -153,20 +153,22 @@ pub(super) fn travel(
     let mut hit = cx.tables.connections.at(lane.id, direction)?;
     let exit = cx.express.ways.at(lane.way)?.exit;
     let proto = lane.tuple.proto();
-    let segment = if proto == ip_proto::TCP {
-        let end = ETH_LEN + usize::from(lane.total_len);
-        quick::tcp_header_len(frame)
-            .and_then(|header_len| segment(frame, quick::L4, header_len, end, lane.tcp_flags))
-    } else {
-        None
-    };
-    let seen = Seen { proto, segment, len: u64::from(lane.total_len) };
+    let len = u64::from(lane.total_len);
     let service = match direction {
         Direction::Original => lane.tuple.dst_port(),
         Direction::Reply => hit.other.dst_port(),
     };
-    let noted =
-        judge(cx, &seen, &hit).and_then(|judged| settle(cx, &seen, &mut hit, judged, service));
+    // Two ways, so that datagrams do not carry along what segments need.
+    let noted = if proto == ip_proto::TCP {
+        let end = ETH_LEN + usize::from(lane.total_len);
+        let segment = quick::tcp_header_len(frame)
+            .and_then(|header_len| segment(frame, quick::L4, header_len, end, lane.tcp_flags));
+        let seen = Seen { proto, segment, len };
+        judge(cx, &seen, &hit).and_then(|judged| settle(cx, &seen, &mut hit, judged, service))
+    } else {
+        let judged = Judged { state: hit.state(), said: None, revives: true };
+        settle(cx, &Seen { proto, segment: None, len }, &mut hit, judged, service)
+    };
     if let Err(reason) = noted {
         return Some(Err(reason));
     }
