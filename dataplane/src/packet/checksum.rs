@@ -4,7 +4,7 @@
 //! (`VIRTIO_NET_HDR_F_NEEDS_CSUM`) holds the sum of the pseudo-header only, not inverted; whoever
 //! sends the frame on a wire adds the rest.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// A one's complement sum of 16-bit words that is not yet folded. Pieces may be added in any
 /// order as long as each but the last has an even length.
@@ -143,8 +143,12 @@ pub fn pseudo_ipv4(src: Ipv4Addr, dst: Ipv4Addr, proto: u8, l4_len: u32) -> Sum 
 /// The sum of the pseudo-header of TCP, UDP and ICMPv6 over IPv6 (RFC 8200 §8.1).
 #[inline]
 #[must_use]
-pub fn pseudo_ipv6(src: &[u8; 16], dst: &[u8; 16], proto: u8, l4_len: u32) -> Sum {
-    Sum::ZERO.add_bytes(src).add_bytes(dst).add_u16(u16::from(proto)).add_u32(l4_len)
+pub fn pseudo_ipv6(src: Ipv6Addr, dst: Ipv6Addr, proto: u8, l4_len: u32) -> Sum {
+    Sum::ZERO
+        .add_bytes(&src.octets())
+        .add_bytes(&dst.octets())
+        .add_u16(u16::from(proto))
+        .add_u32(l4_len)
 }
 
 /// What changing some fields does to a checksum over them: `~m + m'` of RFC 1624. Deltas of several
@@ -185,6 +189,14 @@ impl Delta {
         Self::of_u32(u32::from(old), u32::from(new))
     }
 
+    /// An IPv6 address changed.
+    #[inline]
+    #[must_use]
+    pub const fn of_address6(old: Ipv6Addr, new: Ipv6Addr) -> Self {
+        let ((old_high, old_low), (new_high, new_low)) = (halves(old), halves(new));
+        Self::of_u64(old_high, new_high).and(Self::of_u64(old_low, new_low))
+    }
+
     /// Both changes.
     #[inline]
     #[must_use]
@@ -199,8 +211,9 @@ impl Delta {
         !fold((!checksum) as u64 + self.0)
     }
 
-    /// The same for UDP over IPv4: "no checksum" (zero) stays, and a result of zero is sent as
-    /// `0xffff` (RFC 768, RFC 3022 §4.1).
+    /// The same for UDP: "no checksum" (zero) stays, and a result of zero is sent as `0xffff`
+    /// (RFC 768, RFC 3022 §4.1). Over IPv6 there is a checksum of zero too, for tunnels, and nobody
+    /// on the way is to judge or mend it (RFC 6935 §5, RFC 6936 §5).
     #[inline]
     #[must_use]
     pub const fn apply_udp(self, checksum: u16) -> u16 {
@@ -219,6 +232,13 @@ impl Delta {
     pub const fn apply_partial(self, sum: u16) -> u16 {
         fold(sum as u64 + self.0)
     }
+}
+
+/// The upper and the lower half of an address.
+#[inline]
+const fn halves(address: Ipv6Addr) -> (u64, u64) {
+    let bits = address.to_bits();
+    ((bits >> 64) as u64, ((bits << 64) >> 64) as u64)
 }
 
 #[cfg(test)]

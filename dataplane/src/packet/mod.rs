@@ -3,16 +3,21 @@
 
 pub mod arp;
 pub mod checksum;
+mod extensions;
 pub(crate) mod field;
+mod field;
 #[cfg(test)]
 mod fixtures;
 pub(crate) mod gro;
 pub mod headers;
 pub mod icmp;
+pub mod icmp6;
+pub mod ndp;
 pub mod offload;
 pub mod parse;
 pub(crate) mod quick;
 pub mod rewrite;
+pub mod rewrite6;
 pub mod segment;
 pub mod tcp;
 mod transport;

@@ -179,7 +179,7 @@ fn complete_tunnelled(frame: &mut Frame, headers: &Headers) -> Result<(), DropRe
     let vnet = frame.vnet;
     let (l4, l4_offset, end, fragment) = match &headers.net {
         Net::Ipv4(ip) => (ip.l4, ip.l4_offset, ip.end(), ip.is_fragment()),
-        Net::Ipv6(ip) => (ip.l4, ip.l4_offset, ip.end(headers.l3), ip.fragment),
+        Net::Ipv6(ip) => (ip.l4, ip.l4_offset, ip.end(), ip.is_fragment()),
         _ => return Err(DropReason::VnetInvalid),
     };
     let start = usize::from(vnet.csum_start);

@@ -8,10 +8,11 @@
 //! packet (Ethernet padding) never count as payload. No allocation, no panic. No checksum is
 //! verified here: a switch does not look at what it only forwards.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::field::{low_u16, low_u32, read_u16};
-use super::headers::{Headers, Ipv4, Ipv6, L4, Net, ParseError};
+use super::extensions::walk_extensions;
+use super::field::{low_u16, low_u32};
+use super::headers::{Chain, Headers, Ipv4, Ipv6, L4, Net, ParseError};
 use super::types::{Mac, ethertype, ip_proto};
 
 /// Bytes of an Ethernet header without tags.
@@ -32,10 +33,6 @@ pub const ICMP_LEN: usize = 8;
 /// Tags walked at most. Two are in use (802.1ad); what is behind more than this stays
 /// [`Net::Other`].
 const MAX_VLAN_TAGS: usize = 8;
-/// IPv6 extension headers walked at most. RFC 8200 §4.1 has each at most once, destination options
-/// twice: seven.
-const MAX_EXTENSION_HEADERS: usize = 8;
-
 /// Bits of the VLAN id in a tag.
 const VLAN_ID_MASK: u16 = 0x0fff;
 /// "Don't fragment" in the IPv4 flags and fragment offset word.
@@ -44,18 +41,6 @@ const IPV4_DF: u16 = 0x4000;
 const IPV4_MF: u16 = 0x2000;
 /// The fragment offset in the same word, in units of eight bytes.
 const IPV4_OFFSET_MASK: u16 = 0x1fff;
-
-/// IPv6 extension headers (IANA "IPv6 Extension Header Types").
-mod extension {
-    pub(super) const HOP_BY_HOP: u8 = 0;
-    pub(super) const ROUTING: u8 = 43;
-    pub(super) const FRAGMENT: u8 = 44;
-    pub(super) const AUTHENTICATION: u8 = 51;
-    pub(super) const DESTINATION_OPTIONS: u8 = 60;
-    pub(super) const MOBILITY: u8 = 135;
-    pub(super) const HIP: u8 = 139;
-    pub(super) const SHIM6: u8 = 140;
-}
 
 /// Reads the headers of a frame that starts with the Ethernet header.
 ///
@@ -132,10 +117,7 @@ pub fn parse_net(bytes: &[u8], headers: &mut Headers) {
     let packet = bytes.get(usize::from(headers.l3)..).unwrap_or_default();
     match headers.ethertype {
         ethertype::IPV4 => parse_ipv4(headers.l3, packet, &mut headers.net),
-        ethertype::IPV6 => {
-            let ip = parse_ipv6(packet, usize::from(headers.l3));
-            headers.net = ip.map_or_else(Net::Malformed, Net::Ipv6);
-        }
+        ethertype::IPV6 => headers.net = parse_ipv6(headers.l3, packet),
         _ => headers.net = Net::Other,
     }
 }
@@ -219,18 +201,21 @@ fn parse_ipv4(l3: u16, packet: &[u8], net: &mut Net) {
     *net = Net::Ipv4(ip);
 }
 
-/// `packet` is everything from the IPv6 header to the end of the frame.
-fn parse_ipv6(packet: &[u8], l3: usize) -> Result<Ipv6, ParseError> {
+/// `packet` is everything from the IPv6 header to the end of the frame. Not inlined, and
+/// not told where the result goes: IPv4 would pay for that with a place in memory.
+#[inline(never)]
+fn parse_ipv6(l3: u16, packet: &[u8]) -> Net {
     let Some(&[version, _, _, _, p0, p1, next, hop_limit, ref addresses @ ..]) =
         packet.first_chunk::<IPV6_LEN>()
     else {
-        return Err(ParseError::IpCutShort);
+        return Net::Malformed(ParseError::IpCutShort);
     };
     if version >> 4 != 6 {
-        return Err(ParseError::IpVersion);
+        return Net::Malformed(ParseError::IpVersion);
     }
-    let (Some(&src), Some(&dst)) = (addresses.first_chunk(), addresses.last_chunk()) else {
-        return Err(ParseError::IpCutShort);
+    let (Some(&src), Some(&dst)) = (addresses.first_chunk::<16>(), addresses.last_chunk::<16>())
+    else {
+        return Net::Malformed(ParseError::IpCutShort);
     };
     let available = packet.len() - IPV6_LEN;
     // A payload length of zero with more than 65535 bytes behind it is BIG TCP
@@ -239,86 +224,46 @@ fn parse_ipv6(packet: &[u8], l3: usize) -> Result<Ipv6, ParseError> {
         0 if available > usize::from(u16::MAX) => available,
         len => len,
     };
-    if payload_len > available {
-        return Err(ParseError::IpTotalLength);
-    }
     let total_len = IPV6_LEN + payload_len;
-    let packet = packet.get(..total_len).ok_or(ParseError::IpTotalLength)?;
-    let walk = walk_extensions(packet, next);
-    Ok(Ipv6 {
-        src,
-        dst,
+    let Some(packet) = packet.get(..total_len) else {
+        return Net::Malformed(ParseError::IpTotalLength);
+    };
+
+    let mut walk = walk_extensions(packet, next);
+    let l4 = match walk.chain {
+        Chain::Cut => L4::Truncated,
+        Chain::Misplaced | Chain::TooLong => L4::Other,
+        Chain::Routing0 | Chain::Whole if walk.frag_offset != 0 => L4::LaterFragment,
+        Chain::Routing0 | Chain::Whole => {
+            let payload = packet.get(walk.offset..).unwrap_or_default();
+            match walk.proto {
+                ip_proto::TCP => parse_tcp(payload),
+                ip_proto::UDP => parse_udp(payload, walk.more_fragments, true),
+                ip_proto::ICMPV6 => parse_icmp(payload),
+                _ => L4::Other,
+            }
+        }
+    };
+    if walk.more_fragments && l4 == L4::Truncated {
+        walk.chain = Chain::Cut;
+    }
+    let header_len = low_u16(walk.offset);
+    Net::Ipv6(Ipv6 {
+        src: Ipv6Addr::from(src),
+        dst: Ipv6Addr::from(dst),
         proto: walk.proto,
         hop_limit,
         total_len: low_u32(total_len),
-        fragment: walk.fragment,
-        l4: walk.l4,
-        l4_offset: low_u16(l3 + walk.offset),
+        header_len,
+        fragment_at: low_u16(walk.fragment_at),
+        frag_offset: walk.frag_offset,
+        more_fragments: walk.more_fragments,
+        frag_id: walk.frag_id,
+        extensions: walk.extensions,
+        chain: walk.chain,
+        l4,
+        l4_offset: l3.saturating_add(header_len),
     })
-}
-
-struct ExtensionWalk {
-    proto: u8,
-    /// From the IPv6 header.
-    offset: usize,
-    fragment: bool,
-    l4: L4,
-}
-
-/// Steps over the extension headers of `packet`, which ends where the IPv6 packet ends.
-fn walk_extensions(packet: &[u8], first: u8) -> ExtensionWalk {
-    let mut walk = ExtensionWalk { proto: first, offset: IPV6_LEN, fragment: false, l4: L4::Other };
-    let mut more_fragments = false;
-    for _ in 0..=MAX_EXTENSION_HEADERS {
-        let length = match walk.proto {
-            extension::HOP_BY_HOP
-            | extension::ROUTING
-            | extension::DESTINATION_OPTIONS
-            | extension::MOBILITY
-            | extension::HIP
-            | extension::SHIM6 => {
-                packet.get(walk.offset + 1).map(|&units| (usize::from(units) + 1) * 8)
-            }
-            // RFC 4302 §2.2: in units of four bytes, minus two.
-            extension::AUTHENTICATION => {
-                packet.get(walk.offset + 1).map(|&units| (usize::from(units) + 2) * 4)
-            }
-            extension::FRAGMENT => Some(8),
-            proto => {
-                let payload = packet.get(walk.offset..).unwrap_or_default();
-                walk.l4 = match proto {
-                    ip_proto::TCP => parse_tcp(payload),
-                    ip_proto::UDP => parse_udp(payload, more_fragments, true),
-                    ip_proto::ICMPV6 => parse_icmp(payload),
-                    _ => L4::Other,
-                };
-                return walk;
-            }
-        };
-        // The whole extension header has to be there, or what is behind it is anyone's guess.
-        let Some(header) = length
-            .and_then(|length| walk.offset.checked_add(length))
-            .and_then(|end| packet.get(walk.offset..end))
-        else {
-            walk.l4 = L4::Truncated;
-            return walk;
-        };
-        let was_fragment = walk.proto == extension::FRAGMENT;
-        walk.proto = header.first().copied().unwrap_or(walk.proto);
-        walk.offset += header.len();
-        if was_fragment {
-            // RFC 8200 §4.5: 13 bits of offset, two reserved, M. Both zero is an atomic fragment
-            // (RFC 6946): a whole packet.
-            let word = read_u16(header, 2).unwrap_or(0);
-            more_fragments |= word & 1 != 0;
-            walk.fragment |= word & 0xfff9 != 0;
-            if word & 0xfff8 != 0 {
-                walk.l4 = L4::LaterFragment;
-                return walk;
-            }
-        }
-    }
-    walk
 }
 
 /// `payload` ends where the IP packet ends.

@@ -33,25 +33,31 @@ pub(super) const ICMP_ID: usize = 4;
 /// New addresses with their ports; `None` leaves that side as it is. For ICMP queries, which have
 /// one identifier where others have two ports, the port is the identifier, and the source's counts
 /// when both are given. Where there is no port (fragments, other protocols) only the address
-/// changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rewrite {
+/// changes. [`super::rewrite6`] has what applies one with IPv6 addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewrite<A = Ipv4Addr> {
     /// Source address and port.
-    pub src: Option<(Ipv4Addr, u16)>,
+    pub src: Option<(A, u16)>,
     /// Destination address and port.
-    pub dst: Option<(Ipv4Addr, u16)>,
+    pub dst: Option<(A, u16)>,
 }
 
-impl Rewrite {
+impl<A> Default for Rewrite<A> {
+    fn default() -> Self {
+        Self { src: None, dst: None }
+    }
+}
+
+impl<A: Copy> Rewrite<A> {
     /// Changes the source only.
     #[must_use]
-    pub const fn snat(address: Ipv4Addr, port: u16) -> Self {
+    pub const fn snat(address: A, port: u16) -> Self {
         Self { src: Some((address, port)), dst: None }
     }
 
     /// Changes the destination only.
     #[must_use]
-    pub const fn dnat(address: Ipv4Addr, port: u16) -> Self {
+    pub const fn dnat(address: A, port: u16) -> Self {
         Self { src: None, dst: Some((address, port)) }
     }
 
@@ -68,13 +74,15 @@ impl Rewrite {
     }
 
     /// The new identifier of an ICMP query.
-    const fn icmp_id(&self) -> Option<u16> {
+    pub(super) const fn icmp_id(&self) -> Option<u16> {
         match (self.src, self.dst) {
             (Some((_, id)), _) | (None, Some((_, id))) => Some(id),
             (None, None) => None,
         }
     }
+}
 
+impl Rewrite {
     /// What this does to the checksums of `ip` and of every packet with the same addresses,
     /// protocol and ports: a connection computes it once.
     #[must_use]
@@ -100,12 +108,12 @@ fn address_delta(old: Ipv4Addr, new: Option<(Ipv4Addr, u16)>) -> Delta {
     new.map_or(Delta::NONE, |(new, _)| Delta::of_address(old, new))
 }
 
-fn port_delta(old: u16, new: Option<(Ipv4Addr, u16)>) -> Delta {
+pub(super) fn port_delta<A>(old: u16, new: Option<(A, u16)>) -> Delta {
     new.map_or(Delta::NONE, |(_, new)| Delta::of_u16(old, new))
 }
 
-/// The effect of a [`Rewrite`] on checksums. Addresses count in the IPv4 header and in the
-/// pseudo-header, ports in the transport checksum only.
+/// The effect of a [`Rewrite`] on checksums. Addresses count in the header of IPv4, which alone has
+/// a checksum, and in the pseudo-header; ports in the transport checksum only.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Deltas {
     /// Of the addresses.
@@ -181,7 +189,12 @@ fn set_addresses(header: &mut [u8; IPV4_LEN], rewrite: &Rewrite, delta: Delta) {
 
 /// Writes the ports into a TCP or UDP header and into what was parsed from it.
 #[inline]
-fn set_ports(segment: &mut [u8], rewrite: &Rewrite, src_port: &mut u16, dst_port: &mut u16) {
+pub(super) fn set_ports<A: Copy>(
+    segment: &mut [u8],
+    rewrite: &Rewrite<A>,
+    src_port: &mut u16,
+    dst_port: &mut u16,
+) {
     if let Some((_, port)) = rewrite.src {
         write_u16(segment, 0, port);
         *src_port = port;
@@ -194,7 +207,7 @@ fn set_ports(segment: &mut [u8], rewrite: &Rewrite, src_port: &mut u16, dst_port
 
 /// Replaces the 16-bit field at `at`, if it is there, by what `new` makes of it.
 #[inline]
-fn update(bytes: &mut [u8], at: usize, new: impl FnOnce(u16) -> u16) -> Delta {
+pub(super) fn update(bytes: &mut [u8], at: usize, new: impl FnOnce(u16) -> u16) -> Delta {
     let Some(old) = read_u16(bytes, at) else { return Delta::NONE };
     let new = new(old);
     write_u16(bytes, at, new);

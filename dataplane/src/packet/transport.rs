@@ -44,7 +44,7 @@ impl Transport {
         let l3 = usize::from(headers.l3);
         let (is_ipv6, is_fragment, l4, start, end) = match &headers.net {
             Net::Ipv4(ip) => (false, ip.is_fragment(), ip.l4, ip.l4_offset, ip.end()),
-            Net::Ipv6(ip) => (true, ip.fragment, ip.l4, ip.l4_offset, ip.end(headers.l3)),
+            Net::Ipv6(ip) => (true, ip.is_fragment(), ip.l4, ip.l4_offset, ip.end()),
             _ => return None,
         };
         let start = usize::from(start);

@@ -159,6 +159,22 @@ pub mod ip_proto {
     pub const SCTP: u8 = 132;
 }
 
+/// A bit for each kind of IPv6 extension header.
+pub mod ip6_extensions {
+    /// Hop-by-hop options.
+    pub const HOP_BY_HOP: u8 = 0x01;
+    /// Destination options.
+    pub const DESTINATION_OPTIONS: u8 = 0x02;
+    /// Routing.
+    pub const ROUTING: u8 = 0x04;
+    /// Fragment.
+    pub const FRAGMENT: u8 = 0x08;
+    /// Authentication: the packet must not be changed.
+    pub const AUTHENTICATION: u8 = 0x10;
+    /// Mobility, host identity and shim6.
+    pub const OTHER: u8 = 0x20;
+}
+
 /// TCP flag bits in the 14th octet of the header (RFC 9293 §3.1).
 pub mod tcp_flags {
     /// No more data from the sender.

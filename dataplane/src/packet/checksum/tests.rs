@@ -74,7 +74,7 @@ proptest! {
         let length = u32::try_from(body.len()).unwrap();
         let v4 = pseudo_ipv4(src.into(), dst.into(), proto, length).add_bytes(&body);
         prop_assert_eq!(v4.fold(), slow_l4_sum(&src, &dst, proto, &body));
-        let v6 = pseudo_ipv6(&src6, &dst6, proto, length).add_bytes(&body);
+        let v6 = pseudo_ipv6(src6.into(), dst6.into(), proto, length).add_bytes(&body);
         prop_assert_eq!(v6.fold(), slow_l4_sum(&src6, &dst6, proto, &body));
     }
 
