@@ -1,8 +1,11 @@
 //! Packets for tests: described by a few words, built by etherparse with full checksums.
+//!
+//! A table is written in IPv4's words and serves both families: [`Packet::v6`] makes of a packet its
+//! twin, which says the same in IPv6. Every address has one, too: [`ip6`].
 
 use std::net::Ipv4Addr;
 
-use dataplane::io::vnet_hdr::{F_NEEDS_CSUM, GSO_TCPV4, GSO_UDP_L4, VnetHdr};
+use dataplane::io::vnet_hdr::{F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetHdr};
 use dataplane::packet::types::{Mac, PortId, tcp_flags};
 use etherparse::{
     ArpHardwareId, ArpOperation, ArpPacket, EtherType, IpHeaders, IpNumber, Ipv4Header,
@@ -10,6 +13,11 @@ use etherparse::{
 };
 
 use crate::sums;
+
+mod six;
+
+use six::Six;
+pub use six::{icmp6, icmp6_error, ip6};
 
 /// A machine: where it is plugged in and who it is. A machine behind a router has the router's
 /// port and MAC.
@@ -117,7 +125,19 @@ pub fn describe(bytes: &[u8]) -> String {
                 arp.target_protocol_addr()
             );
         }
-        Some(NetSlice::Ipv6(_)) => text += ", IPv6",
+        Some(NetSlice::Ipv6(ip)) => {
+            let header = ip.header();
+            text += &format!(
+                ", {} > {} hop limit {}",
+                header.source_addr(),
+                header.destination_addr(),
+                header.hop_limit()
+            );
+            let extensions = ip.extensions().slice();
+            if !extensions.is_empty() {
+                text += &format!(" extensions {extensions:02x?}");
+            }
+        }
         None => {}
     }
     match &sliced.transport {
@@ -137,6 +157,10 @@ pub fn describe(bytes: &[u8]) -> String {
         Some(TransportSlice::Icmpv4(icmp)) => {
             text += &format!(", icmp {}/{} {:?}", icmp.type_u8(), icmp.code_u8(), icmp.bytes5to8());
         }
+        Some(TransportSlice::Icmpv6(icmp)) => {
+            let (kind, code) = (icmp.type_u8(), icmp.code_u8());
+            text += &format!(", icmpv6 {kind}/{code} {:?}", icmp.bytes5to8());
+        }
         _ => {}
     }
     text
@@ -153,15 +177,18 @@ enum Transport {
 /// The number of the first octet that a side of a TCP connection sends.
 pub const FIRST_SEQ: u32 = 1000;
 
-/// An IPv4 packet in an Ethernet frame. Methods change one thing each.
+/// An IP packet in an Ethernet frame. Methods change one thing each.
 #[derive(Debug, Clone)]
 pub struct Packet {
     src_mac: Mac,
     dst_mac: Mac,
     vlan: Option<u16>,
     ip: Ipv4Header,
+    six: Option<Six>,
     transport: Transport,
     payload: Vec<u8>,
+    /// What an ICMP error is about, and how much of it it quotes.
+    about: Option<(Box<Packet>, usize)>,
 }
 
 fn packet(from: &Host, to: &Host, transport: Transport) -> Packet {
@@ -173,7 +200,16 @@ fn packet(from: &Host, to: &Host, transport: Transport) -> Packet {
         dont_fragment: true,
         ..Default::default()
     };
-    Packet { src_mac: from.mac, dst_mac: to.mac, vlan: None, ip, transport, payload: Vec::new() }
+    Packet {
+        src_mac: from.mac,
+        dst_mac: to.mac,
+        vlan: None,
+        ip,
+        six: None,
+        transport,
+        payload: Vec::new(),
+        about: None,
+    }
 }
 
 /// A TCP segment. Both sides begin with the same number, and nobody has sent anything yet: so any of
@@ -227,9 +263,7 @@ pub fn icmp_error(
     about: &Packet,
     limit: usize,
 ) -> Packet {
-    let quote = about.ip_bytes();
-    let quote = &quote[..quote.len().min(limit)];
-    icmp(from, to, kind, code, [0; 4]).payload(quote)
+    icmp(from, to, kind, code, [0; 4]).quoting(about, limit)
 }
 
 /// A packet of any protocol.
@@ -267,45 +301,27 @@ impl Packet {
         self
     }
 
-    /// Source address.
+    /// Source address; of an IPv6 packet the one that stands for it.
     #[must_use]
     pub fn src(mut self, ip: Ipv4Addr) -> Self {
         self.ip.source = ip.octets();
+        if let Some(six) = &mut self.six {
+            six.src = ip6(ip);
+        }
         self
     }
 
-    /// Destination address.
+    /// Destination address; of an IPv6 packet the one that stands for it.
     #[must_use]
     pub fn dst(mut self, ip: Ipv4Addr) -> Self {
         self.ip.destination = ip.octets();
-        self
-    }
-
-    /// Source port, or the identifier of an echo message.
-    #[must_use]
-    pub fn sport(mut self, port: u16) -> Self {
-        match &mut self.transport {
-            Transport::Tcp(tcp) => tcp.source_port = port,
-            Transport::Udp { src, .. } => *src = port,
-            Transport::Icmp { rest, .. } => rest[..2].copy_from_slice(&port.to_be_bytes()),
-            Transport::Raw(_) => panic!("no ports"),
+        if let Some(six) = &mut self.six {
+            six.dst = ip6(ip);
         }
         self
     }
 
-    /// Destination port, or the identifier of an echo message.
-    #[must_use]
-    pub fn dport(mut self, port: u16) -> Self {
-        match &mut self.transport {
-            Transport::Tcp(tcp) => tcp.destination_port = port,
-            Transport::Udp { dst, .. } => *dst = port,
-            Transport::Icmp { rest, .. } => rest[..2].copy_from_slice(&port.to_be_bytes()),
-            Transport::Raw(_) => panic!("no ports"),
-        }
-        self
-    }
-
-    /// Time to live.
+    /// Time to live, or hop limit.
     #[must_use]
     pub fn ttl(mut self, ttl: u8) -> Self {
         self.ip.time_to_live = ttl;
@@ -326,7 +342,7 @@ impl Packet {
         self
     }
 
-    /// The third and fourth byte of ICMP's rest, such as the MTU of 3/4.
+    /// The third and fourth byte of ICMP's rest, such as the MTU of 3/4 and 2/0.
     #[must_use]
     pub fn icmp_low(mut self, value: u16) -> Self {
         if let Transport::Icmp { rest, .. } = &mut self.transport {
@@ -335,7 +351,7 @@ impl Packet {
         self
     }
 
-    /// Type of service.
+    /// Type of service, or traffic class.
     #[must_use]
     pub fn tos(mut self, tos: u8) -> Self {
         self.ip.dscp = (tos >> 2).try_into().unwrap();
@@ -386,7 +402,16 @@ impl Packet {
     #[must_use]
     pub fn payload(mut self, payload: &[u8]) -> Self {
         self.payload = payload.to_vec();
+        self.about = None;
         self
+    }
+
+    /// Carries the beginning of `about`.
+    fn quoting(self, about: &Packet, limit: usize) -> Self {
+        let quote = about.ip_bytes();
+        let mut error = self.payload(&quote[..quote.len().min(limit)]);
+        error.about = Some((Box::new(about.clone()), limit));
+        error
     }
 
     /// `len` bytes that are not all alike.
@@ -413,14 +438,33 @@ impl Packet {
     }
 
     fn l4(&self) -> usize {
-        self.l3() + self.ip.header_len()
+        self.l3()
+            + match &self.six {
+                None => self.ip.header_len(),
+                Some(six) => six.header_len(),
+            }
+    }
+
+    /// Source and destination address.
+    fn addresses(&self) -> (Vec<u8>, Vec<u8>) {
+        match &self.six {
+            None => (self.ip.source.to_vec(), self.ip.destination.to_vec()),
+            Some(six) => (six.src.octets().to_vec(), six.dst.octets().to_vec()),
+        }
     }
 
     /// The frame with every checksum computed.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
+        match &self.six {
+            None => self.plain(IpHeaders::Ipv4(self.ip.clone(), Default::default())),
+            Some(six) => self.bytes_v6(six),
+        }
+    }
+
+    /// The frame without extension headers.
+    fn plain(&self, ip: IpHeaders) -> Vec<u8> {
         let ethernet = PacketBuilder::ethernet2(self.src_mac.0, self.dst_mac.0);
-        let ip = IpHeaders::Ipv4(self.ip.clone(), Default::default());
         let step = match self.vlan {
             None => ethernet.ip(ip),
             Some(id) => ethernet
@@ -432,6 +476,9 @@ impl Packet {
         };
         let mut bytes = Vec::new();
         match &self.transport {
+            Transport::Icmp { kind, code, rest } if self.six.is_some() => {
+                step.icmpv6_raw(*kind, *code, *rest).write(&mut bytes, &self.payload).unwrap();
+            }
             Transport::Icmp { kind, code, rest } => {
                 step.icmpv4_raw(*kind, *code, *rest).write(&mut bytes, &self.payload).unwrap();
             }
@@ -459,8 +506,8 @@ impl Packet {
             Transport::Udp { .. } => (17, 6),
             _ => panic!("only TCP and UDP have partial checksums"),
         };
-        let sum =
-            sums::pseudo_header(&self.ip.source, &self.ip.destination, proto, bytes.len() - l4);
+        let (src, dst) = self.addresses();
+        let sum = sums::pseudo_header(&src, &dst, proto, bytes.len() - l4);
         bytes[l4 + at..l4 + at + 2].copy_from_slice(&sum.to_be_bytes());
         let vnet = VnetHdr {
             flags: F_NEEDS_CSUM,
@@ -476,6 +523,7 @@ impl Packet {
     pub fn gso(&self, size: u16) -> Wire {
         let mut wire = self.partial();
         let (kind, header) = match &self.transport {
+            Transport::Tcp(tcp) if self.six.is_some() => (GSO_TCPV6, tcp.header_len()),
             Transport::Tcp(tcp) => (GSO_TCPV4, tcp.header_len()),
             _ => (GSO_UDP_L4, 8),
         };
@@ -485,19 +533,24 @@ impl Packet {
         wire
     }
 
-    /// As a kernel sends TCP over IPv4 with a payload that the length field cannot say (BIG TCP).
+    /// As a kernel sends TCP with a payload that the length field cannot say (BIG TCP).
     #[must_use]
     pub fn big(&self, len: usize, size: u16) -> Wire {
         let mut wire = self.clone().payload(&[]).gso(size);
         let payload = self.clone().long(len).payload;
         wire.bytes.extend_from_slice(&payload);
         let (l3, l4) = (self.l3(), self.l4());
-        wire.bytes[l3 + 2..l3 + 4].fill(0);
-        wire.bytes[l3 + 10..l3 + 12].fill(0);
-        let sum = !sums::sum(&wire.bytes[l3..l4]);
-        wire.bytes[l3 + 10..l3 + 12].copy_from_slice(&sum.to_be_bytes());
+        if self.six.is_some() {
+            wire.bytes[l3 + 4..l3 + 6].fill(0);
+        } else {
+            wire.bytes[l3 + 2..l3 + 4].fill(0);
+            wire.bytes[l3 + 10..l3 + 12].fill(0);
+            let sum = !sums::sum(&wire.bytes[l3..l4]);
+            wire.bytes[l3 + 10..l3 + 12].copy_from_slice(&sum.to_be_bytes());
+        }
         let length = wire.bytes.len() - l4;
-        let sum = sums::pseudo_header(&self.ip.source, &self.ip.destination, 6, length);
+        let (src, dst) = self.addresses();
+        let sum = sums::pseudo_header(&src, &dst, 6, length);
         wire.bytes[l4 + 16..l4 + 18].copy_from_slice(&sum.to_be_bytes());
         wire
     }

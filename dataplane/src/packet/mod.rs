@@ -5,7 +5,6 @@ pub mod arp;
 pub mod checksum;
 mod extensions;
 pub(crate) mod field;
-mod field;
 #[cfg(test)]
 mod fixtures;
 pub(crate) mod gro;
