@@ -240,8 +240,9 @@ impl EndpointOptions {
                 }
                 key if KNOWN.iter().any(|(name, ..)| *name == key) => {
                     return Err(Error::invalid(format!(
-                        "option {key}={value} is one of networks; give it to 'vswitchctl network \
-                         create'"
+                        "option {key:?} is unknown to endpoints, which know {}: it is one of networks, \
+                         for 'vswitchctl network create'",
+                        Self::KNOWN.join(", ")
                     )));
                 }
                 _ => {
@@ -337,7 +338,7 @@ mod tests {
             ),
             (
                 ("link", "tap"),
-                "option link=tap is one of networks; give it to 'vswitchctl network create'",
+                "option \"link\" is unknown to endpoints, which know trusted: it is one of networks",
             ),
             (("trusted", "yes"), "option trusted=yes: is neither true nor false"),
         ] {

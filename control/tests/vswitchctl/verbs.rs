@@ -12,7 +12,7 @@ fn network(name: &str) -> Value {
         "subnets": [{"subnet": "10.1.0.0/24", "gateway": "10.1.0.1", "ip_range": null, "aux_addresses": {}}],
         "options": {"mtu": "1400"}, "labels": {},
         "endpoints": [{"sandbox": "sb", "ifname": "eth0", "mac": "02:42:0a:01:00:02",
-            "ipv4": "10.1.0.2", "ipv6": null, "port": "sb/eth0"}],
+            "ipv4": "10.1.0.2", "ipv6": null, "port": "sb/eth0", "options": {}}],
     })
 }
 
@@ -21,7 +21,7 @@ pub(crate) fn sandbox(name: &str, netns: &str) -> Value {
         "name": name, "mode": "network", "netns": netns, "adopted": false,
         "endpoints": [{"network": "app", "ifname": "eth0", "mac": "02:42:0a:01:00:02",
             "ipv4": "10.1.0.2", "ipv6": null, "gateway": "10.1.0.1", "aliases": [],
-            "link": "tap", "port": "sb/eth0"}],
+            "link": "tap", "options": {}, "port": "sb/eth0"}],
         "ports": [mapping()],
     })
 }
@@ -104,11 +104,12 @@ fn cases() -> Vec<Case> {
             "aux_addresses": {"nas": "10.1.0.7"}}],
         "internal": true, "ipv6": false, "options": {"mtu": "1400"}, "labels": {"a": "b"}});
     let create_sandbox = json!({"name": "sb", "networks": ["app"], "ip": "10.1.0.2", "ip6": null,
-        "mac": null, "aliases": ["www"], "publish": ["127.0.0.1:8080:80/tcp", "53/udp"], "netns": null});
+        "mac": null, "aliases": ["www"], "options": {}, "publish": ["127.0.0.1:8080:80/tcp", "53/udp"],
+        "netns": null});
     let add_uplink = json!({"interface": "eth1", "mode": "dedicated", "addresses": ["192.0.2.9/24"],
         "gateway": "192.0.2.1", "nat_ports": null});
     let connect = json!({"sandbox": "sb", "ip": "10.1.0.2", "ip6": null,
-        "mac": "02:00:00:00:00:09", "aliases": []});
+        "mac": "02:00:00:00:00:09", "aliases": [], "options": {"trusted": "true"}});
     let endpoint = network("app")["endpoints"][0].clone();
     let fdb_add = json!({"network": "app", "mac": "02:00:00:00:00:09", "sandbox": "sb", "port": null, "vlan": 5});
     let fdb_del = json!({"network": "app", "mac": "02:00:00:00:00:09", "vlan": 0});
@@ -164,7 +165,7 @@ fn cases() -> Vec<Case> {
         )
         .json(json!([{"name": "x"}, {"name": "y"}])),
         case(
-            "network connect app sb --ip 10.1.0.2 --mac 02:00:00:00:00:09",
+            "network connect app sb --ip 10.1.0.2 --mac 02:00:00:00:00:09 -o trusted=true",
             "POST",
             "/v1/networks/app/connect",
             connect,
