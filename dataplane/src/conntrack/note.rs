@@ -82,14 +82,14 @@ impl<K: Key> ConnTable<K> {
             let (Some(hot), Some(cold)) = (self.hot(hit.id.index), cold) else {
                 return Side::default();
             };
+            // First: the numbers that it goes with, or later ones.
+            let way = hot.way(direction).load(Ordering::Acquire);
             let (end, ack) = cold.numbers();
-            let way = hot.way(direction).load(Ordering::Relaxed);
             Side::from_words(end, ack, side_of(way))
         })
     }
 
-    /// Notes what the side that sends in the hit's direction has said now. The entry may have become
-    /// another connection's since it was found, which then knows too little of this side: it passes more.
+    /// Notes what the side that sends in the hit's direction has said now.
     #[inline]
     pub(crate) fn set_side(&self, hit: &Hit<K>, side: Side) {
         let cold = self.cold(hit.id.index, hit.direction);
@@ -98,9 +98,15 @@ impl<K: Key> ConnTable<K> {
         cold.set_numbers(end, ack);
         let cell = hot.way(hit.direction);
         let was = cell.load(Ordering::Relaxed);
-        if side_of(was) != rest {
-            let next = way_word(way_of(was), rest);
-            let _ = cell.compare_exchange(was, next, Ordering::Relaxed, Ordering::Relaxed);
+        let next = way_word(way_of(was), rest);
+        if next != was {
+            let (success, failure) = (Ordering::Release, Ordering::Relaxed);
+            let _ = cell.compare_exchange(was, next, success, failure);
+        }
+        // Since the lookup the entry may have become another connection's, which now has this one's
+        // numbers. Without a window it knows of none, and passes more.
+        if Meta(hot.meta.load(Ordering::Acquire)).version() != hit.id.version {
+            cell.store(0, Ordering::Relaxed);
         }
     }
 

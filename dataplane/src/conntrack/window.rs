@@ -17,6 +17,8 @@ const OLD_ACK: u32 = 66_000;
 const UNSCALED: u8 = 15;
 /// The largest scale (RFC 7323 §2.3): 14.
 const MAX_SCALE: u8 = 14;
+/// Room of a receiver at most: the largest window there is (RFC 7323 §2.3), 2^30.
+const MAX_ROOM: u32 = 1 << 30;
 /// Sequence numbers that data of a SYN can take at most (RFC 7413): 65,535.
 const SYN_DATA_MAX: u32 = 65_535;
 
@@ -119,9 +121,12 @@ impl Side {
         self.window != 0
     }
 
-    /// The largest window that this side has offered.
-    const fn window(self) -> u32 {
-        unpack(self.window)
+    /// How far beyond what this side has acknowledged its peer may send: twice the largest window that
+    /// it has offered, since some take more than they said (`nf_conntrack_proto_tcp.c`: "overshot"). At
+    /// most half of the half that [`before`] can tell apart.
+    const fn room(self) -> u32 {
+        let room = unpack(self.window).saturating_mul(2);
+        if room < MAX_ROOM { room } else { MAX_ROOM }
     }
 
     /// The same side after a segment that continues the connection.
@@ -137,6 +142,10 @@ impl Side {
         let scaled = side.scale != UNSCALED && theirs.scale != UNSCALED;
         let shift = if scaled && segment.flags & SYN == 0 { side.scale } else { 0 };
         side.window = side.window.max(pack(u32::from(segment.window) << shift));
+        // It goes on with the connection that there was.
+        if segment.flags & SYN == 0 {
+            side.flags &= !SYN_AGAIN;
+        }
         if segment.is_fragment {
             side.flags |= LIBERAL;
         }
@@ -210,10 +219,8 @@ fn data(segment: &Segment, mine: Side, theirs: Side) -> Result<Judgement, Unbeli
     if mine.has(LIBERAL) || theirs.has(LIBERAL) || !theirs.is_known() {
         return continues;
     }
-    // I: not beyond what the receiver has room for. Some receivers take more than they said
-    // (`nf_conntrack_proto_tcp.c`: "overshot").
-    let room = theirs.window().saturating_mul(2);
-    if theirs.has(ACKED) && before(theirs.ack.wrapping_add(room), segment.seq) {
+    // I: not beyond what the receiver has room for.
+    if theirs.has(ACKED) && before(theirs.ack.wrapping_add(theirs.room()), segment.seq) {
         return Err(Unbelievable::OutOfWindow);
     }
     // III: acknowledges only what was sent.
@@ -221,8 +228,8 @@ fn data(segment: &Segment, mine: Side, theirs: Side) -> Result<Judgement, Unbeli
         return Err(Unbelievable::OutOfWindow);
     }
     // II and IV: old data and old acknowledgments are retransmissions and late ones.
-    let oldest = mine.end.wrapping_sub(theirs.window()).wrapping_sub(1);
-    let oldest_ack = theirs.end.wrapping_sub(mine.window().max(OLD_ACK)).wrapping_sub(1);
+    let oldest = mine.end.wrapping_sub(theirs.room()).wrapping_sub(1);
+    let oldest_ack = theirs.end.wrapping_sub(mine.room().max(OLD_ACK)).wrapping_sub(1);
     if before(segment.end(), oldest) || before(segment.ack, oldest_ack) {
         return Ok(Judgement::Passes);
     }
@@ -261,7 +268,9 @@ fn syn(
 const fn acknowledges_syn(segment: &Segment, theirs: Side) -> bool {
     let unacknowledged = theirs.end.wrapping_sub(segment.ack);
     segment.has(ACK)
-        && (unacknowledged == 0 || theirs.has(SYN_DATA) && unacknowledged <= SYN_DATA_MAX)
+        && (unacknowledged == 0
+            // Taken over without its numbers.
+            || !theirs.is_known() || theirs.has(SYN_DATA) && unacknowledged <= SYN_DATA_MAX)
 }
 
 fn reset(
@@ -299,8 +308,7 @@ fn reset(
     if theirs.has(SYN_AGAIN) && segment.seq == 0 && segment.has(ACK) {
         return Ok(Judgement::Passes);
     }
-    let room = theirs.window().saturating_mul(2);
-    let beyond = before(theirs.ack.wrapping_add(room), segment.seq);
+    let beyond = before(theirs.ack.wrapping_add(theirs.room()), segment.seq);
     if !theirs.has(LIBERAL) && (before(segment.seq, theirs.ack) || beyond) {
         return Err(Unbelievable::Reset);
     }

@@ -73,7 +73,10 @@ pub(super) fn judge(cx: &Cx<'_>, seen: &Seen, hit: &Hit) -> Result<Judged, DropR
     if seen.proto != ip_proto::TCP {
         return Ok(Judged { state: hit.state(), said: None, revives: true });
     }
-    let segment = seen.segment.as_ref().ok_or(DropReason::ConntrackInvalid)?;
+    // A fragment that is not the first goes where the first one went.
+    let Some(segment) = &seen.segment else {
+        return Ok(Judged { state: hit.state(), said: None, revives: true });
+    };
     let state = TcpState::from_u8(hit.state()).ok_or(DropReason::ConntrackInvalid)?;
     let next =
         state.next(segment.flags, hit.direction).map_err(|_| DropReason::ConntrackInvalid)?;

@@ -236,6 +236,49 @@ fn the_receivers_room_bounds_what_is_sent() {
 }
 
 #[test]
+fn the_largest_windows_there_are_hold_nothing_up() {
+    for window in [0xf000, 0xf001, 0xffff] {
+        let largest = |segment: Segment| Segment {
+            window,
+            scale: (segment.flags & SYN != 0).then_some(14),
+            ..segment
+        };
+        let mut middle = Middle::new();
+        middle.table(&[
+            (Original, largest(syn(1000)), SYN_SENT),
+            (Reply, largest(syn_ack(5000, 1001)), SYN_RECEIVED),
+            (Original, largest(ack(1001, 5001)), ESTABLISHED),
+            (Reply, largest(ack(5001, 1001)), ESTABLISHED),
+            (Original, largest(data(1001, 5001, 100)), ESTABLISHED),
+            (Reply, largest(ack(5001, 1101)), ESTABLISHED),
+            (Original, largest(data(1101, 5001, 100)), ESTABLISHED),
+            // Keep-alive, and sent again.
+            (Original, largest(ack(1100, 5001)), ESTABLISHED),
+            (Original, largest(data(1001, 5001, 100)), ESTABLISHED),
+            (Reply, largest(ack(5001, 1201)), ESTABLISHED),
+            (Original, largest(data(1201u32.wrapping_add(3 << 29), 5001, 1)), OUT_OF_WINDOW),
+            (Original, rst(1201), CLOSE),
+        ]);
+    }
+}
+
+#[test]
+fn one_segment_ahead_of_the_window_holds_up_nobody() {
+    let mut middle = Middle::open(1000, 5000);
+    let window = 8192 << 7;
+    // Its receiver throws it away, and the transfer goes on where it was.
+    middle.table(&[(Original, data(1001 + window + window / 2, 5001, 10), ESTABLISHED)]);
+    for n in 0..20 {
+        let (seq, next) = (1001 + n * 1000, 2001 + n * 1000);
+        middle.table(&[
+            (Original, data(seq, 5001 + n * 10, 1000), ESTABLISHED),
+            (Reply, data(5001 + n * 10, next, 10), ESTABLISHED),
+        ]);
+    }
+    assert_eq!(middle.sides[1].end, 5001 + 200, "what the other side says is noted");
+}
+
+#[test]
 fn windows_are_scaled_only_when_both_sides_offer_it() {
     let mut middle = Middle::new();
     let plain = Segment { scale: None, ..syn_ack(5000, 1001) };
@@ -297,6 +340,10 @@ fn a_reset_behind_data_closes_before_the_data_is_acknowledged() {
 
 #[test]
 fn a_connection_taken_over_without_numbers_is_not_held_to_them() {
+    for answer in [syn_ack(77, 4_000_000_001), segment(RST | ACK, 0, 4_000_000_001, 0)] {
+        let mut opening = Middle { state: Some(TcpState::SynSent), sides: [Side::default(); 2] };
+        assert!(matches!(opening.see(Reply, answer), Did::Pass(_)));
+    }
     let mut middle = Middle { state: Some(TcpState::Established), sides: [Side::default(); 2] };
     middle.table(&[
         (Original, data(1_000_000, 5_000_000, 10), ESTABLISHED),
