@@ -32,7 +32,7 @@
 //!
 //! A file's space must be reserved before it is written to ([`Region`]). The table of IPv4 has all of
 //! its own from the start: entries, counters, rules, format. That of IPv6, which many a host never
-//! needs, gets it as it fills: a line with the format, then steps of [`STEP`] entries, each with its own
+//! needs, gets it as it fills: a line with the format, then steps of `STEP` entries, each with its own
 //! counters and rules behind it. No entry is looked at that was never used.
 
 use std::io;

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Readers take key, value, key again: a slot that was reused in between is seen as a miss. Writers
-//! that add, move or remove hold the lock ([`change`]); refreshing an entry is a compare-and-swap of
+//! that add, move or remove hold the lock (`change`); refreshing an entry is a compare-and-swap of
 //! its value. A learned entry is refreshed at most once a second, so that a busy pair of hosts does not
 //! write to a shared cache line for each frame.
 //!
@@ -18,7 +18,7 @@
 //! oldest; with both buckets full, the one of them whose port has the most goes. Local entries
 //! (endpoints' own MACs) and static ones never do. Where there is none to go, the MAC is not entered
 //! and the refusal counted; frames to it are flooded. How often a MAC may move, and a port make
-//! changes, is bounded too ([`members`]).
+//! changes, is bounded too (`members`).
 //!
 //! Who has the last word: local over static over learned.
 

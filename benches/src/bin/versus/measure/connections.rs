@@ -75,11 +75,20 @@ fn serve(listener: &TcpListener, stop: &AtomicBool) {
 
 fn connect(target: SocketAddr, done: &AtomicU64, stop: &AtomicBool) -> io::Result<()> {
     while !stop.load(Ordering::Relaxed) {
-        let mut stream = TcpStream::connect_timeout(&target, STALL)?;
-        stream.set_read_timeout(Some(STALL))?;
-        let length = stream.read(&mut [0])?;
-        debug_assert_eq!(length, 0, "nobody sends anything");
-        done.fetch_add(1, Ordering::Relaxed);
+        match cycle(target) {
+            Ok(()) => done.fetch_add(1, Ordering::Relaxed),
+            // Its server may have gone already.
+            Err(_) if stop.load(Ordering::Relaxed) => break,
+            Err(error) => return Err(error),
+        };
     }
+    Ok(())
+}
+
+fn cycle(target: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&target, STALL)?;
+    stream.set_read_timeout(Some(STALL))?;
+    let length = stream.read(&mut [0])?;
+    debug_assert_eq!(length, 0, "nobody sends anything");
     Ok(())
 }
