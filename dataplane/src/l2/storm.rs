@@ -3,6 +3,7 @@
 //! Each worker counts for the ports that it receives from. A port that moves to another worker has a full
 //! bucket there, which is as much as it would have had after a second of silence.
 
+use crate::config::PortRole;
 use crate::core::Cx;
 use crate::frame::Frame;
 use crate::limiter::Bucket;
@@ -27,7 +28,11 @@ impl Storms {
 /// Whether a frame may go to all ports of a network. A frame that stands for many counts as many.
 pub(crate) fn allows(cx: &mut Cx<'_>, network: NetworkId, frame: &Frame) -> bool {
     let per_second = cx.config.network(network).map_or(0, |network| network.config.storm_limit);
-    if per_second == 0 {
+    // What an uplink brings is flooded only where it was routed, to a neighbor that the FDB has forgotten:
+    // that neighbor's answer ends it, and one network's is not to be another's.
+    let role = cx.config.port(frame.ingress).map(|port| &port.config.role);
+    let routed = matches!(role, Some(PortRole::Uplink { .. }));
+    if per_second == 0 || routed {
         return true;
     }
     let bucket = cx.storms.0.get_mut(frame.ingress.index());
