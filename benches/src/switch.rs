@@ -116,7 +116,10 @@ impl Switch {
     /// # Errors
     /// When memory cannot be had, or a connection did not begin.
     pub fn nat(count: u32) -> io::Result<Self> {
-        Self::masquerading(count, count.max(262_144), true, (1024, 65_535))
+        // Room beside them: of a table that is full to the last entry, one connection in some millions
+        // finds no place in the index.
+        let limit = (count + count / 8).max(262_144);
+        Self::masquerading(count, limit, true, (1024, 65_535))
     }
 
     /// As [`Switch::nat`], for `limit` connections of clients with any address from ports out of

@@ -14,9 +14,9 @@ use crate::sync::Mutex;
 /// The number of an entry that has expired and stands in the way.
 struct Stale(u32);
 
-/// A tuple goes into the emptier of its buckets once the first one has this many: at the limit, all
-/// find a place (6 loses one in 60,000) and one lookup in five needs the second bucket; at half the
-/// limit, one in 14.
+/// A tuple goes into the emptier of its buckets once the first one has this many: at the limit, one in 15
+/// million finds no place (with 6, one in 60,000) and one lookup in five needs the second bucket; at half
+/// the limit, one in 14.
 const FIRST_CHOICE: usize = 4;
 /// Entries that the packet which finds the table full looks at for such as have expired: 2 KiB of
 /// memory, read in order.
