@@ -19,6 +19,7 @@
     reason = "test code: a failure here is a failed test"
 )]
 
+pub mod fragments;
 pub mod host;
 pub mod lab;
 pub mod ledger;

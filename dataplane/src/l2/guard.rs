@@ -4,14 +4,16 @@
 //! What counts is what a receiver could take a frame for. Everything in front of the message is stepped
 //! over: VLAN tags, LLC/SNAP, IPv4 options, IPv6 extension headers; lengths that the packet claims are not
 //! believed, the frame's end alone counts. Where that cannot be done to the end, the frame is refused
-//! (RFC 7113): the chain is cut short or longer than any real one, or a Neighbor Discovery message is in a
+//! (RFC 7113): the chain is cut short, out of order or longer than any real one, or a Neighbor Discovery message is in a
 //! fragment, which nobody may send nor take (RFC 6980).
 //!
 //! Shortcuts ask [`is_ordinary`], which reads fields at fixed places: it answers yes only where there is
 //! nothing to be stepped over. Every other frame takes the whole way and comes to [`admit`].
 
+use crate::packet::extensions::walk_extensions;
 use crate::packet::field::{chunk, read_u16};
-use crate::packet::headers::Headers;
+use crate::packet::headers::{Chain, Headers};
+use crate::packet::ndp::{self, SOURCE_LINK, TARGET_LINK};
 use crate::packet::parse::{ETH_LEN, IPV4_LEN, IPV6_LEN, VLAN_TAG_LEN};
 use crate::packet::types::{Mac, ethertype, ip_proto};
 use crate::verdict::DropReason;
@@ -22,26 +24,11 @@ const FIRST_ETHERTYPE: u16 = 0x0600;
 const MAX_LINK_HEADERS: usize = 8;
 /// LLC with a SNAP header and its EtherType (RFC 1042).
 const SNAP_LEN: usize = 8;
-/// IPv6 extension headers stepped over at most. RFC 8200 §4.1 has seven of them.
-const MAX_EXTENSION_HEADERS: usize = 8;
 
 /// Ports of DHCP (RFC 2131 §4.1). Many clients look at their own alone, so that either makes an answer.
 const DHCP: Answers = Answers { server: 67, client: 68 };
 /// Ports of DHCPv6 (RFC 8415 §7.2).
 const DHCP6: Answers = Answers { server: 547, client: 546 };
-
-/// Types of ICMPv6 messages (RFC 4861 §4).
-mod icmpv6 {
-    pub(super) const ROUTER_SOLICITATION: u8 = 133;
-    pub(super) const ROUTER_ADVERTISEMENT: u8 = 134;
-    pub(super) const NEIGHBOR_SOLICITATION: u8 = 135;
-    pub(super) const NEIGHBOR_ADVERTISEMENT: u8 = 136;
-    pub(super) const REDIRECT: u8 = 137;
-}
-
-/// Options with a link-layer address (RFC 4861 §4.6.1).
-const SOURCE_LINK_ADDRESS: u8 = 1;
-const TARGET_LINK_ADDRESS: u8 = 2;
 
 struct Answers {
     server: u16,
@@ -131,9 +118,9 @@ pub(crate) fn admit_neighbor(bytes: &[u8], headers: &Headers, own: Mac) -> Resul
     let Payload::Ipv6(packet) = payload(bytes, headers) else { return Ok(()) };
     let Upper::Icmp { kind, message, .. } = upper(packet) else { return Ok(()) };
     let (options, named) = match kind {
-        icmpv6::ROUTER_SOLICITATION => (8, SOURCE_LINK_ADDRESS),
-        icmpv6::NEIGHBOR_SOLICITATION => (24, SOURCE_LINK_ADDRESS),
-        icmpv6::NEIGHBOR_ADVERTISEMENT => (24, TARGET_LINK_ADDRESS),
+        ndp::ROUTER_SOLICITATION => (8, SOURCE_LINK),
+        ndp::NEIGHBOR_SOLICITATION => (24, SOURCE_LINK),
+        ndp::NEIGHBOR_ADVERTISEMENT => (24, TARGET_LINK),
         _ => return Ok(()),
     };
     let mut options = message.get(options..).unwrap_or_default();
@@ -148,9 +135,8 @@ pub(crate) fn admit_neighbor(bytes: &[u8], headers: &Headers, own: Mac) -> Resul
 }
 
 const fn is_reserved(kind: u8, fragment: bool) -> bool {
-    let neighbor_discovery = matches!(kind, icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT);
-    matches!(kind, icmpv6::ROUTER_ADVERTISEMENT | icmpv6::REDIRECT)
-        || fragment && neighbor_discovery
+    let neighbor_discovery = matches!(kind, ndp::ROUTER_SOLICITATION..=ndp::REDIRECT);
+    matches!(kind, ndp::ROUTER_ADVERTISEMENT | ndp::REDIRECT) || fragment && neighbor_discovery
 }
 
 /// What is behind all link headers, up to the end of the frame.
@@ -213,52 +199,23 @@ enum Upper<'a> {
 /// Steps over the extension headers of an IPv6 packet that ends where the frame ends.
 fn upper(packet: &[u8]) -> Upper<'_> {
     const NEXT_HEADER: usize = 6;
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
-    const AUTHENTICATION: u8 = 51;
-    const DESTINATION_OPTIONS: u8 = 60;
-    const MOBILITY: u8 = 135;
-    const HIP: u8 = 139;
-    const SHIM6: u8 = 140;
-    const OFFSET_MASK: u16 = 0xfff8;
-
-    let Some((fixed, mut rest)) = packet.split_at_checked(IPV6_LEN) else { return Upper::Other };
-    let mut next = fixed.get(NEXT_HEADER).copied().unwrap_or_default();
-    let mut fragment = false;
-    for _ in 0..=MAX_EXTENSION_HEADERS {
-        let units = rest.get(1).copied().map(usize::from);
-        let length = match next {
-            ip_proto::ICMPV6 => {
-                return match rest {
-                    [kind, ..] => Upper::Icmp { kind: *kind, message: rest, fragment },
-                    [] => Upper::Hidden,
-                };
-            }
-            ip_proto::UDP => {
-                return chunk(rest, 0).map_or(Upper::Hidden, |ports| Upper::Udp(*ports));
-            }
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HIP | SHIM6 => {
-                units.map(|units| (units + 1) * 8)
-            }
-            // RFC 4302 §2.2: in units of four bytes, minus two.
-            AUTHENTICATION => units.map(|units| (units + 2) * 4),
-            FRAGMENT => Some(8),
-            _ => return Upper::Other,
-        };
-        let Some((header, behind)) = length.and_then(|length| rest.split_at_checked(length)) else {
-            return Upper::Hidden;
-        };
-        if next == FRAGMENT {
-            fragment = true;
-            if read_u16(header, 2).is_some_and(|word| word & OFFSET_MASK != 0) {
-                return Upper::Other;
-            }
-        }
-        next = header.first().copied().unwrap_or_default();
-        rest = behind;
+    let Some(fixed) = packet.first_chunk::<IPV6_LEN>() else { return Upper::Other };
+    let walk = walk_extensions(packet, fixed[NEXT_HEADER]);
+    if walk.frag_offset != 0 {
+        return Upper::Other;
     }
-    Upper::Hidden
+    if !matches!(walk.chain, Chain::Whole | Chain::Routing0) {
+        return Upper::Hidden;
+    }
+    let rest = packet.get(walk.offset..).unwrap_or_default();
+    match (walk.proto, rest) {
+        (ip_proto::ICMPV6, [kind, ..]) => {
+            Upper::Icmp { kind: *kind, message: rest, fragment: walk.fragment_at != 0 }
+        }
+        (ip_proto::ICMPV6, []) => Upper::Hidden,
+        (ip_proto::UDP, _) => chunk(rest, 0).map_or(Upper::Hidden, |ports| Upper::Udp(*ports)),
+        _ => Upper::Other,
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::parse::IPV6_LEN;
 use super::types::ip6_extensions;
 
 /// Bytes of a fragment header.
-pub(super) const FRAGMENT_LEN: usize = 8;
+pub(crate) const FRAGMENT_LEN: usize = 8;
 /// Extension headers walked at most. RFC 8200 §4.1 has each at most once, destination options twice:
 /// seven.
 const MAX_EXTENSION_HEADERS: usize = 8;
@@ -31,26 +31,26 @@ const ROUTING_TYPE_0: u8 = 0;
 
 /// Where a walk ended, and what it met.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ExtensionWalk {
+pub(crate) struct ExtensionWalk {
     /// What the last header walked says comes next.
-    pub(super) proto: u8,
+    pub(crate) proto: u8,
     /// Of the first byte not walked, from the IPv6 header.
-    pub(super) offset: usize,
+    pub(crate) offset: usize,
     /// Of the fragment header, from the IPv6 header; zero without one.
-    pub(super) fragment_at: usize,
+    pub(crate) fragment_at: usize,
     /// In bytes.
-    pub(super) frag_offset: u16,
-    pub(super) more_fragments: bool,
-    pub(super) frag_id: u32,
+    pub(crate) frag_offset: u16,
+    pub(crate) more_fragments: bool,
+    pub(crate) frag_id: u32,
     /// What was walked, see [`ip6_extensions`].
-    pub(super) extensions: u8,
-    pub(super) chain: Chain,
+    pub(crate) extensions: u8,
+    pub(crate) chain: Chain,
 }
 
 /// Steps over the extension headers of `packet`, which ends where the IPv6 packet does and begins
 /// with the fixed header, whose next header is `first`.
 #[inline]
-pub(super) fn walk_extensions(packet: &[u8], first: u8) -> ExtensionWalk {
+pub(crate) fn walk_extensions(packet: &[u8], first: u8) -> ExtensionWalk {
     let mut walk = ExtensionWalk {
         proto: first,
         offset: IPV6_LEN,

@@ -12,6 +12,7 @@ use super::extensions::walk_extensions;
 use super::field::{chunk, low_u16, low_u32, read_u16, write, write_u16};
 use super::headers::{Chain, Headers, Ipv6, L4, Net};
 use super::icmp::InnerL4;
+use super::ndp::REDIRECT;
 use super::parse::{ICMP_LEN, IPV6_LEN};
 use super::rewrite::ICMP_CHECKSUM;
 use super::types::ip_proto;
@@ -31,8 +32,6 @@ pub const PARAMETER_PROBLEM: u8 = 4;
 pub const ECHO_REQUEST: u8 = 128;
 /// Echo reply.
 pub const ECHO_REPLY: u8 = 129;
-/// Redirect (RFC 4861), which quotes a packet without being an error.
-const REDIRECT: u8 = 137;
 
 /// The MTU every link has at least (RFC 8200 §5). An error with its quote is not to exceed it
 /// (RFC 4443 §3.1), and one that reports a smaller one is not believed (RFC 8201 §4).

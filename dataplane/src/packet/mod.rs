@@ -3,7 +3,7 @@
 
 pub mod arp;
 pub mod checksum;
-mod extensions;
+pub(crate) mod extensions;
 pub(crate) mod field;
 #[cfg(test)]
 mod fixtures;

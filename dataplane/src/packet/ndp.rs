@@ -18,6 +18,7 @@ use crate::frame::Frame;
 mod options;
 
 pub use options::{NdpOption, Options, PrefixInfo};
+pub(crate) use options::{SOURCE_LINK, TARGET_LINK};
 
 /// Router solicitation.
 pub const ROUTER_SOLICITATION: u8 = 133;

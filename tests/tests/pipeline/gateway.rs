@@ -6,6 +6,7 @@ use dataplane::config::StaticRoute;
 use dataplane::l3::route::Prefix;
 use dataplane::packet::types::Mac;
 use dataplane::packet::types::tcp_flags::SYN;
+use tests::fragments::in_two;
 use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NEIGHBOR, ROUTER, SERVER, UP,
     UPLINK, topology, without_guard,
@@ -242,21 +243,7 @@ fn frames_that_waited_are_fragmented_too() {
 fn fragments_follow_the_first_one_through_nat() {
     let mut lab = Lab::default();
     let datagram = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).may_fragment().long(1200);
-    // The sender's own fragments: 8-byte units, no transport header in the second.
-    let whole = datagram.bytes();
-    let cut = 14 + 20 + 800;
-    let fragment = |from: usize, to: usize, word: u16| {
-        let mut bytes = [&whole[..34], &whole[from..to]].concat();
-        let len = (bytes.len() - 14) as u16;
-        bytes[16..18].copy_from_slice(&len.to_be_bytes());
-        bytes[20..22].copy_from_slice(&word.to_be_bytes());
-        bytes[24..26].copy_from_slice(&[0, 0]);
-        let sum = !tests::sums::sum(&bytes[14..34]);
-        bytes[24..26].copy_from_slice(&sum.to_be_bytes());
-        bytes
-    };
-    let first = fragment(34, cut, 0x2000);
-    let second = fragment(cut, whole.len(), 100);
+    let [first, second] = in_two(&datagram, 800);
     lab.rx(A.port, second.clone()).dropped("a", "fragment_untracked");
     let out = lab
         .rx(A.port, first)

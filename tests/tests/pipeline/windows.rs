@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use dataplane::packet::types::tcp_flags::{ACK, FIN, PSH, RST, SYN};
+use tests::fragments::in_two;
 use tests::lab::{A, GATEWAY1, Lab, ROUTER, SERVER, UP, topology};
 use tests::packet::{Packet, tcp};
 
@@ -131,29 +132,13 @@ fn old_segments_pass_and_keep_no_connection_alive() {
     assert!(lab.connection().timeout > left);
 }
 
-/// The sender's own two fragments of a packet, cut after so many bytes of what IP carries.
-fn pieces(packet: &Packet, cut: usize) -> [Vec<u8>; 2] {
-    let whole = packet.bytes();
-    let piece = |from: usize, to: usize, word: u16| {
-        let mut bytes = [&whole[..34], &whole[from..to]].concat();
-        let len = (bytes.len() - 14) as u16;
-        bytes[16..18].copy_from_slice(&len.to_be_bytes());
-        bytes[20..22].copy_from_slice(&word.to_be_bytes());
-        bytes[24..26].copy_from_slice(&[0, 0]);
-        let sum = !tests::sums::sum(&bytes[14..34]);
-        bytes[24..26].copy_from_slice(&sum.to_be_bytes());
-        bytes
-    };
-    [piece(34, 34 + cut, 0x2000), piece(34 + cut, whole.len(), (cut / 8) as u16)]
-}
-
 #[test]
 fn fragments_of_segments_pass_and_are_acknowledged_whole() {
     let mut lab = Lab::new(topology());
     open(&mut lab);
     let next = CLIENT + 100;
     let long = from_client(ACK | PSH, next, SERVERS + 200).payload(&[5; 1200]).may_fragment();
-    for piece in pieces(&long, 800) {
+    for piece in in_two(&long, 800) {
         assert_eq!(lab.rx(A.port, piece).take(UP.port).len(), 1);
     }
     // More than the first fragment had, which is all that was counted.

@@ -161,6 +161,17 @@ fn a_chain_that_is_cut_short_is_refused() {
 }
 
 #[test]
+fn a_chain_out_of_order_is_refused_whatever_it_leads_to() {
+    for chain in [&[DESTINATION_OPTIONS, HOP_BY_HOP][..], &[FRAGMENT, FRAGMENT]] {
+        for (proto, payload) in [(ip_proto::ICMPV6, icmp(128)), (ip_proto::UDP, udp(1, 2))] {
+            assert_eq!(ra(&ipv6(chain, proto, &payload)), RA, "{chain:?}");
+        }
+    }
+    // In order they hide nothing.
+    assert_eq!(ra(&ipv6(&[HOP_BY_HOP, FRAGMENT], ip_proto::UDP, &udp(1, 2))), Ok(()));
+}
+
+#[test]
 fn what_a_packet_claims_of_its_length_is_not_believed() {
     let mut packet = ipv6(&[], ip_proto::ICMPV6, &icmp(134));
     packet[4..6].copy_from_slice(&0u16.to_be_bytes());

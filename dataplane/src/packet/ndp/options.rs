@@ -5,8 +5,8 @@ use std::net::Ipv6Addr;
 use super::super::field::{chunk, write};
 use super::super::types::Mac;
 
-const SOURCE_LINK: u8 = 1;
-const TARGET_LINK: u8 = 2;
+pub(crate) const SOURCE_LINK: u8 = 1;
+pub(crate) const TARGET_LINK: u8 = 2;
 const PREFIX: u8 = 3;
 const REDIRECTED: u8 = 4;
 const MTU: u8 = 5;
