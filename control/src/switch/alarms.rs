@@ -1,7 +1,7 @@
 //! Signs that something goes wrong on a port: a loop, a storm, a MAC at two places. The engine counts
 //! frames; here their beginning is told, once, as an event and in the log.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use dataplane::packet::types::PortId;
@@ -15,17 +15,20 @@ const SIGNS: [(DropReason, &str, &str); 3] = [
     (
         DropReason::OwnMac,
         "loop_detected",
-        "our own MAC came in: a loop behind it, or somebody who plays the gateway",
+        "our own MAC came in: a loop behind it, or somebody who plays the gateway; take the loop \
+         apart, or find who sends by `vswitchctl drops`",
     ),
     (
         DropReason::MacFlap,
         "mac_flap",
-        "a MAC moves to and fro between this port and another: a loop, or two hosts with one MAC",
+        "a MAC moves to and fro between this port and another: a loop, or two hosts with one MAC; \
+         `vswitchctl fdb` says whose it is now",
     ),
     (
         DropReason::StormLimited,
         "storm_limited",
-        "it sends more frames to everybody than the network's storm_limit allows",
+        "it sends more frames to everybody than the network's storm_limit allows; stop it, or raise \
+         the network's `-o storm_limit`",
     ),
 ];
 
@@ -60,7 +63,8 @@ impl Alarms {
     }
 
     fn forget_all_but(&mut self, ports: &[Where]) {
-        self.seen.retain(|(port, _), _| ports.iter().any(|there| there.port == *port));
+        let ports: HashSet<PortId> = ports.iter().map(|there| there.port).collect();
+        self.seen.retain(|(port, _), _| ports.contains(port));
     }
 }
 

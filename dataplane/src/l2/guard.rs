@@ -14,7 +14,7 @@ use crate::packet::extensions::walk_extensions;
 use crate::packet::field::{chunk, read_u16};
 use crate::packet::headers::{Chain, Headers};
 use crate::packet::ndp::{self, SOURCE_LINK, TARGET_LINK};
-use crate::packet::parse::{ETH_LEN, IPV4_LEN, IPV6_LEN, VLAN_TAG_LEN};
+use crate::packet::parse::{ETH_LEN, IPV4_LEN, IPV4_OFFSET_MASK, IPV6_LEN, VLAN_TAG_LEN};
 use crate::packet::types::{Mac, ethertype, ip_proto};
 use crate::verdict::DropReason;
 
@@ -115,6 +115,9 @@ fn look_closely(bytes: &[u8], headers: &Headers) -> Result<(), DropReason> {
 /// Refuses Neighbor Discovery messages that name a MAC other than the endpoint's own as their sender's.
 /// Whose IPv6 addresses they speak for is not looked at: endpoints have none that are known.
 pub(crate) fn admit_neighbor(bytes: &[u8], headers: &Headers, own: Mac) -> Result<(), DropReason> {
+    if !headers.tagged && is_ordinary(bytes, headers.ethertype) {
+        return Ok(());
+    }
     let Payload::Ipv6(packet) = payload(bytes, headers) else { return Ok(()) };
     let Upper::Icmp { kind, message, .. } = upper(packet) else { return Ok(()) };
     let (options, named) = match kind {
@@ -170,12 +173,11 @@ fn payload<'a>(bytes: &'a [u8], headers: &Headers) -> Payload<'a> {
 
 /// Whether a packet, or the first fragment of one, is what a DHCP server or relay says.
 fn is_dhcp_answer(packet: &[u8]) -> bool {
-    const OFFSET_MASK: u16 = 0x1fff;
     let Some(header) = packet.first_chunk::<IPV4_LEN>() else { return false };
     let fragment_word = u16::from_be_bytes([header[6], header[7]]);
     let ports = chunk(packet, usize::from(header[0] & 0x0f) * 4);
     header[9] == ip_proto::UDP
-        && fragment_word & OFFSET_MASK == 0
+        && fragment_word & IPV4_OFFSET_MASK == 0
         && ports.is_some_and(|ports| DHCP.are(*ports))
 }
 

@@ -40,7 +40,7 @@ const IPV4_DF: u16 = 0x4000;
 /// "More fragments" in the same word.
 const IPV4_MF: u16 = 0x2000;
 /// The fragment offset in the same word, in units of eight bytes.
-const IPV4_OFFSET_MASK: u16 = 0x1fff;
+pub(crate) const IPV4_OFFSET_MASK: u16 = 0x1fff;
 
 /// Reads the headers of a frame that starts with the Ethernet header.
 ///
