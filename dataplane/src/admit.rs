@@ -1,19 +1,22 @@
 //! Admission: is this frame allowed to come from there?
 //!
 //! Everything an endpoint may lie about is checked here, before anything is learned from it: the
-//! virtio-net header, the source MAC, the IPv4 source and the sender in ARP and Neighbor Discovery; and
-//! that it does not play the network's DHCP server or router ([`guard`]). The host's leg carries
+//! virtio-net header, the source MAC, the IPv4 source and the sender in ARP, the IPv6 source and what it
+//! says in Neighbor Discovery ([`guard6`]); and that it does not play the network's DHCP server or router
+//! ([`guard`]). The host's leg carries
 //! what the host itself says and nothing else: a host that forwards (`ip_forward=1`) is no way into
 //! a network.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::config::{PortEntry, PortRole, Snapshot};
 use crate::core::Cx;
 use crate::frame::Frame;
-use crate::l2::guard;
+use crate::l2::guard6::Owner;
+use crate::l2::{guard, guard6};
 use crate::packet::arp::ArpPacket;
 use crate::packet::headers::{Headers, Net};
+use crate::packet::types::{NetworkId, ethertype};
 use crate::packet::{offload, parse};
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
@@ -58,7 +61,7 @@ fn admit(
         return Err(DropReason::InvalidSourceMac);
     }
     let PortRole::Endpoint { mac, ipv4, guard, trusted, .. } = &port.config.role else {
-        return of_the_host(config, frame, headers);
+        return of_the_host(config, *network, frame, headers);
     };
     let gateway_mac = config.network(*network).map(|network| network.config.gateway_mac);
     if gateway_mac == Some(headers.src) {
@@ -87,19 +90,41 @@ fn admit(
             Err(DropReason::SpoofedIpv4)
         }
         Some(_) => Ok(()),
-        None => guard::admit_neighbor(frame.bytes(), headers, *mac),
+        None => {
+            let network = config.network(*network);
+            guard6::admit(frame.bytes(), headers, &Owner { mac: *mac, ipv6: &port.own6, network })
+        }
     }
 }
 
 /// Sockets of the host, a proxy's too, speak from addresses of the host. Any other source is
 /// somebody's for whom the host's stack forwards, past published ports and `internal`.
-fn of_the_host(config: &Snapshot, frame: &Frame, headers: &Headers) -> Result<(), DropReason> {
+fn of_the_host(
+    config: &Snapshot,
+    network: NetworkId,
+    frame: &Frame,
+    headers: &Headers,
+) -> Result<(), DropReason> {
     let own = |source: Ipv4Addr| source.is_unspecified() || config.local(source).is_some();
-    let source = if matches!(headers.net, Net::Arp) {
-        let arp = ArpPacket::parse(frame.bytes(), headers).ok_or(DropReason::ArpMalformed)?;
-        Some(arp.sender_ip)
-    } else {
-        parse::ipv4_source(frame.bytes(), headers)
+    let is_own = match headers.ethertype {
+        ethertype::ARP => {
+            let arp = ArpPacket::parse(frame.bytes(), headers).ok_or(DropReason::ArpMalformed)?;
+            own(arp.sender_ip)
+        }
+        ethertype::IPV6 => is_own6(config, network, frame, headers),
+        _ => parse::ipv4_source(frame.bytes(), headers).is_none_or(own),
     };
-    if source.is_none_or(own) { Ok(()) } else { Err(DropReason::HostForwarded) }
+    if is_own { Ok(()) } else { Err(DropReason::HostForwarded) }
+}
+
+/// Nobody forwards from a link-local address (RFC 4291 §2.5.6). A network without IPv6 has no way in that
+/// could be passed.
+fn is_own6(config: &Snapshot, network: NetworkId, frame: &Frame, headers: &Headers) -> bool {
+    let own = |source: Ipv6Addr| {
+        source.is_unspecified()
+            || source.is_unicast_link_local()
+            || config.local(source).is_some()
+            || !config.network(network).is_some_and(|network| network.has_ipv6)
+    };
+    parse::ipv6_source_at(frame.bytes(), usize::from(headers.l3)).is_none_or(own)
 }

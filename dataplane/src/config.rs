@@ -58,10 +58,12 @@ pub enum PortRole {
         mac: Mac,
         /// Its IPv4 addresses: neighbors known without ARP.
         ipv4: Vec<Ipv4Addr>,
-        /// Its IPv6 addresses: neighbors known without asking.
+        /// Its IPv6 addresses: neighbors known without asking. In a network with IPv6 it has the link-local
+        /// address that follows from its MAC (EUI-64) beside them, and no other.
         ipv6: Vec<Ipv6Addr>,
-        /// Drop frames whose source MAC, IPv4, ARP or Neighbor Discovery sender address is not one of the
-        /// above.
+        /// Drop frames whose source MAC, IPv4, IPv6, ARP or Neighbor Discovery sender address is not one of
+        /// the above. In a network without IPv6 nobody has an IPv6 address that is known, and the MACs alone
+        /// are looked at.
         guard: bool,
         /// It may send what decides for others where their packets go: the answers of a DHCP server, Router
         /// Advertisements, Redirects.

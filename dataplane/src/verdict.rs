@@ -109,9 +109,11 @@ drop_reasons! {
     SpoofedArp = "spoofed_arp",
     /// An IPv4 source address that the endpoint does not own.
     SpoofedIpv4 = "spoofed_ipv4",
+    /// An IPv6 source address that the endpoint does not own.
+    SpoofedIpv6 = "spoofed_ipv6",
     /// A source MAC that the endpoint does not own.
     SpoofedMac = "spoofed_mac",
-    /// A Neighbor Discovery message that names a MAC that the endpoint does not own.
+    /// A Neighbor Discovery message that speaks for an address, or names a MAC, that the endpoint does not own.
     SpoofedNd = "spoofed_nd",
     /// More frames for all ports than one port may send in a second.
     StormLimited = "storm_limited",

@@ -34,7 +34,7 @@ use dataplane::plane::Plane;
 
 use crate::ledger::Ledger;
 use crate::outlet::{Outlet, Outside, sent};
-use crate::packet::{Host, Packet, Wire};
+use crate::packet::{Host, Packet, Wire, ip6};
 use crate::sums;
 
 /// The first network.
@@ -103,6 +103,26 @@ pub fn topology() -> SnapshotSpec {
         host_addresses: vec![HOST_ADDRESS.into()],
         ..SnapshotSpec::default()
     }
+}
+
+/// The topology with both IP versions: beside each address there is its twin, see [`ip6`].
+#[must_use]
+pub fn dual() -> SnapshotSpec {
+    let mut spec = topology();
+    for (network, gateway) in spec.networks.iter_mut().zip([GATEWAY1, GATEWAY2]) {
+        let prefix = Prefix::new(gateway.ip6(), 120);
+        network.subnets.push(Subnet { prefix, gateway: Some(gateway.ip6().into()) });
+    }
+    for port in &mut spec.ports {
+        if let PortRole::Endpoint { ipv4, ipv6, .. } = &mut port.role {
+            ipv6.extend(ipv4.iter().map(|address| ip6(*address)));
+        }
+    }
+    let uplink = &mut spec.uplinks[0];
+    uplink.addresses.push((UP.ip6().into(), Prefix::new(UP.ip6(), 120)));
+    uplink.gateway6 = Some(ROUTER.ip6());
+    spec.host_addresses.push(ip6(HOST_ADDRESS).into());
+    spec
 }
 
 fn port(id: PortId, role: PortRole) -> PortConfig {

@@ -14,6 +14,7 @@ use etherparse::{
 
 use crate::sums;
 
+pub mod nd;
 mod six;
 
 use six::Six;

@@ -3,7 +3,7 @@
 //! They are asked for every frame, and what they hold comes from control alone: nobody outside can aim
 //! at a bucket, so they need no keyed hash.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
@@ -17,6 +17,7 @@ use crate::family::{Address, AddressMap};
 use crate::l3::route::{Prefix, RouteTable, RouteTarget};
 use crate::nat::dnat::DnatTable;
 use crate::nat::free_ports::FreePorts;
+use crate::packet::ndp;
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
 
 /// What the workers read.
@@ -57,6 +58,9 @@ pub struct PortEntry {
     pub config: PortConfig,
     /// The network, for endpoints and host ports.
     pub network: Option<NetworkId>,
+    /// Every IPv6 address that an endpoint has: its own, and the link-local one that follows from its
+    /// MAC. Empty where the network has no IPv6.
+    pub own6: Vec<Ipv6Addr>,
 }
 
 /// A network with its indexes.
@@ -72,14 +76,19 @@ pub struct Network {
     pub endpoints: AddressMap<(Mac, PortId)>,
     /// Endpoint MACs: FDB entries that need no learning.
     pub macs: FxHashMap<Mac, PortId>,
+    /// Whether one of its subnets is of IPv6.
+    pub has_ipv6: bool,
+    /// The gateway's link-local address, which follows from its MAC; of a network with a gateway of IPv6.
+    pub link_local: Option<Ipv6Addr>,
 }
 
 impl Network {
-    /// Whether `address` is one of the network's gateway addresses.
+    /// Whether `address` is one of the network's gateway addresses, the link-local one included.
     #[must_use]
     pub fn is_gateway(&self, address: impl Into<IpAddr>) -> bool {
         let address = address.into();
-        self.config.subnets.iter().any(|s| s.gateway == Some(address))
+        self.link_local.is_some_and(|own| address == own)
+            || self.config.subnets.iter().any(|s| s.gateway == Some(address))
     }
 
     /// The gateway address to speak from to `address`: that of its subnet, or else the first of its
@@ -163,12 +172,17 @@ impl Snapshot {
             }
         }
         let id = config.id.0;
+        let has_ipv6 = |s: &Subnet| s.prefix.is_of_family(Ipv6Addr::UNSPECIFIED);
+        let routes_ipv6 = |s: &Subnet| s.gateway.is_some_and(|gateway| gateway.is_ipv6());
         let network = Network {
-            config,
             ports: Vec::new(),
             host_port: None,
             endpoints: AddressMap::default(),
             macs: FxHashMap::default(),
+            has_ipv6: config.subnets.iter().any(has_ipv6),
+            link_local: (config.subnets.iter().any(routes_ipv6))
+                .then(|| ndp::link_local(config.gateway_mac)),
+            config,
         };
         put(&mut self.networks, id, network)
     }
@@ -203,6 +217,7 @@ impl Snapshot {
             PortRole::Endpoint { network, .. } | PortRole::Host { network } => Some(*network),
             PortRole::Uplink { .. } => None,
         };
+        let mut own6 = Vec::new();
         if let Some(id) = network_id {
             let network = self
                 .networks
@@ -219,6 +234,10 @@ impl Snapshot {
                     for address in ipv6 {
                         network.endpoints.insert(*address, (*mac, config.id));
                     }
+                    if network.has_ipv6 || !ipv6.is_empty() {
+                        own6.push(ndp::link_local(*mac));
+                        own6.extend(ipv6);
+                    }
                 }
                 PortRole::Host { .. } => {
                     network.macs.insert(network.config.gateway_mac, config.id);
@@ -231,7 +250,7 @@ impl Snapshot {
             self.uplink(*uplink).ok_or(ConfigError::UnknownParent(config.id))?;
         }
         let id = config.id.0;
-        put(&mut self.ports, id, PortEntry { config, network: network_id })
+        put(&mut self.ports, id, PortEntry { config, network: network_id, own6 })
     }
 
     /// A configured port.
@@ -280,7 +299,7 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::net::Ipv4Addr;
 
     use super::*;
     use crate::config::StaticRoute;
@@ -358,6 +377,10 @@ mod tests {
         let network = snapshot.network(NETWORK).unwrap();
         assert_eq!(network.endpoints.get(inside6(2)), Some(&(Mac([2; 6]), PortId(1))));
         assert!(network.is_gateway(inside6(1)) && !network.is_gateway(inside6(2)));
+        let of_the_gateway = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0604, 0x04ff, 0xfe04, 0x0404);
+        assert!(network.has_ipv6 && network.is_gateway(of_the_gateway));
+        let of_the_endpoint = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0002, 0x02ff, 0xfe02, 0x0202);
+        assert_eq!(snapshot.port(PortId(1)).unwrap().own6, [of_the_endpoint, inside6(2)]);
         assert_eq!(network.gateway_for(V6), Some(inside6(1)), "no subnet has it");
         assert_eq!(network.gateway_for(V4), Some(Ipv4Addr::new(10, 0, 0, 1)));
 

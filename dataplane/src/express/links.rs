@@ -3,7 +3,7 @@
 use crate::conntrack::Zone;
 use crate::frame::Frame;
 use crate::l2::guard;
-use crate::packet::parse::{ETH_LEN, ipv4_source_at};
+use crate::packet::parse::{ETH_LEN, ipv4_source_at, ipv6_source_at};
 use crate::packet::types::{PortId, ethertype};
 
 /// Port and link header of a frame without a tag.
@@ -67,10 +67,19 @@ impl LinkHead {
 /// Where frames with such a header go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum To {
-    /// Switched, if they fit, and, where the guard looks at it, if this is the source address.
-    Port { port: PortId, mtu: u16, source: Option<u32> },
+    /// Switched, if they fit and the sender is this one.
+    Port { port: PortId, mtu: u16, sender: Sender },
     /// To the router, whose packets from there belong to this zone.
     Router { zone: Zone },
+}
+
+/// The source address of a frame, which the guard has admitted with its link header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sender {
+    /// It has none that anybody looks at.
+    Unnamed,
+    V4(u32),
+    V6([u8; 16]),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +89,9 @@ struct Record {
     epoch: u64,
     to: To,
 }
+
+/// A record is a cache line.
+const _: () = assert!(size_of::<Record>() == 64);
 
 /// Headers that a worker remembers. Who speaks at a time is few; more only go the whole way.
 const LINKS: usize = 64;
@@ -124,21 +136,23 @@ impl Links {
     }
 }
 
-/// Whether a frame to be switched has the address that the guard has admitted, which only those of IPv4
-/// have, and is none that only a trusted port may send.
+/// Whether a frame to be switched is of the sender that the guard has admitted, and is none that only a
+/// trusted port may send.
 #[inline(always)]
-pub(crate) fn passes(frame: &Frame, kind: u16, source: Option<u32>) -> bool {
-    match source {
-        Some(source) => guard::is_ordinary_from(frame.bytes(), source),
-        None => guard::is_ordinary(frame.bytes(), kind),
+pub(crate) fn passes(frame: &Frame, kind: u16, sender: &Sender) -> bool {
+    match sender {
+        Sender::Unnamed => guard::is_ordinary(frame.bytes(), kind),
+        Sender::V4(source) => guard::is_ordinary_from(frame.bytes(), *source),
+        Sender::V6(source) => guard::is_ordinary_from6(frame.bytes(), source),
     }
 }
 
-/// The source address of an IPv4 packet behind a header without a tag.
+/// The sender of a frame without a tag and of this EtherType; `None`: its packet is cut short.
 #[inline]
-pub(crate) fn address(frame: &Frame) -> Option<u32> {
-    let bytes = frame.bytes();
-    let [.., kind, more] = bytes.first_chunk::<ETH_LEN>()?;
-    let source = ipv4_source_at(bytes, ETH_LEN)?;
-    (u16::from_be_bytes([*kind, *more]) == ethertype::IPV4).then_some(source.to_bits())
+pub(crate) fn sender(frame: &Frame, kind: u16) -> Option<Sender> {
+    match kind {
+        ethertype::IPV4 => ipv4_source_at(frame.bytes(), ETH_LEN).map(|ip| Sender::V4(ip.to_bits())),
+        ethertype::IPV6 => ipv6_source_at(frame.bytes(), ETH_LEN).map(|ip| Sender::V6(ip.octets())),
+        _ => Some(Sender::Unnamed),
+    }
 }

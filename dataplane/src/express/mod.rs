@@ -170,9 +170,9 @@ fn recognise(
         last.head = head;
     }
     match last.to {
-        Some(To::Port { port, mtu, source }) => {
+        Some(To::Port { port, mtu, sender }) => {
             let fits = frame.len() <= ETH_LEN + usize::from(mtu);
-            if !fits || !quick::is_plain(&frame.vnet) || !links::passes(frame, head.kind(), source)
+            if !fits || !quick::is_plain(&frame.vnet) || !links::passes(frame, head.kind(), &sender)
             {
                 return;
             }

@@ -1,7 +1,7 @@
 //! Frames between two hosts that are where they have been heard in this very second: nothing is to be
 //! learned, and the FDB is asked for two places alone.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::links::{LinkHead, To};
 use crate::config::PortRole;
@@ -9,7 +9,7 @@ use crate::core::Cx;
 use crate::frame::Frame;
 use crate::io::vnet_hdr::VnetHdr;
 use crate::l2::forward::fits;
-use crate::l2::guard;
+use crate::l2::{guard, guard6};
 use crate::packet::parse::{ETH_LEN, ipv4_source_at};
 use crate::packet::types::{NetworkId, PortId, ethertype};
 use crate::pipeline::{Lane, Shortcut};
@@ -23,22 +23,31 @@ const LINK: u16 = 14;
 pub(crate) struct Source<'a> {
     network: NetworkId,
     gateway: u64,
-    /// The only MAC and the only addresses, where there is a guard.
-    guard: Option<(u64, &'a [Ipv4Addr])>,
+    /// Where there is a guard.
+    guard: Option<Own<'a>>,
+}
+
+/// The only MAC and the only addresses of a port.
+#[derive(Debug, Clone, Copy)]
+struct Own<'a> {
+    mac: u64,
+    ipv4: &'a [Ipv4Addr],
+    /// See [`crate::config::PortEntry::own6`].
+    ipv6: &'a [Ipv6Addr],
 }
 
 impl<'a> Source<'a> {
     /// `None`: frames of this port go the whole way.
     pub(crate) fn of(cx: &Cx<'a>, port: PortId) -> Option<Self> {
-        let PortRole::Endpoint { network, mac, ipv4, guard, .. } =
-            &cx.config.port(port)?.config.role
-        else {
+        let port = cx.config.port(port)?;
+        let PortRole::Endpoint { network, mac, ipv4, guard, .. } = &port.config.role else {
             return None;
         };
+        let own = Own { mac: mac.as_u64(), ipv4, ipv6: &port.own6 };
         Some(Self {
             network: *network,
             gateway: cx.config.network(*network)?.config.gateway_mac.as_u64(),
-            guard: guard.then_some((mac.as_u64(), ipv4.as_slice())),
+            guard: guard.then_some(own),
         })
     }
 
@@ -52,9 +61,7 @@ impl<'a> Source<'a> {
             || dst == self.gateway
             || src == self.gateway
             || !guard::is_ordinary(frame.bytes(), head.kind())
-            || !self.guard.is_none_or(|(mac, addresses)| {
-                src == mac && (head.kind() != ethertype::IPV4 || is_from(frame, addresses))
-            })
+            || !self.guard.is_none_or(|own| src == own.mac && own.may_send(head.kind(), frame))
         {
             return None;
         }
@@ -63,8 +70,19 @@ impl<'a> Source<'a> {
     }
 }
 
-fn is_from(frame: &Frame, addresses: &[Ipv4Addr]) -> bool {
-    ipv4_source_at(frame.bytes(), ETH_LEN).is_some_and(|source| addresses.contains(&source))
+impl Own<'_> {
+    /// Whether a frame of this EtherType is from an address of the port's.
+    #[inline(always)]
+    fn may_send(&self, kind: u16, frame: &Frame) -> bool {
+        let bytes = frame.bytes();
+        match kind {
+            ethertype::IPV4 => {
+                ipv4_source_at(bytes, ETH_LEN).is_some_and(|source| self.ipv4.contains(&source))
+            }
+            ethertype::IPV6 => guard6::is_own_source(bytes, ETH_LEN, self.ipv6),
+            _ => true,
+        }
+    }
 }
 
 /// Asks for the places of both hosts, if the frame may be switched.
@@ -135,8 +153,6 @@ fn mtu_between(cx: &Cx<'_>, key: u64, port: PortId) -> Option<u16> {
 #[cold]
 fn remember(cx: &mut Cx<'_>, frame: &Frame, port: PortId, mtu: u16) {
     let Some(head) = LinkHead::of(frame) else { return };
-    let source = super::links::address(frame);
-    if source.is_some() || head.kind() != ethertype::IPV4 {
-        cx.express.links.learn(head, cx.express.epoch, To::Port { port, mtu, source });
-    }
+    let Some(sender) = super::links::sender(frame, head.kind()) else { return };
+    cx.express.links.learn(head, cx.express.epoch, To::Port { port, mtu, sender });
 }

@@ -37,11 +37,8 @@ fn remember(cx: &mut Cx<'_>, frame: &Frame, lane: &Lane) {
                 return;
             }
             let Some(egress) = cx.config.port(port) else { return };
-            let source = links::address(frame);
-            if source.is_none() && lane.headers.ethertype == ethertype::IPV4 {
-                return;
-            }
-            To::Port { port, mtu: egress.config.mtu, source }
+            let Some(sender) = links::sender(frame, lane.headers.ethertype) else { return };
+            To::Port { port, mtu: egress.config.mtu, sender }
         }
         None if lane.headers.ethertype == ethertype::IPV4 => To::Router { zone: zone(lane.from) },
         _ => return,

@@ -13,9 +13,9 @@
 use crate::packet::extensions::walk_extensions;
 use crate::packet::field::{chunk, read_u16};
 use crate::packet::headers::{Chain, Headers};
-use crate::packet::ndp::{self, SOURCE_LINK, TARGET_LINK};
+use crate::packet::ndp;
 use crate::packet::parse::{ETH_LEN, IPV4_LEN, IPV4_OFFSET_MASK, IPV6_LEN, VLAN_TAG_LEN};
-use crate::packet::types::{Mac, ethertype, ip_proto};
+use crate::packet::types::{ethertype, ip_proto};
 use crate::verdict::DropReason;
 
 /// EtherTypes begin here (IEEE 802.3 clause 3.2.6); what is less is a length, and LLC is behind it.
@@ -52,17 +52,9 @@ const V6_HEAD: usize = ETH_LEN + IPV6_LEN + 4;
 /// Whether an untagged frame of this EtherType is certainly none that an endpoint must not send.
 #[inline(always)]
 pub(crate) fn is_ordinary(bytes: &[u8], kind: u16) -> bool {
-    const NEXT_HEADER: usize = ETH_LEN + 6;
     match kind {
         ethertype::IPV4 => bytes.first_chunk().is_some_and(is_ordinary_ipv4),
-        ethertype::IPV6 => bytes.first_chunk::<V6_HEAD>().is_some_and(|head| {
-            let [.., p0, p1, p2, p3] = *head;
-            match head[NEXT_HEADER] {
-                ip_proto::TCP => true,
-                ip_proto::UDP => !DHCP6.are([p0, p1, p2, p3]),
-                _ => false,
-            }
-        }),
+        ethertype::IPV6 => bytes.first_chunk().is_some_and(is_ordinary_ipv6),
         ethertype::VLAN | ethertype::QINQ => false,
         kind => kind >= FIRST_ETHERTYPE,
     }
@@ -75,6 +67,27 @@ pub(crate) fn is_ordinary_from(bytes: &[u8], source: u32) -> bool {
         let [.., s0, s1, s2, s3, _, _, _, _, _, _, _, _] = *head;
         u32::from_be_bytes([s0, s1, s2, s3]) == source && is_ordinary_ipv4(head)
     })
+}
+
+/// [`is_ordinary`] for IPv6, and from this address.
+#[inline(always)]
+pub(crate) fn is_ordinary_from6(bytes: &[u8], source: &[u8; 16]) -> bool {
+    const SOURCE: usize = ETH_LEN + 8;
+    bytes
+        .first_chunk::<V6_HEAD>()
+        .is_some_and(|head| chunk(head, SOURCE) == Some(source) && is_ordinary_ipv6(head))
+}
+
+/// TCP and UDP alone: extension headers and ICMPv6 are looked at closely.
+#[inline(always)]
+fn is_ordinary_ipv6(head: &[u8; V6_HEAD]) -> bool {
+    const NEXT_HEADER: usize = ETH_LEN + 6;
+    let [.., p0, p1, p2, p3] = *head;
+    match head[NEXT_HEADER] {
+        ip_proto::TCP => true,
+        ip_proto::UDP => !DHCP6.are([p0, p1, p2, p3]),
+        _ => false,
+    }
 }
 
 #[inline(always)]
@@ -112,38 +125,13 @@ fn look_closely(bytes: &[u8], headers: &Headers) -> Result<(), DropReason> {
     }
 }
 
-/// Refuses Neighbor Discovery messages that name a MAC other than the endpoint's own as their sender's.
-/// Whose IPv6 addresses they speak for is not looked at: endpoints have none that are known.
-pub(crate) fn admit_neighbor(bytes: &[u8], headers: &Headers, own: Mac) -> Result<(), DropReason> {
-    if !headers.tagged && is_ordinary(bytes, headers.ethertype) {
-        return Ok(());
-    }
-    let Payload::Ipv6(packet) = payload(bytes, headers) else { return Ok(()) };
-    let Upper::Icmp { kind, message, .. } = upper(packet) else { return Ok(()) };
-    let (options, named) = match kind {
-        ndp::ROUTER_SOLICITATION => (8, SOURCE_LINK),
-        ndp::NEIGHBOR_SOLICITATION => (24, SOURCE_LINK),
-        ndp::NEIGHBOR_ADVERTISEMENT => (24, TARGET_LINK),
-        _ => return Ok(()),
-    };
-    let mut options = message.get(options..).unwrap_or_default();
-    // In units of eight bytes; with a length of zero nobody takes the message (RFC 4861 §4.6).
-    while let [option, units @ 1..=u8::MAX, rest @ ..] = options {
-        if *option == named && rest.first_chunk().is_some_and(|mac| Mac(*mac) != own) {
-            return Err(DropReason::SpoofedNd);
-        }
-        options = options.get(usize::from(*units) * 8..).unwrap_or_default();
-    }
-    Ok(())
-}
-
 const fn is_reserved(kind: u8, fragment: bool) -> bool {
     let neighbor_discovery = matches!(kind, ndp::ROUTER_SOLICITATION..=ndp::REDIRECT);
     matches!(kind, ndp::ROUTER_ADVERTISEMENT | ndp::REDIRECT) || fragment && neighbor_discovery
 }
 
 /// What is behind all link headers, up to the end of the frame.
-enum Payload<'a> {
+pub(super) enum Payload<'a> {
     Ipv4(&'a [u8]),
     Ipv6(&'a [u8]),
     /// More link headers than are stepped over.
@@ -152,7 +140,7 @@ enum Payload<'a> {
 }
 
 /// Steps over link headers from where they have been parsed to.
-fn payload<'a>(bytes: &'a [u8], headers: &Headers) -> Payload<'a> {
+pub(super) fn payload<'a>(bytes: &'a [u8], headers: &Headers) -> Payload<'a> {
     let mut kind = headers.ethertype;
     let mut rest = bytes.get(usize::from(headers.l3)..).unwrap_or_default();
     for _ in 0..=MAX_LINK_HEADERS {
@@ -182,7 +170,7 @@ fn is_dhcp_answer(packet: &[u8]) -> bool {
 }
 
 /// What is behind the extension headers of an IPv6 packet.
-enum Upper<'a> {
+pub(super) enum Upper<'a> {
     Icmp {
         kind: u8,
         /// With its header, to the end of the frame.
@@ -199,7 +187,7 @@ enum Upper<'a> {
 }
 
 /// Steps over the extension headers of an IPv6 packet that ends where the frame ends.
-fn upper(packet: &[u8]) -> Upper<'_> {
+pub(super) fn upper(packet: &[u8]) -> Upper<'_> {
     const NEXT_HEADER: usize = 6;
     let Some(fixed) = packet.first_chunk::<IPV6_LEN>() else { return Upper::Other };
     let walk = walk_extensions(packet, fixed[NEXT_HEADER]);
@@ -221,4 +209,4 @@ fn upper(packet: &[u8]) -> Upper<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

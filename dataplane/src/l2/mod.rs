@@ -3,5 +3,6 @@
 pub mod fdb;
 pub(crate) mod forward;
 pub(crate) mod guard;
+pub(crate) mod guard6;
 pub(crate) mod learn;
 pub(crate) mod storm;

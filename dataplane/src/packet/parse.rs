@@ -11,7 +11,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::extensions::walk_extensions;
-use super::field::{low_u16, low_u32};
+use super::field::{chunk, low_u16, low_u32};
 use super::headers::{Chain, Headers, Ipv4, Ipv6, L4, Net, ParseError};
 use super::types::{Mac, ethertype, ip_proto};
 
@@ -139,6 +139,13 @@ pub(crate) fn ipv4_source_at(bytes: &[u8], l3: usize) -> Option<Ipv4Addr> {
     let header = bytes.get(l3..)?.first_chunk::<IPV4_LEN>()?;
     let [.., s0, s1, s2, s3, _, _, _, _] = *header;
     Some(Ipv4Addr::new(s0, s1, s2, s3))
+}
+
+/// The source address of an IPv6 header that begins at `l3`, if there is room for one.
+#[inline(always)]
+pub(crate) fn ipv6_source_at(bytes: &[u8], l3: usize) -> Option<Ipv6Addr> {
+    let header = bytes.get(l3..)?.first_chunk::<IPV6_LEN>()?;
+    chunk::<16>(header, 8).map(|source| Ipv6Addr::from_octets(*source))
 }
 
 /// `packet` is everything from the IPv4 header to the end of the frame.

@@ -152,6 +152,17 @@ impl Packet {
         this
     }
 
+    /// The fifth to the eighth byte of an ICMP or ICMPv6 message.
+    ///
+    /// # Panics
+    /// When it is none.
+    #[must_use]
+    pub fn icmp_rest(mut self, bytes: [u8; 4]) -> Self {
+        let Transport::Icmp { rest, .. } = &mut self.transport else { panic!("no ICMP") };
+        *rest = bytes;
+        self
+    }
+
     /// Source port, or the identifier of an echo message.
     #[must_use]
     pub fn sport(mut self, port: u16) -> Self {

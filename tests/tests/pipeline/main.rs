@@ -13,6 +13,7 @@ mod batches;
 mod gateway;
 mod gro;
 mod guard;
+mod guard6;
 mod icmp;
 mod l2;
 mod lifecycle;

@@ -3,9 +3,6 @@
 use super::*;
 use crate::packet::parse::parse_link;
 
-const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
-const OTHER: Mac = Mac([2, 0, 0, 0, 0, 2]);
-
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -13,7 +10,7 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// Link headers: `kinds` are the bytes from the first EtherType on.
-fn frame(kinds: &[u8], packet: &[u8]) -> Vec<u8> {
+pub(in crate::l2) fn frame(kinds: &[u8], packet: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 1];
     bytes.extend_from_slice(kinds);
     bytes.extend_from_slice(packet);
@@ -24,7 +21,7 @@ fn v4(packet: &[u8]) -> Vec<u8> {
     frame(&[0x08, 0x00], packet)
 }
 
-fn v6(packet: &[u8]) -> Vec<u8> {
+pub(in crate::l2) fn v6(packet: &[u8]) -> Vec<u8> {
     frame(&[0x86, 0xdd], packet)
 }
 
@@ -38,7 +35,7 @@ fn ipv4_udp(options: u8, fragment: u16, src: u16, dst: u16) -> Vec<u8> {
     packet
 }
 
-fn udp(src: u16, dst: u16) -> Vec<u8> {
+pub(in crate::l2) fn udp(src: u16, dst: u16) -> Vec<u8> {
     let mut bytes = [src.to_be_bytes(), dst.to_be_bytes()].concat();
     bytes.extend([0, 8, 0, 0]);
     bytes
@@ -51,7 +48,7 @@ fn icmp(kind: u8) -> Vec<u8> {
 }
 
 /// An IPv6 packet with extension headers of eight bytes each; what comes last is `proto`.
-fn ipv6(chain: &[u8], proto: u8, payload: &[u8]) -> Vec<u8> {
+pub(in crate::l2) fn ipv6(chain: &[u8], proto: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0u8; 40];
     packet[0] = 0x60;
     let next = |at: usize| chain.get(at).copied().unwrap_or(proto);
@@ -235,32 +232,4 @@ fn most_frames_are_ordinary() {
     assert!(is_ordinary(&frame(&[0x08, 0x06], &[]), ethertype::ARP));
     // Nothing is said of what is too short to tell.
     assert!(!is_ordinary(&v4(&ipv4_udp(0, 0, 1000, 2000)[..22]), ethertype::IPV4));
-}
-
-#[test]
-fn who_solicits_and_advertises_names_its_own_mac() {
-    let message = |kind: u8, at: usize, option: u8, mac: Mac| {
-        let mut bytes = vec![0u8; at];
-        bytes[0] = kind;
-        // A nonce before it (RFC 3971 §5.3.2).
-        bytes.extend([14, 1, 1, 2, 3, 4, 5, 6, option, 1]);
-        bytes.extend(mac.0);
-        v6(&ipv6(&[], ip_proto::ICMPV6, &bytes))
-    };
-    let neighbor = |frame: &[u8]| {
-        let mut headers = Headers::EMPTY;
-        parse_link(frame, &mut headers).unwrap();
-        admit_neighbor(frame, &headers, OWN)
-    };
-    for (kind, at, option) in [(133, 8, 1), (135, 24, 1), (136, 24, 2)] {
-        assert_eq!(neighbor(&message(kind, at, option, OWN)), Ok(()), "{kind}");
-        let spoofed = neighbor(&message(kind, at, option, OTHER));
-        assert_eq!(spoofed, Err(DropReason::SpoofedNd), "{kind}");
-        // Not what this message carries.
-        assert_eq!(neighbor(&message(kind, at, 3 - option, OTHER)), Ok(()), "{kind}");
-    }
-    let mut broken = message(135, 24, 1, OTHER);
-    let nonce = 14 + 40 + 24;
-    broken[nonce + 1] = 0;
-    assert_eq!(neighbor(&broken), Ok(()), "nobody takes it");
 }
