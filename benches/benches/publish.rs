@@ -36,6 +36,7 @@ fn spec(networks: u16) -> SnapshotSpec {
             icc: true,
             mtu: 1500,
             storm_limit: 0,
+            ra: false,
         });
         for (container, host) in (0..CONTAINERS).zip(2u8..) {
             let number = (network - 1) * CONTAINERS + container;

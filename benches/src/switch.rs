@@ -276,6 +276,7 @@ fn network() -> NetworkConfig {
         icc: true,
         mtu: 1500,
         storm_limit: 0,
+        ra: false,
     }
 }
 

@@ -138,6 +138,7 @@ fn compile_network(
         icc: options.icc,
         mtu: network.mtu,
         storm_limit: options.storm_limit,
+        ra: options.ra,
     });
     if let Some(port) = attached.hosts.get(&network.name) {
         let role = PortRole::Host { network: network.network_id() };

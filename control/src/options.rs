@@ -41,6 +41,7 @@ const KNOWN: &[(&str, &[Driver], &[&str])] = {
         ("masquerade", &[Bridge, Overlay], &["com.docker.network.bridge.enable_ip_masquerade"]),
         ("mtu", &[Bridge, Macvlan, Ipvlan, Overlay], &["com.docker.network.driver.mtu"]),
         ("parent", &[Macvlan, Ipvlan], &[]),
+        ("ra", &[Bridge, Overlay], &[]),
         ("spoof_check", &[Bridge, Overlay], &[]),
         ("storm_limit", &[Bridge, Overlay], &[]),
         ("vni", &[Overlay], &["com.docker.network.driver.overlay.vxlanid_list"]),
@@ -91,6 +92,8 @@ pub struct NetworkOptions {
     pub masquerade: bool,
     /// MTU; `None`: `defaults.mtu`.
     pub mtu: Option<u16>,
+    /// The gateway tells hosts that it is a router of IPv6, where it has an address of it.
+    pub ra: bool,
     /// Drop frames from endpoints that use addresses they do not own.
     pub spoof_check: bool,
     /// Frames of one port that are sent to all others in a second; zero: as many as come.
@@ -107,6 +110,7 @@ impl Default for NetworkOptions {
             link: None,
             masquerade: true,
             mtu: None,
+            ra: true,
             spoof_check: true,
             storm_limit: STORM_LIMIT,
         }
@@ -198,6 +202,7 @@ impl NetworkOptions {
                         fault(&format!("is not a number from {MIN_MTU} to {MAX_MTU}"))
                     })?);
                 }
+                "ra" => parsed.ra = boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?,
                 "spoof_check" => {
                     parsed.spoof_check = boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?;
                 }
@@ -286,6 +291,7 @@ mod tests {
             ("com.docker.network.container_iface_prefix", "net"),
             ("com.docker.network.driver.mtu", "1400"),
             ("link", "tap"),
+            ("ra", "0"),
             ("spoof_check", "f"),
             ("storm_limit", "0"),
         ]);
@@ -298,6 +304,7 @@ mod tests {
             link: Some(LinkKind::Tap),
             masquerade: false,
             mtu: Some(1400),
+            ra: false,
             spoof_check: false,
             storm_limit: 0,
         };
@@ -312,13 +319,14 @@ mod tests {
         let table = [
             (
                 ("colour", "red"),
-                "option \"colour\" is unknown; known options of driver bridge are gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mtu, spoof_check, storm_limit",
+                "option \"colour\" is unknown; known options of driver bridge are gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mtu, ra, spoof_check, storm_limit",
             ),
             (("parent", "eth0"), "option \"parent\" is not one of driver bridge"),
             (("mtu", "575"), "option mtu=575: is not a number from 576 to 65521"),
             (("mtu", "1e3"), "option mtu=1e3: is not a number"),
             (("icc", "yes"), "option icc=yes: is neither true nor false"),
             (("gateway_mode", "routed"), "is not built yet"),
+            (("ra", "maybe"), "option ra=maybe: is neither true nor false"),
             (("gateway_mode", "x"), "is neither nat, routed nor isolated"),
             (("link", "x"), "is neither tap nor veth"),
             (("iface_prefix", "a/b"), "must be 1 to 12"),

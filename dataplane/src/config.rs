@@ -100,6 +100,8 @@ pub struct NetworkConfig {
     pub mtu: u16,
     /// Frames of one port that are sent to all others, in a second; zero: as many as come.
     pub storm_limit: u32,
+    /// The gateway sends router advertisements, if it has an address of IPv6.
+    pub ra: bool,
 }
 
 /// One subnet of a network.

@@ -19,6 +19,7 @@ use crate::io::{Offloads, TxReport};
 use crate::l2::storm::Storms;
 use crate::l3::hop::Reach;
 use crate::l3::neighbor::{Remembered, Waiting};
+use crate::l3::ra;
 use crate::limiter::Limiter;
 use crate::nat::port_alloc::PortRng;
 use crate::packet::types::PortId;
@@ -85,6 +86,7 @@ pub struct Core {
     lanes: Vec<Lane>,
     sweep: Sweep,
     sweep6: Sweep,
+    advertised: ra::Schedule,
     fdb_cursor: u64,
     swept: Timestamp,
     forgot: Timestamp,
@@ -128,6 +130,7 @@ impl Core {
             lanes: Vec::with_capacity(2 * BATCH),
             sweep: Sweep::default(),
             sweep6: Sweep::default(),
+            advertised: ra::Schedule::default(),
             fdb_cursor: 0,
             swept: Timestamp::ZERO,
             forgot: Timestamp::ZERO,
@@ -164,6 +167,18 @@ impl Core {
 
     /// Takes every frame of `batch` to its end. `frame.ingress` says where each came from.
     pub fn process(&mut self, batch: &mut Vec<Frame>, now: Timestamp, out: &mut dyn Transmit) {
+        self.run(batch, now, out, false);
+    }
+
+    /// As [`Core::process`], and gateways whose turn it is are advertised first.
+    #[inline]
+    fn run(
+        &mut self,
+        batch: &mut Vec<Frame>,
+        now: Timestamp,
+        out: &mut dyn Transmit,
+        advertise: bool,
+    ) {
         self.config.refresh();
         self.captures.refresh();
         let sinks = self.captures.current();
@@ -192,6 +207,9 @@ impl Core {
             now,
             secs: now.as_secs(),
         };
+        if advertise {
+            self.advertised.send(&mut cx);
+        }
         pipeline::process(&mut cx, batch, &mut lanes, out);
         self.lanes = lanes;
         self.counters.queued.set(self.waiting.len() as u64);
@@ -213,6 +231,9 @@ impl Core {
         if now.since(self.cleared) >= CLEAR_FRAGMENTS {
             self.cleared = now;
             self.tables.fragments.expire(now);
+        }
+        if self.advertised.is_due(self.config.current(), now, &mut self.rng) {
+            self.run(&mut Vec::new(), now, out, true);
         }
         let ageing = self.config.current().fdb_ageing;
         let secs = now.as_secs();

@@ -77,7 +77,7 @@ drop_reasons! {
     NeighborQueueFull = "neighbor_queue_full",
     /// Too many neighbors of this link are asked for, or known, to enter another.
     NeighborTableFull = "neighbor_table_full",
-    /// The neighbor did not answer ARP in time.
+    /// The neighbor did not answer ARP or Neighbor Discovery in time.
     NeighborUnresolved = "neighbor_unresolved",
     /// The worker's buffers are all in use.
     NoBuffer = "no_buffer",

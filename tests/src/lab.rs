@@ -153,6 +153,7 @@ pub fn network(id: NetworkId, gateway: &Host) -> NetworkConfig {
         icc: true,
         mtu: MTU,
         storm_limit: 0,
+        ra: false,
     }
 }
 

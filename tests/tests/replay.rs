@@ -108,6 +108,7 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
             icc: true,
             mtu: 1500,
             storm_limit: 0,
+            ra: false,
         }],
         uplinks: vec![UplinkConfig {
             id: UPLINK,

@@ -91,6 +91,12 @@ impl Network {
             || self.config.subnets.iter().any(|s| s.gateway == Some(address))
     }
 
+    /// Whether the gateway tells hosts that it is a router of IPv6.
+    #[must_use]
+    pub fn is_advertised(&self) -> bool {
+        self.config.ra && self.link_local.is_some()
+    }
+
     /// The gateway address to speak from to `address`: that of its subnet, or else the first of its
     /// family.
     #[must_use]
@@ -340,6 +346,7 @@ mod tests {
                 icc: true,
                 mtu: 1500,
                 storm_limit: 0,
+                ra: true,
             }],
             uplinks: vec![UplinkConfig {
                 id: UPLINK,

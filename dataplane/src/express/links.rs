@@ -151,7 +151,9 @@ pub(crate) fn passes(frame: &Frame, kind: u16, sender: &Sender) -> bool {
 #[inline]
 pub(crate) fn sender(frame: &Frame, kind: u16) -> Option<Sender> {
     match kind {
-        ethertype::IPV4 => ipv4_source_at(frame.bytes(), ETH_LEN).map(|ip| Sender::V4(ip.to_bits())),
+        ethertype::IPV4 => {
+            ipv4_source_at(frame.bytes(), ETH_LEN).map(|ip| Sender::V4(ip.to_bits()))
+        }
         ethertype::IPV6 => ipv6_source_at(frame.bytes(), ETH_LEN).map(|ip| Sender::V6(ip.octets())),
         _ => Some(Sender::Unnamed),
     }

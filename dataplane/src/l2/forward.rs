@@ -4,7 +4,7 @@ use crate::config::{Network, PortRole};
 use crate::core::Cx;
 use crate::express::links::{self, LinkHead, To};
 use crate::frame::Frame;
-use crate::l3::arp;
+use crate::l3::{arp, nd};
 use crate::nat::lookup::zone;
 use crate::packet::headers::Net;
 use crate::packet::types::{PortId, ethertype};
@@ -56,6 +56,16 @@ fn in_network(
     let headers = &lane.headers;
     if matches!(headers.net, Net::Arp) && !headers.tagged {
         let verdict = arp::in_network(cx, network, frame, lane);
+        if verdict.is_some() {
+            return verdict;
+        }
+    }
+    if headers.ethertype == ethertype::IPV6
+        && network.link_local.is_some()
+        && !headers.tagged
+        && nd::may_be(frame.bytes())
+    {
+        let verdict = nd::in_network(cx, network, frame, lane);
         if verdict.is_some() {
             return verdict;
         }

@@ -48,11 +48,7 @@ pub(crate) fn is_own_source(bytes: &[u8], l3: usize, own: &[Ipv6Addr]) -> bool {
 
 /// Refuses what is not said by the owner, or not for itself.
 #[inline(always)]
-pub(crate) fn admit(
-    bytes: &[u8],
-    headers: &Headers,
-    owner: &Owner<'_>,
-) -> Result<(), DropReason> {
+pub(crate) fn admit(bytes: &[u8], headers: &Headers, owner: &Owner<'_>) -> Result<(), DropReason> {
     if headers.tagged || !is_ordinary(bytes, headers.ethertype) {
         return look_closely(bytes, headers, owner);
     }

@@ -7,6 +7,7 @@ use crate::config::{Network, UplinkMode};
 use crate::core::Cx;
 use crate::engine::Link;
 use crate::frame::Frame;
+use crate::l3::nd;
 use crate::packet::arp::{ArpOp, ArpPacket};
 use crate::packet::headers::Net;
 use crate::packet::parse::parse_net;
@@ -46,8 +47,8 @@ pub(crate) fn in_network(
     }
 }
 
-/// Every frame from a wire: ARP is dealt with, what is not for us ends here. `None`: an IP packet
-/// to our MAC, to be routed.
+/// Every frame from a wire: ARP and neighbor discovery are dealt with, what is not for us ends here.
+/// `None`: an IP packet to our MAC, to be routed.
 pub(crate) fn on_uplink(
     cx: &mut Cx<'_>,
     id: UplinkId,
@@ -84,6 +85,9 @@ pub(crate) fn on_uplink(
             return Some(Verdict::Answer);
         }
         return Some(Verdict::Consume);
+    }
+    if let Some(verdict) = nd::on_uplink(cx, uplink, frame, headers) {
+        return Some(verdict);
     }
     if headers.dst == uplink.mac && matches!(headers.net, Net::Ipv4(_)) {
         None

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use crate::core::Cx;
 use crate::engine::Link;
-use crate::l3::arp;
 use crate::l3::neighbor::Resolution;
 use crate::l3::route::RouteTarget;
+use crate::l3::{arp, nd};
 use crate::packet::types::{Mac, NetworkId, PortId};
 use crate::verdict::DropReason;
 
@@ -118,10 +118,11 @@ fn find(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
     }
 }
 
-/// Asks for a neighbor. Nobody is asked for in IPv6, which is not routed.
+/// Asks for a neighbor.
 pub(crate) fn ask_for(cx: &mut Cx<'_>, link: Link, address: IpAddr) {
-    if let IpAddr::V4(address) = address {
-        arp::ask(cx, link, address);
+    match address {
+        IpAddr::V4(address) => arp::ask(cx, link, address),
+        IpAddr::V6(address) => nd::ask(cx, link, address),
     }
 }
 

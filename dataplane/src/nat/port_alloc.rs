@@ -33,7 +33,7 @@ impl PortRng {
         Self { key, counter: 0, walked: (0, 1) }
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.counter = self.counter.wrapping_add(1);
         self.key.hash(self.counter, 0)
     }

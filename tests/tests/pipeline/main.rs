@@ -19,6 +19,7 @@ mod l2;
 mod lifecycle;
 mod limits;
 mod nat;
+mod nd;
 mod offload;
 mod shortcuts;
 mod storm;

@@ -133,9 +133,11 @@ fn one_advertises_its_own_addresses_and_asks_for_any() {
 #[test]
 fn who_solicits_and_advertises_names_its_own_mac() {
     for own in [&[][..], &[OWN_LINK, OWN]] {
-        for (kind, target, number) in
-            [(133, &[][..], SOURCE_LINK), (135, &OTHER.octets(), SOURCE_LINK), (136, &OWN.octets(), TARGET_LINK)]
-        {
+        for (kind, target, number) in [
+            (133, &[][..], SOURCE_LINK),
+            (135, &OTHER.octets(), SOURCE_LINK),
+            (136, &OWN.octets(), TARGET_LINK),
+        ] {
             // A nonce before it (RFC 3971 §5.3.2).
             let with = |number, mac| {
                 let nonce = [14, 1, 1, 2, 3, 4, 5, 6];

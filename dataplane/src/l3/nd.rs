@@ -1,0 +1,182 @@
+//! Neighbor discovery both ways: answering for the gateway and for dedicated uplinks, asking for
+//! neighbors, and believing answers, as [`arp`](super::arp) does for IPv4.
+//!
+//! Only what passes the checks of RFC 4861 §7.1 is acted upon ([`ndp::parse`]): its hop limit is 255, its
+//! checksum right, and it is in no fragment. What does not is switched or dropped as any other packet.
+//! Who may say what is the guard's business ([`guard6`](crate::l2::guard6)).
+//!
+//! The gateway of a network with IPv6 has its subnets' addresses and a link-local one. It asks from that;
+//! so does a dedicated uplink. A shared one asks from the address that it shares with the host, as the
+//! host's link-local address is not known here.
+
+use std::net::Ipv6Addr;
+
+use crate::config::{Network, UplinkConfig, UplinkMode};
+use crate::core::Cx;
+use crate::engine::Link;
+use crate::frame::Frame;
+use crate::l3::ra;
+use crate::packet::headers::{Headers, Net};
+use crate::packet::ndp::{self, ALL_NODES, Body, Message, NdpOption, link_local, multicast_mac};
+use crate::packet::parse::{ETH_LEN, IPV6_LEN, parse_net};
+use crate::packet::types::{Mac, UplinkId, ip_proto};
+use crate::pipeline::{From, Lane};
+use crate::verdict::Verdict;
+
+/// Whether an untagged IPv6 frame could be neighbor discovery. With extension headers, which nobody puts
+/// before it, it is switched like any packet.
+#[inline]
+pub(crate) fn may_be(bytes: &[u8]) -> bool {
+    const NEXT_HEADER: usize = ETH_LEN + 6;
+    const KIND: usize = ETH_LEN + IPV6_LEN;
+    bytes.first_chunk::<{ KIND + 1 }>().is_some_and(|head| {
+        head[NEXT_HEADER] == ip_proto::ICMPV6
+            && matches!(head[KIND], ndp::ROUTER_SOLICITATION..=ndp::REDIRECT)
+    })
+}
+
+/// Neighbor discovery in a network. `None`: it is between others, or for all, and is switched like any
+/// frame.
+pub(crate) fn in_network(
+    cx: &mut Cx<'_>,
+    network: &Network,
+    frame: &mut Frame,
+    lane: &Lane,
+) -> Option<Verdict> {
+    let mut headers = lane.headers;
+    parse_net(frame.bytes(), &mut headers);
+    let (message, options) = ndp::parse(frame.bytes(), &headers).ok()?;
+    let link = Link::Network(network.config.id);
+    let gateway_mac = network.config.gateway_mac;
+    match message.body {
+        // The host's own stack asks about its own address only to find duplicates: nobody answers.
+        Body::NeighborSolicitation { target }
+            if network.is_gateway(target) && !matches!(lane.from, From::Host(_)) =>
+        {
+            let asker = options.source_link();
+            if let Some(mac) = asker {
+                cx.tables.neighbors.confirm(link, message.src, mac, false, cx.now);
+            }
+            answer(frame, &message, asker.unwrap_or(headers.src), gateway_mac)
+        }
+        Body::NeighborAdvertisement { target, .. } if !network.is_gateway(target) => {
+            let mac = options.target_link().unwrap_or(headers.src);
+            believe(cx, link, &message, mac);
+            // The host's stack may have asked, with the same MAC.
+            (headers.dst == gateway_mac)
+                .then(|| network.host_port.map_or(Verdict::Consume, Verdict::Forward))
+        }
+        Body::RouterSolicitation if matches!(lane.from, From::Endpoint(_)) => {
+            ra::answer(cx, network, frame.ingress, &message, headers.src);
+            None
+        }
+        _ => None,
+    }
+}
+
+/// Neighbor discovery from a wire, which ends here. `None`: it is something else.
+pub(crate) fn on_uplink(
+    cx: &mut Cx<'_>,
+    uplink: &UplinkConfig,
+    frame: &mut Frame,
+    headers: &Headers,
+) -> Option<Verdict> {
+    let Net::Ipv6(ip) = &headers.net else { return None };
+    if !ndp::is_ndp(ip) {
+        return None;
+    }
+    let Ok((message, options)) = ndp::parse(frame.bytes(), headers) else {
+        return Some(Verdict::Consume);
+    };
+    let link = Link::Uplink(uplink.id);
+    match message.body {
+        Body::NeighborSolicitation { target } => {
+            let ours = is_own(uplink, target);
+            let asker = options.source_link();
+            if let Some(mac) = asker
+                && mac != uplink.mac
+            {
+                // Who asks for us will hear from us: a neighbor on our prefix is entered, any other one
+                // only updated.
+                let near = message.src.is_unicast_link_local()
+                    || uplink.addresses.iter().any(|(_, prefix)| prefix.contains(message.src));
+                cx.tables.neighbors.confirm(link, message.src, mac, ours && near, cx.now);
+            }
+            if ours && uplink.mode == UplinkMode::Dedicated {
+                return answer(frame, &message, asker.unwrap_or(headers.src), uplink.mac);
+            }
+        }
+        Body::NeighborAdvertisement { .. } => {
+            let mac = options.target_link().unwrap_or(headers.src);
+            if mac != uplink.mac {
+                believe(cx, link, &message, mac);
+            }
+        }
+        Body::Redirect { .. } | Body::RouterAdvertisement(_) | Body::RouterSolicitation => {}
+    }
+    Some(Verdict::Consume)
+}
+
+/// Whether it is an address of the uplink. The host's stack owns those of a shared one, and its
+/// link-local address is not known here.
+fn is_own(uplink: &UplinkConfig, address: Ipv6Addr) -> bool {
+    let has_link_local = uplink.mode == UplinkMode::Dedicated
+        && uplink.addresses.iter().any(|(address, _)| address.is_ipv6());
+    uplink.has(address) || has_link_local && address == link_local(uplink.mac)
+}
+
+/// Turns a solicitation into its answer. Who only tries the address is told with all nodes, on its own
+/// port: nobody else was asked.
+fn answer(frame: &mut Frame, question: &Message, asker: Mac, own: Mac) -> Option<Verdict> {
+    let answer = question.answer(true)?;
+    let dst = if question.is_probe() { multicast_mac(ALL_NODES) } else { asker };
+    answer.write(frame, dst, own, &[NdpOption::TargetLink(own)]);
+    Some(Verdict::Answer)
+}
+
+/// Notes what a neighbor advertises, if it is known or was asked for. One that does not override keeps
+/// what is known (RFC 4861 §7.2.5).
+fn believe(cx: &Cx<'_>, link: Link, message: &Message, mac: Mac) {
+    let Body::NeighborAdvertisement { target, overrides, .. } = message.body else { return };
+    let neighbors = &cx.tables.neighbors;
+    let known = neighbors.peek(link, target.into());
+    if overrides || known.is_none_or(|known| known == mac) {
+        neighbors.confirm(link, target, mac, false, cx.now);
+    }
+}
+
+/// Asks for a neighbor: on all ports of a network, or on the wire.
+pub(crate) fn ask(cx: &mut Cx<'_>, link: Link, address: Ipv6Addr) {
+    match link {
+        Link::Network(id) => {
+            let Some(network) = cx.config.network(id) else { return };
+            let Some(sender) = network.link_local else { return };
+            let gateway_mac = network.config.gateway_mac;
+            let question = Message::solicitation(sender, address);
+            // The host's leg is skipped: it has the very MAC we ask with.
+            for port in network.ports.iter().filter(|port| Some(**port) != network.host_port) {
+                let Some(mut frame) = cx.pool.take() else { return };
+                question.write_multicast(
+                    &mut frame,
+                    gateway_mac,
+                    &[NdpOption::SourceLink(gateway_mac)],
+                );
+                cx.ports.push_generated(cx.counters, *port, frame);
+            }
+        }
+        Link::Uplink(id) => ask_on_uplink(cx, id, address),
+    }
+}
+
+fn ask_on_uplink(cx: &mut Cx<'_>, id: UplinkId, address: Ipv6Addr) {
+    let Some(uplink) = cx.config.uplink(id) else { return };
+    let sender = match uplink.mode {
+        UplinkMode::Dedicated => Some(link_local(uplink.mac)),
+        UplinkMode::Shared => uplink.address_for(address),
+    };
+    let Some(sender) = sender else { return };
+    let Some(mut frame) = cx.pool.take() else { return };
+    let question = Message::solicitation(sender, address);
+    question.write_multicast(&mut frame, uplink.mac, &[NdpOption::SourceLink(uplink.mac)]);
+    cx.ports.push_generated(cx.counters, uplink.port, frame);
+}
