@@ -152,15 +152,21 @@ impl UplinkConfig {
     /// its family.
     #[must_use]
     pub fn address_for<A: Address>(&self, neighbor: A) -> Option<A> {
-        let on_link = self.addresses.iter().find(|(_, prefix)| prefix.contains(neighbor));
+        let on_link = self.spoken().find(|(_, prefix)| prefix.contains(neighbor));
         on_link.and_then(|(address, _)| A::of(*address)).or_else(|| self.first_address(neighbor))
     }
 
     /// The first address of the family of `to`.
     #[must_use]
     pub fn first_address<A: Address>(&self, to: A) -> Option<A> {
-        let mut same_family = self.addresses.iter().filter(|(_, p)| p.is_of_family(to));
+        let mut same_family = self.spoken().filter(|(_, p)| p.is_of_family(to));
         same_family.find_map(|(address, _)| A::of(*address))
+    }
+
+    /// Its addresses but for link-local ones of IPv6, from which nobody speaks to the world.
+    fn spoken(&self) -> impl Iterator<Item = &(IpAddr, Prefix)> {
+        let stays = |address: IpAddr| matches!(address, IpAddr::V6(a) if a.is_unicast_link_local());
+        self.addresses.iter().filter(move |(address, _)| !stays(*address))
     }
 
     /// Whether `address` is one of its own.

@@ -231,6 +231,7 @@ impl Core {
         if now.since(self.cleared) >= CLEAR_FRAGMENTS {
             self.cleared = now;
             self.tables.fragments.expire(now);
+            self.tables.fragments6.expire(now);
         }
         if self.advertised.is_due(self.config.current(), now, &mut self.rng) {
             self.run(&mut Vec::new(), now, out, true);

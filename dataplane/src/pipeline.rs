@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use crate::admit;
-use crate::conntrack::{ConnId, Direction, Tuple};
+use crate::conntrack::{ConnId, Direction, Tuple, Tuple6};
 use crate::core::{Cx, Transmit};
 use crate::egress;
 use crate::engine::Link;
@@ -26,7 +26,8 @@ use crate::verdict::{DropReason, Verdict};
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Lane {
-    /// For packets that are routed, with their place in the connection table, if `is_tracked`.
+    /// For packets that are routed, with their place in the connection table, if `is_tracked`. Of those
+    /// of IPv6 it is [`Lane::tuple6`].
     pub(crate) tuple: Tuple,
     pub(crate) hash: u64,
     /// Of the source MAC in the FDB, for frames from a network; of packets that look for a shortcut, where
@@ -51,6 +52,7 @@ pub(crate) struct Lane {
     /// As the frame before of those that go the whole way.
     pub(crate) comes_again: bool,
     pub(crate) headers: Headers,
+    pub(crate) tuple6: Tuple6,
     /// With [`Verdict::ForwardInPieces`]: the link takes IP packets up to this length only.
     pub(crate) mtu: u16,
     /// With [`Verdict::Hold`].
@@ -143,6 +145,7 @@ impl Lane {
         is_by_link: false,
         comes_again: false,
         headers: Headers::EMPTY,
+        tuple6: Tuple6::NONE,
         mtu: 0,
         hold: None,
     };

@@ -27,6 +27,8 @@ pub struct Tables {
     pub connections6: ConnTable<Tuple6>,
     /// Datagrams whose later fragments are expected.
     pub fragments: Fragments,
+    /// The same of IPv6.
+    pub fragments6: Fragments<Tuple6>,
     /// What became of the connections of an earlier run.
     pub earlier: EarlierRun,
     /// Neighbors.
@@ -52,6 +54,7 @@ impl Tables {
             connections6,
             earlier: earlier.and(earlier6),
             fragments: Fragments::default(),
+            fragments6: Fragments::default(),
             neighbors: Neighbors::default(),
             rules: DashMap::default(),
         })

@@ -37,6 +37,8 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// An ARP frame that is not Ethernet/IPv4 or is cut short.
     ArpMalformed = "arp_malformed",
+    /// A packet from a link-local address of IPv6 would have left its link; the sender was told with ICMPv6 1/2.
+    BeyondScope = "beyond_scope",
     /// No free connection entry; raise `limits.conntrack` or look for the flood.
     ConntrackFull = "conntrack_full",
     /// A TCP segment that fits no connection and is no SYN, or contradicts the connection's state.
@@ -61,7 +63,9 @@ drop_reasons! {
     Ipv4Checksum = "ipv4_checksum",
     /// The IPv4 header is cut short or contradicts itself.
     Ipv4Malformed = "ipv4_malformed",
-    /// IPv6 reached the gateway, which routes IPv4 only.
+    /// The IPv6 header or what follows it is cut short, out of order, too long, or a routing header of type 0.
+    Ipv6Malformed = "ipv6_malformed",
+    /// IPv6 reached the gateway of a network that has none of it.
     Ipv6NotRouted = "ipv6_not_routed",
     /// The TCP, UDP or ICMP header is cut short or contradicts itself.
     L4Malformed = "l4_malformed",
@@ -71,7 +75,7 @@ drop_reasons! {
     MacFlap = "mac_flap",
     /// An address that cannot be on the wire, or our own address as the source.
     Martian = "martian",
-    /// Longer than the egress MTU with DF set; the sender was told with ICMP 3/4.
+    /// Longer than the egress MTU, with DF set or of IPv6; the sender was told with ICMP 3/4 or ICMPv6 2/0.
     MtuExceeded = "mtu_exceeded",
     /// Too many frames wait for the same or for all neighbors.
     NeighborQueueFull = "neighbor_queue_full",
@@ -85,7 +89,7 @@ drop_reasons! {
     NoEgress = "no_egress",
     /// Addressed to the gateway of a network that has none.
     NoGateway = "no_gateway",
-    /// No route to the destination; the sender was told with ICMP 3/0.
+    /// No route to the destination; the sender was told with ICMP 3/0 or ICMPv6 1/0.
     NoRoute = "no_route",
     /// Addressed to us from inside, but nothing here serves it.
     NoService = "no_service",
@@ -121,7 +125,7 @@ drop_reasons! {
     TcpOutOfWindow = "tcp_out_of_window",
     /// A RST whose sequence number its receiver would not believe (RFC 5961).
     TcpResetInvalid = "tcp_reset_invalid",
-    /// The TTL ran out; the sender was told with ICMP 11/0.
+    /// The TTL or hop limit ran out; the sender was told with ICMP 11/0 or ICMPv6 3/0.
     TtlExceeded = "ttl_exceeded",
     /// The egress device is down or gone.
     TxPortDown = "tx_port_down",

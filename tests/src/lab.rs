@@ -34,7 +34,7 @@ use dataplane::plane::Plane;
 
 use crate::ledger::Ledger;
 use crate::outlet::{Outlet, Outside, sent};
-use crate::packet::{Host, Packet, Wire, ip6};
+use crate::packet::{Host, Packet, Wire, ip, ip6, speaks_ipv6};
 use crate::sums;
 
 /// The first network.
@@ -76,7 +76,14 @@ pub const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 20, 0, 1);
 
 const MTU: u16 = 1500;
 
-/// The topology above, for tests to change before they make a [`Lab`] of it.
+/// The prefix of so many bits of IPv4 in the IP version that is spoken: see [`ip6`].
+#[must_use]
+pub fn prefix(address: Ipv4Addr, len: u8) -> Prefix {
+    Prefix::new(ip(address), if speaks_ipv6() { 96 + len } else { len })
+}
+
+/// The topology above, for tests to change before they make a [`Lab`] of it. It has the one IP version
+/// that is spoken.
 #[must_use]
 pub fn topology() -> SnapshotSpec {
     SnapshotSpec {
@@ -94,13 +101,13 @@ pub fn topology() -> SnapshotSpec {
             port: UP.port,
             mode: UplinkMode::Dedicated,
             mac: UP.mac,
-            addresses: vec![(UP.ip.into(), Prefix::new(UP.ip, 24))],
-            gateway: Some(ROUTER.ip),
-            gateway6: None,
+            addresses: vec![(ip(UP.ip), prefix(UP.ip, 24))],
+            gateway: (!speaks_ipv6()).then_some(ROUTER.ip),
+            gateway6: speaks_ipv6().then_some(ROUTER.ip6()),
             nat_ports: vec![(1024, 65_535)],
             mtu: MTU,
         }],
-        host_addresses: vec![HOST_ADDRESS.into()],
+        host_addresses: vec![ip(HOST_ADDRESS)],
         ..SnapshotSpec::default()
     }
 }
@@ -132,7 +139,8 @@ fn port(id: PortId, role: PortRole) -> PortConfig {
 /// A guarded container.
 #[must_use]
 pub fn endpoint(host: &Host, network: NetworkId) -> PortConfig {
-    let (ipv4, ipv6) = (vec![host.ip], Vec::new());
+    let (ipv4, ipv6) =
+        if speaks_ipv6() { (Vec::new(), vec![host.ip6()]) } else { (vec![host.ip], Vec::new()) };
     let role =
         PortRole::Endpoint { network, mac: host.mac, ipv4, ipv6, guard: true, trusted: false };
     port(host.port, role)
@@ -144,10 +152,7 @@ pub fn network(id: NetworkId, gateway: &Host) -> NetworkConfig {
     NetworkConfig {
         id,
         gateway_mac: gateway.mac,
-        subnets: vec![Subnet {
-            prefix: Prefix::new(gateway.ip, 24),
-            gateway: Some(gateway.ip.into()),
-        }],
+        subnets: vec![Subnet { prefix: prefix(gateway.ip, 24), gateway: Some(ip(gateway.ip)) }],
         internal: false,
         masquerade: true,
         icc: true,
@@ -172,7 +177,7 @@ pub fn publish(id: u32, proto: u8, host_port: u16, to: &Host, to_port: u16) -> D
         proto,
         host_ip: None,
         host_ports: (host_port, host_port),
-        to: to.ip.into(),
+        to: ip(to.ip),
         to_port,
         network,
     }
@@ -321,7 +326,7 @@ impl Lab {
     /// A neighbor on the uplink's wire has told its MAC.
     pub fn resolve(&mut self, who: &Host) {
         let link = Link::Uplink(UPLINK);
-        self.plane.tables().neighbors.confirm(link, who.ip, who.mac, true, self.now);
+        self.plane.tables().neighbors.confirm(link, ip(who.ip), who.mac, true, self.now);
     }
 
     /// How many addresses are learned, and how many were evicted.
@@ -334,8 +339,9 @@ impl Lab {
     /// The connections, oldest entry first.
     #[must_use]
     pub fn connections(&self) -> Vec<Connection> {
-        let table = &self.plane.tables().connections;
-        table.entries(self.now.as_secs()).map(|entry| entry.connection).collect()
+        let (tables, now) = (self.plane.tables(), self.now.as_secs());
+        let entries = tables.connections.entries(now).chain(tables.connections6.entries(now));
+        entries.map(|entry| entry.connection).collect()
     }
 
     /// The only connection there is.
@@ -522,6 +528,11 @@ impl<'a> Step<'a> {
         self.accepted.insert(port);
         let sent = &self.lab.outside.0.sent;
         sent.iter().filter(|(to, _)| *to == port).map(|(_, wire)| wire.clone()).collect()
+    }
+
+    /// Checks the step; whatever left by these ports is not compared.
+    pub fn accept(mut self, ports: &[PortId]) {
+        self.accepted.extend(ports);
     }
 
     /// As [`Step::take`], for exactly one frame.

@@ -1,7 +1,8 @@
 //! Packets for tests: described by a few words, built by etherparse with full checksums.
 //!
 //! A table is written in IPv4's words and serves both families: [`Packet::v6`] makes of a packet its
-//! twin, which says the same in IPv6. Every address has one, too: [`ip6`].
+//! twin, which says the same in IPv6. Every address has one, too: [`ip6`]. After [`speak_ipv6`] all packets
+//! are made as twins.
 
 use std::net::Ipv4Addr;
 
@@ -18,7 +19,7 @@ pub mod nd;
 mod six;
 
 use six::Six;
-pub use six::{icmp6, icmp6_error, ip6};
+pub use six::{icmp6, icmp6_error, ip, ip6, speak_ipv6, speaks_ipv6};
 
 /// A machine: where it is plugged in and who it is. A machine behind a router has the router's
 /// port and MAC.
@@ -77,6 +78,21 @@ impl From<&Packet> for Wire {
 impl From<Packet> for Wire {
     fn from(packet: Packet) -> Self {
         Self::from(&packet)
+    }
+}
+
+impl Wire {
+    /// Where the transport header begins, of a packet without tags, options and extension headers.
+    #[must_use]
+    pub fn l4(&self) -> usize {
+        if self.bytes[12..14] == [0x86, 0xdd] { 54 } else { 34 }
+    }
+
+    /// Two bytes of the transport header, from `at` on.
+    #[must_use]
+    pub fn l4_u16(&self, at: usize) -> u16 {
+        let at = self.l4() + at;
+        u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]])
     }
 }
 
@@ -201,7 +217,7 @@ fn packet(from: &Host, to: &Host, transport: Transport) -> Packet {
         dont_fragment: true,
         ..Default::default()
     };
-    Packet {
+    let packet = Packet {
         src_mac: from.mac,
         dst_mac: to.mac,
         vlan: None,
@@ -210,7 +226,8 @@ fn packet(from: &Host, to: &Host, transport: Transport) -> Packet {
         transport,
         payload: Vec::new(),
         about: None,
-    }
+    };
+    if speaks_ipv6() { packet.v6() } else { packet }
 }
 
 /// A TCP segment. Both sides begin with the same number, and nobody has sent anything yet: so any of
@@ -254,7 +271,8 @@ pub fn icmp(from: &Host, to: &Host, kind: u8, code: u8, rest: [u8; 4]) -> Packet
     packet(from, to, Transport::Icmp { kind, code, rest })
 }
 
-/// An ICMP error that quotes `about`, cut to `limit` bytes.
+/// An ICMP error that quotes `about`, cut to `limit` bytes. Where IPv6 is spoken it quotes as many behind
+/// the longer header, and where it is all that ICMP may, all that ICMPv6 may.
 #[must_use]
 pub fn icmp_error(
     from: &Host,
@@ -264,7 +282,20 @@ pub fn icmp_error(
     about: &Packet,
     limit: usize,
 ) -> Packet {
+    let limit = match limit {
+        limit if !speaks_ipv6() => limit,
+        ..548 => limit + 20,
+        _ => 1232,
+    };
     icmp(from, to, kind, code, [0; 4]).quoting(about, limit)
+}
+
+/// An ICMP error as the engine itself reports it (RFC 1812 §4.3.2, RFC 4443 §2.4): as much of the packet as
+/// may be quoted; in IPv4 with precedence 6 and identification zero.
+#[must_use]
+pub fn reported(from: &Host, to: &Host, kind: u8, code: u8, about: &Packet) -> Packet {
+    let error = icmp_error(from, to, kind, code, about, 548);
+    if speaks_ipv6() { error } else { error.tos(0xc0).ident(0) }
 }
 
 /// A packet of any protocol.
@@ -348,6 +379,15 @@ impl Packet {
     pub fn icmp_low(mut self, value: u16) -> Self {
         if let Transport::Icmp { rest, .. } = &mut self.transport {
             rest[2..].copy_from_slice(&value.to_be_bytes());
+        }
+        self
+    }
+
+    /// The code of an ICMP or ICMPv6 message, for those of which the other has none.
+    #[must_use]
+    pub fn icmp_code(mut self, new: u8) -> Self {
+        if let Transport::Icmp { code, .. } = &mut self.transport {
+            *code = new;
         }
         self
     }

@@ -18,7 +18,7 @@ pub fn idle(timeouts: &Timeouts, proto: u8, dst_port: u16, state: u8) -> Duratio
         ip_proto::TCP => tcp(timeouts, state),
         ip_proto::UDP if dst_port == DNS_PORT => timeouts.udp_dns,
         ip_proto::UDP => timeouts.udp,
-        ip_proto::ICMP => timeouts.icmp,
+        ip_proto::ICMP | ip_proto::ICMPV6 => timeouts.icmp,
         _ => timeouts.other,
     }
 }

@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::key::stored::Stored;
 use super::key::{Hot, Key};
+use super::tuple::Zone;
 use crate::hash::TableHash;
+use crate::packet::headers::{Ipv6, L4};
+use crate::packet::icmp6;
 
 /// The addresses of one direction in IPv6: the five words that the table hashes and compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,6 +80,23 @@ impl Stored for Tuple6 {
 }
 
 impl Tuple6 {
+    /// Of no packet.
+    pub(crate) const NONE: Self = Self { src: [0; 2], dst: [0; 2], rest: 0 };
+
+    /// As [`super::Tuple::of`]: of ICMPv6, echo alone has an identity.
+    #[must_use]
+    pub fn of(ip: &Ipv6, zone: Zone) -> Option<Self> {
+        let (src_port, dst_port) = match ip.l4 {
+            L4::Tcp { src_port, dst_port, .. } | L4::Udp { src_port, dst_port } => {
+                (src_port, dst_port)
+            }
+            L4::Icmp { kind, id, .. } if icmp6::is_query(kind) => (id, id),
+            L4::Other => (0, 0),
+            L4::Icmp { .. } | L4::LaterFragment | L4::Truncated => return None,
+        };
+        Some(Self::new(ip.src, ip.dst, src_port, dst_port, zone, ip.proto))
+    }
+
     #[inline]
     const fn words(self) -> [u64; 5] {
         let ([a, b], [c, d]) = (self.src, self.dst);
@@ -98,7 +118,6 @@ fn whole([high, low]: [u64; 2]) -> Ipv6Addr {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tuple::Zone;
     use super::*;
 
     #[test]
@@ -115,5 +134,40 @@ mod tests {
         assert_eq!(tuple.with_src(other, 1), Tuple6::new(other, dst, 1, 443, Zone(7), 6));
         assert_eq!(tuple.with_dst(other, 2), Tuple6::new(src, other, 0x1234, 2, Zone(7), 6));
         assert_eq!(tuple.flow().src, src);
+    }
+
+    #[test]
+    fn only_echo_and_what_is_whole_has_an_identity() {
+        let (src, dst) = (Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED);
+        let of = |proto, l4| {
+            let ip = Ipv6 {
+                src,
+                dst,
+                proto,
+                hop_limit: 64,
+                total_len: 60,
+                header_len: 40,
+                fragment_at: 0,
+                frag_offset: 0,
+                more_fragments: false,
+                frag_id: 0,
+                extensions: 0,
+                chain: crate::packet::headers::Chain::Whole,
+                l4,
+                l4_offset: 54,
+            };
+            Tuple6::of(&ip, Zone(3))
+        };
+        let icmp = |kind| L4::Icmp { kind, code: 0, id: 9 };
+        let tuple =
+            |src_port, dst_port, proto| Tuple6::new(src, dst, src_port, dst_port, Zone(3), proto);
+        assert_eq!(of(17, L4::Udp { src_port: 1, dst_port: 2 }), Some(tuple(1, 2, 17)));
+        for kind in [icmp6::ECHO_REQUEST, icmp6::ECHO_REPLY] {
+            assert_eq!(of(58, icmp(kind)), Some(tuple(9, 9, 58)));
+        }
+        assert_eq!(of(47, L4::Other), Some(tuple(0, 0, 47)));
+        for l4 in [icmp(icmp6::UNREACHABLE), icmp(135), L4::LaterFragment, L4::Truncated] {
+            assert_eq!(of(58, l4), None);
+        }
     }
 }

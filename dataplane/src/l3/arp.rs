@@ -1,7 +1,7 @@
 //! ARP both ways: answering for the gateway and for dedicated uplinks, asking for neighbors, and
 //! believing answers.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::config::{Network, UplinkMode};
 use crate::core::Cx;
@@ -89,11 +89,12 @@ pub(crate) fn on_uplink(
     if let Some(verdict) = nd::on_uplink(cx, uplink, frame, headers) {
         return Some(verdict);
     }
-    if headers.dst == uplink.mac && matches!(headers.net, Net::Ipv4(_)) {
-        None
-    } else {
-        Some(Verdict::Consume)
-    }
+    let is_routed = match headers.net {
+        Net::Ipv4(_) => true,
+        Net::Ipv6(_) => uplink.first_address(Ipv6Addr::UNSPECIFIED).is_some(),
+        _ => false,
+    };
+    if headers.dst == uplink.mac && is_routed { None } else { Some(Verdict::Consume) }
 }
 
 /// Asks for a neighbor: on all ports of a network, or on the wire.

@@ -10,14 +10,13 @@
 //! takes the place of another unfinished one, so that whoever leaves datagrams unfinished cannot
 //! keep others out: fragments of a sound sender follow each other at once.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use dashmap::DashMap;
 
 use crate::clock::Timestamp;
 use crate::conntrack::{Key, Tuple, Zone};
-use crate::packet::headers::Ipv4;
+use crate::nat::ip::{Ip, Tracked};
 
 /// Datagrams followed at a time.
 pub const MAX_DATAGRAMS: usize = 4096;
@@ -26,29 +25,43 @@ pub const MAX_DATAGRAMS: usize = 4096;
 pub const LIFETIME: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Datagram {
-    src: Ipv4Addr,
-    dst: Ipv4Addr,
-    id: u16,
+struct Datagram<A> {
+    src: A,
+    dst: A,
     proto: u8,
+    id: u32,
     zone: Zone,
 }
 
-impl Datagram {
-    fn of(ip: &Ipv4, zone: Zone) -> Self {
-        Self { src: ip.src, dst: ip.dst, id: ip.id, proto: ip.proto, zone }
+impl<A> Datagram<A> {
+    fn of<P: Ip>(ip: &P, zone: Zone) -> Self
+    where
+        P::Tuple: Key<Addr = A>,
+    {
+        let (proto, id) = ip.fragment_of();
+        Self { src: ip.src(), dst: ip.dst(), proto, id, zone }
     }
 }
 
-/// The table. Shared by all workers: fragments of a datagram may come in by several uplinks.
-#[derive(Debug, Default)]
-pub struct Fragments {
-    table: DashMap<Datagram, (Tuple, Timestamp)>,
+/// The table of one family. Shared by all workers: fragments of a datagram may come in by several
+/// uplinks.
+#[derive(Debug)]
+pub struct Fragments<K: Key = Tuple> {
+    table: DashMap<Datagram<K::Addr>, (K, Timestamp)>,
 }
 
-impl Fragments {
+impl<K: Key> Default for Fragments<K> {
+    fn default() -> Self {
+        Self { table: DashMap::default() }
+    }
+}
+
+impl<K: Key> Fragments<K> {
     /// Notes the tuple of a first fragment.
-    pub fn follow(&self, ip: &Ipv4, tuple: Tuple, now: Timestamp) {
+    pub(crate) fn follow<P: Ip<Tuple = K>>(&self, ip: &P, tuple: K, now: Timestamp)
+    where
+        K: Tracked,
+    {
         if self.table.len() >= MAX_DATAGRAMS {
             let victim = self.table.iter().next().map(|entry| *entry.key());
             if let Some(victim) = victim {
@@ -59,13 +72,19 @@ impl Fragments {
     }
 
     /// Forgets the datagram of a last fragment that has passed.
-    pub fn finish(&self, ip: &Ipv4, zone: Zone) {
+    pub(crate) fn finish<P: Ip<Tuple = K>>(&self, ip: &P, zone: Zone)
+    where
+        K: Tracked,
+    {
         self.table.remove(&Datagram::of(ip, zone));
     }
 
     /// The tuple of the first fragment of the datagram that this later one belongs to.
     #[must_use]
-    pub fn tuple(&self, ip: &Ipv4, zone: Zone, now: Timestamp) -> Option<Tuple> {
+    pub(crate) fn tuple<P: Ip<Tuple = K>>(&self, ip: &P, zone: Zone, now: Timestamp) -> Option<K>
+    where
+        K: Tracked,
+    {
         let entry = self.table.get(&Datagram::of(ip, zone))?;
         let (tuple, deadline) = *entry;
         (deadline > now).then_some(tuple)
@@ -93,8 +112,10 @@ impl Fragments {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
-    use crate::packet::headers::L4;
+    use crate::packet::headers::{Ipv4, L4};
 
     fn fragment(id: u16) -> Ipv4 {
         Ipv4 {

@@ -1,14 +1,15 @@
-//! What reaches the gateway's MAC or an uplink's: is it a sound IPv4 packet between addresses that
-//! can be routed?
+//! What reaches the gateway's MAC or an uplink's: is it a sound packet between addresses that can be
+//! routed?
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::LocalAddress;
 use crate::core::Cx;
 use crate::frame::Frame;
 use crate::packet::checksum;
-use crate::packet::headers::{Ipv4, L4, Net};
+use crate::packet::headers::{Chain, Ipv4, Ipv6, L4, Net};
 use crate::packet::parse::parse_net;
+use crate::packet::types::ethertype;
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
@@ -36,13 +37,21 @@ fn is_shared(cx: &Cx<'_>, id: crate::packet::types::UplinkId) -> bool {
     cx.config.uplink(id).is_some_and(|u| u.mode == crate::config::UplinkMode::Shared)
 }
 
+#[inline]
 fn check(cx: &Cx<'_>, frame: &Frame, lane: &Lane) -> Result<(), DropReason> {
-    let ip = match &lane.headers.net {
-        Net::Ipv4(ip) => ip,
-        Net::Ipv6(_) => return Err(DropReason::Ipv6NotRouted),
-        Net::Malformed(_) => return Err(DropReason::Ipv4Malformed),
-        Net::Arp | Net::Other | Net::Unread => return Err(DropReason::NoService),
-    };
+    match &lane.headers.net {
+        Net::Ipv4(ip) => check4(cx, frame, lane, ip),
+        Net::Ipv6(ip) => check6(cx, lane, ip),
+        Net::Malformed(_) if lane.headers.ethertype == ethertype::IPV6 => {
+            Err(DropReason::Ipv6Malformed)
+        }
+        Net::Malformed(_) => Err(DropReason::Ipv4Malformed),
+        Net::Arp | Net::Other | Net::Unread => Err(DropReason::NoService),
+    }
+}
+
+#[inline(always)]
+fn check4(cx: &Cx<'_>, frame: &Frame, lane: &Lane, ip: &Ipv4) -> Result<(), DropReason> {
     if ip.l4 == L4::Truncated {
         return Err(DropReason::L4Malformed);
     }
@@ -55,8 +64,46 @@ fn check(cx: &Cx<'_>, frame: &Frame, lane: &Lane) -> Result<(), DropReason> {
     if ip.dst.is_multicast() || ip.dst.is_broadcast() {
         return Err(DropReason::NotUnicast);
     }
-    // Our own addresses never come in as a source, except from the host's stack, which has them.
-    match (cx.config.local(ip.src), lane.from) {
+    not_our_own(cx, lane.from, ip.src)
+}
+
+#[inline(never)]
+fn check6(cx: &Cx<'_>, lane: &Lane, ip: &Ipv6) -> Result<(), DropReason> {
+    if !is_routed(cx, lane.from) {
+        return Err(DropReason::Ipv6NotRouted);
+    }
+    // A packet whose end nobody reads alike is no packet to translate (RFC 5095, RFC 7112).
+    if ip.chain != Chain::Whole {
+        return Err(DropReason::Ipv6Malformed);
+    }
+    if ip.l4 == L4::Truncated {
+        return Err(DropReason::L4Malformed);
+    }
+    if !can_be_source6(ip.src) || is_nowhere(ip.dst) {
+        return Err(DropReason::Martian);
+    }
+    if ip.dst.is_multicast() {
+        return Err(DropReason::NotUnicast);
+    }
+    not_our_own(cx, lane.from, ip.src)
+}
+
+/// Whether the network has a gateway of IPv6, the uplink an address to speak from.
+fn is_routed(cx: &Cx<'_>, from: From) -> bool {
+    match from {
+        From::Endpoint(id) | From::Host(id) => {
+            cx.config.network(id).is_some_and(|network| network.link_local.is_some())
+        }
+        // What has none does not come here.
+        From::Uplink(_) => true,
+        From::Nowhere => false,
+    }
+}
+
+/// Our own addresses never come in as a source, except from the host's stack, which has them.
+#[inline(always)]
+fn not_our_own(cx: &Cx<'_>, from: From, source: impl Into<IpAddr>) -> Result<(), DropReason> {
+    match (cx.config.local(source), from) {
         (Some(LocalAddress::Gateway(_) | LocalAddress::Uplink(_)), From::Endpoint(_))
         | (Some(_), From::Uplink(_)) => Err(DropReason::Martian),
         _ => Ok(()),
@@ -73,4 +120,14 @@ fn header_is_sound(frame: &Frame, lane: &Lane, ip: &Ipv4) -> bool {
 fn can_be_source(address: Ipv4Addr) -> bool {
     let [first, ..] = address.octets();
     first != 0 && first != 127 && first < 224
+}
+
+/// RFC 4291 §2.5.2, §2.5.3, §2.5.5.2 and §2.7: unspecified, loopback, IPv4 in disguise and multicast.
+fn can_be_source6(address: Ipv6Addr) -> bool {
+    !is_nowhere(address) && !address.is_multicast()
+}
+
+/// Whether no packet on a wire is addressed like this.
+fn is_nowhere(address: Ipv6Addr) -> bool {
+    address.is_unspecified() || address.is_loopback() || address.to_ipv4_mapped().is_some()
 }

@@ -2,25 +2,23 @@
 //! packet that is dropped leaves no trace. One that then waits for a neighbor in vain takes its
 //! connection along (`l3::waiting::give_up`).
 
-use std::net::Ipv4Addr;
-
 use crate::config::{LocalAddress, Network, UplinkConfig};
 use crate::conntrack::entry::{DNAT, SNAT};
 use crate::conntrack::tcp::TcpState;
-use crate::conntrack::{Hit, Insert, Key, NewConnection, Tuple, Zone, timeout};
+use crate::conntrack::{Hit, Insert, Key, NewConnection, Zone, timeout};
 use crate::core::Cx;
 use crate::engine::{Link, NatRule};
 use crate::family::Address;
 use crate::frame::Frame;
 use crate::l3::hop::{self, Hop};
-use crate::l3::report::report;
+use crate::l3::report::{Trouble, report};
 use crate::nat::dnat::DnatTarget;
 use crate::nat::established::{Seen, note};
+use crate::nat::ip::{Addr, Ip, Tracked};
 use crate::nat::local;
 use crate::nat::port_alloc::Candidates;
 use crate::nat::translate::{established, finish, not_ours, way_out};
-use crate::packet::headers::{Ipv4, L4};
-use crate::packet::icmp::{self, IcmpError};
+use crate::packet::headers::L4;
 use crate::packet::types::{NetworkId, ip_proto};
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
@@ -35,23 +33,26 @@ const ANY_PORT: &[(u16, u16)] = &[(1024, 65_535)];
 
 /// The first packet of what may become a connection.
 #[inline(never)]
-pub(super) fn begin(
+pub(super) fn begin<P: Ip>(
     cx: &mut Cx<'_>,
     frame: &mut Frame,
     lane: &mut Lane,
-    ip: &Ipv4,
-    tuple: Tuple,
+    ip: &P,
+    tuple: P::Tuple,
 ) -> Result<Verdict, DropReason> {
-    let local = cx.config.local(ip.dst);
+    let local = P::local(cx, lane.from, ip.dst());
     let state = first_state(ip);
-    let target = match (local, ip.l4) {
-        (Some(_), L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. }) if state.is_some() => {
-            cx.config.dnat.lookup(ip.proto, ip.dst, dst_port)
+    let target = match (local, ip.l4()) {
+        // Nothing is published on a link's own addresses: servers on others could not answer.
+        (Some(_), L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. })
+            if state.is_some() && !P::Tuple::stays_on_link(ip.dst()) =>
+        {
+            cx.config.dnat.lookup(ip.proto(), ip.dst(), dst_port)
         }
         _ => None,
     };
     match (target, local, lane.from) {
-        (Some(_), _, From::Uplink(_)) if is_inside(cx, ip.src) => {
+        (Some(_), _, From::Uplink(_)) if is_inside(cx, ip.src()) => {
             return not_ours(cx, lane.from, DropReason::Martian);
         }
         (Some(_), ..) => {}
@@ -67,10 +68,16 @@ pub(super) fn begin(
     let link = hop::route(cx, to.dst()).ok().map(|hop| hop.link);
     permitted(cx, lane.from, link, target.as_ref())?;
     let way = way_out(cx, frame, lane, ip, to.dst())?;
-    let source = outside_source(cx, lane.from, ip, &way.hop, target.as_ref());
+    let source = match outside_source(cx, lane.from, ip, &way.hop, target.as_ref()) {
+        Ok(source) => source,
+        Err(reason) => {
+            report(cx, frame, &lane.headers, lane.from, Trouble::NoRoute);
+            return Err(reason);
+        }
+    };
 
     let service = tuple.dst_port();
-    let idle = timeout::idle(&cx.config.timeouts, ip.proto, service, state);
+    let idle = timeout::idle(&cx.config.timeouts, ip.proto(), service, state);
     let new = NewConnection {
         original: tuple,
         reply: to.reversed(zone_of(way.hop.link)),
@@ -86,41 +93,41 @@ pub(super) fn begin(
         // Another worker was faster.
         Err(Refusal::Exists(hit)) => return established(cx, frame, lane, ip, tuple, hit),
         Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => {
-            cx.tables.connections.note_ports_exhausted();
-            report(cx, frame, &lane.headers, lane.from, IcmpError::AdminProhibited);
+            P::Tuple::table(cx.tables).note_ports_exhausted();
+            report(cx, frame, &lane.headers, lane.from, Trouble::AdminProhibited);
             return Err(DropReason::SnatPortsExhausted);
         }
         Err(Refusal::Drop(reason)) => return Err(reason),
     };
-    count_rules(cx, &hit, target.as_ref(), u64::from(ip.total_len));
+    count_rules(cx, &hit, target.as_ref(), u64::from(ip.total_len()));
     // Should the answer have come by another worker already, its state is the later one.
     let seen = Seen::of(frame, ip);
     note(cx, &seen, &hit, &seen.begins(state), service);
-    finish(cx, frame, lane, tuple, &hit, &way)
+    finish::<P>(cx, frame, lane, tuple, &hit, &way)
 }
 
 /// The state a connection begins in; `None` when this packet cannot begin one.
-fn first_state(ip: &Ipv4) -> Option<u8> {
-    match ip.l4 {
+fn first_state<P: Ip>(ip: &P) -> Option<u8> {
+    match ip.l4() {
         L4::Tcp { flags, .. } => TcpState::first(flags).map(|state| state as u8),
         // An echo reply answers something, or nothing.
-        L4::Icmp { kind, .. } => (kind != icmp::ECHO_REPLY).then_some(0),
+        L4::Icmp { kind, .. } => (kind != P::ECHO_REPLY).then_some(0),
         _ => Some(0),
     }
 }
 
 /// Whether an address is one of a network's, which nobody outside has: the answers would go to the
 /// one who does.
-fn is_inside(cx: &Cx<'_>, address: Ipv4Addr) -> bool {
+fn is_inside(cx: &Cx<'_>, address: impl Address) -> bool {
     matches!(hop::route(cx, address), Ok(Hop { link: Link::Network(_), .. }))
 }
 
 /// Which ways are open to a new connection.
-fn permitted(
+fn permitted<A>(
     cx: &Cx<'_>,
     from: From,
     link: Option<Link>,
-    target: Option<&DnatTarget<Ipv4Addr>>,
+    target: Option<&DnatTarget<A>>,
 ) -> Result<(), DropReason> {
     let internal = |id: NetworkId| cx.config.network(id).is_some_and(|n| n.config.internal);
     if target.is_some_and(|t| internal(t.network)) {
@@ -143,51 +150,58 @@ fn permitted(
     }
 }
 
-/// The address and ports that the connection speaks from, if not its own.
-fn outside_source<'a>(
+/// The address and ports that the connection speaks from, if not its own. An uplink without an address
+/// of the family leads nowhere: what is inside is not shown to anybody.
+fn outside_source<'a, P: Ip>(
     cx: &Cx<'a>,
     from: From,
-    ip: &Ipv4,
+    ip: &P,
     hop: &Hop,
-    target: Option<&DnatTarget<Ipv4Addr>>,
-) -> Option<(Ipv4Addr, &'a [(u16, u16)])> {
-    let network: &Network = cx.config.network(from.network()?)?;
+    target: Option<&DnatTarget<Addr<P>>>,
+) -> Result<Option<Source<'a, Addr<P>>>, DropReason> {
+    let network = from.network().and_then(|id| cx.config.network(id));
+    let Some(network): Option<&Network> = network else { return Ok(None) };
     match hop.link {
         Link::Uplink(id) => {
-            let uplink: &'a UplinkConfig = cx.config.uplink(id)?;
+            let uplink: &'a UplinkConfig = cx.config.uplink(id).ok_or(DropReason::NoRoute)?;
             if !network.config.masquerade {
-                return None;
+                return Ok(None);
             }
-            let address = Ipv4Addr::of(uplink.address_for(hop.next_hop)?)?;
-            Some((address, cx.config.free_ports.at(uplink, ip.proto, address)))
+            let address = uplink.address_for(hop.next_hop).and_then(Addr::<P>::of);
+            let address = address.ok_or(DropReason::NoRoute)?;
+            Ok(Some((address, cx.config.free_ports.at(uplink, ip.proto(), address))))
         }
         // Hairpin: the server must answer to us, so it sees the address that was spoken to
         // (RFC 4787 REQ-9a).
         Link::Network(_) if target.is_some() => {
-            let owner = match cx.config.local(ip.dst) {
+            let dst = ip.dst();
+            let owner = match cx.config.local(dst) {
                 Some(LocalAddress::Gateway(_)) | None => None,
-                _ => cx.config.uplinks().find(|u| u.has(ip.dst)),
+                _ => cx.config.uplinks().find(|u| u.has(dst)),
             };
-            let free = |uplink| cx.config.free_ports.at(uplink, ip.proto, ip.dst);
-            Some((ip.dst, owner.map_or(HAIRPIN_PORTS, free)))
+            let free = |uplink| cx.config.free_ports.at(uplink, ip.proto(), dst);
+            Ok(Some((dst, owner.map_or(HAIRPIN_PORTS, free))))
         }
-        Link::Network(_) => None,
+        Link::Network(_) => Ok(None),
     }
 }
 
-enum Refusal {
+/// An address to speak from, and its ports.
+type Source<'a, A> = (A, &'a [(u16, u16)]);
+
+enum Refusal<K> {
     Drop(DropReason),
-    Exists(Hit),
+    Exists(Hit<K>),
 }
 
 /// Enters the connection, whose original tuple has this hash, with the first outside port that is free.
-fn commit(
+fn commit<K: Tracked>(
     cx: &mut Cx<'_>,
-    mut new: NewConnection,
+    mut new: NewConnection<K>,
     original: u64,
-    to: Tuple,
-    source: Option<(Ipv4Addr, &[(u16, u16)])>,
-) -> Result<Hit, Refusal> {
+    to: K,
+    source: Option<Source<'_, K::Addr>>,
+) -> Result<Hit<K>, Refusal<K>> {
     let (address, ranges) = match source {
         Some(source) => source,
         None => match insert(cx, &new) {
@@ -197,13 +211,13 @@ fn commit(
         },
     };
     new.flags |= SNAT;
-    *cx.outside = Some(address);
+    K::note_outside(cx, address);
     let zone = new.reply.zone();
-    if !has_ports(to.proto()) {
+    if !has_ports::<K>(to.proto()) {
         new.reply = to.with_src(address, 0).reversed(zone);
         return insert(cx, &new);
     }
-    let connections = &cx.tables.connections;
+    let connections = K::table(cx.tables);
     let mut candidates = Candidates::new(ranges, to.src_port(), cx.rng);
     let again = candidates.clone();
     let reply = |port| spoken(to, address, port).reversed(zone);
@@ -252,28 +266,30 @@ fn commit(
 const TOGETHER: usize = 8;
 
 /// How a packet to its server looks from an outside port.
-fn spoken(to: Tuple, address: Ipv4Addr, port: u16) -> Tuple {
-    match to.proto() {
-        ip_proto::ICMP => to.with_src(address, port).with_dst(to.dst(), port),
-        _ => to.with_src(address, port),
-    }
+fn spoken<K: Tracked>(to: K, address: K::Addr, port: u16) -> K {
+    let from = to.with_src(address, port);
+    if to.proto() == K::ICMP { from.with_dst(to.dst(), port) } else { from }
 }
 
 /// A published port is never spoken from, whatever the ranges say.
-fn is_published(cx: &Cx<'_>, to: Tuple, address: Ipv4Addr, port: u16) -> bool {
+fn is_published<K: Key>(cx: &Cx<'_>, to: K, address: K::Addr, port: u16) -> bool {
     cx.config.dnat.lookup(to.proto(), address, port).is_some()
 }
 
-fn insert(cx: &Cx<'_>, new: &NewConnection) -> Result<Hit, Refusal> {
-    let hash = |tuple| cx.tables.connections.hash(tuple);
+fn insert<K: Tracked>(cx: &Cx<'_>, new: &NewConnection<K>) -> Result<Hit<K>, Refusal<K>> {
+    let hash = |tuple| K::table(cx.tables).hash(tuple);
     insert_hashed(cx, new, [hash(new.original), hash(new.reply)])
 }
 
-fn insert_hashed(cx: &Cx<'_>, new: &NewConnection, hashes: [u64; 2]) -> Result<Hit, Refusal> {
-    let connections = &cx.tables.connections;
+fn insert_hashed<K: Tracked>(
+    cx: &Cx<'_>,
+    new: &NewConnection<K>,
+    hashes: [u64; 2],
+) -> Result<Hit<K>, Refusal<K>> {
+    let connections = K::table(cx.tables);
     if connections.is_full() {
         // The room is the other family's too: what of that has expired must not stand in the way.
-        cx.tables.connections6.reclaim(cx.secs);
+        K::reclaim_of_other(cx.tables, cx.secs);
     }
     match connections.insert_hashed(new, hashes, cx.secs) {
         Insert::Inserted(id) => Ok(Hit::begun(id, new)),
@@ -283,8 +299,8 @@ fn insert_hashed(cx: &Cx<'_>, new: &NewConnection, hashes: [u64; 2]) -> Result<H
     }
 }
 
-const fn has_ports(proto: u8) -> bool {
-    matches!(proto, ip_proto::TCP | ip_proto::UDP | ip_proto::ICMP)
+const fn has_ports<K: Tracked>(proto: u8) -> bool {
+    matches!(proto, ip_proto::TCP | ip_proto::UDP) || proto == K::ICMP
 }
 
 fn zone_of(link: Link) -> Zone {
@@ -295,7 +311,7 @@ fn zone_of(link: Link) -> Zone {
 }
 
 /// The network a connection is listed under, and ends with.
-fn inside_network(from: From, target: Option<&DnatTarget<Ipv4Addr>>) -> NetworkId {
+fn inside_network<A>(from: From, target: Option<&DnatTarget<A>>) -> NetworkId {
     match (from.network(), target) {
         (None, Some(target)) => target.network,
         (Some(network), _) => network,
@@ -303,7 +319,12 @@ fn inside_network(from: From, target: Option<&DnatTarget<Ipv4Addr>>) -> NetworkI
     }
 }
 
-fn count_rules(cx: &Cx<'_>, hit: &Hit, target: Option<&DnatTarget<Ipv4Addr>>, bytes: u64) {
+fn count_rules<K: Key>(
+    cx: &Cx<'_>,
+    hit: &Hit<K>,
+    target: Option<&DnatTarget<K::Addr>>,
+    bytes: u64,
+) {
     if let Some(target) = target {
         cx.tables.count_rule(NatRule::Dnat(target.rule), bytes);
     } else if hit.flags() & SNAT != 0 {

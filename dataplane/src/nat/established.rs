@@ -7,7 +7,8 @@ use crate::conntrack::window::{self, Judgement, Segment, Side, Unbelievable};
 use crate::conntrack::{Direction, Hit, Key, timeout};
 use crate::core::Cx;
 use crate::frame::Frame;
-use crate::packet::headers::{Ipv4, L4};
+use crate::nat::ip::{Ip, Tracked};
+use crate::packet::headers::L4;
 use crate::packet::parse::ETH_LEN;
 use crate::packet::quick::{self, Change, Quick};
 use crate::packet::tcp;
@@ -26,16 +27,16 @@ pub(super) struct Seen {
 
 impl Seen {
     #[inline]
-    pub(super) fn of(frame: &Frame, ip: &Ipv4) -> Self {
-        let segment = match ip.l4 {
+    pub(super) fn of(frame: &Frame, ip: &impl Ip) -> Self {
+        let segment = match ip.l4() {
             L4::Tcp { flags, header_len, .. } => {
-                let at = usize::from(ip.l4_offset);
+                let at = usize::from(ip.l4_offset());
                 let segment = segment(frame, at, header_len, ip.end(), flags);
-                segment.map(|segment| Segment { is_fragment: ip.more_fragments, ..segment })
+                segment.map(|segment| Segment { is_fragment: ip.more_fragments(), ..segment })
             }
             _ => None,
         };
-        Self { proto: ip.proto, segment, len: u64::from(ip.total_len) }
+        Self { proto: ip.proto(), segment, len: u64::from(ip.total_len()) }
     }
 
     /// Of a packet that begins a connection, in this state.
@@ -69,7 +70,11 @@ pub(super) struct Judged {
 
 /// What a packet makes of its connection, if it can belong to it.
 #[inline]
-pub(super) fn judge(cx: &Cx<'_>, seen: &Seen, hit: &Hit) -> Result<Judged, DropReason> {
+pub(super) fn judge<K: Tracked>(
+    cx: &Cx<'_>,
+    seen: &Seen,
+    hit: &Hit<K>,
+) -> Result<Judged, DropReason> {
     if seen.proto != ip_proto::TCP {
         return Ok(Judged { state: hit.state(), said: None, revives: true });
     }
@@ -80,7 +85,7 @@ pub(super) fn judge(cx: &Cx<'_>, seen: &Seen, hit: &Hit) -> Result<Judged, DropR
     let state = TcpState::from_u8(hit.state()).ok_or(DropReason::ConntrackInvalid)?;
     let next =
         state.next(segment.flags, hit.direction).map_err(|_| DropReason::ConntrackInvalid)?;
-    let [mine, theirs] = cx.tables.connections.sides(hit);
+    let [mine, theirs] = K::table(cx.tables).sides(hit);
     Ok(match window::judge(state, hit.direction, segment, mine, theirs) {
         Ok(Judgement::Continues(side)) => {
             Judged { state: next as u8, said: (side != mine).then_some(side), revives: true }
@@ -97,7 +102,13 @@ pub(super) fn judge(cx: &Cx<'_>, seen: &Seen, hit: &Hit) -> Result<Judged, DropR
 /// Counts the packet and moves the connection's state and deadline; false: see
 /// [`crate::conntrack::ConnTable::touch`].
 #[inline(always)]
-pub(super) fn note(cx: &Cx<'_>, seen: &Seen, hit: &Hit, judged: &Judged, service: u16) -> bool {
+pub(super) fn note<K: Tracked>(
+    cx: &Cx<'_>,
+    seen: &Seen,
+    hit: &Hit<K>,
+    judged: &Judged,
+    service: u16,
+) -> bool {
     let state = judged.state;
     let flags = match hit.direction {
         Direction::Reply => SEEN_REPLY,
@@ -116,7 +127,7 @@ pub(super) fn note(cx: &Cx<'_>, seen: &Seen, hit: &Hit, judged: &Judged, service
     } else {
         hit.deadline
     };
-    let connections = &cx.tables.connections;
+    let connections = K::table(cx.tables);
     if !connections.touch(hit, seen.len, state, flags, deadline) {
         return false;
     }
@@ -128,16 +139,16 @@ pub(super) fn note(cx: &Cx<'_>, seen: &Seen, hit: &Hit, judged: &Judged, service
 
 /// [`note`] until it is noted, beginning with what was judged.
 #[inline(always)]
-pub(super) fn settle(
+pub(super) fn settle<K: Tracked>(
     cx: &Cx<'_>,
     seen: &Seen,
-    hit: &mut Hit,
+    hit: &mut Hit<K>,
     mut judged: Judged,
     service: u16,
 ) -> Result<(), DropReason> {
     while !note(cx, seen, hit, &judged, service) {
         // The worker of the other direction was faster: judge by the state that it left.
-        let Some(now) = cx.tables.connections.refresh(hit) else { break };
+        let Some(now) = K::table(cx.tables).refresh(hit) else { break };
         *hit = now;
         judged = judge(cx, seen, hit)?;
     }

@@ -4,30 +4,31 @@
 use crate::config::LocalAddress;
 use crate::core::Cx;
 use crate::frame::Frame;
-use crate::l3::report::report;
+use crate::l3::report::{Trouble, report};
+use crate::nat::ip::Ip;
 use crate::nat::translate::not_ours;
-use crate::packet::headers::{Ipv4, L4};
-use crate::packet::icmp::{self, ECHO_REQUEST, IcmpError};
+use crate::packet::headers::L4;
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
 /// Delivers a packet to one of our addresses.
-pub(super) fn deliver(
+pub(super) fn deliver<P: Ip>(
     cx: &mut Cx<'_>,
     frame: &mut Frame,
     lane: &Lane,
-    ip: &Ipv4,
+    ip: &P,
     local: LocalAddress,
 ) -> Result<Verdict, DropReason> {
-    let echo = matches!(ip.l4, L4::Icmp { kind: ECHO_REQUEST, .. }) && !ip.is_fragment();
+    let request = matches!(ip.l4(), L4::Icmp { kind, .. } if kind == P::ECHO_REQUEST);
+    let echo = request && !ip.is_fragment();
     let ours = !matches!(local, LocalAddress::Host);
     match lane.from {
         From::Uplink(_) if echo && matches!(local, LocalAddress::Uplink(_)) => {
-            icmp::echo_reply(frame, &lane.headers)?;
+            P::answer_echo(frame, &lane.headers)?;
             Ok(Verdict::Answer)
         }
         From::Endpoint(_) | From::Host(_) if echo && ours => {
-            icmp::echo_reply(frame, &lane.headers)?;
+            P::answer_echo(frame, &lane.headers)?;
             Ok(Verdict::Answer)
         }
         From::Endpoint(id) => {
@@ -38,7 +39,7 @@ pub(super) fn deliver(
                     Ok(Verdict::Forward(port))
                 }
                 _ => {
-                    report(cx, frame, &lane.headers, lane.from, IcmpError::PortUnreachable);
+                    report(cx, frame, &lane.headers, lane.from, Trouble::PortUnreachable);
                     Err(DropReason::NoService)
                 }
             }
@@ -50,17 +51,17 @@ pub(super) fn deliver(
 
 /// A packet that cannot have a connection: later fragments, and ICMP that is neither query nor
 /// error.
-pub(super) fn untracked(
+pub(super) fn untracked<P: Ip>(
     cx: &mut Cx<'_>,
     frame: &mut Frame,
     lane: &Lane,
-    ip: &Ipv4,
+    ip: &P,
 ) -> Result<Verdict, DropReason> {
-    let reason = match ip.l4 {
+    let reason = match ip.l4() {
         L4::LaterFragment => DropReason::FragmentUntracked,
         _ => DropReason::UnsupportedProtocol,
     };
-    match (cx.config.local(ip.dst), lane.from) {
+    match (P::local(cx, lane.from, ip.dst()), lane.from) {
         (Some(local), From::Endpoint(_)) => deliver(cx, frame, lane, ip, local),
         (_, from) => not_ours(cx, from, reason),
     }

@@ -2,17 +2,17 @@
 
 use crate::config::UplinkMode;
 use crate::conntrack::entry::SEEN_REPLY;
-use crate::conntrack::{Direction, Hit, Key, Tuple};
+use crate::conntrack::{Direction, Hit, Key};
 use crate::core::Cx;
 use crate::express::ways::{Ends, Exit};
 use crate::frame::Frame;
 use crate::l3::hop::{self, Hop, Reach};
-use crate::l3::report::report;
+use crate::l3::report::{Trouble, report};
 use crate::nat::established::{Seen, judge, settle, travel};
+use crate::nat::ip::{Addr, Ip, Tracked};
 use crate::nat::lookup::zone;
 use crate::nat::{begin, local, related};
-use crate::packet::headers::{Ipv4, L4, Net};
-use crate::packet::icmp::{self, IcmpError};
+use crate::packet::headers::{Ipv6, L4, Net};
 use crate::packet::rewrite::{self, Rewrite};
 use crate::packet::types::ip_proto;
 use crate::pipeline::{From, Hold, Lane, reopen};
@@ -35,36 +35,61 @@ pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
 
 #[inline(always)]
 fn one(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) -> Result<Verdict, DropReason> {
-    let Net::Ipv4(ip) = lane.headers.net else { return Err(DropReason::NoService) };
-    if let L4::Icmp { kind, .. } = ip.l4
-        && icmp::is_error(kind)
+    match lane.headers.net {
+        Net::Ipv4(ip) => packet(cx, frame, lane, &ip),
+        Net::Ipv6(ip) => ipv6(cx, frame, lane, &ip),
+        _ => Err(DropReason::NoService),
+    }
+}
+
+/// Apart, so that the way of IPv4 stays as short as it is.
+#[inline(never)]
+fn ipv6(
+    cx: &mut Cx<'_>,
+    frame: &mut Frame,
+    lane: &mut Lane,
+    ip: &Ipv6,
+) -> Result<Verdict, DropReason> {
+    packet(cx, frame, lane, ip)
+}
+
+#[inline(always)]
+fn packet<P: Ip>(
+    cx: &mut Cx<'_>,
+    frame: &mut Frame,
+    lane: &mut Lane,
+    ip: &P,
+) -> Result<Verdict, DropReason> {
+    if let L4::Icmp { kind, .. } = ip.l4()
+        && P::is_error(kind)
     {
-        return related::translate(cx, frame, lane, &ip);
+        return related::translate(cx, frame, lane, ip);
     }
     if !lane.is_tracked {
-        return trackless(cx, frame, lane, &ip);
+        return trackless(cx, frame, lane, ip);
     }
-    let tuple = lane.tuple;
-    match cx.tables.connections.lookup_hashed(lane.hash, tuple, cx.secs) {
-        Some(hit) => established(cx, frame, lane, &ip, tuple, hit),
-        None => begin::begin(cx, frame, lane, &ip, tuple),
+    let tuple = P::tuple_in(lane);
+    match P::Tuple::table(cx.tables).lookup_hashed(lane.hash, tuple, cx.secs) {
+        Some(hit) => established(cx, frame, lane, ip, tuple, hit),
+        None => begin::begin(cx, frame, lane, ip, tuple),
     }
 }
 
 /// A packet without ports: a later fragment goes the way of its first one.
-fn trackless(
+fn trackless<P: Ip>(
     cx: &mut Cx<'_>,
     frame: &mut Frame,
     lane: &mut Lane,
-    ip: &Ipv4,
+    ip: &P,
 ) -> Result<Verdict, DropReason> {
-    if ip.l4 == L4::LaterFragment
-        && let Some(tuple) = cx.tables.fragments.tuple(ip, zone(lane.from), cx.now)
-        && let Some(hit) = cx.tables.connections.lookup(tuple, cx.secs)
+    let fragments = P::Tuple::fragments(cx.tables);
+    if ip.l4() == L4::LaterFragment
+        && let Some(tuple) = fragments.tuple(ip, zone(lane.from), cx.now)
+        && let Some(hit) = P::Tuple::table(cx.tables).lookup(tuple, cx.secs)
     {
         let verdict = established(cx, frame, lane, ip, tuple, hit);
-        if !ip.more_fragments {
-            cx.tables.fragments.finish(ip, tuple.zone());
+        if !ip.more_fragments() {
+            fragments.finish(ip, tuple.zone());
         }
         return verdict;
     }
@@ -73,13 +98,13 @@ fn trackless(
 
 /// A packet of a connection we know.
 #[inline(always)]
-pub(super) fn established(
+pub(super) fn established<P: Ip>(
     cx: &mut Cx<'_>,
     frame: &mut Frame,
     lane: &mut Lane,
-    ip: &Ipv4,
-    tuple: Tuple,
-    mut hit: Hit,
+    ip: &P,
+    tuple: P::Tuple,
+    mut hit: Hit<P::Tuple>,
 ) -> Result<Verdict, DropReason> {
     let seen = Seen::of(frame, ip);
     let judged = judge(cx, &seen, &hit)?;
@@ -89,7 +114,7 @@ pub(super) fn established(
         Direction::Reply => hit.other,
     };
     settle(cx, &seen, &mut hit, judged, original.dst_port())?;
-    finish(cx, frame, lane, tuple, &hit, &way)
+    finish::<P>(cx, frame, lane, tuple, &hit, &way)
 }
 
 /// Where a packet leaves, once nothing forbids it any more.
@@ -104,12 +129,12 @@ pub(super) struct WayOut {
 /// The way to `dst`, or the reason why there is none, told to the sender where the RFCs ask for it.
 /// The frame is still as it was received.
 #[inline(always)]
-pub(super) fn way_out(
+pub(super) fn way_out<P: Ip>(
     cx: &mut Cx<'_>,
     frame: &Frame,
     lane: &Lane,
-    ip: &Ipv4,
-    dst: std::net::Ipv4Addr,
+    ip: &P,
+    dst: Addr<P>,
 ) -> Result<WayOut, DropReason> {
     find_way(cx, frame, lane, ip, dst).map_err(|(reason, mtu)| {
         report_no_way(cx, frame, lane, reason, mtu);
@@ -119,31 +144,38 @@ pub(super) fn way_out(
 
 #[cold]
 fn report_no_way(cx: &mut Cx<'_>, frame: &Frame, lane: &Lane, reason: DropReason, mtu: u16) {
-    let error = match reason {
-        DropReason::TtlExceeded => IcmpError::TimeExceeded,
-        DropReason::MtuExceeded => IcmpError::FragmentationNeeded { mtu },
-        DropReason::NoRoute | DropReason::UplinkMissing => IcmpError::NetUnreachable,
-        DropReason::NeighborUnresolved => IcmpError::HostUnreachable,
+    let trouble = match reason {
+        DropReason::BeyondScope => Trouble::BeyondScope,
+        DropReason::TtlExceeded => Trouble::TimeExceeded,
+        DropReason::MtuExceeded => Trouble::TooLong { mtu },
+        DropReason::NoRoute | DropReason::UplinkMissing => Trouble::NoRoute,
+        DropReason::NeighborUnresolved => Trouble::NeighborSilent,
         _ => return,
     };
-    report(cx, frame, &lane.headers, lane.from, error);
+    report(cx, frame, &lane.headers, lane.from, trouble);
 }
 
 #[inline(always)]
-fn find_way(
+fn find_way<P: Ip>(
     cx: &mut Cx<'_>,
     frame: &Frame,
     lane: &Lane,
-    ip: &Ipv4,
-    dst: std::net::Ipv4Addr,
+    ip: &P,
+    dst: Addr<P>,
 ) -> Result<WayOut, (DropReason, u16)> {
+    if P::Tuple::stays_on_link(ip.src()) {
+        return Err((DropReason::BeyondScope, 0));
+    }
+    if P::Tuple::stays_on_link(dst) {
+        return Err((DropReason::NoRoute, 0));
+    }
     // RFC 1812 §5.2.1.2: the TTL is checked only for packets that are forwarded.
-    if ip.ttl <= 1 {
+    if ip.hops_left() <= 1 {
         return Err((DropReason::TtlExceeded, 0));
     }
     let hop = hop::route(cx, dst).map_err(|reason| (reason, 0))?;
     let fits = wire_len(frame, lane, ip) <= usize::from(hop.mtu);
-    if !fits && ip.dont_fragment {
+    if !fits && !ip.may_be_cut() {
         return Err((DropReason::MtuExceeded, hop.mtu));
     }
     let reach = hop::reach(cx, &hop).map_err(|reason| (reason, 0))?;
@@ -152,38 +184,35 @@ fn find_way(
 
 /// Length of the IP packets that the frame stands for on the wire.
 #[inline]
-fn wire_len(frame: &Frame, lane: &Lane, ip: &Ipv4) -> usize {
+fn wire_len(frame: &Frame, lane: &Lane, ip: &impl Ip) -> usize {
     if !frame.vnet.is_gso() {
-        return usize::try_from(ip.total_len).unwrap_or(usize::MAX);
+        return usize::try_from(ip.total_len()).unwrap_or(usize::MAX);
     }
-    let headers = usize::from(ip.l4_offset) - usize::from(lane.headers.l3)
-        + match ip.l4 {
-            L4::Tcp { header_len, .. } => usize::from(header_len),
-            _ => 8,
-        };
+    // Of a segment: the virtio-net header has been admitted.
+    let headers = usize::from(frame.vnet.hdr_len).saturating_sub(usize::from(lane.headers.l3));
     headers + usize::from(frame.vnet.gso_size)
 }
 
 /// Rewrites the packet and says where it goes. Nothing can fail from here on.
 #[inline(always)]
-pub(super) fn finish(
+pub(super) fn finish<P: Ip>(
     cx: &mut Cx<'_>,
     frame: &mut Frame,
     lane: &mut Lane,
-    tuple: Tuple,
-    hit: &Hit,
+    tuple: P::Tuple,
+    hit: &Hit<P::Tuple>,
     way: &WayOut,
 ) -> Result<Verdict, DropReason> {
-    let Net::Ipv4(ip) = &mut lane.headers.net else { return Err(DropReason::Ipv4Malformed) };
-    if ip.more_fragments && ip.frag_offset == 0 {
-        cx.tables.fragments.follow(ip, tuple, cx.now);
+    let Some(ip) = P::of(&mut lane.headers) else { return Err(DropReason::NoService) };
+    if ip.more_fragments() && ip.l4() != L4::LaterFragment {
+        P::Tuple::fragments(cx.tables).follow(ip, tuple, cx.now);
     }
     // What follows the packet is padding of the link it came by.
     frame.truncate(ip.end());
-    rewrite::decrement_ttl(frame, ip)?;
+    ip.decrement(frame)?;
     let change = translation(tuple, hit);
     if !change.is_none() {
-        rewrite::apply(frame, ip, &change);
+        ip.translate(frame, &change);
     }
     remember(cx, frame, tuple, hit, way);
     Ok(leave(frame, lane, way, Some(hit)))
@@ -191,7 +220,7 @@ pub(super) fn finish(
 
 /// What a packet of this direction becomes: the other direction's tuple, reversed.
 #[inline(always)]
-pub(super) fn translation(tuple: Tuple, hit: &Hit) -> Rewrite {
+pub(super) fn translation<K: Key>(tuple: K, hit: &Hit<K>) -> Rewrite<K::Addr> {
     let to_src = (hit.other.dst(), hit.other.dst_port());
     let to_dst = (hit.other.src(), hit.other.src_port());
     Rewrite {
@@ -202,25 +231,25 @@ pub(super) fn translation(tuple: Tuple, hit: &Hit) -> Rewrite {
 
 /// Remembers the way of packets of this direction, of the kind that can go it again by themselves.
 #[inline]
-fn remember(cx: &mut Cx<'_>, frame: &Frame, tuple: Tuple, hit: &Hit, way: &WayOut) {
+fn remember<K: Tracked>(cx: &mut Cx<'_>, frame: &Frame, tuple: K, hit: &Hit<K>, way: &WayOut) {
     let Reach::Port { port, dst, src } = way.reach else { return };
-    if !matches!(tuple.proto(), ip_proto::TCP | ip_proto::UDP) {
+    if !K::HAS_SHORTCUTS || !matches!(tuple.proto(), ip_proto::TCP | ip_proto::UDP) {
         return;
     }
     let Hop { link, next_hop, mtu } = way.hop;
     let ends = Ends { ingress: frame.ingress, link, next_hop };
     if let Some(number) = cx.express.learn_way(ends, Exit::new(port, mtu, dst, src)) {
-        cx.tables.connections.set_way(hit, number);
+        K::table(cx.tables).set_way(hit, number);
     }
 }
 
 /// Addresses the frame to its next hop. `hit` is the connection in which the packet was counted.
 #[inline(always)]
-pub(super) fn leave(
+pub(super) fn leave<K: Key>(
     frame: &mut Frame,
     lane: &mut Lane,
     way: &WayOut,
-    hit: Option<&Hit>,
+    hit: Option<&Hit<K>>,
 ) -> Verdict {
     match way.reach {
         Reach::Port { port, dst, src } => {
@@ -248,7 +277,7 @@ pub(super) fn leave(
 }
 
 /// Whether only the side that began has spoken, and this is it.
-fn is_unanswered(hit: &Hit) -> bool {
+fn is_unanswered<K: Key>(hit: &Hit<K>) -> bool {
     hit.direction == Direction::Original && hit.flags() & SEEN_REPLY == 0
 }
 

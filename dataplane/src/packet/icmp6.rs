@@ -273,8 +273,8 @@ pub struct InnerPacket {
 /// bytes of the transport header are enough, as with IPv4.
 ///
 /// # Errors
-/// [`DropReason::L4Malformed`] when this is no ICMPv6 error in one piece, its checksum is wrong or
-/// it quotes no whole IPv6 header.
+/// [`DropReason::L4Malformed`] when this is no ICMPv6 error in one piece, its checksum is wrong, it
+/// quotes no whole IPv6 header or reports an MTU below 1280.
 pub fn parse_inner(bytes: &[u8], ip: &Ipv6) -> Result<InnerPacket, DropReason> {
     read_inner(bytes, ip).ok_or(DropReason::L4Malformed)
 }
@@ -286,7 +286,12 @@ fn read_inner(bytes: &[u8], ip: &Ipv6) -> Option<InnerPacket> {
     }
     let message = sound_message(bytes, ip)?;
     let (icmp, quote) = message.split_first_chunk::<ICMP_LEN>()?;
-    let &[_, _, _, _, rfc4884_units, _, _, _] = icmp;
+    let &[_, _, _, _, rfc4884_units, b, c, d] = icmp;
+    // No link of IPv6 takes less (RFC 8201 §4).
+    let mtu = u32::from_be_bytes([rfc4884_units, b, c, d]);
+    if kind == PACKET_TOO_BIG && mtu < low_u32(MIN_MTU) {
+        return None;
+    }
     // RFC 4884 §4.4, §4.5: behind this many 64-bit words come extensions, not the packet.
     let quote = match usize::from(rfc4884_units) * 8 {
         length @ MIN_EXTENDED_QUOTE.. if matches!(kind, UNREACHABLE | TIME_EXCEEDED) => {

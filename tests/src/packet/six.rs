@@ -1,6 +1,7 @@
 //! The IPv6 form of [`Packet`].
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{IpHeaders, Ipv6FlowLabel, Ipv6Header};
 
@@ -27,6 +28,43 @@ pub const fn ip6(ip: Ipv4Addr) -> Ipv6Addr {
     } else {
         Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, high, low)
     }
+}
+
+thread_local! {
+    static SPEAKS_IPV6: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From here on all packets that this thread makes are IPv6, and the topology of [`crate::lab`] is its
+/// twin: what is written in IPv4's words is tested in IPv6. Every test has a thread of its own.
+pub fn speak_ipv6() {
+    SPEAKS_IPV6.set(true);
+}
+
+/// Whether [`speak_ipv6`] was called.
+#[must_use]
+pub fn speaks_ipv6() -> bool {
+    SPEAKS_IPV6.get()
+}
+
+/// An address in the IP version that is spoken.
+#[must_use]
+pub fn ip(address: impl Into<Ipv4Addr>) -> IpAddr {
+    let address = address.into();
+    if speaks_ipv6() { ip6(address).into() } else { address.into() }
+}
+
+/// Runs the tests of these names once more, in IPv6: see [`speak_ipv6`].
+#[macro_export]
+macro_rules! in_ipv6 {
+    ($($name:ident)*) => {
+        mod ipv6 {
+            $(#[test]
+            fn $name() {
+                $crate::packet::speak_ipv6();
+                super::$name();
+            })*
+        }
+    };
 }
 
 /// What an IPv6 packet has instead of an IPv4 header; what both have is taken from that.
@@ -78,6 +116,7 @@ fn icmp_twin(kind: u8, code: u8) -> (u8, u8) {
         (3, 4) => (2, 0),
         (3, 9 | 10 | 13) => (1, 1),
         (11, code) => (3, code),
+        (12, 0) => (4, 0),
         other => panic!("nothing in ICMPv6 says what ICMP {other:?} does"),
     }
 }

@@ -3,23 +3,31 @@
 use std::time::Duration;
 
 use dataplane::config::StaticRoute;
-use dataplane::l3::route::Prefix;
 use dataplane::packet::types::Mac;
 use dataplane::packet::types::tcp_flags::SYN;
 use tests::fragments::in_two;
 use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NEIGHBOR, ROUTER, SERVER, UP,
-    UPLINK, topology, without_guard,
+    UPLINK, prefix, topology, without_guard,
 };
 use tests::packet::{
-    Host, Packet, Wire, arp_request, echo, echo_reply, ethernet, icmp, icmp_error, raw_ip,
-    reassemble, tcp, udp,
+    Host, Packet, Wire, arp_request, echo, echo_reply, ethernet, icmp, icmp_error, icmp6, ip,
+    raw_ip, reassemble, reported, speaks_ipv6, tcp, udp,
 };
 
-/// An ICMP error as the gateway sends it (RFC 1812 §4.3.2): whole packet up to 576 bytes quoted,
-/// precedence 6, identification zero.
-fn report(from: &Host, to: &Host, kind: u8, code: u8, about: &Packet) -> Packet {
-    icmp_error(from, to, kind, code, about, 548).tos(0xc0).ident(0)
+tests::in_ipv6! {
+    a_missing_route_is_reported
+    a_static_route_is_taken
+    a_ttl_that_runs_out_is_reported
+    an_internal_network_has_no_way_out
+    errors_are_limited_in_rate
+    ethernet_padding_is_neither_echoed_nor_routed
+    networks_reach_each_other_by_published_ports_only
+    protocols_without_ports_and_messages_without_a_query
+    routed_within_a_network
+    the_gateway_answers_echo
+    what_is_for_the_host_goes_to_its_leg
+    without_a_leg_of_the_host_nobody_serves_there
 }
 
 /// The answer to an echo request, with its identification, and free to be fragmented.
@@ -40,11 +48,12 @@ fn the_gateway_answers_echo() {
     let other = echo(&A, &GATEWAY2, 8).via(GATEWAY1.mac);
     lab.rx(A.port, &other).tx(A.port, pong(&GATEWAY2, &A, 8).macs(GATEWAY1.mac, A.mac)).answered();
     // Type of service is kept, options are not; a TTL of one is enough to be heard.
-    let odd = echo(&A, &GATEWAY1, 9).tos(0x28).ip_options(&[1, 1, 1, 0]).ttl(1);
+    let odd = echo(&A, &GATEWAY1, 9).tos(0x28).ttl(1);
+    let odd = if speaks_ipv6() { odd } else { odd.ip_options(&[1, 1, 1, 0]) };
     lab.rx(A.port, &odd).tx(A.port, pong(&GATEWAY1, &A, 9).tos(0x28)).answered();
-    let large = echo(&A, &GATEWAY1, 10).long(1472);
-    lab.rx(A.port, &large).tx(A.port, pong(&GATEWAY1, &A, 10).long(1472)).answered();
-    let wrong = edited(&echo(&A, &GATEWAY1, 11), |bytes| bytes[36] ^= 1);
+    let large = echo(&A, &GATEWAY1, 10).long(1452);
+    lab.rx(A.port, &large).tx(A.port, pong(&GATEWAY1, &A, 10).long(1452)).answered();
+    let wrong = edited(&echo(&A, &GATEWAY1, 11), |bytes| *bytes.last_mut().unwrap() ^= 1);
     lab.rx(A.port, wrong).dropped("a", "l4_malformed");
 }
 
@@ -52,7 +61,7 @@ fn the_gateway_answers_echo() {
 fn ethernet_padding_is_neither_echoed_nor_routed() {
     let mut lab = Lab::default();
     let ping = echo(&A, &GATEWAY1, 7).payload(b"");
-    let padded = edited(&ping, |bytes| bytes.resize(60, 0xee));
+    let padded = edited(&ping, |bytes| bytes.resize(90, 0xee));
     lab.rx(A.port, padded).tx(A.port, pong(&GATEWAY1, &A, 7).payload(b"")).answered();
     let datagram = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).payload(b"x");
     let padded = edited(&datagram, |bytes| bytes.resize(1600, 0xee));
@@ -115,7 +124,7 @@ fn without_a_leg_of_the_host_nobody_serves_there() {
     let mut lab = Lab::default();
     let packet = udp(&D, 4000, &GATEWAY2, 53);
     lab.rx(D.port, &packet)
-        .tx(D.port, report(&GATEWAY2, &D, 3, 3, &packet))
+        .tx(D.port, reported(&GATEWAY2, &D, 3, 3, &packet))
         .moved("generated", 1)
         .dropped("d", "no_service");
 }
@@ -126,7 +135,7 @@ fn a_ttl_that_runs_out_is_reported() {
     for ttl in [0, 1] {
         let packet = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).ttl(ttl).long(1000);
         lab.rx(A.port, &packet)
-            .tx(A.port, report(&GATEWAY1, &A, 11, 0, &packet))
+            .tx(A.port, reported(&GATEWAY1, &A, 11, 0, &packet))
             .moved("generated", 1)
             .dropped("a", "ttl_exceeded");
     }
@@ -136,9 +145,9 @@ fn a_ttl_that_runs_out_is_reported() {
 fn a_missing_route_is_reported() {
     let mut lab = Lab::default();
     let packet = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac);
-    lab.reconfigure(|spec| spec.uplinks[0].gateway = None);
+    lab.reconfigure(|spec| (spec.uplinks[0].gateway, spec.uplinks[0].gateway6) = (None, None));
     lab.rx(A.port, &packet)
-        .tx(A.port, report(&GATEWAY1, &A, 3, 0, &packet))
+        .tx(A.port, reported(&GATEWAY1, &A, 3, 0, &packet))
         .moved("generated", 1)
         .dropped("a", "no_route");
     lab.reconfigure(|spec| {
@@ -146,7 +155,7 @@ fn a_missing_route_is_reported() {
         spec.ports.retain(|port| port.id != UP.port);
     });
     lab.rx(A.port, &packet)
-        .tx(A.port, report(&GATEWAY1, &A, 3, 0, &packet))
+        .tx(A.port, reported(&GATEWAY1, &A, 3, 0, &packet))
         .moved("generated", 1)
         .dropped("a", "uplink_missing");
 }
@@ -157,8 +166,8 @@ fn a_static_route_is_taken() {
     lab.resolve(&NEIGHBOR);
     lab.reconfigure(|spec| {
         spec.routes.push(StaticRoute {
-            prefix: Prefix::new(SERVER.ip, 24),
-            via: NEIGHBOR.ip.into(),
+            prefix: prefix(SERVER.ip, 24),
+            via: ip(NEIGHBOR.ip),
             uplink: UPLINK,
         });
     });
@@ -194,7 +203,7 @@ fn errors_are_limited_in_rate() {
         .moved("a.drop.ttl_exceeded", 60)
         .moved("drop.ttl_exceeded", 60)
         .take(A.port);
-    assert!(sent.iter().all(|wire| *wire == report(&GATEWAY1, &A, 11, 0, &packet).into()));
+    assert!(sent.iter().all(|wire| *wire == reported(&GATEWAY1, &A, 11, 0, &packet).into()));
     lab.now = lab.now + Duration::from_millis(5);
     lab.batch(batch())
         .moved("generated", 5)
@@ -209,7 +218,7 @@ fn too_long_for_the_way_out() {
     lab.reconfigure(|spec| spec.uplinks[0].mtu = 1280);
     let packet = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).long(1400);
     lab.rx(A.port, &packet)
-        .tx(A.port, report(&GATEWAY1, &A, 3, 4, &packet).icmp_low(1280))
+        .tx(A.port, reported(&GATEWAY1, &A, 3, 4, &packet).icmp_low(1280))
         .moved("generated", 1)
         .dropped("a", "mtu_exceeded");
     let packet = packet.may_fragment().ident(0x4321);
@@ -329,7 +338,7 @@ fn packets_that_contradict_themselves() {
     lab.rx(A.port, short).dropped("a", "ipv4_malformed");
     let mut six = packet.bytes();
     six[12..14].copy_from_slice(&[0x86, 0xdd]);
-    lab.rx(A.port, six).dropped("a", "ipv4_malformed");
+    lab.rx(A.port, six).dropped("a", "ipv6_malformed");
     lab.rx(A.port, ethernet(A.mac, GATEWAY1.mac, 0x88b5, &[0; 46])).dropped("a", "no_service");
     // The same broken packets are switched like any others.
     for wire in [broken(24, 1), broken(14, 0x10), broken(38, 0x80)] {
@@ -340,7 +349,7 @@ fn packets_that_contradict_themselves() {
 }
 
 #[test]
-fn ipv6_is_switched_and_not_routed() {
+fn ipv6_is_switched_and_not_routed_by_a_gateway_without_it() {
     let mut lab = Lab::default();
     let mut payload = vec![0x60, 0, 0, 0, 0, 8, 17, 64];
     payload.extend_from_slice(&[0xfe; 32]);
@@ -360,15 +369,32 @@ fn protocols_without_ports_and_messages_without_a_query() {
         .masqueraded(&gre);
     let back = raw_ip(&SERVER, &UP, 47);
     lab.rx(UP.port, &back).tx(A.port, back.dst(A.ip).routed(GATEWAY1.mac, A.mac));
+    // ICMP of the other IP version is one like any other.
+    let foreign = if speaks_ipv6() { 1 } else { 58 };
+    let there = raw_ip(&A, &SERVER, foreign).via(GATEWAY1.mac);
+    lab.rx(A.port, &there)
+        .tx(UP.port, there.clone().src(UP.ip).routed(UP.mac, ROUTER.mac))
+        .masqueraded(&there)
+        .sums_may_be_wrong();
+    let back = raw_ip(&SERVER, &UP, foreign);
+    lab.rx(UP.port, &back)
+        .tx(A.port, back.dst(A.ip).routed(GATEWAY1.mac, A.mac))
+        .sums_may_be_wrong();
     // The one tuple that there is to this server is taken.
     let second = raw_ip(&B, &SERVER, 47).via(GATEWAY1.mac);
     lab.rx(B.port, &second)
-        .tx(B.port, report(&GATEWAY1, &B, 3, 13, &second))
+        .tx(B.port, reported(&GATEWAY1, &B, 3, 13, &second))
         .moved("generated", 1)
         .moved("conn.ports_exhausted", 1)
         .dropped("b", "snat_ports_exhausted");
-    let timestamp = icmp(&A, &SERVER, 13, 0, [0; 4]).via(GATEWAY1.mac).payload(&[0; 12]);
-    lab.rx(A.port, &timestamp).dropped("a", "unsupported_protocol");
+    // A timestamp query; a multicast listener report.
+    let no_query = if speaks_ipv6() {
+        icmp6(&A, &SERVER, 131, 0, [0; 4])
+    } else {
+        icmp(&A, &SERVER, 13, 0, [0; 4])
+    };
+    let no_query = no_query.via(GATEWAY1.mac).payload(&[0; 16]);
+    lab.rx(A.port, &no_query).dropped("a", "unsupported_protocol");
     let unasked = echo_reply(&A, &SERVER, 5).via(GATEWAY1.mac);
     lab.rx(A.port, &unasked).dropped("a", "conntrack_invalid");
 }

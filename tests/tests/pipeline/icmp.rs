@@ -4,7 +4,17 @@
 use dataplane::config::UplinkMode;
 use dataplane::packet::types::tcp_flags::SYN;
 use tests::lab::{A, B, CLIENT, GATEWAY1, Lab, ROUTER, SERVER, UP, publish_tcp, topology};
-use tests::packet::{Host, Packet, Wire, echo, icmp, icmp_error, tcp, udp};
+use tests::packet::{Host, Packet, Wire, echo, icmp, icmp_error, reported, speaks_ipv6, tcp, udp};
+
+tests::in_ipv6! {
+    a_quote_of_a_datagram_without_checksum_gets_none
+    an_error_neither_refreshes_nor_ends_a_connection
+    errors_about_nothing_we_know_or_that_are_damaged
+    errors_about_what_came_in_show_the_published_address
+    errors_about_what_was_sent_out_reach_the_sender
+    errors_of_a_hairpin_go_back_the_same_way
+    the_engine_s_own_errors_about_translated_packets_quote_what_the_sender_sent
+}
 
 /// Bytes of the quoted packet that there are: the header and eight bytes, some, or all.
 const QUOTES: [usize; 4] = [28, 40, 68, 548];
@@ -13,9 +23,8 @@ const QUOTES: [usize; 4] = [28, 40, 68, 548];
 /// with the TTL it has behind the engine.
 fn begun(lab: &mut Lab, from: &Host, packet: &Packet) -> (Packet, Packet) {
     let wire = lab.rx(from.port, packet).masqueraded(packet).take_one(UP.port);
-    let port = |at: usize| u16::from_be_bytes([wire.bytes[at], wire.bytes[at + 1]]);
-    let out = packet.clone().src(UP.ip).ttl(63);
-    let out = if wire.bytes[23] == 1 { out.sport(port(38)) } else { out.sport(port(34)) };
+    let is_icmp = matches!((wire.l4(), wire.bytes[23], wire.bytes[20]), (34, 1, _) | (54, _, 58));
+    let out = packet.clone().src(UP.ip).ttl(63).sport(wire.l4_u16(if is_icmp { 4 } else { 0 }));
     (out, packet.clone().ttl(63))
 }
 
@@ -79,7 +88,8 @@ fn a_quote_of_a_datagram_without_checksum_gets_none() {
     let (out, sent) = begun(&mut lab, &A, &packet);
     let bare = |about: &Packet, to: &Host| {
         let mut quote = about.ip_bytes();
-        quote[26..28].copy_from_slice(&[0, 0]);
+        let checksum = Wire::from(about).l4() - 14 + 6;
+        quote[checksum..checksum + 2].fill(0);
         icmp_error(&SERVER, to, 3, 3, about, 0).payload(&quote)
     };
     let told = bare(&sent, &A).routed(GATEWAY1.mac, A.mac);
@@ -135,15 +145,11 @@ fn errors_of_a_hairpin_go_back_the_same_way() {
 fn the_engine_s_own_errors_about_translated_packets_quote_what_the_sender_sent() {
     let mut spec = topology();
     spec.dnat.push(publish_tcp(7, 8080, &B, 80));
-    spec.networks[0].mtu = 1000;
+    spec.networks[0].mtu = 1300;
     let mut lab = Lab::new(spec);
     // Too long for the inside: the client outside hears of it from the address it spoke to.
-    let syn = tcp(&CLIENT, 5000, &UP, 8080, SYN).long(1200);
-    let told = icmp_error(&UP, &CLIENT, 3, 4, &syn, 548)
-        .icmp_low(1000)
-        .tos(0xc0)
-        .ident(0)
-        .macs(UP.mac, ROUTER.mac);
+    let syn = tcp(&CLIENT, 5000, &UP, 8080, SYN).long(1400);
+    let told = reported(&UP, &CLIENT, 3, 4, &syn).icmp_low(1300).macs(UP.mac, ROUTER.mac);
     lab.rx(UP.port, &syn).tx(UP.port, told).moved("generated", 1).dropped("up", "mtu_exceeded");
 }
 
@@ -156,18 +162,21 @@ fn errors_about_nothing_we_know_or_that_are_damaged() {
     let sound = icmp_error(&SERVER, &UP, 3, 3, &out, 28);
     lab.rx(UP.port, &unknown).dropped("up", "icmp_unrelated");
     // The error's own checksum, and that of the quoted header under a right outer one.
-    lab.rx(UP.port, flipped(&sound, 36)).dropped("up", "l4_malformed");
-    let mut quote = out.ip_bytes()[..28].to_vec();
-    quote[8] ^= 1;
+    let checksum = Wire::from(&sound).l4() + 2;
+    lab.rx(UP.port, flipped(&sound, checksum)).dropped("up", "l4_malformed");
+    // An IPv6 header has none: it must say its version at least.
+    let mut quote = out.ip_bytes();
+    quote[if speaks_ipv6() { 0 } else { 8 }] ^= 0x10;
     let liar = icmp_error(&SERVER, &UP, 3, 3, &out, 0).payload(&quote);
-    lab.rx(UP.port, &liar).dropped("up", "ipv4_checksum");
+    let reason = if speaks_ipv6() { "l4_malformed" } else { "ipv4_checksum" };
+    lab.rx(UP.port, &liar).dropped("up", reason);
     let cut = icmp_error(&SERVER, &UP, 3, 3, &out, 12);
     lab.rx(UP.port, &cut).dropped("up", "l4_malformed");
     let portless = icmp_error(&SERVER, &UP, 3, 3, &out, 24);
     lab.rx(UP.port, &portless).dropped("up", "icmp_unrelated");
     // A shared uplink leaves all of them to the host.
     lab.reconfigure(|spec| spec.uplinks[0].mode = UplinkMode::Shared);
-    for wire in [Wire::from(&unknown), flipped(&sound, 36), liar.into(), cut.into()] {
+    for wire in [Wire::from(&unknown), flipped(&sound, checksum), liar.into(), cut.into()] {
         lab.rx(UP.port, wire).moved("consumed", 1);
     }
     // But what is ours still comes in.

@@ -18,6 +18,11 @@ use tests::lab::{A, B, GATEWAY1, Lab, ROUTER, SERVER, UP, UPLINK, small, topolog
 use tests::outlet::{Outlet, Outside, Sink, sent};
 use tests::packet::{tcp, udp};
 
+tests::in_ipv6! {
+    a_flow_that_changes_workers_stays_one_connection
+    a_full_connection_table_refuses_new_ones_and_keeps_the_others
+}
+
 #[test]
 fn a_full_connection_table_refuses_new_ones_and_keeps_the_others() {
     let mut lab = Lab::with(&EngineOptions { conntrack_limit: 4, ..small() }, topology());
@@ -46,11 +51,7 @@ fn a_flow_that_changes_workers_stays_one_connection() {
     let mut lab = Lab::with(&EngineOptions { workers: 2, ..small() }, topology());
     let syn = tcp(&A, 40_000, &SERVER, 80, SYN).via(GATEWAY1.mac);
     let out = |packet: &tests::packet::Packet| packet.clone().src(UP.ip).routed(UP.mac, ROUTER.mac);
-    lab.batch_on(0, vec![(A.port, (&syn).into())])
-        .tx(UP.port, out(&syn))
-        .moved("conn.new", 1)
-        .moved("masquerade.1.packets", 1)
-        .moved("masquerade.1.bytes", 40);
+    lab.batch_on(0, vec![(A.port, (&syn).into())]).tx(UP.port, out(&syn)).masqueraded(&syn);
     let answer = tcp(&SERVER, 80, &UP, 40_000, SYN | ACK);
     lab.batch_on(1, vec![(UP.port, (&answer).into())])
         .tx(A.port, answer.dst(A.ip).routed(GATEWAY1.mac, A.mac));

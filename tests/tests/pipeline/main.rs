@@ -15,6 +15,7 @@ mod gro;
 mod guard;
 mod guard6;
 mod icmp;
+mod ipv6;
 mod l2;
 mod lifecycle;
 mod limits;

@@ -9,7 +9,31 @@ use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NET1, ROUTER, SERVER, Step, UP,
     publish, publish_tcp, topology,
 };
-use tests::packet::{Host, Packet, Wire, echo, echo_reply, icmp_error, tcp, udp};
+use tests::packet::{Host, Packet, Wire, echo, echo_reply, ip, reported, tcp, udp};
+
+tests::in_ipv6! {
+    a_flow_of_one_batch_is_one_connection
+    a_hairpin_needs_no_icc
+    a_long_published_range_leaves_the_rest_and_other_protocols
+    a_port_that_is_taken_is_replaced_and_each_reply_finds_its_way
+    a_published_port_is_no_outside_port
+    a_published_port_leads_in_and_the_client_keeps_its_address
+    a_range_maps_port_by_port_and_the_narrower_rule_wins
+    a_zero_udp_checksum_stays_zero
+    an_identifier_that_is_taken_is_replaced
+    an_internal_network_reaches_no_published_port_of_another
+    containers_reach_a_published_port_by_any_address_of_the_host
+    nobody_outside_can_pretend_to_be_inside
+    nothing_leads_into_an_internal_network
+    one_client_port_by_two_published_ports_to_one_server
+    one_port_serves_many_destinations
+    only_what_is_published_leads_in
+    ports_come_from_the_uplink_s_range_and_class
+    tcp_udp_and_echo_go_out_under_the_outside_address_and_come_back
+    two_networks_with_the_same_inside_ports_do_not_meet
+    when_all_ports_are_taken_the_sender_is_told
+    without_masquerade_the_source_stays
+}
 
 const RULE: u32 = 7;
 
@@ -44,8 +68,7 @@ impl Counts for Step<'_> {
 }
 
 fn ports(wire: &Wire) -> (u16, u16) {
-    let port = |at: usize| u16::from_be_bytes([wire.bytes[at], wire.bytes[at + 1]]);
-    (port(34), port(36))
+    (wire.l4_u16(0), wire.l4_u16(2))
 }
 
 #[test]
@@ -63,7 +86,7 @@ fn tcp_udp_and_echo_go_out_under_the_outside_address_and_come_back() {
     }
     for connection in lab.connections() {
         assert!(connection.snat && !connection.dnat, "{connection:?}");
-        assert_eq!((connection.original.src, connection.reply.dst), (A.ip.into(), UP.ip.into()));
+        assert_eq!((connection.original.src, connection.reply.dst), (ip(A.ip), ip(UP.ip)));
         assert_eq!((connection.packets, connection.network), ([1, 1], NET1));
     }
 }
@@ -72,9 +95,10 @@ fn tcp_udp_and_echo_go_out_under_the_outside_address_and_come_back() {
 fn a_zero_udp_checksum_stays_zero() {
     let mut lab = Lab::default();
     let without = |packet: &Packet| {
-        let mut bytes = packet.bytes();
-        bytes[40..42].copy_from_slice(&[0, 0]);
-        bytes
+        let mut wire = Wire::from(packet);
+        let at = wire.l4() + 6;
+        wire.bytes[at..at + 2].fill(0);
+        wire
     };
     let there = udp(&A, 40_000, &SERVER, 53).via(GATEWAY1.mac);
     lab.rx(A.port, without(&there)).tx(UP.port, without(&outside(&there))).masqueraded(&there);
@@ -120,7 +144,7 @@ fn an_identifier_that_is_taken_is_replaced() {
     let (first, second) = (first.via(GATEWAY1.mac), second.via(GATEWAY1.mac));
     lab.rx(A.port, &first).tx(UP.port, outside(&first)).masqueraded(&first);
     let came = lab.rx(B.port, &second).masqueraded(&second).take_one(UP.port);
-    let id = u16::from_be_bytes([came.bytes[38], came.bytes[39]]);
+    let id = came.l4_u16(4);
     assert_ne!(id, 2000);
     assert_eq!(came, outside(&second).sport(id).into());
     let back = echo_reply(&SERVER, &UP, id);
@@ -195,7 +219,7 @@ fn when_all_ports_are_taken_the_sender_is_told() {
         lab.rx(A.port, &there).masqueraded(&there).take_one(UP.port);
     }
     let there = udp(&A, 40_004, &SERVER, 53).via(GATEWAY1.mac);
-    let told = icmp_error(&GATEWAY1, &A, 3, 13, &there, 548).tos(0xc0).ident(0);
+    let told = reported(&GATEWAY1, &A, 3, 13, &there);
     lab.rx(A.port, &there)
         .tx(A.port, told)
         .moved("generated", 1)
@@ -227,8 +251,8 @@ fn a_published_port_leads_in_and_the_client_keeps_its_address() {
     lab.rx(UP.port, &ack).tx(B.port, inside(&ack, &B).dport(80));
     let connection = lab.connection();
     assert!(connection.dnat && !connection.snat);
-    assert_eq!((connection.original.dst, connection.original.dst_port), (UP.ip.into(), 8080));
-    assert_eq!((connection.reply.src, connection.reply.src_port), (B.ip.into(), 80));
+    assert_eq!((connection.original.dst, connection.original.dst_port), (ip(UP.ip), 8080));
+    assert_eq!((connection.reply.src, connection.reply.src_port), (ip(B.ip), 80));
     assert_eq!((connection.state, connection.packets), ("ESTABLISHED", [2, 1]));
 }
 
@@ -265,7 +289,7 @@ fn a_range_maps_port_by_port_and_the_narrower_rule_wins() {
         ..publish(RULE, ip_proto::UDP, 0, &A, 0)
     });
     spec.dnat
-        .push(DnatRule { host_ip: Some(UP.ip.into()), ..publish(8, ip_proto::UDP, 9500, &B, 53) });
+        .push(DnatRule { host_ip: Some(ip(UP.ip)), ..publish(8, ip_proto::UDP, 9500, &B, 53) });
     let mut lab = Lab::new(spec);
     for (port, inner) in [(9000, 2000), (9001, 2001), (9999, 2999)] {
         let packet = udp(&CLIENT, 5000, &UP, port);
@@ -397,6 +421,6 @@ fn two_networks_with_the_same_inside_ports_do_not_meet() {
     assert_ne!(ports(&came).0, 40_000);
     // A container cannot reach into another's connection by guessing its reply tuple.
     let guess = udp(&C, 53, &UP, 40_000).via(GATEWAY1.mac);
-    let refused = icmp_error(&GATEWAY1, &C, 3, 3, &guess, 548).tos(0xc0).ident(0);
+    let refused = reported(&GATEWAY1, &C, 3, 3, &guess);
     lab.rx(C.port, &guess).tx(C.port, refused).moved("generated", 1).dropped("c", "no_service");
 }

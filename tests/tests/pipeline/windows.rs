@@ -8,6 +8,15 @@ use tests::fragments::in_two;
 use tests::lab::{A, GATEWAY1, Lab, ROUTER, SERVER, UP, topology};
 use tests::packet::{Packet, tcp};
 
+tests::in_ipv6! {
+    a_connection_that_ends_is_reset_by_any_number
+    a_refusal_answers_the_syn
+    a_server_resets_right_behind_what_it_sent
+    old_segments_pass_and_keep_no_connection_alive
+    only_the_next_number_resets
+    what_nobody_can_have_sent_is_dropped
+}
+
 /// First octet of the client's, and of the server's.
 const CLIENT: u32 = 5_000;
 const SERVERS: u32 = 9_000_000;

@@ -15,8 +15,9 @@ use crate::name::Name;
 use crate::text::serde_as_text;
 
 /// Protocols that go by a name.
-const PROTOCOLS: [(&str, u8); 4] = [
+const PROTOCOLS: [(&str, u8); 5] = [
     ("icmp", ip_proto::ICMP),
+    ("icmpv6", ip_proto::ICMPV6),
     ("sctp", ip_proto::SCTP),
     ("tcp", ip_proto::TCP),
     ("udp", ip_proto::UDP),
@@ -26,7 +27,7 @@ const PROTOCOLS: [(&str, u8); 4] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IpProtocol(pub u8);
 
-serde_as_text!(IpProtocol, "tcp, udp, icmp, sctp or a protocol number", "tcp");
+serde_as_text!(IpProtocol, "tcp, udp, icmp, icmpv6, sctp or a protocol number", "tcp");
 
 impl IpProtocol {
     /// TCP.
@@ -51,7 +52,7 @@ impl FromStr for IpProtocol {
         let number = || text.starts_with(|c: char| c.is_ascii_digit()).then(|| text.parse().ok());
         named.map(|(_, number)| *number).or_else(|| number().flatten()).map(Self).ok_or_else(|| {
             Error::invalid(format!(
-                "protocol {text:?}: neither tcp, udp, icmp, sctp nor a protocol number"
+                "protocol {text:?}: neither tcp, udp, icmp, icmpv6, sctp nor a protocol number"
             ))
         })
     }
@@ -127,7 +128,7 @@ impl NatKind {
 /// A tracked connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Connection {
-    /// `tcp`, `udp`, `icmp`, or the protocol number.
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, `sctp`, or the protocol number.
     pub proto: IpProtocol,
     /// As `conntrack -L` names it.
     pub state: String,
@@ -239,15 +240,19 @@ mod tests {
 
     #[test]
     fn a_protocol_is_a_name_or_a_number() {
-        for (text, number, shown) in
-            [("tcp", 6, "tcp"), ("TCP", 6, "tcp"), ("17", 17, "udp"), ("47", 47, "47")]
-        {
+        for (text, number, shown) in [
+            ("tcp", 6, "tcp"),
+            ("TCP", 6, "tcp"),
+            ("17", 17, "udp"),
+            ("58", 58, "icmpv6"),
+            ("47", 47, "47"),
+        ] {
             let proto: IpProtocol = text.parse().unwrap();
             assert_eq!((proto.0, proto.to_string().as_str()), (number, shown), "{text}");
         }
         for text in ["", "carp", "256", "-1", "+6", " tcp"] {
             let error = text.parse::<IpProtocol>().unwrap_err();
-            assert!(error.message.contains("neither tcp, udp, icmp, sctp"), "{error}");
+            assert!(error.message.contains("neither tcp, udp, icmp, icmpv6, sctp"), "{error}");
         }
     }
 

@@ -1,0 +1,426 @@
+//! What the translated path asks of a packet and of its tuple, so that it is written once for IPv4 and
+//! IPv6. Each family has its own code made of it: nothing compares with the family at run time.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::config::LocalAddress;
+use crate::conntrack::{ConnTable, Key, Tuple, Tuple6, Zone};
+use crate::core::Cx;
+use crate::frame::Frame;
+use crate::l3::fragments::Fragments;
+use crate::packet::headers::{Headers, Ipv4, Ipv6, L4, Net};
+use crate::packet::icmp::InnerL4;
+use crate::packet::rewrite::{self, Rewrite};
+use crate::packet::types::ip_proto;
+use crate::packet::{icmp, icmp6, ndp, rewrite6};
+use crate::pipeline::{From, Lane};
+use crate::shared::Tables;
+use crate::verdict::DropReason;
+
+/// The tuple of a family, with the tables that it is looked up in.
+pub(crate) trait Tracked: Key {
+    /// Whether its packets are sent on by shortcut: see [`crate::express`].
+    const HAS_SHORTCUTS: bool;
+    /// Protocol number of its ICMP. In a packet of the other family that is a protocol like any other.
+    const ICMP: u8;
+
+    /// The connections of the family.
+    fn table(tables: &Tables) -> &ConnTable<Self>;
+
+    /// Ends what has expired of the other family's, which takes of the same room.
+    fn reclaim_of_other(tables: &Tables, now: u32);
+
+    /// The fragmented datagrams of the family.
+    fn fragments(tables: &Tables) -> &Fragments<Self>;
+
+    /// Notes the address that a new connection speaks from: the next one's probably too.
+    fn note_outside(_cx: &mut Cx<'_>, _address: Self::Addr) {}
+
+    /// Whether what comes from or goes to this address never leaves its link.
+    fn stays_on_link(_address: Self::Addr) -> bool {
+        false
+    }
+}
+
+impl Tracked for Tuple {
+    const HAS_SHORTCUTS: bool = true;
+    const ICMP: u8 = ip_proto::ICMP;
+
+    #[inline(always)]
+    fn table(tables: &Tables) -> &ConnTable<Self> {
+        &tables.connections
+    }
+
+    fn reclaim_of_other(tables: &Tables, now: u32) {
+        tables.connections6.reclaim(now);
+    }
+
+    fn fragments(tables: &Tables) -> &Fragments<Self> {
+        &tables.fragments
+    }
+
+    fn note_outside(cx: &mut Cx<'_>, address: Ipv4Addr) {
+        *cx.outside = Some(address);
+    }
+}
+
+impl Tracked for Tuple6 {
+    const HAS_SHORTCUTS: bool = false;
+    const ICMP: u8 = ip_proto::ICMPV6;
+
+    #[inline(always)]
+    fn table(tables: &Tables) -> &ConnTable<Self> {
+        &tables.connections6
+    }
+
+    fn reclaim_of_other(tables: &Tables, now: u32) {
+        tables.connections.reclaim(now);
+    }
+
+    fn fragments(tables: &Tables) -> &Fragments<Self> {
+        &tables.fragments6
+    }
+
+    /// RFC 4291 §2.5.6.
+    fn stays_on_link(address: Ipv6Addr) -> bool {
+        address.is_unicast_link_local()
+    }
+}
+
+/// The addresses of a family.
+pub(crate) type Addr<P> = <<P as Ip>::Tuple as Key>::Addr;
+
+/// A packet as it was parsed.
+pub(crate) trait Ip: Copy {
+    /// What it is tracked by.
+    type Tuple: Tracked;
+    /// A packet that an ICMP error quotes.
+    type Quoted;
+
+    /// Echo request.
+    const ECHO_REQUEST: u8;
+    /// Echo reply.
+    const ECHO_REPLY: u8;
+
+    /// What was parsed of a frame, if it is of this family.
+    fn of(headers: &mut Headers) -> Option<&mut Self>;
+    /// The tuple that was found for the packet of a lane.
+    fn tuple_in(lane: &Lane) -> Self::Tuple;
+    /// Whether ICMP messages of this type quote the packet that they are about.
+    fn is_error(kind: u8) -> bool;
+    /// Whether ICMP messages of this type can belong to a connection.
+    fn is_tracked(kind: u8) -> bool;
+
+    /// Source address.
+    fn src(&self) -> Addr<Self>;
+    /// Destination address.
+    fn dst(&self) -> Addr<Self>;
+    /// Protocol number.
+    fn proto(&self) -> u8;
+    /// Time to live, or hop limit.
+    fn hops_left(&self) -> u8;
+    /// The transport header.
+    fn l4(&self) -> L4;
+    /// Offset of the transport header.
+    fn l4_offset(&self) -> u16;
+    /// Length of the packet.
+    fn total_len(&self) -> u32;
+    /// Offset of the first byte behind the packet.
+    fn end(&self) -> usize;
+    /// More fragments follow.
+    fn more_fragments(&self) -> bool;
+    /// Whether it is one fragment of a larger datagram.
+    fn is_fragment(&self) -> bool;
+    /// What fragments of one datagram have in common beside their addresses: protocol, where all say
+    /// it, and identification.
+    fn fragment_of(&self) -> (u8, u32);
+    /// Whether a router may cut it into fragments.
+    fn may_be_cut(&self) -> bool;
+
+    /// Takes one from the time to live.
+    fn decrement(&mut self, frame: &mut Frame) -> Result<(), DropReason>;
+    /// Translates it.
+    fn translate(&mut self, frame: &mut Frame, change: &Rewrite<Addr<Self>>);
+    /// Turns an echo request into the reply to it.
+    fn answer_echo(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason>;
+    /// The packet that this ICMP error quotes.
+    fn quoted(&self, bytes: &[u8]) -> Result<Self::Quoted, DropReason>;
+    /// How answers to a quoted packet come, if they can belong to a connection.
+    fn answers(quoted: &Self::Quoted, zone: Zone) -> Option<Self::Tuple>;
+    /// Translates the packet that this ICMP error quotes, which went the other way.
+    fn translate_quoted(
+        &self,
+        frame: &mut Frame,
+        quoted: &mut Self::Quoted,
+        change: &Rewrite<Addr<Self>>,
+    );
+    /// Whose address it is that a packet from there goes to, if it is one of the host or of the engine.
+    fn local(cx: &Cx<'_>, from: From, address: Addr<Self>) -> Option<LocalAddress>;
+}
+
+/// The tuple of the answers to a packet of which an ICMP error quotes this much.
+fn answers<K: Tracked>(
+    (src, dst): (K::Addr, K::Addr),
+    (proto, l4): (u8, InnerL4),
+    zone: Zone,
+    is_tracked: impl Fn(u8) -> bool,
+) -> Option<K> {
+    let (src_port, dst_port) = match l4 {
+        InnerL4::Ports { src_port, dst_port } => (src_port, dst_port),
+        InnerL4::Query { kind, id } if is_tracked(kind) => (id, id),
+        // A timestamp query with the identifier of somebody's ping is not that ping.
+        InnerL4::Query { .. } => return None,
+        InnerL4::None => (0, 0),
+    };
+    Some(K::new(dst, src, dst_port, src_port, zone, proto))
+}
+
+impl Ip for Ipv4 {
+    type Tuple = Tuple;
+    type Quoted = icmp::InnerPacket;
+
+    const ECHO_REQUEST: u8 = icmp::ECHO_REQUEST;
+    const ECHO_REPLY: u8 = icmp::ECHO_REPLY;
+
+    #[inline(always)]
+    fn of(headers: &mut Headers) -> Option<&mut Self> {
+        match &mut headers.net {
+            Net::Ipv4(ip) => Some(ip),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn tuple_in(lane: &Lane) -> Tuple {
+        lane.tuple
+    }
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        icmp::is_error(kind)
+    }
+
+    fn is_tracked(kind: u8) -> bool {
+        crate::conntrack::tuple::is_tracked(kind)
+    }
+
+    #[inline(always)]
+    fn src(&self) -> Ipv4Addr {
+        self.src
+    }
+
+    #[inline(always)]
+    fn dst(&self) -> Ipv4Addr {
+        self.dst
+    }
+
+    #[inline(always)]
+    fn proto(&self) -> u8 {
+        self.proto
+    }
+
+    #[inline(always)]
+    fn hops_left(&self) -> u8 {
+        self.ttl
+    }
+
+    #[inline(always)]
+    fn l4(&self) -> L4 {
+        self.l4
+    }
+
+    #[inline(always)]
+    fn l4_offset(&self) -> u16 {
+        self.l4_offset
+    }
+
+    #[inline(always)]
+    fn total_len(&self) -> u32 {
+        self.total_len
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        Self::end(self)
+    }
+
+    #[inline(always)]
+    fn more_fragments(&self) -> bool {
+        self.more_fragments
+    }
+
+    #[inline(always)]
+    fn is_fragment(&self) -> bool {
+        Self::is_fragment(self)
+    }
+
+    fn fragment_of(&self) -> (u8, u32) {
+        (self.proto, u32::from(self.id))
+    }
+
+    #[inline(always)]
+    fn may_be_cut(&self) -> bool {
+        !self.dont_fragment
+    }
+
+    #[inline(always)]
+    fn decrement(&mut self, frame: &mut Frame) -> Result<(), DropReason> {
+        rewrite::decrement_ttl(frame, self)
+    }
+
+    #[inline(always)]
+    fn translate(&mut self, frame: &mut Frame, change: &Rewrite) {
+        rewrite::apply(frame, self, change);
+    }
+
+    fn answer_echo(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason> {
+        icmp::echo_reply(frame, headers)
+    }
+
+    fn quoted(&self, bytes: &[u8]) -> Result<icmp::InnerPacket, DropReason> {
+        icmp::parse_inner(bytes, self)
+    }
+
+    fn answers(quoted: &icmp::InnerPacket, zone: Zone) -> Option<Tuple> {
+        let carries = (quoted.proto, quoted.l4);
+        answers((quoted.src, quoted.dst), carries, zone, Self::is_tracked)
+    }
+
+    fn translate_quoted(
+        &self,
+        frame: &mut Frame,
+        quoted: &mut icmp::InnerPacket,
+        change: &Rewrite,
+    ) {
+        rewrite::apply_inner(frame, self, quoted, change);
+    }
+
+    #[inline(always)]
+    fn local(cx: &Cx<'_>, _from: From, address: Ipv4Addr) -> Option<LocalAddress> {
+        cx.config.local(address)
+    }
+}
+
+impl Ip for Ipv6 {
+    type Tuple = Tuple6;
+    type Quoted = icmp6::InnerPacket;
+
+    const ECHO_REQUEST: u8 = icmp6::ECHO_REQUEST;
+    const ECHO_REPLY: u8 = icmp6::ECHO_REPLY;
+
+    fn of(headers: &mut Headers) -> Option<&mut Self> {
+        match &mut headers.net {
+            Net::Ipv6(ip) => Some(ip),
+            _ => None,
+        }
+    }
+
+    fn tuple_in(lane: &Lane) -> Tuple6 {
+        lane.tuple6
+    }
+
+    fn is_error(kind: u8) -> bool {
+        icmp6::is_error(kind)
+    }
+
+    fn is_tracked(kind: u8) -> bool {
+        icmp6::is_query(kind)
+    }
+
+    fn src(&self) -> Ipv6Addr {
+        self.src
+    }
+
+    fn dst(&self) -> Ipv6Addr {
+        self.dst
+    }
+
+    fn proto(&self) -> u8 {
+        self.proto
+    }
+
+    fn hops_left(&self) -> u8 {
+        self.hop_limit
+    }
+
+    fn l4(&self) -> L4 {
+        self.l4
+    }
+
+    fn l4_offset(&self) -> u16 {
+        self.l4_offset
+    }
+
+    fn total_len(&self) -> u32 {
+        self.total_len
+    }
+
+    fn end(&self) -> usize {
+        Self::end(self)
+    }
+
+    fn more_fragments(&self) -> bool {
+        self.more_fragments
+    }
+
+    fn is_fragment(&self) -> bool {
+        Self::is_fragment(self)
+    }
+
+    /// Only the first fragment says what the datagram carries (RFC 8200 §4.5).
+    fn fragment_of(&self) -> (u8, u32) {
+        (0, self.frag_id)
+    }
+
+    /// RFC 8200 §5.
+    fn may_be_cut(&self) -> bool {
+        false
+    }
+
+    fn decrement(&mut self, frame: &mut Frame) -> Result<(), DropReason> {
+        rewrite6::decrement_hop_limit(frame, self)
+    }
+
+    fn translate(&mut self, frame: &mut Frame, change: &Rewrite<Ipv6Addr>) {
+        rewrite6::apply(frame, self, change);
+    }
+
+    fn answer_echo(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason> {
+        icmp6::echo_reply(frame, headers)
+    }
+
+    fn quoted(&self, bytes: &[u8]) -> Result<icmp6::InnerPacket, DropReason> {
+        icmp6::parse_inner(bytes, self)
+    }
+
+    fn answers(quoted: &icmp6::InnerPacket, zone: Zone) -> Option<Tuple6> {
+        let carries = (quoted.proto, quoted.l4);
+        answers((quoted.src, quoted.dst), carries, zone, Self::is_tracked)
+    }
+
+    fn translate_quoted(
+        &self,
+        frame: &mut Frame,
+        quoted: &mut icmp6::InnerPacket,
+        change: &Rewrite<Ipv6Addr>,
+    ) {
+        rewrite6::apply_inner(frame, self, quoted, change);
+    }
+
+    /// Beside what is configured, the link-local address that follows from the MAC of the router port or
+    /// of the wire.
+    fn local(cx: &Cx<'_>, from: From, address: Ipv6Addr) -> Option<LocalAddress> {
+        cx.config.local(address).or_else(|| match from {
+            _ if !address.is_unicast_link_local() => None,
+            From::Endpoint(id) | From::Host(id) => {
+                let own = cx.config.network(id)?.link_local == Some(address);
+                own.then_some(LocalAddress::Gateway(id))
+            }
+            From::Uplink(id) => {
+                let own = ndp::link_local(cx.config.uplink(id)?.mac) == address;
+                own.then_some(LocalAddress::Uplink(id))
+            }
+            From::Nowhere => None,
+        })
+    }
+}
