@@ -13,10 +13,10 @@ use dataplane::packet::types::{Mac, PortId, tcp_flags};
 use dataplane::plane::Plane;
 use proptest::prelude::*;
 use tests::lab::{
-    A, B, C, D, GATEWAY1, GATEWAY2, ROUTER, SERVER, UP, UPLINK, small, topology, without_guard,
+    A, B, C, D, GATEWAY1, GATEWAY2, ROUTER, SERVER, UP, UPLINK, dual, small, without_guard,
 };
 use tests::outlet::{Outlet, Outside, sent};
-use tests::packet::{Host, Wire, arp_reply, arp_request, ethernet, tcp, udp};
+use tests::packet::{Host, Packet, Wire, arp_reply, arp_request, ethernet, tcp, udp};
 
 /// Time stands still, so that no way has to be found anew.
 const NOW: Timestamp = Timestamp::from_secs(1000);
@@ -57,7 +57,7 @@ struct Side {
 
 impl Side {
     fn new(guard: bool, icc: bool) -> Self {
-        let mut spec = topology();
+        let mut spec = dual();
         if !guard {
             without_guard(&mut spec);
         }
@@ -70,6 +70,7 @@ impl Side {
         plane.publish(Snapshot::build(spec).unwrap());
         let neighbors = &plane.tables().neighbors;
         neighbors.confirm(Link::Uplink(UPLINK), ROUTER.ip, ROUTER.mac, true, NOW);
+        neighbors.confirm(Link::Uplink(UPLINK), ROUTER.ip6(), ROUTER.mac, true, NOW);
         Self { _plane: plane, core, outside: Outside::default() }
     }
 
@@ -94,15 +95,16 @@ fn host(at: usize) -> Host {
     [A, B, C, D, GATEWAY1, GATEWAY2][at % 6]
 }
 
-/// A frame to be: where it comes in, who it says it is from, to whom, what.
-type Choice = (usize, usize, usize, u8, u16);
+/// A frame to be: where it comes in, who it says it is from, to whom, what, and whether by IPv6.
+type Choice = (usize, usize, usize, u8, u16, bool);
 
 /// Few senders and receivers, so that trains and near-trains are common.
 fn choice() -> impl Strategy<Value = Choice> {
-    (0..14usize, 0..8usize, 0..9usize, 0..18u8, 0..3u16)
+    (0..14usize, 0..8usize, 0..9usize, 0..18u8, 0..3u16, proptest::bool::weighted(0.3))
 }
 
-fn frame((port, from, to, kind, vlan): Choice) -> (PortId, Wire) {
+fn frame((port, from, to, kind, vlan, six): Choice) -> (PortId, Wire) {
+    let by = |packet: Packet| if six { packet.v6() } else { packet };
     let at = [A, B, C, D, GATEWAY1, UP];
     let ingress = at[if port < 6 { port } else { port % 2 }];
     // Most tell the truth, and are heard again.
@@ -114,7 +116,7 @@ fn frame((port, from, to, kind, vlan): Choice) -> (PortId, Wire) {
         8 => Mac::BROADCAST,
         _ => receiver.mac,
     };
-    let packet = udp(&sender, 1000, &receiver, 2000).macs(sender.mac, mac);
+    let packet = by(udp(&sender, 1000, &receiver, 2000).macs(sender.mac, mac));
     let wire: Wire = match kind {
         0..=2 => Wire::from(&packet),
         3 => Wire::from(&packet.long(1600)),
@@ -122,7 +124,7 @@ fn frame((port, from, to, kind, vlan): Choice) -> (PortId, Wire) {
         5 => arp_request(&sender, receiver.ip).into(),
         6 => ethernet(sender.mac, mac, 0x88b5, &[7; 46]).into(),
         7 => ethernet(stranger(ingress), mac, 0x88b5, &[7; 46]).into(),
-        8 => tcp(&sender, 80, &receiver, 81, tcp_flags::ACK)
+        8 => by(tcp(&sender, 80, &receiver, 81, tcp_flags::ACK))
             .macs(sender.mac, mac)
             .long(2000)
             .gso(500),
@@ -130,18 +132,20 @@ fn frame((port, from, to, kind, vlan): Choice) -> (PortId, Wire) {
         10 => Wire::from(&packet.src(host(from + 1).ip)),
         // Out through SNAT, each from a port of its own, and back.
         11 | 12 => {
-            Wire::from(&udp(&sender, flow(&sender), &SERVER, 53).macs(sender.mac, GATEWAY1.mac))
+            let packet = by(udp(&sender, flow(&sender), &SERVER, 53));
+            Wire::from(&packet.macs(sender.mac, GATEWAY1.mac))
         }
         13 => {
             let flags =
                 [tcp_flags::SYN, tcp_flags::ACK, tcp_flags::FIN | tcp_flags::ACK][vlan as usize];
-            tcp(&sender, flow(&sender), &SERVER, 80, flags).macs(sender.mac, GATEWAY1.mac).partial()
+            let packet = by(tcp(&sender, flow(&sender), &SERVER, 80, flags));
+            packet.macs(sender.mac, GATEWAY1.mac).partial()
         }
-        14 => return (UP.port, Wire::from(&udp(&SERVER, 53, &UP, flow(&receiver)))),
+        14 => return (UP.port, Wire::from(&by(udp(&SERVER, 53, &UP, flow(&receiver))))),
         15 => {
             let flags =
                 [tcp_flags::SYN | tcp_flags::ACK, tcp_flags::ACK, tcp_flags::RST][vlan as usize];
-            return (UP.port, Wire::from(&tcp(&SERVER, 80, &UP, flow(&receiver), flags)));
+            return (UP.port, Wire::from(&by(tcp(&SERVER, 80, &UP, flow(&receiver), flags))));
         }
         // What the router says is believed for the whole batch, so it says the same.
         16 if vlan == 0 => return (UP.port, arp_reply(&ROUTER, &UP).into()),

@@ -14,6 +14,7 @@ use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NEIGHBOR, ROUTER, SERVER, UP,
     UPLINK, dual, publish_tcp, small, topology, without_guard,
 };
+use tests::packet::nd::{advertisement, solicitation};
 use tests::packet::{Packet, Wire, echo, echo_reply, icmp_error, reported, speak_ipv6, tcp, udp};
 
 /// A lab that speaks IPv6 alone, after a change.

@@ -16,11 +16,13 @@ use dataplane::packet::types::tcp_flags::{ACK, FIN, SYN};
 use dataplane::plane::Plane;
 use tests::lab::{A, B, GATEWAY1, Lab, ROUTER, SERVER, UP, UPLINK, small, topology};
 use tests::outlet::{Outlet, Outside, Sink, sent};
-use tests::packet::{tcp, udp};
+use tests::packet::{Wire, ip, speak_ipv6, speaks_ipv6, tcp, udp};
 
 tests::in_ipv6! {
     a_flow_that_changes_workers_stays_one_connection
     a_full_connection_table_refuses_new_ones_and_keeps_the_others
+    two_workers_that_begin_one_flow_at_once_agree
+    two_workers_that_see_both_sides_close_at_once_miss_neither
 }
 
 #[test]
@@ -86,8 +88,8 @@ impl Outlet for Seen {
     fn take(&mut self, port: PortId, frame: &Frame, report: &mut TxReport) {
         assert_eq!(port, UP.port);
         let bytes = frame.bytes();
-        let outside = u16::from_be_bytes([bytes[34], bytes[35]]);
-        let inside = u16::from_be_bytes([bytes[42], bytes[43]]);
+        let wire = Wire::from(bytes);
+        let (outside, inside) = (wire.l4_u16(0), wire.l4_u16(8));
         let before = self.0.insert(inside, outside);
         assert!(before.is_none_or(|before| before == outside), "{inside} changed its port");
         sent(frame, report);
@@ -103,12 +105,16 @@ fn two_workers_that_begin_one_flow_at_once_agree() {
     let plane = Plane::new(&options).unwrap();
     let now = Timestamp::now();
     plane.publish(Snapshot::build(topology()).unwrap());
-    plane.tables().neighbors.confirm(Link::Uplink(UPLINK), ROUTER.ip, ROUTER.mac, true, now);
+    plane.tables().neighbors.confirm(Link::Uplink(UPLINK), ip(ROUTER.ip), ROUTER.mac, true, now);
+    let six = speaks_ipv6();
     let seen: Vec<[HashMap<u16, u16>; 2]> = thread::scope(|scope| {
         let workers: Vec<_> = (0..2)
             .map(|number| {
                 let plane = &plane;
                 scope.spawn(move || {
+                    if six {
+                        speak_ipv6();
+                    }
                     let mut core = plane.core(number).unwrap();
                     for port in [A.port, B.port, UP.port] {
                         plane.add_port(&mut core, port, Offloads::ALL);
@@ -154,7 +160,7 @@ fn two_workers_that_see_both_sides_close_at_once_miss_neither() {
     let plane = Plane::new(&options).unwrap();
     let now = Timestamp::now();
     plane.publish(Snapshot::build(topology()).unwrap());
-    plane.tables().neighbors.confirm(Link::Uplink(UPLINK), ROUTER.ip, ROUTER.mac, true, now);
+    plane.tables().neighbors.confirm(Link::Uplink(UPLINK), ip(ROUTER.ip), ROUTER.mac, true, now);
     let mut cores = [plane.core(0).unwrap(), plane.core(1).unwrap()];
     for core in &mut cores {
         for port in [A.port, UP.port] {
@@ -180,10 +186,14 @@ fn two_workers_that_see_both_sides_close_at_once_miss_neither() {
     }
     // Both spin until both are there: waking up would take longer than a frame does.
     let arrived = AtomicU32::new(0);
+    let six = speaks_ipv6();
     thread::scope(|scope| {
         for (core, from_client) in cores.iter_mut().zip([true, false]) {
             let (arrived, ports) = (&arrived, ports.clone());
             scope.spawn(move || {
+                if six {
+                    speak_ipv6();
+                }
                 for (round, port) in (1..).zip(ports) {
                     arrived.fetch_add(1, Ordering::AcqRel);
                     let mut spins = 0u32;
