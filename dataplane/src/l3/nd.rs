@@ -11,7 +11,7 @@
 
 use std::net::Ipv6Addr;
 
-use crate::config::{Network, UplinkConfig, UplinkMode};
+use crate::config::{Network, Snapshot, UplinkConfig, UplinkMode};
 use crate::core::Cx;
 use crate::engine::Link;
 use crate::frame::Frame;
@@ -19,7 +19,7 @@ use crate::l3::ra;
 use crate::packet::headers::{Headers, Net};
 use crate::packet::ndp::{self, ALL_NODES, Body, Message, NdpOption, link_local, multicast_mac};
 use crate::packet::parse::{ETH_LEN, IPV6_LEN, parse_net};
-use crate::packet::types::{Mac, UplinkId, ip_proto};
+use crate::packet::types::{Mac, PortId, ip_proto};
 use crate::pipeline::{From, Lane};
 use crate::verdict::Verdict;
 
@@ -147,36 +147,111 @@ fn believe(cx: &Cx<'_>, link: Link, message: &Message, mac: Mac) {
 
 /// Asks for a neighbor: on all ports of a network, or on the wire.
 pub(crate) fn ask(cx: &mut Cx<'_>, link: Link, address: Ipv6Addr) {
+    let Some((question, src)) = question(cx.config, link, address) else { return };
     match link {
         Link::Network(id) => {
             let Some(network) = cx.config.network(id) else { return };
-            let Some(sender) = network.link_local else { return };
-            let gateway_mac = network.config.gateway_mac;
-            let question = Message::solicitation(sender, address);
             // The host's leg is skipped: it has the very MAC we ask with.
             for port in network.ports.iter().filter(|port| Some(**port) != network.host_port) {
-                let Some(mut frame) = cx.pool.take() else { return };
-                question.write_multicast(
-                    &mut frame,
-                    gateway_mac,
-                    &[NdpOption::SourceLink(gateway_mac)],
-                );
-                cx.ports.push_generated(cx.counters, *port, frame);
+                send(cx, *port, &question, src);
             }
         }
-        Link::Uplink(id) => ask_on_uplink(cx, id, address),
+        Link::Uplink(id) => {
+            let Some(uplink) = cx.config.uplink(id) else { return };
+            send(cx, uplink.port, &question, src);
+        }
     }
 }
 
-fn ask_on_uplink(cx: &mut Cx<'_>, id: UplinkId, address: Ipv6Addr) {
-    let Some(uplink) = cx.config.uplink(id) else { return };
-    let sender = match uplink.mode {
-        UplinkMode::Dedicated => Some(link_local(uplink.mac)),
-        UplinkMode::Shared => uplink.address_for(address),
+/// The question for a neighbor, and the MAC that asks. `None`: there is no address to ask from.
+fn question(config: &Snapshot, link: Link, address: Ipv6Addr) -> Option<(Message, Mac)> {
+    let (sender, src) = match link {
+        Link::Network(id) => {
+            let network = config.network(id)?;
+            (network.link_local?, network.config.gateway_mac)
+        }
+        Link::Uplink(id) => {
+            let uplink = config.uplink(id)?;
+            let shared = uplink.address_for(address)?;
+            let sender = match uplink.mode {
+                UplinkMode::Dedicated => link_local(uplink.mac),
+                UplinkMode::Shared => shared,
+            };
+            (sender, uplink.mac)
+        }
     };
-    let Some(sender) = sender else { return };
+    Some((Message::solicitation(sender, address), src))
+}
+
+fn send(cx: &mut Cx<'_>, port: PortId, question: &Message, src: Mac) {
     let Some(mut frame) = cx.pool.take() else { return };
-    let question = Message::solicitation(sender, address);
-    question.write_multicast(&mut frame, uplink.mac, &[NdpOption::SourceLink(uplink.mac)]);
-    cx.ports.push_generated(cx.counters, uplink.port, frame);
+    question.write_multicast(&mut frame, src, &[NdpOption::SourceLink(src)]);
+    cx.ports.push_generated(cx.counters, port, frame);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{NetworkConfig, SnapshotSpec, Subnet, UplinkConfig};
+    use crate::l3::route::Prefix;
+    use crate::packet::types::{NetworkId, UplinkId};
+
+    const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+    const OUTSIDE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 5);
+    const FAR: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+    fn config(gateway: Option<Ipv6Addr>, mode: UplinkMode, outside: &[Ipv6Addr]) -> Snapshot {
+        let with_prefix = |a: &Ipv6Addr| ((*a).into(), Prefix::new(*a, 64));
+        Snapshot::build(SnapshotSpec {
+            networks: vec![NetworkConfig {
+                id: NetworkId(1),
+                gateway_mac: Mac([4; 6]),
+                subnets: vec![Subnet {
+                    prefix: Prefix::new(GATEWAY, 64),
+                    gateway: gateway.map(Into::into),
+                }],
+                internal: false,
+                masquerade: true,
+                icc: true,
+                mtu: 1500,
+                storm_limit: 0,
+                ra: true,
+            }],
+            uplinks: vec![UplinkConfig {
+                id: UplinkId(1),
+                port: PortId(2),
+                mode,
+                mac: Mac([6; 6]),
+                addresses: outside.iter().map(with_prefix).collect(),
+                gateway: None,
+                gateway6: None,
+                nat_ports: Vec::new(),
+                mtu: 1500,
+            }],
+            ..SnapshotSpec::default()
+        })
+        .unwrap()
+    }
+
+    fn asker(config: &Snapshot, link: Link) -> Option<(Ipv6Addr, Mac)> {
+        let (message, mac) = question(config, link, FAR)?;
+        assert_eq!(message.body, Body::NeighborSolicitation { target: FAR });
+        assert_eq!(message.dst, ndp::solicited_node(FAR));
+        Some((message.src, mac))
+    }
+
+    #[test]
+    fn each_link_is_asked_from_an_address_of_its_own() {
+        let (network, uplink) = (Link::Network(NetworkId(1)), Link::Uplink(UplinkId(1)));
+        let all = config(Some(GATEWAY), UplinkMode::Dedicated, &[OUTSIDE]);
+        assert_eq!(asker(&all, network), Some((link_local(Mac([4; 6])), Mac([4; 6]))));
+        assert_eq!(asker(&all, uplink), Some((link_local(Mac([6; 6])), Mac([6; 6]))));
+        let shared = config(Some(GATEWAY), UplinkMode::Shared, &[OUTSIDE]);
+        assert_eq!(asker(&shared, uplink), Some((OUTSIDE, Mac([6; 6]))));
+        // Nobody asks where there is no IPv6.
+        let none = config(None, UplinkMode::Dedicated, &[]);
+        assert_eq!(asker(&none, network), None);
+        assert_eq!(asker(&none, uplink), None);
+        assert_eq!(asker(&none, Link::Network(NetworkId(9))), None);
+    }
 }
