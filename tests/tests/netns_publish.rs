@@ -158,7 +158,7 @@ fn a_long_range_is_kept_from_the_hosts_connections() {
     }
     let mut published = TcpClient::connect(&host.outside, (HOST_IP, 20_500));
     published.echo("in");
-    assert_eq!(*published.seen_as.ip(), GATEWAY);
+    assert_eq!(published.seen_as.ip(), GATEWAY);
     let taken = host.ns.enter(|| TcpListener::bind((HOST_IP, 20_700)).unwrap_err());
     assert_eq!(taken.kind(), ErrorKind::AddrInUse);
     // Nobody serves them to the host itself.
@@ -216,7 +216,7 @@ fn only_the_host_and_containers_are_served_beside_the_uplink() {
     let _udp = UdpServer::start(&web.ns, (ANY, 53));
 
     let mut by_the_uplink = TcpClient::connect(&host.outside, (HOST_IP, 8080));
-    assert_eq!(*by_the_uplink.seen_as.ip(), GATEWAY);
+    assert_eq!(by_the_uplink.seen_as.ip(), GATEWAY);
     by_the_uplink.echo("in");
     for address in [Ipv4Addr::LOCALHOST, HOST_IP, LAN, NET_GATEWAY] {
         TcpClient::connect(&host.ns, (address, 8080)).echo("the host itself");

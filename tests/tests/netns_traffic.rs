@@ -39,10 +39,10 @@ fn sandboxes_of_a_network_reach_each_other() {
         let _tcp = TcpServer::start(&server.ns, (ANY, 7000));
         let mut connection = TcpClient::connect(&client.ns, (server.ip, 7000));
         connection.echo("hello");
-        assert_eq!(*connection.seen_as.ip(), client.ip);
+        assert_eq!(connection.seen_as.ip(), client.ip);
         let _udp = UdpServer::start(&server.ns, (ANY, 7001));
         let seen = udp_ask(&client.ns, (server.ip, 7001)).expect("an answer");
-        assert_eq!(*seen.ip(), client.ip);
+        assert_eq!(seen.ip(), client.ip);
     }
 }
 
@@ -112,10 +112,10 @@ fn the_way_out(uplink: Uplink) {
     let _tcp = TcpServer::start(&host.outside, (ANY, 7000));
     let mut connection = TcpClient::connect(&a.ns, (GATEWAY, 7000));
     connection.echo("hello");
-    assert_eq!(*connection.seen_as.ip(), HOST_IP);
+    assert_eq!(connection.seen_as.ip(), HOST_IP);
     let _udp = UdpServer::start(&host.outside, (ANY, 7001));
     let seen = udp_ask(&a.ns, (GATEWAY, 7001)).expect("an answer");
-    assert_eq!(*seen.ip(), HOST_IP);
+    assert_eq!(seen.ip(), HOST_IP);
 
     let rules = rows(&host.json(["nat", "rules"]));
     let counted =
@@ -142,10 +142,10 @@ fn published_ports(uplink: Uplink) {
     let _udp = UdpServer::start(&web.ns, (ANY, 53));
     let mut connection = TcpClient::connect(&host.outside, (HOST_IP, 8080));
     connection.echo("hello");
-    assert_eq!(*connection.seen_as.ip(), GATEWAY);
+    assert_eq!(connection.seen_as.ip(), GATEWAY);
     assert_eq!(connection.seen_as.port(), connection.local().port());
     let seen = udp_ask(&host.outside, (HOST_IP, 5353)).expect("an answer");
-    assert_eq!(*seen.ip(), GATEWAY);
+    assert_eq!(seen.ip(), GATEWAY);
 
     let ports = rows(&host.json(["port", "ls"]));
     assert_eq!(ports.len(), 2, "{ports:?}");
@@ -268,13 +268,13 @@ fn host_and_containers_reach_each_other() {
     let _inside = TcpServer::start(&a.ns, (ANY, 80));
     let mut connection = TcpClient::connect(&host.ns, (a.ip, 80));
     connection.echo("hello");
-    assert_eq!(*connection.seen_as.ip(), NET_GATEWAY);
+    assert_eq!(connection.seen_as.ip(), NET_GATEWAY);
     let _at_gateway = TcpServer::start(&host.ns, (NET_GATEWAY, 7000));
     let mut connection = TcpClient::connect(&a.ns, (NET_GATEWAY, 7000));
     connection.echo("hello");
-    assert_eq!(*connection.seen_as.ip(), a.ip);
+    assert_eq!(connection.seen_as.ip(), a.ip);
     let _udp = UdpServer::start(&host.ns, (NET_GATEWAY, 7001));
-    assert_eq!(*udp_ask(&a.ns, (NET_GATEWAY, 7001)).expect("an answer").ip(), a.ip);
+    assert_eq!(udp_ask(&a.ns, (NET_GATEWAY, 7001)).expect("an answer").ip(), a.ip);
 }
 
 #[test]

@@ -73,7 +73,7 @@ fn the_host_keeps_its_services_rules_and_connections() {
         TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("in");
         let mut service = TcpClient::connect(&host.outside, (HOST_IP, 7100));
         service.echo("the host's own");
-        assert_eq!(*service.seen_as.ip(), GATEWAY);
+        assert_eq!(service.seen_as.ip(), GATEWAY);
         TcpClient::connect(&host.ns, (GATEWAY, 7000)).echo("the host's own");
         assert!(udp_ask(&host.outside, (HOST_IP, 7101)).is_some(), "round {round}");
         assert_ping(&host.outside, HOST_IP, 64);

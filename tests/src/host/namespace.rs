@@ -91,6 +91,19 @@ impl Namespace {
         self.run(line).succeeded().stdout
     }
 
+    /// Turns IPv6 on, which is off in those that are made here: link-local addresses come at once,
+    /// and are asked about for a second.
+    ///
+    /// # Panics
+    /// When the kernel has no IPv6.
+    pub fn enable_ipv6(&self) {
+        self.enter(|| {
+            for which in ["default", "all"] {
+                fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "0").unwrap();
+            }
+        });
+    }
+
     /// Runs `ip` in it; what it printed.
     ///
     /// # Panics

@@ -3,7 +3,9 @@
 //! Every server first tells a client under which address it sees it, then echoes.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
+};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -30,7 +32,8 @@ pub struct Ping {
 
 /// Sends `count` echo requests.
 #[must_use]
-pub fn ping(from: &Namespace, to: Ipv4Addr, count: u32) -> Ping {
+pub fn ping(from: &Namespace, to: impl Into<IpAddr>, count: u32) -> Ping {
+    let to = to.into();
     let text = from.run(&format!("ping -n -c {count} -i 0.1 -W 2 {to}")).stdout;
     let received = text
         .lines()
@@ -48,7 +51,8 @@ pub fn ping(from: &Namespace, to: Ipv4Addr, count: u32) -> Ping {
 ///
 /// # Panics
 /// When they are not.
-pub fn assert_ping(from: &Namespace, to: Ipv4Addr, ttl: u8) {
+pub fn assert_ping(from: &Namespace, to: impl Into<IpAddr>, ttl: u8) {
+    let to = to.into();
     let seen = ping(from, to, 3);
     assert_eq!((seen.received, seen.ttl), (3, Some(ttl)), "{} to {to}: {}", from.name(), seen.text);
 }
@@ -67,7 +71,8 @@ impl TcpServer {
     /// # Panics
     /// When the address cannot be had.
     #[must_use]
-    pub fn start(ns: &Namespace, at: (Ipv4Addr, u16)) -> Self {
+    pub fn start(ns: &Namespace, at: impl Into<SocketAddr>) -> Self {
+        let at = at.into();
         let listener = ns.enter(|| TcpListener::bind(at)).unwrap_or_else(|e| panic!("{at:?}: {e}"));
         listener.set_nonblocking(true).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
@@ -120,7 +125,7 @@ impl Drop for TcpServer {
 pub struct TcpClient {
     stream: BufReader<TcpStream>,
     /// What the server sees as our address.
-    pub seen_as: SocketAddrV4,
+    pub seen_as: SocketAddr,
 }
 
 impl TcpClient {
@@ -128,8 +133,9 @@ impl TcpClient {
     ///
     /// # Errors
     /// When there is no connection within [`PATIENCE`], or no greeting.
-    pub fn try_connect(ns: &Namespace, to: (Ipv4Addr, u16)) -> std::io::Result<Self> {
-        let stream = ns.enter(|| TcpStream::connect_timeout(&to.into(), PATIENCE))?;
+    pub fn try_connect(ns: &Namespace, to: impl Into<SocketAddr>) -> std::io::Result<Self> {
+        let to = to.into();
+        let stream = ns.enter(|| TcpStream::connect_timeout(&to, PATIENCE))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut stream = BufReader::new(stream);
         let mut greeting = String::new();
@@ -143,9 +149,9 @@ impl TcpClient {
     /// # Panics
     /// When there is no connection.
     #[must_use]
-    pub fn connect(ns: &Namespace, to: (Ipv4Addr, u16)) -> Self {
-        Self::try_connect(ns, to)
-            .unwrap_or_else(|error| panic!("{} to {}:{}: {error}", ns.name(), to.0, to.1))
+    pub fn connect(ns: &Namespace, to: impl Into<SocketAddr>) -> Self {
+        let to = to.into();
+        Self::try_connect(ns, to).unwrap_or_else(|error| panic!("{} to {to}: {error}", ns.name()))
     }
 
     /// Our own address.
@@ -210,7 +216,8 @@ impl UdpServer {
     /// # Panics
     /// When the address cannot be had.
     #[must_use]
-    pub fn start(ns: &Namespace, at: (Ipv4Addr, u16)) -> Self {
+    pub fn start(ns: &Namespace, at: impl Into<SocketAddr>) -> Self {
+        let at = at.into();
         let socket = ns.enter(|| UdpSocket::bind(at)).unwrap_or_else(|e| panic!("{at:?}: {e}"));
         socket.set_read_timeout(Some(POLL)).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
@@ -241,8 +248,13 @@ impl Drop for UdpServer {
 /// Sends a datagram to a [`UdpServer`]; the address the server saw, if it answered from where it
 /// was asked.
 #[must_use]
-pub fn udp_ask(ns: &Namespace, to: (Ipv4Addr, u16)) -> Option<SocketAddrV4> {
-    let socket = ns.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).ok()?;
+pub fn udp_ask(ns: &Namespace, to: impl Into<SocketAddr>) -> Option<SocketAddr> {
+    let to = to.into();
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = ns.enter(|| UdpSocket::bind((any, 0))).ok()?;
     ns.enter(|| socket.connect(to)).ok()?;
     socket.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
     let mut buffer = [0; 2048];
