@@ -7,10 +7,10 @@
 mod way_out;
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use dataplane::packet::types::Mac;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::api::types::{
     ConnectRequest, Driver, FdbAdd, FdbRemove, MacAddr, NetworkCreate, NetworkRef, SandboxCreate,
@@ -28,8 +28,16 @@ pub use way_out::{interface, route, route_destination, uplink};
 /// Highest VLAN id (IEEE 802.1Q-2018 §9.6: 4095 is reserved).
 pub const MAX_VLAN: u16 = 4094;
 
-/// Longest prefix of a subnet: a gateway and one sandbox beside network and broadcast address.
-const MAX_SUBNET_LEN: u8 = 30;
+/// Prefix lengths of IPv4 subnets. The longest has a gateway and one sandbox beside network and
+/// broadcast address.
+const SUBNET_LENS: (u8, u8) = (1, 30);
+/// Prefix lengths of IPv6 subnets: from what an installation has (RFC 4193) to a gateway and one
+/// sandbox beside the routers' anycast address.
+const SUBNET6_LENS: (u8, u8) = (48, 126);
+
+/// A network with IPv6 has no shorter MTU (RFC 8200 section 5): Linux takes IPv6 off interfaces
+/// that do.
+pub const MIN_MTU_WITH_IPV6: u16 = 1280;
 
 /// Checks a network to be created and reads its options.
 ///
@@ -56,9 +64,6 @@ fn network_fields(request: &NetworkCreate) -> Result<NetworkOptions> {
             )));
         }
     }
-    if request.ipv6 {
-        return Err(Error::invalid("IPv6 is not built yet; leave --ipv6 out"));
-    }
     for (at, wanted) in request.subnets.iter().enumerate() {
         subnet(wanted)?;
         for other in request.subnets.iter().take(at) {
@@ -70,7 +75,20 @@ fn network_fields(request: &NetworkCreate) -> Result<NetworkOptions> {
             }
         }
     }
-    NetworkOptions::parse(request.driver, &request.options)
+    let options = NetworkOptions::parse(request.driver, &request.options)?;
+    if request.wants_ipv6() && options.mtu.is_some_and(|mtu| mtu < MIN_MTU_WITH_IPV6) {
+        return Err(short_for_ipv6());
+    }
+    Ok(options)
+}
+
+/// What is wrong with IPv6 in a network of too short an MTU.
+#[must_use]
+pub fn short_for_ipv6() -> Error {
+    Error::invalid(format!(
+        "IPv6 needs an MTU of {MIN_MTU_WITH_IPV6} or more; give -o mtu={MIN_MTU_WITH_IPV6}, or \
+         leave IPv6 out"
+    ))
 }
 
 /// Whether two prefixes share an address.
@@ -79,27 +97,18 @@ pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }
 
-/// The prefix as IPv4, unless it is IPv6.
-///
-/// # Errors
-/// When it is an IPv6 prefix.
-pub fn ipv4_net(net: &IpNet) -> Result<Ipv4Net> {
-    match net {
-        IpNet::V4(net) => Ok(*net),
-        IpNet::V6(net) => {
-            Err(Error::invalid(format!("subnet {net}: IPv6 is not built yet; give an IPv4 subnet")))
-        }
-    }
-}
-
 fn subnet(wanted: &Subnet) -> Result<()> {
-    let net = ipv4_net(&wanted.subnet)?;
+    let net = wanted.subnet;
     let fault = |fault: String| Err(Error::invalid(format!("subnet {net}: {fault}")));
     if net.addr() != net.network() {
         return fault(format!("has host bits set; write {}", net.trunc()));
     }
-    if net.prefix_len() > MAX_SUBNET_LEN || net.prefix_len() == 0 {
-        return fault(format!("prefix length must be from 1 to {MAX_SUBNET_LEN}"));
+    let (shortest, longest) = match net {
+        IpNet::V4(_) => SUBNET_LENS,
+        IpNet::V6(_) => SUBNET6_LENS,
+    };
+    if !(shortest..=longest).contains(&net.prefix_len()) {
+        return fault(format!("prefix length must be from {shortest} to {longest}"));
     }
     ipam::for_containers(net).map_err(|error| Error::invalid(error.to_string()))?;
     if let Some(gateway) = wanted.gateway {
@@ -128,15 +137,17 @@ fn subnet(wanted: &Subnet) -> Result<()> {
 }
 
 /// `address` can be a host's in `net`.
-fn host_address(net: Ipv4Net, address: IpAddr, what: &str) -> Result<()> {
+fn host_address(net: IpNet, address: IpAddr, what: &str) -> Result<()> {
     let fault =
         |fault: &str| Err(Error::invalid(format!("{what} {address} {fault} of subnet {net}")));
     match address {
-        IpAddr::V4(v4) if !net.contains(&v4) => fault("is outside"),
-        IpAddr::V4(v4) if v4 == net.network() => fault("is the network address"),
-        IpAddr::V4(v4) if v4 == net.broadcast() => fault("is the broadcast address"),
-        IpAddr::V4(_) => Ok(()),
-        IpAddr::V6(_) => fault("is IPv6, unlike the addresses"),
+        IpAddr::V6(_) if net.addr().is_ipv4() => fault("is IPv6, unlike the addresses"),
+        IpAddr::V4(_) if net.addr().is_ipv6() => fault("is IPv4, unlike the addresses"),
+        _ if !net.contains(&address) => fault("is outside"),
+        IpAddr::V4(_) if address == net.network() => fault("is the network address"),
+        IpAddr::V4(_) if address == net.broadcast() => fault("is the broadcast address"),
+        IpAddr::V6(_) if address == net.network() => fault("is the routers' anycast address"),
+        _ => Ok(()),
     }
 }
 
@@ -240,9 +251,11 @@ fn sandbox_fields(request: &SandboxCreate) -> Result<()> {
     if let Some(twice) = request.networks.iter().find(|net| !seen.insert(*net)) {
         return Err(Error::invalid(format!("network {twice} is given twice")));
     }
-    no_ipv6(request.ip6)?;
     if let Some(ip) = request.ip {
         unicast(ip)?;
+    }
+    if let Some(ip6) = request.ip6 {
+        unicast(ip6)?;
     }
     if let Some(mac) = request.mac {
         unicast_mac(mac)?;
@@ -263,8 +276,10 @@ pub fn connect(network: &Name, request: &ConnectRequest) -> Result<()> {
              create one with --network {network}"
         )));
     }
-    let checked = no_ipv6(request.ip6)
-        .and_then(|()| request.ip.map_or(Ok(()), unicast))
+    let checked = request
+        .ip
+        .map_or(Ok(()), unicast)
+        .and_then(|()| request.ip6.map_or(Ok(()), unicast))
         .and_then(|()| request.mac.map_or(Ok(()), unicast_mac))
         .and_then(|()| EndpointOptions::parse(&request.options).map(drop));
     checked.map_err(|error| error.context(format_args!("sandbox {:?}", request.sandbox)))
@@ -286,13 +301,17 @@ pub fn disconnect(network: &Name) -> Result<()> {
     Err(Error::invalid(format!("network {network:?}: cannot be disconnected from; {mend}")))
 }
 
-/// A host's address: unicast, not loopback, not in 0/8 or 240/4.
+/// A host's address: unicast, not loopback; not in 0/8 or 240/4, nor in ::/8 (RFC 4291 section 2.5).
 ///
 /// # Errors
 /// [`crate::error::Kind::Invalid`] naming the address.
-pub fn unicast(ip: Ipv4Addr) -> Result<()> {
-    let first = ip.octets()[0];
-    if first == 0 || first >= 224 || ip.is_loopback() {
+pub fn unicast(ip: impl Into<IpAddr>) -> Result<()> {
+    let ip = ip.into();
+    let fine = match ip {
+        IpAddr::V4(v4) => !matches!(v4.octets()[0], 0 | 127 | 224..),
+        IpAddr::V6(v6) => !matches!(v6.octets()[0], 0 | 255),
+    };
+    if !fine {
         return Err(Error::invalid(format!(
             "address {ip} cannot be a host's; give a unicast address"
         )));
@@ -311,19 +330,6 @@ pub fn unicast_mac(MacAddr(mac): MacAddr) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// IPv6 addresses are refused until they are built.
-///
-/// # Errors
-/// When one is given.
-pub fn no_ipv6(ip6: Option<std::net::Ipv6Addr>) -> Result<()> {
-    match ip6 {
-        None => Ok(()),
-        Some(ip6) => {
-            Err(Error::invalid(format!("address {ip6}: IPv6 is not built yet; leave --ip6 out")))
-        }
-    }
 }
 
 /// Published ports of one request do not contradict each other.

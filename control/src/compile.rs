@@ -5,7 +5,7 @@
 //! interface is missing) is left out; the rest of the network goes on without it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use dataplane::config::{
@@ -14,7 +14,7 @@ use dataplane::config::{
 };
 use dataplane::l3::route::Prefix;
 use dataplane::packet::types::{Mac, PortId, UplinkId};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::api::types::UplinkMode;
 use crate::error::{Result, ResultExt};
@@ -57,12 +57,44 @@ pub struct UplinkState {
     pub addresses: Vec<Ipv4Net>,
     /// Default next hop.
     pub gateway: Option<Ipv4Addr>,
+    /// Its IPv6: addresses that last, and the default next hop.
+    pub ipv6: UplinkIpv6,
     /// Ports that SNAT may use; the engine leaves out those that are published.
     pub nat_ports: Vec<PortRange>,
     /// Longest IP packet.
     pub mtu: u16,
     /// The interface is up.
     pub up: bool,
+}
+
+/// IPv6 of an uplink.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UplinkIpv6 {
+    /// Addresses with the on-link prefix.
+    pub addresses: Vec<Ipv6Net>,
+    /// Default next hop.
+    pub gateway: Option<Ipv6Addr>,
+}
+
+impl UplinkState {
+    /// Addresses of both families, those of IPv4 first.
+    pub fn nets(&self) -> impl Iterator<Item = IpNet> {
+        let v4 = self.addresses.iter().copied().map(IpNet::V4);
+        v4.chain(self.ipv6.addresses.iter().copied().map(IpNet::V6))
+    }
+
+    /// Default next hops, that of IPv4 first.
+    pub fn gateways(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.gateway.map(IpAddr::V4);
+        v4.into_iter().chain(self.ipv6.gateway.map(IpAddr::V6))
+    }
+
+    /// Whether a neighbor with this address is on its wire. A link-local one may be on any.
+    #[must_use]
+    pub fn reaches(&self, address: IpAddr) -> bool {
+        let local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        local && !self.ipv6.addresses.is_empty() || self.nets().any(|net| net.contains(&address))
+    }
 }
 
 /// What stays the same from start to end.
@@ -81,11 +113,11 @@ pub struct Tuning {
 pub fn compile(
     desired: &Desired,
     attached: &Attached,
-    host_addresses: &[Ipv4Addr],
+    host_addresses: &[IpAddr],
     tuning: &Tuning,
 ) -> Result<SnapshotSpec> {
     let mut spec = SnapshotSpec {
-        host_addresses: host_addresses.iter().copied().map(IpAddr::V4).collect(),
+        host_addresses: host_addresses.to_vec(),
         timeouts: tuning.timeouts,
         fdb_ageing: tuning.fdb_ageing,
         ..SnapshotSpec::default()
@@ -105,7 +137,7 @@ pub fn compile(
     for route in desired.routes.values() {
         if let Some(uplink) = uplink_of_route(route, desired, attached) {
             let prefix = prefix(route.destination);
-            spec.routes.push(StaticRoute { prefix, via: route.via.into(), uplink });
+            spec.routes.push(StaticRoute { prefix, via: route.via, uplink });
         }
     }
     Ok(spec)
@@ -113,7 +145,8 @@ pub fn compile(
 
 /// The engine's form of a prefix.
 #[must_use]
-pub fn prefix(net: Ipv4Net) -> Prefix {
+pub fn prefix(net: impl Into<IpNet>) -> Prefix {
+    let net = net.into();
     Prefix::new(net.addr(), net.prefix_len())
 }
 
@@ -125,9 +158,8 @@ fn compile_network(
 ) -> Result<()> {
     let options = NetworkOptions::parse(crate::api::types::Driver::Bridge, &network.options)?;
     let subnets = network
-        .subnets
-        .iter()
-        .map(|plan| Subnet { prefix: prefix(plan.subnet), gateway: Some(plan.gateway.into()) })
+        .gateways()
+        .map(|(subnet, gateway)| Subnet { prefix: prefix(subnet), gateway: Some(gateway) })
         .collect();
     spec.networks.push(NetworkConfig {
         id: network.network_id(),
@@ -151,7 +183,7 @@ fn compile_network(
                 network: network.network_id(),
                 mac: endpoint.mac.0,
                 ipv4: vec![endpoint.ipv4],
-                ipv6: Vec::new(),
+                ipv6: endpoint.ipv6.map(|own| own.addr()).into_iter().collect(),
                 guard: options.spoof_check,
                 trusted: EndpointOptions::parse(&endpoint.options)?.trusted,
             };
@@ -170,9 +202,9 @@ fn compile_uplink(id: UplinkId, mode: UplinkMode, state: &UplinkState, spec: &mu
             UplinkMode::Shared => dataplane::config::UplinkMode::Shared,
         },
         mac: state.mac,
-        addresses: state.addresses.iter().map(|net| (net.addr().into(), prefix(*net))).collect(),
+        addresses: state.nets().map(|net| (net.addr(), prefix(net))).collect(),
         gateway: state.gateway,
-        gateway6: None,
+        gateway6: state.ipv6.gateway,
         nat_ports: merge(&state.nat_ports)
             .into_iter()
             .map(|range| (range.first(), range.last()))
@@ -220,11 +252,11 @@ fn uplink_of_route(route: &Route, desired: &Desired, attached: &Attached) -> Opt
 
 /// The interface of the uplink with the longest prefix that contains `address`.
 #[must_use]
-pub fn uplink_reaching(attached: &Attached, address: Ipv4Addr) -> Option<&String> {
+pub fn uplink_reaching(attached: &Attached, address: IpAddr) -> Option<&String> {
     attached
         .uplinks
         .iter()
-        .flat_map(|(name, state)| state.addresses.iter().map(move |net| (name, net)))
+        .flat_map(|(name, state)| state.nets().map(move |net| (name, net)))
         .filter(|(_, net)| net.contains(&address))
         .max_by_key(|(_, net)| net.prefix_len())
         .map(|(name, _)| name)

@@ -182,6 +182,7 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     let monitor = Monitor::open().failed("watch the host's interfaces")?;
     let settings = Settings {
         pools: config.defaults.pools.clone(),
+        pools6: config.defaults.pools6.clone(),
         mtu: config.defaults.mtu,
         link: config.defaults.link,
         tuning: Tuning { timeouts: config.timeouts, fdb_ageing: Some(config.fdb_ageing) },

@@ -5,15 +5,15 @@
 mod edits;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use dataplane::packet::types::{Mac, NetworkId, UplinkId};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::api::types::{MacAddr, UplinkMode};
-use crate::ipam::SubnetPlan;
+use crate::ipam::{Prefix, SubnetPlan};
 use crate::name::Name;
 use crate::netns::NETNS_DIR;
 use crate::options::LinkKind;
@@ -49,7 +49,7 @@ pub struct Desired {
     /// Uplinks by interface.
     pub uplinks: BTreeMap<String, Uplink>,
     /// Static routes by destination.
-    pub routes: BTreeMap<Ipv4Net, Route>,
+    pub routes: BTreeMap<IpNet, Route>,
     /// Work begun and not ended.
     pub intents: BTreeMap<u64, Intent>,
 }
@@ -77,10 +77,16 @@ pub struct Network {
     pub uid: String,
     /// Name.
     pub name: Name,
-    /// Subnets; one at least.
+    /// IPv4 subnets; one at least.
     pub subnets: Vec<SubnetPlan>,
-    /// Where the address search of each subnet continues.
+    /// Where the address search of each of them continues.
     pub cursors: Vec<u32>,
+    /// IPv6 subnets; none: the network has no IPv6.
+    #[serde(default)]
+    pub subnets6: Vec<SubnetPlan<Ipv6Net>>,
+    /// Where the address search of each of them continues.
+    #[serde(default)]
+    pub cursors6: Vec<Ipv6Addr>,
     /// No way out and no way in.
     pub internal: bool,
     /// Options under their short names, checked.
@@ -119,6 +125,29 @@ impl Network {
     #[must_use]
     pub fn subnet_of(&self, address: Ipv4Addr) -> Option<&SubnetPlan> {
         self.subnets.iter().find(|subnet| subnet.subnet.contains(&address))
+    }
+
+    /// The IPv6 subnet that contains `address`.
+    #[must_use]
+    pub fn subnet6_of(&self, address: Ipv6Addr) -> Option<&SubnetPlan<Ipv6Net>> {
+        self.subnets6.iter().find(|subnet| subnet.subnet.contains(&address))
+    }
+
+    /// Prefix and gateway of each subnet, those of IPv4 first.
+    pub fn gateways(&self) -> impl Iterator<Item = (IpNet, IpAddr)> {
+        let v4 = self.subnets.iter().map(|plan| (plan.subnet.into(), plan.gateway.into()));
+        v4.chain(self.subnets6.iter().map(|plan| (plan.subnet.into(), plan.gateway.into())))
+    }
+
+    /// The prefix of each subnet, those of IPv4 first.
+    pub fn prefixes(&self) -> impl Iterator<Item = IpNet> {
+        self.gateways().map(|(subnet, _)| subnet)
+    }
+
+    /// Whether its endpoints have IPv6.
+    #[must_use]
+    pub const fn has_ipv6(&self) -> bool {
+        !self.subnets6.is_empty()
     }
 }
 
@@ -170,6 +199,10 @@ pub struct Endpoint {
     pub ipv4: Ipv4Addr,
     /// Length of the subnet's prefix.
     pub prefix_len: u8,
+    /// IPv6 address with the length of the subnet's prefix. None: its network has no IPv6, or its
+    /// namespace had none when it was connected.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Net>,
     /// Further names.
     pub aliases: Vec<Name>,
     /// What connects it to the engine. Records of before there was a choice do not say.
@@ -220,6 +253,15 @@ impl Wire {
             Self::Tap => "tun",
             Self::Veth { .. } => "veth",
         }
+    }
+}
+
+impl Endpoint {
+    /// Its addresses with their on-link prefixes.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpNet> {
+        let v4 = Ipv4Net::new(self.ipv4, self.prefix_len).ok().map(IpNet::V4);
+        v4.into_iter().chain(self.ipv6.map(IpNet::V6)).collect()
     }
 }
 
@@ -321,9 +363,12 @@ pub struct Uplink {
     /// Who wanted it.
     pub origin: Origin,
     /// Our addresses on the wire (dedicated). A shared uplink has those the host has now.
-    pub addresses: Vec<Ipv4Net>,
+    pub addresses: Vec<IpNet>,
     /// Next hop (dedicated). A shared uplink has the one the host has now.
     pub gateway: Option<Ipv4Addr>,
+    /// Next hop of IPv6, likewise.
+    #[serde(default)]
+    pub gateway6: Option<Ipv6Addr>,
     /// Ports that SNAT may use, as configured; empty: the mode's default.
     pub nat_ports: Vec<PortRange>,
     /// The interface had no qdisc for steering before: it goes with the uplink.
@@ -336,15 +381,20 @@ impl Uplink {
     pub const fn uplink_id(&self) -> UplinkId {
         UplinkId(self.id)
     }
+
+    /// Its addresses of one family.
+    pub fn addresses_of<N: Prefix>(&self) -> impl Iterator<Item = N> {
+        self.addresses.iter().filter_map(|net| N::of(*net))
+    }
 }
 
 /// A static route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Destination.
-    pub destination: Ipv4Net,
-    /// Next hop.
-    pub via: Ipv4Addr,
+    pub destination: IpNet,
+    /// Next hop, of the same family.
+    pub via: IpAddr,
     /// The uplink's interface; `None`: the one whose prefix contains `via`.
     pub uplink: Option<String>,
 }
@@ -406,7 +456,7 @@ pub enum Edit {
     /// Adds or replaces a route.
     PutRoute(Route),
     /// Removes a route.
-    RemoveRoute(Ipv4Net),
+    RemoveRoute(IpNet),
     /// Announces work.
     PutIntent(u64, Intent),
     /// The work is done or undone.
@@ -472,6 +522,32 @@ impl Desired {
         sandbox.endpoints.iter().find(|endpoint| {
             self.networks.get(&endpoint.network).is_some_and(|network| !network.internal)
         })
+    }
+
+    /// As [`Self::gateway_endpoint`], for IPv6: the first that has it.
+    #[must_use]
+    pub fn gateway_endpoint6<'a>(
+        &'a self,
+        sandbox: &'a Sandbox,
+    ) -> Option<(&'a Endpoint, Ipv6Net)> {
+        sandbox.endpoints.iter().find_map(|endpoint| {
+            let network = self.networks.get(&endpoint.network)?;
+            Some((endpoint, endpoint.ipv6.filter(|_| !network.internal)?))
+        })
+    }
+
+    /// The ways out of a sandbox, one for each family: by which endpoint and gateway.
+    #[must_use]
+    pub fn ways_out<'a>(&'a self, sandbox: &'a Sandbox) -> Vec<(&'a Endpoint, IpAddr)> {
+        let v4 = self.gateway_endpoint(sandbox).and_then(|endpoint| {
+            let plan = self.networks.get(&endpoint.network)?.subnet_of(endpoint.ipv4)?;
+            Some((endpoint, IpAddr::V4(plan.gateway)))
+        });
+        let v6 = self.gateway_endpoint6(sandbox).and_then(|(endpoint, own)| {
+            let plan = self.networks.get(&endpoint.network)?.subnet6_of(own.addr())?;
+            Some((endpoint, IpAddr::V6(plan.gateway)))
+        });
+        v4.into_iter().chain(v6).collect()
     }
 
     /// Every published port with its sandbox.

@@ -325,6 +325,55 @@ impl Netns {
         Ok(text.trim_end().to_owned())
     }
 
+    /// Turns IPv6 on for one device whose addresses are static: none comes from Router
+    /// Advertisements, the link-local one is made from the MAC (RFC 4291 appendix A), and all can
+    /// be used at once and stay when the device is set down. False: the kernel has no IPv6 for it,
+    /// see [`Self::disable_ipv6`].
+    ///
+    /// # Errors
+    /// When the device does not exist, or the kernel refuses a setting.
+    pub fn enable_ipv6(&self, ifname: &str) -> Result<bool, NetnsError> {
+        const SETTINGS: [(&str, &str); 7] = [
+            ("accept_ra", "0"),
+            ("autoconf", "0"),
+            ("use_tempaddr", "0"),
+            ("accept_dad", "0"),
+            ("addr_gen_mode", "0"),
+            ("keep_addr_on_down", "1"),
+            // Last: with it the addresses come.
+            ("disable_ipv6", "0"),
+        ];
+        for (key, value) in SETTINGS {
+            match self.write_sysctl(&format!("net/ipv6/conf/{ifname}/{key}"), value) {
+                Ok(()) => {}
+                Err(error) if self.has_no_ipv6(ifname, &error)? => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Why no device here is to have IPv6, if so: the kernel has none, or somebody who may say so
+    /// turned it off.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn without_ipv6(&self) -> Result<Option<&'static str>, NetnsError> {
+        let kernel = kernel_without_ipv6();
+        if kernel.is_some() {
+            return Ok(kernel);
+        }
+        let off = self.read_sysctl("net/ipv6/conf/all/disable_ipv6")?;
+        Ok((off != "0").then_some("net.ipv6.conf.all.disable_ipv6 is set there"))
+    }
+
+    /// Whether a setting could not be made because there is no IPv6 for the device.
+    fn has_no_ipv6(&self, ifname: &str, error: &NetnsError) -> Result<bool, NetnsError> {
+        let NetnsError::System { source, .. } = error else { return Ok(false) };
+        let missing = source.kind() == io::ErrorKind::NotFound;
+        Ok(missing && self.run(|| if_nametoindex(ifname))?.is_ok())
+    }
+
     /// Turns IPv6 off for one device. One without the setting has it off already: the kernel has no
     /// IPv6, or the device's MTU is below [`IPV6_MIN_MTU`].
     ///
@@ -333,15 +382,16 @@ impl Netns {
     pub fn disable_ipv6(&self, ifname: &str) -> Result<(), NetnsError> {
         let key = format!("net/ipv6/conf/{ifname}/disable_ipv6");
         match self.write_sysctl(&key, "1") {
-            Err(NetnsError::System { source, .. })
-                if source.kind() == io::ErrorKind::NotFound
-                    && self.run(|| if_nametoindex(ifname))?.is_ok() =>
-            {
-                Ok(())
-            }
+            Err(error) if self.has_no_ipv6(ifname, &error)? => Ok(()),
             other => other,
         }
     }
+}
+
+/// Why no device of any namespace has IPv6, if so.
+#[must_use]
+pub fn kernel_without_ipv6() -> Option<&'static str> {
+    (!Path::new("/proc/sys/net/ipv6").exists()).then_some("the kernel has no IPv6")
 }
 
 /// Runs `f` inside the namespace, on a thread of its own, and waits for it.

@@ -9,11 +9,11 @@
 
 mod veth;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use dataplane::io::tap::{Tap, TapOptions};
 use dataplane::packet::types::Mac;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::error::{Error, Result, ResultExt};
 use crate::netlink::{Handle, IfExists, Link, LinkChange, RouteSpec};
@@ -49,8 +49,14 @@ pub struct DeviceSpec {
     pub mac: Mac,
     /// Longest IP packet.
     pub mtu: u16,
-    /// Addresses with their on-link prefix.
-    pub addresses: Vec<Ipv4Net>,
+    /// Addresses with their on-link prefix. Without one of IPv6 it has no IPv6 at all.
+    pub addresses: Vec<IpNet>,
+}
+
+impl DeviceSpec {
+    fn has_ipv6(&self) -> bool {
+        self.addresses.iter().any(|net| net.addr().is_ipv6())
+    }
 }
 
 impl Place {
@@ -63,8 +69,8 @@ impl Place {
         Ok(Self { netns, netlink })
     }
 
-    /// Makes a persistent device, up and with its addresses. IPv6 is off on it: nothing here would
-    /// answer. It is not finished before [`Self::mark`].
+    /// Makes a persistent device, up and with its addresses. It is not finished before
+    /// [`Self::mark`].
     ///
     /// # Errors
     /// A conflict when the name is taken; else when the kernel refuses. Nothing is left then.
@@ -175,14 +181,14 @@ impl Place {
         Ok(())
     }
 
-    /// Makes the default route lead to `gateway` by this device.
+    /// Makes the default route of a family lead to `gateway` by this device.
     ///
     /// # Errors
     /// When the device is gone, there is a route and `if_exists` says so, or the kernel refuses.
     pub async fn set_default_route(
         &self,
         ifname: &str,
-        gateway: Ipv4Addr,
+        gateway: IpAddr,
         if_exists: IfExists,
     ) -> Result<()> {
         let context = || format!("interface {ifname:?}: default route via {gateway}");
@@ -195,7 +201,7 @@ impl Place {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn remove_default_route(&self, ifname: &str, gateway: Ipv4Addr) -> Result<()> {
+    pub async fn remove_default_route(&self, ifname: &str, gateway: IpAddr) -> Result<()> {
         let context = || format!("interface {ifname:?}: default route via {gateway}");
         let link = match self.netlink.link_by_name(ifname).await {
             Ok(link) => link,
@@ -227,10 +233,10 @@ impl Place {
         }
     }
 
-    async fn has_addresses(&self, link: &Link, addresses: &[Ipv4Net]) -> Result<bool> {
+    async fn has_addresses(&self, link: &Link, addresses: &[IpNet]) -> Result<bool> {
         let context = || format!("interface {:?}", link.name);
         let there = self.netlink.addresses(Some(link.index)).await.failed(context())?;
-        let has = |address: &Ipv4Net| there.iter().any(|found| found.net == IpNet::V4(*address));
+        let has = |address: &IpNet| there.iter().any(|found| found.net == *address);
         Ok(addresses.iter().all(has))
     }
 
@@ -241,8 +247,8 @@ impl Place {
         self.netlink.change_link(link.index, &change).await.failed(context())
     }
 
-    /// Sets the MTU of a device that it is `wanted` for. IPv6 stays off: below [`IPV6_MIN_MTU`] the
-    /// kernel has forgotten that it was.
+    /// Sets the MTU of a device that it is `wanted` for. IPv6 stays off where it was: below
+    /// [`IPV6_MIN_MTU`] the kernel has forgotten that, and no network with IPv6 has so little.
     ///
     /// # Errors
     /// When the kernel refuses. A device that is not there is none.
@@ -291,7 +297,13 @@ impl Place {
 
     async fn configure(&self, spec: &DeviceSpec) -> Result<()> {
         let context = || format!("interface {:?}", spec.ifname);
-        self.netns.disable_ipv6(&spec.ifname).failed(context())?;
+        let mut addresses = spec.addresses.clone();
+        if !spec.has_ipv6() {
+            self.netns.disable_ipv6(&spec.ifname).failed(context())?;
+        } else if !self.netns.enable_ipv6(&spec.ifname).failed(context())? {
+            tracing::warn!("interface {:?}: gets no IPv6, the kernel has none", spec.ifname);
+            addresses.retain(|net| net.addr().is_ipv4());
+        }
         // A sandbox in two networks may send from one's address by the other. Left to itself, Linux
         // then asks for the gateway in the name of that address, which the source guard refuses.
         let announce = format!("net/ipv4/conf/{}/arp_announce", spec.ifname);
@@ -299,11 +311,9 @@ impl Place {
         let link = self.netlink.link_by_name(&spec.ifname).await.failed(context())?;
         let change = LinkChange::new().mac(spec.mac).mtu(u32::from(spec.mtu)).up();
         self.netlink.change_link(link.index, &change).await.failed(context())?;
-        for address in &spec.addresses {
-            self.netlink
-                .add_address(link.index, IpNet::V4(*address), IfExists::Replace)
-                .await
-                .failed(context())?;
+        for address in addresses {
+            let added = self.netlink.add_address(link.index, address, IfExists::Replace).await;
+            added.failed(context())?;
         }
         Ok(())
     }

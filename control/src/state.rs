@@ -33,7 +33,10 @@ const FILE_NAME: &str = "state.redb";
 
 /// Grows when a record changes its meaning; a file with a higher one is refused, one with a lower
 /// one is converted in [`load`].
-const SCHEMA_VERSION: u32 = 1;
+///
+/// 1: IPv4 only. Every field that came with IPv6 in 2 may be missing, and means "none" then; so what
+/// there is to convert is the number, which keeps an older daemon from dropping them unseen.
+const SCHEMA_VERSION: u32 = 2;
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const NETWORKS: TableDefinition<&str, &[u8]> = TableDefinition::new("networks");
@@ -60,6 +63,16 @@ pub struct Installation {
     /// Where what the records name lies; `None`: a version of before did not say.
     #[serde(default)]
     pub host: Option<HostId>,
+}
+
+/// A number that is this installation's own for one purpose, and always the same.
+#[must_use]
+pub fn number_for(installation: &str, purpose: &str) -> u64 {
+    /// FNV-1a, 64 bits: a published constant function, unlike the standard library's hasher.
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let bytes = installation.bytes().chain([0]).chain(purpose.bytes());
+    bytes.fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
 }
 
 /// The open store.
@@ -197,6 +210,7 @@ impl Store {
             let installation = Installation { host: Some(here), ..store.installation.clone() };
             store.replace_installation(installation)?;
         }
+        store.raise_version()?;
         Ok((store, desired))
     }
 
@@ -217,6 +231,25 @@ impl Store {
         let mut installation = self.installation.clone();
         installation.created_directories.extend(created);
         self.replace_installation(installation)
+    }
+
+    /// Notes that the records are of this version from now on.
+    fn raise_version(&self) -> Result<()> {
+        let now = encode(&SCHEMA_VERSION)?;
+        let write = || -> std::result::Result<(), redb::Error> {
+            let is_now = {
+                let txn = self.db.begin_read()?;
+                let version = txn.open_table(META)?.get(VERSION_KEY)?;
+                version.is_some_and(|version| version.value() == now)
+            };
+            if !is_now {
+                let txn = self.db.begin_write()?;
+                txn.open_table(META)?.insert(VERSION_KEY, now.as_slice())?;
+                txn.commit()?;
+            }
+            Ok(())
+        };
+        write().failed(format!("state file in {}", self.directory.display()))
     }
 
     fn replace_installation(&mut self, installation: Installation) -> Result<()> {

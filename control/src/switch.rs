@@ -37,6 +37,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use dataplane::Engine;
 use dataplane::config::Snapshot;
 use dataplane::packet::types::PortId;
+use ipnet::Ipv6Net;
 use tokio::sync::broadcast;
 
 use crate::api::types::{Event, UplinkAdd};
@@ -44,7 +45,6 @@ use crate::compile::{Attached, Tuning, compile};
 use crate::config::Pool;
 use crate::error::{Error, Result, ResultExt};
 use crate::host::HostFacts;
-use crate::ipam::AddressPool;
 use crate::model::{Counters, Desired, Edit, Intent};
 use crate::name::Name;
 use crate::netlink::Far;
@@ -68,6 +68,8 @@ const EVENT_BACKLOG: usize = 1024;
 pub struct Settings {
     /// Where subnets come from that nobody named.
     pub pools: Vec<Pool>,
+    /// The same for those of IPv6; empty: from a prefix of the installation's own.
+    pub pools6: Vec<Pool<Ipv6Net>>,
     /// MTU of networks that do not say.
     pub mtu: u16,
     /// What connects endpoints of networks that do not say.
@@ -97,8 +99,8 @@ pub struct Switch {
 #[derive(Debug)]
 struct Work {
     store: Store,
-    /// Addresses by network, one pool for each subnet.
-    pools: HashMap<Name, Vec<AddressPool>>,
+    /// Addresses by network.
+    pools: HashMap<Name, network::Pools>,
     /// Host ports held for published ports, by [`crate::model::Publish::id`].
     reservations: HashMap<u32, port::Reservation>,
     /// Where the search for a free host port continues.

@@ -93,7 +93,7 @@ fn malformed_values_are_refused() {
             (USAGE, &["not built yet"], "network create n -d ipvlan"),
             (USAGE, &["not built yet"], "network create n -d overlay"),
             (USAGE, &["\"tokenring\""], "network create n -d tokenring"),
-            (USAGE, &["IPv6"], "network create n --ipv6"),
+            (USAGE, &["IPv6", "1280"], "network create n --ipv6 -o mtu=1000"),
             (USAGE, &["'/'"], "network create a/b"),
             (USAGE, &["\"..\""], "network create .."),
             (USAGE, &["\"..\""], "network create a..b"),

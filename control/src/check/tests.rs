@@ -14,6 +14,10 @@ fn networks() {
         r#"{"name":"n","subnets":[{"subnet":"10.1.0.0/30"}]}"#,
         r#"{"name":"n","subnets":[{"subnet":"10.1.0.0/24","gateway":"10.1.0.254",
             "ip_range":"10.1.0.128/25","aux_addresses":{"a":"10.1.0.5"}},{"subnet":"10.2.0.0/24"}]}"#,
+        r#"{"name":"n","ipv6":true,"options":{"mtu":"1280"}}"#,
+        r#"{"name":"n","subnets":[{"subnet":"fd00:1::/64","gateway":"fd00:1::ffff:ffff:ffff:ffff",
+            "ip_range":"fd00:1::8000:0:0:0/65","aux_addresses":{"a":"fd00:1::5"}}]}"#,
+        r#"{"name":"n","subnets":[{"subnet":"fd00::/48"},{"subnet":"fd00:0:1::/126"}]}"#,
     ];
     for json in fine {
         network_json(json).unwrap();
@@ -22,7 +26,15 @@ fn networks() {
     let wrong = [
         (r#"{"name":"n","driver":"host"}"#.to_owned(), "exists always"),
         (r#"{"name":"n","driver":"overlay"}"#.to_owned(), "driver overlay is not built yet"),
-        (r#"{"name":"n","ipv6":true}"#.to_owned(), "IPv6 is not built yet"),
+        (
+            r#"{"name":"n","ipv6":true,"options":{"mtu":"1279"}}"#.to_owned(),
+            "IPv6 needs an MTU of 1280 or more",
+        ),
+        (
+            r#"{"name":"n","subnets":[{"subnet":"fd00::/64"}],"options":{"mtu":"1279"}}"#
+                .to_owned(),
+            "IPv6 needs an MTU of 1280 or more",
+        ),
         (r#"{"name":"n","options":{"x":"y"}}"#.to_owned(), "known options of driver bridge are"),
         (subnet(r#""subnet":"10.1.0.1/24""#), "has host bits set; write 10.1.0.0/24"),
         (subnet(r#""subnet":"10.1.0.0/31""#), "prefix length must be from 1 to 30"),
@@ -39,7 +51,14 @@ fn networks() {
         (subnet(r#""subnet":"126.0.0.0/7""#), "overlaps 127.0.0.0/8, which is loopback"),
         (subnet(r#""subnet":"168.0.0.0/7""#), "overlaps 169.254.0.0/16, which is link-local"),
         (subnet(r#""subnet":"128.0.0.0/1""#), "overlaps 169.254.0.0/16"),
-        (subnet(r#""subnet":"fd00::/64""#), "IPv6 is not built yet"),
+        (subnet(r#""subnet":"fd00::1/64""#), "has host bits set; write fd00::/64"),
+        (subnet(r#""subnet":"fd00::/47""#), "prefix length must be from 48 to 126"),
+        (subnet(r#""subnet":"fd00::/127""#), "prefix length must be from 48 to 126"),
+        (subnet(r#""subnet":"fe80::/64""#), "overlaps fe80::/10, which is link-local"),
+        (subnet(r#""subnet":"ff02::/64""#), "overlaps ff00::/8, which is multicast"),
+        (subnet(r#""subnet":"fd00::/64","gateway":"10.1.0.1""#), "is IPv4"),
+        (subnet(r#""subnet":"fd00::/64","gateway":"fd00::""#), "is the routers' anycast address"),
+        (subnet(r#""subnet":"fd00::/64","gateway":"fd01::1""#), "gateway fd01::1 is outside"),
         (subnet(r#""subnet":"10.1.0.0/24","gateway":"10.2.0.1""#), "gateway 10.2.0.1 is outside"),
         (subnet(r#""subnet":"10.1.0.0/24","gateway":"10.1.0.0""#), "is the network address"),
         (subnet(r#""subnet":"10.1.0.0/24","gateway":"10.1.0.255""#), "is the broadcast address"),
@@ -97,6 +116,7 @@ fn sandboxes() {
     let fine = [
         r#"{"name":"s"}"#,
         r#"{"name":"s","networks":["a","b"],"ip":"10.0.0.2","mac":"02:00:00:00:00:01"}"#,
+        r#"{"name":"s","networks":["a"],"ip6":"fd00::2"}"#,
         r#"{"name":"s","networks":["none"],"netns":"pid:1"}"#,
         r#"{"name":"s","networks":["container:t"]}"#,
         r#"{"name":"s","publish":["80:80","80:80/udp","81:80","80","80"]}"#,
@@ -112,7 +132,8 @@ fn sandboxes() {
         (r#""networks":["host"],"netns":"/run/netns/x""#, "both say which namespace"),
         (r#""networks":["container:s"]"#, "cannot share its own namespace"),
         (r#""networks":["a","a"]"#, "network a is given twice"),
-        (r#""ip6":"fd00::2""#, "IPv6 is not built yet"),
+        (r#""ip6":"ff02::2""#, "cannot be a host's"),
+        (r#""ip6":"::1""#, "cannot be a host's"),
         (r#""ip":"224.0.0.1""#, "cannot be a host's"),
         (r#""mac":"01:00:5e:00:00:01""#, "cannot be an interface's"),
         (r#""mac":"00:00:00:00:00:00""#, "cannot be an interface's"),

@@ -1,6 +1,8 @@
 //! Uplinks and routes.
 
-use ipnet::Ipv4Net;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::unicast;
 use crate::api::types::{RouteAdd, UplinkAdd, UplinkMode};
@@ -25,8 +27,8 @@ fn uplink_fields(request: &UplinkAdd) -> Result<()> {
     for (at, address) in request.addresses.iter().enumerate() {
         unicast(address.addr())?;
         // RFC 3021: a /31 has no network and broadcast address; a /32 is its own.
-        let edge = address.prefix_len() < 31
-            && (address.addr() == address.network() || address.addr() == address.broadcast());
+        let edge = matches!(address, IpNet::V4(v4) if v4.prefix_len() < 31
+            && (v4.addr() == v4.network() || v4.addr() == v4.broadcast()));
         if edge {
             return Err(Error::invalid(format!(
                 "address {address} is the network or broadcast address of its prefix; give a host's address"
@@ -36,12 +38,15 @@ fn uplink_fields(request: &UplinkAdd) -> Result<()> {
             return Err(Error::invalid(format!("address {} is given twice", address.addr())));
         }
     }
-    if let Some(gateway) = request.gateway {
+    let gateways = [request.gateway.map(IpAddr::V4), request.gateway6.map(IpAddr::V6)];
+    for gateway in gateways.into_iter().flatten() {
         unicast(gateway)?;
         if request.addresses.iter().any(|address| address.addr() == gateway) {
             return Err(Error::invalid(format!("gateway {gateway} is the uplink's own address")));
         }
-        let on_link = request.addresses.iter().any(|address| address.contains(&gateway));
+        // Routers advertise their link-local address (RFC 4861 section 6.3.4).
+        let on_link = matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local())
+            || request.addresses.iter().any(|address| address.contains(&gateway));
         if !request.addresses.is_empty() && !on_link {
             return Err(Error::invalid(format!(
                 "gateway {gateway} lies in the prefix of none of the addresses"
@@ -76,6 +81,12 @@ pub fn route(request: &RouteAdd) -> Result<()> {
     let context = |error: Error| error.context(format_args!("route {}", request.destination));
     route_destination(&request.destination)?;
     unicast(request.via).map_err(context)?;
+    if request.via.is_ipv4() != request.destination.addr().is_ipv4() {
+        return Err(context(Error::invalid(format!(
+            "next hop {} is not of the same family",
+            request.via
+        ))));
+    }
     match &request.uplink {
         Some(uplink) => interface(uplink)
             .map_err(|error| context(error.context(format_args!("uplink {uplink:?}")))),
@@ -87,7 +98,7 @@ pub fn route(request: &RouteAdd) -> Result<()> {
 ///
 /// # Errors
 /// [`crate::error::Kind::Invalid`] with `route PREFIX: ` before the message.
-pub fn route_destination(destination: &Ipv4Net) -> Result<()> {
+pub fn route_destination(destination: &IpNet) -> Result<()> {
     if destination.addr() == destination.network() {
         return Ok(());
     }

@@ -1,9 +1,9 @@
 //! `vswitchctl uplink`, `route` and `neigh`.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use clap::{Args, Subcommand, ValueEnum};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::output::{Column, Reply, joined, or_dash};
 use super::{Outcome, values};
@@ -12,7 +12,7 @@ use crate::api::types::{
     Neighbor, Route, RouteAdd, RouteKind, RouteRemove, Uplink, UplinkAdd, UplinkMode,
 };
 use crate::check;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::publish::PortRange;
 
 /// Verbs of uplinks.
@@ -42,11 +42,11 @@ pub struct Add {
     #[arg(long, value_enum, default_value_t = Mode::Shared)]
     mode: Mode,
     /// Address with prefix length; with --mode dedicated, at least one
-    #[arg(long = "address", value_name = "CIDR", value_parser = values::ipv4_cidr)]
-    addresses: Vec<Ipv4Net>,
-    /// Default next hop
-    #[arg(long, value_name = "IP", value_parser = values::ipv4)]
-    gateway: Option<Ipv4Addr>,
+    #[arg(long = "address", value_name = "CIDR", value_parser = values::own_cidr)]
+    addresses: Vec<IpNet>,
+    /// Default next hop; one for each family
+    #[arg(long = "gateway", value_name = "IP", value_parser = values::ip)]
+    gateways: Vec<IpAddr>,
     /// Ports for SNAT
     #[arg(long, value_name = "FIRST-LAST")]
     nat_ports: Option<PortRange>,
@@ -67,7 +67,10 @@ const COLUMNS: &[Column<Uplink>] = &[
     ("STATE", |uplink| if uplink.up { "up" } else { "down" }.to_owned()),
     ("MAC", |uplink| uplink.mac.to_string()),
     ("ADDRESSES", |uplink| joined(&uplink.addresses)),
-    ("GATEWAY", |uplink| or_dash(uplink.gateway.as_ref())),
+    ("GATEWAY", |uplink| {
+        let v4 = uplink.gateway.map(IpAddr::V4);
+        joined(v4.into_iter().chain(uplink.gateway6.map(IpAddr::V6)))
+    }),
     ("NAT PORTS", |uplink| joined(&uplink.nat_ports)),
     ("AUTOMATIC", |uplink| uplink.automatic.to_string()),
 ];
@@ -76,17 +79,7 @@ impl Command {
     pub(super) async fn run(self, client: &Client) -> Result<Outcome> {
         match self {
             Self::Add(add) => {
-                let request = UplinkAdd {
-                    interface: add.interface,
-                    mode: match add.mode {
-                        Mode::Shared => UplinkMode::Shared,
-                        Mode::Dedicated => UplinkMode::Dedicated,
-                    },
-                    addresses: add.addresses,
-                    gateway: add.gateway,
-                    nat_ports: add.nat_ports,
-                };
-                check::uplink(&request)?;
+                let request = add.request()?;
                 let uplink: Uplink = client.post("/v1/uplinks", &request).await?;
                 Ok(Reply::done(&uplink, uplink.interface.as_str())?.into())
             }
@@ -99,6 +92,36 @@ impl Command {
                 Ok(Reply::names(&[interface]).into())
             }
         }
+    }
+}
+
+impl Add {
+    fn request(self) -> Result<UplinkAdd> {
+        let two = |family: &str| {
+            let fault = format!("two gateways of {family}; give one");
+            Error::invalid(fault).context(format_args!("uplink {:?}", self.interface))
+        };
+        let (mut gateway, mut gateway6) = (None, None);
+        for given in &self.gateways {
+            match given {
+                IpAddr::V4(v4) if gateway.replace(*v4).is_some() => return Err(two("IPv4")),
+                IpAddr::V6(v6) if gateway6.replace(*v6).is_some() => return Err(two("IPv6")),
+                _ => {}
+            }
+        }
+        let request = UplinkAdd {
+            interface: self.interface,
+            mode: match self.mode {
+                Mode::Shared => UplinkMode::Shared,
+                Mode::Dedicated => UplinkMode::Dedicated,
+            },
+            addresses: self.addresses,
+            gateway,
+            gateway6,
+            nat_ports: self.nat_ports,
+        };
+        check::uplink(&request)?;
+        Ok(request)
     }
 }
 
@@ -115,7 +138,7 @@ pub enum RouteCommand {
     Rm {
         /// Destination, or default
         #[arg(value_name = "CIDR", value_parser = values::destination)]
-        destination: Ipv4Net,
+        destination: IpNet,
     },
 }
 
@@ -124,13 +147,13 @@ pub enum RouteCommand {
 pub struct RouteArgs {
     /// Destination, or default
     #[arg(value_name = "CIDR", value_parser = values::destination)]
-    destination: Ipv4Net,
+    destination: IpNet,
     /// The word via
     #[arg(value_name = "via", value_parser = ["via"], hide_possible_values = true)]
     _via: String,
     /// Next hop
-    #[arg(value_name = "IP", value_parser = values::ipv4)]
-    next_hop: Ipv4Addr,
+    #[arg(value_name = "IP", value_parser = values::ip)]
+    next_hop: IpAddr,
     /// The way out; left out, the one that reaches the next hop
     #[arg(long, value_name = "IFACE", value_parser = values::interface)]
     uplink: Option<String>,
@@ -155,8 +178,10 @@ impl RouteCommand {
     pub(super) async fn run(self, client: &Client) -> Result<Outcome> {
         match self {
             Self::Add(args) => {
+                // `default` is that of the next hop's family.
+                let any6 = args.next_hop.is_ipv6() && args.destination == Ipv4Net::default().into();
                 let request = RouteAdd {
-                    destination: args.destination,
+                    destination: if any6 { Ipv6Net::default().into() } else { args.destination },
                     via: args.next_hop,
                     uplink: args.uplink,
                 };

@@ -50,16 +50,17 @@ pub(crate) fn cidr(text: &str) -> Parsed<IpNet> {
     text.parse().map_err(|_| "not a prefix like 10.20.1.0/24".to_owned())
 }
 
-/// An IPv4 prefix, or `default`.
-pub(crate) fn destination(text: &str) -> Parsed<Ipv4Net> {
+/// A prefix of either family, or `default`, which is that of IPv4 unless the next hop says
+/// otherwise.
+pub(crate) fn destination(text: &str) -> Parsed<IpNet> {
     if text == "default" {
-        return Ok(Ipv4Net::default());
+        return Ok(Ipv4Net::default().into());
     }
     text.parse().map_err(|_| "neither a prefix like 10.20.0.0/16 nor default".to_owned())
 }
 
-/// An IPv4 address with prefix length.
-pub(crate) fn ipv4_cidr(text: &str) -> Parsed<Ipv4Net> {
+/// An address of either family with prefix length.
+pub(crate) fn own_cidr(text: &str) -> Parsed<IpNet> {
     text.parse().map_err(|_| "not an address with prefix length like 192.0.2.2/24".to_owned())
 }
 

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use dataplane::config::Snapshot;
-use dataplane::packet::types::ip_proto;
+use dataplane::config::{LocalAddress, Snapshot};
+use dataplane::l3::route::RouteTarget;
+use dataplane::packet::types::{NetworkId, ip_proto};
 use proptest::prelude::*;
 
 use super::*;
@@ -27,6 +28,8 @@ fn network(name: &str, id: u16, internal: bool, options: &[(&str, &str)]) -> Net
         name: name.parse().unwrap(),
         subnets: vec![SubnetPlan::new(subnet, None, None, BTreeMap::new()).unwrap()],
         cursors: vec![0],
+        subnets6: Vec::new(),
+        cursors6: Vec::new(),
         internal,
         options: options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         labels: BTreeMap::new(),
@@ -43,6 +46,7 @@ fn endpoint(network: &str, ifname: &str, address: &str) -> Endpoint {
         mac: mac_for(ip(address)).into(),
         ipv4: ip(address),
         prefix_len: 24,
+        ipv6: None,
         aliases: Vec::new(),
         wire: Wire::Tap,
         options: BTreeMap::new(),
@@ -77,13 +81,14 @@ fn scene() -> (Desired, Attached) {
         origin: Origin::User,
         addresses: Vec::new(),
         gateway: None,
+        gateway6: None,
         nat_ports: Vec::new(),
         made_qdisc: false,
     }));
     for (destination, uplink) in [("10.99.0.0/16", None), ("10.98.0.0/16", Some("wan0"))] {
         desired.apply(Edit::PutRoute(Route {
             destination: destination.parse().unwrap(),
-            via: ip("192.0.2.9"),
+            via: ip("192.0.2.9").into(),
             uplink: uplink.map(str::to_owned),
         }));
     }
@@ -104,6 +109,7 @@ fn scene() -> (Desired, Attached) {
                 mac: Mac([2, 0, 0, 0, 0, 9]),
                 addresses: vec!["192.0.2.2/24".parse().unwrap()],
                 gateway: Some(ip("192.0.2.1")),
+                ipv6: UplinkIpv6::default(),
                 nat_ports: vec![range(1024, 65535)],
                 mtu: 1500,
                 up: true,
@@ -114,7 +120,7 @@ fn scene() -> (Desired, Attached) {
 }
 
 fn spec(desired: &Desired, attached: &Attached) -> SnapshotSpec {
-    compile(desired, attached, &[ip("192.0.2.2")], &Tuning::default()).unwrap()
+    compile(desired, attached, &[ip("192.0.2.2").into()], &Tuning::default()).unwrap()
 }
 
 #[test]
@@ -169,6 +175,74 @@ fn what_is_not_attached_is_left_out() {
     assert!(spec.dnat.is_empty() && spec.routes.is_empty());
     assert_eq!(spec.networks.len(), 2);
     Snapshot::build(spec).unwrap();
+}
+
+/// The scene with IPv6 in `app`, in both endpoints' reach and on the uplink.
+fn dual_scene() -> (Desired, Attached) {
+    let (mut desired, mut attached) = scene();
+    let plan = SubnetPlan::new("fd00:1::/64".parse().unwrap(), None, None, BTreeMap::new());
+    desired.networks.get_mut("app").unwrap().subnets6 = vec![plan.unwrap()];
+    let web = desired.sandboxes.get_mut("web").unwrap();
+    web.endpoints[1].ipv6 = Some("fd00:1::2/64".parse().unwrap());
+    let uplink = desired.uplinks.get_mut("wan0").unwrap();
+    uplink.mode = UplinkMode::Dedicated;
+    let state = attached.uplinks.get_mut("wan0").unwrap();
+    state.ipv6 = UplinkIpv6 {
+        addresses: vec!["2001:db8::2/64".parse().unwrap()],
+        gateway: Some("fe80::1".parse().unwrap()),
+    };
+    desired.apply(Edit::PutRoute(Route {
+        destination: "2001:db8:99::/48".parse().unwrap(),
+        via: "2001:db8::9".parse().unwrap(),
+        uplink: None,
+    }));
+    (desired, attached)
+}
+
+#[test]
+fn both_families_are_in_the_snapshot() {
+    let (desired, attached) = dual_scene();
+    let host: IpAddr = "2001:db8:5::5".parse().unwrap();
+    let spec = compile(&desired, &attached, &[host], &Tuning::default()).unwrap();
+    let ip6 = |text: &str| text.parse::<Ipv6Addr>().unwrap();
+    let owned: Vec<Vec<Ipv6Addr>> = spec
+        .ports
+        .iter()
+        .filter_map(|port| match &port.role {
+            PortRole::Endpoint { ipv6, .. } => Some(ipv6.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(owned, [vec![ip6("fd00:1::2")], vec![]]);
+    let snapshot = Snapshot::build(spec).unwrap();
+    let app = NetworkId(1);
+    let local = |text: &str| snapshot.local(ip6(text));
+    assert_eq!(local("fd00:1::1"), Some(LocalAddress::Gateway(app)));
+    assert_eq!(local("2001:db8::2"), Some(LocalAddress::Uplink(UplinkId(5))));
+    assert_eq!(snapshot.local(host), Some(LocalAddress::Host));
+    let route = |text: &str| snapshot.routes.lookup(ip6(text));
+    let out = |via: Option<&str>| {
+        let via = via.map(|via| IpAddr::V6(ip6(via)));
+        Some(RouteTarget::Uplink { uplink: UplinkId(5), via })
+    };
+    assert_eq!(route("fd00:1::9"), Some(RouteTarget::Network(app)));
+    assert_eq!(route("2001:db8::77"), out(None));
+    assert_eq!(route("2001:db8:99::1"), out(Some("2001:db8::9")));
+    assert_eq!(route("2a00::1"), out(Some("fe80::1")));
+}
+
+#[test]
+fn each_family_has_the_way_out_of_the_first_network_with_it() {
+    let (mut desired, _) = dual_scene();
+    let ways = |desired: &Desired| {
+        let ways = desired.ways_out(&desired.sandboxes["web"]);
+        ways.iter().map(|(e, gateway)| format!("{} {gateway}", e.ifname)).collect::<Vec<_>>()
+    };
+    assert_eq!(ways(&desired), ["eth1 10.1.0.1", "eth1 fd00:1::1"]);
+    desired.networks.get_mut("db").unwrap().internal = false;
+    assert_eq!(ways(&desired), ["eth0 10.2.0.1", "eth1 fd00:1::1"]);
+    desired.networks.get_mut("app").unwrap().internal = true;
+    assert_eq!(ways(&desired), ["eth0 10.2.0.1"]);
 }
 
 fn any_ranges() -> impl Strategy<Value = Vec<PortRange>> {

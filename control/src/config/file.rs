@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use dataplane::config::MAX_TIMEOUT_SECS;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use toml::Spanned;
 
@@ -156,8 +156,8 @@ pub struct DaemonSection {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "docs/configuration.md describes every key")]
 pub struct PoolSection {
-    pub base: Ipv4Net,
-    pub size: Ranged<1, 30>,
+    pub base: IpNet,
+    pub size: Ranged<1, 126>,
 }
 
 /// `[defaults]`.

@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dataplane::config::{DEFAULT_FDB_AGEING, Timeouts};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::api::types::{NetworkCreate, UplinkAdd};
 use crate::error::{Error, Result};
+use crate::ipam::Prefix;
 use crate::options::LinkKind;
 
 /// Where the configuration is looked for.
@@ -142,9 +143,9 @@ impl Default for Daemon {
 
 /// Where subnets come from that nobody named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pool {
+pub struct Pool<N: Prefix = Ipv4Net> {
     /// The range.
-    pub base: Ipv4Net,
+    pub base: N,
     /// Prefix length of each subnet taken from it.
     pub size: u8,
 }
@@ -154,6 +155,8 @@ pub struct Pool {
 pub struct Defaults {
     /// Where their subnets come from, first pool first.
     pub pools: Vec<Pool>,
+    /// The same for those of IPv6; empty: from a prefix of the installation's own.
+    pub pools6: Vec<Pool<Ipv6Net>>,
     /// Their MTU.
     pub mtu: u16,
     /// What connects their endpoints to the engine.
@@ -164,7 +167,8 @@ impl Default for Defaults {
     fn default() -> Self {
         // Docker's second default pool; the contract fixes it.
         let base = Ipv4Net::new_assert(std::net::Ipv4Addr::new(172, 16, 0, 0), 12);
-        Self { pools: vec![Pool { base, size: 16 }], mtu: 1500, link: LinkKind::Tap }
+        let pools = vec![Pool { base, size: 16 }];
+        Self { pools, pools6: Vec::new(), mtu: 1500, link: LinkKind::Tap }
     }
 }
 

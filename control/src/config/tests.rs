@@ -19,6 +19,7 @@ fn nothing_means_the_defaults() {
     assert_eq!(config.timeouts.tcp_established, Duration::from_secs(432_000));
     assert_eq!(config.defaults.pools[0].base.to_string(), "172.16.0.0/12");
     assert_eq!(config.defaults.pools[0].size, 16);
+    assert!(config.defaults.pools6.is_empty());
     assert_eq!(config.daemon.socket, Path::new("/run/vswitchd/vswitchd.sock"));
 }
 
@@ -179,6 +180,15 @@ fn faults_name_line_and_key() {
         ),
         ("[defaults]\npools = []", "v.toml:2: defaults.pools: is empty"),
         (
+            "[defaults]\npools = [{ base = \"10.0.0.0/16\", size = 31 }]",
+            "v.toml:2: defaults.pools: pool 10.0.0.0/16: holds no subnet of size 31; give a size \
+             from 16 to 30",
+        ),
+        (
+            "[defaults]\npools = [{ base = \"fe80::/32\", size = 64 }]",
+            "v.toml:2: defaults.pools: pool fe80::/32: subnet fe80::/32 overlaps fe80::/10",
+        ),
+        (
             "[defaults]\npools = [{ base = \"10.0.0.0/16\", size = 8 }]",
             "v.toml:2: defaults.pools: pool 10.0.0.0/16: holds no subnet of size 8",
         ),
@@ -246,6 +256,18 @@ fn unreadable_files_are_told_apart() {
     let error = Config::load(&binary.join("c.toml")).unwrap_err();
     assert_eq!(error.exit_code(), 2, "{}", error.message);
     assert!(error.message.contains("b.toml/c.toml: Not a directory"), "{}", error.message);
+}
+
+#[test]
+fn pools_of_one_family_leave_the_others_as_they_are() {
+    let pools = |text: &str| parse(&format!("[defaults]\npools = [{text}]")).unwrap().defaults;
+    let six = pools("{ base = \"fd00:20::/32\", size = 64 }");
+    assert_eq!(six.pools, Defaults::default().pools);
+    assert_eq!((six.pools6[0].base.to_string(), six.pools6[0].size), ("fd00:20::/32".into(), 64));
+    let both =
+        pools("{ base = \"fd00:20::/32\", size = 64 }, { base = \"10.0.0.0/8\", size = 24 }");
+    assert_eq!(both.pools[0].base.to_string(), "10.0.0.0/8");
+    assert_eq!(both.pools6, six.pools6);
 }
 
 proptest! {

@@ -7,14 +7,14 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::file::{
-    DaemonSection, DefaultsSection, File, LimitsSection, NetworkSection, Seconds, TimeoutsSection,
-    fault, line_of,
+    DaemonSection, DefaultsSection, File, LimitsSection, NetworkSection, PoolSection, Seconds,
+    TimeoutsSection, fault, line_of,
 };
 use super::{Config, Pool};
 use crate::api::types::{NetworkCreate, UplinkAdd};
 use crate::check;
 use crate::error::{Error, Result};
-use crate::ipam;
+use crate::ipam::{self, Prefix};
 
 /// Workers at most. More would only wait for each other: the largest hosts have fewer cores to
 /// spare for their switch.
@@ -124,35 +124,17 @@ pub fn socket_path(path: &Path) -> Result<()> {
 fn defaults(section: DefaultsSection, config: &mut Config, source: &Source<'_>) -> Result<()> {
     if let Some(pools) = section.pools {
         let span = pools.span();
-        let mut checked: Vec<Pool> = Vec::new();
-        for pool in pools.into_inner() {
-            let pool = Pool { base: pool.base, size: u8::try_from(pool.size.0).unwrap_or(u8::MAX) };
-            let fault = |message: String| {
-                source.fault(&span, &format!("defaults.pools: pool {}: {message}", pool.base))
-            };
-            if pool.base.addr() != pool.base.network() {
-                return Err(fault(format!("has host bits set; write {}", pool.base.trunc())));
-            }
-            if pool.size < pool.base.prefix_len() {
-                return Err(fault(format!(
-                    "holds no subnet of size {}; give a size from {} to 30",
-                    pool.size,
-                    pool.base.prefix_len()
-                )));
-            }
-            ipam::for_containers(pool.base).map_err(|error| fault(error.to_string()))?;
-            if let Some(other) = checked
-                .iter()
-                .find(|other| other.base.contains(&pool.base) || pool.base.contains(&other.base))
-            {
-                return Err(fault(format!("overlaps pool {}", other.base)));
-            }
-            checked.push(pool);
+        let fault = |message: String| source.fault(&span, &format!("defaults.pools: {message}"));
+        let sections = pools.into_inner();
+        if sections.is_empty() {
+            return Err(fault("is empty; give at least one pool".to_owned()));
         }
-        if checked.is_empty() {
-            return Err(source.fault(&span, "defaults.pools: is empty; give at least one pool"));
+        let v4 = pools_of(&sections, 30).map_err(fault)?;
+        // Those of IPv6 alone leave the default for IPv4.
+        if !v4.is_empty() {
+            config.defaults.pools = v4;
         }
-        config.defaults.pools = checked;
+        config.defaults.pools6 = pools_of(&sections, 126).map_err(fault)?;
     }
     if let Some(mtu) = section.mtu {
         config.defaults.mtu = u16::try_from(mtu.0).unwrap_or(u16::MAX);
@@ -164,6 +146,35 @@ fn defaults(section: DefaultsSection, config: &mut Config, source: &Source<'_>) 
         without_effect(config, "defaults.dns");
     }
     Ok(())
+}
+
+/// The pools of one family, whose subnets have prefixes of at most `longest` bits.
+fn pools_of<N: Prefix>(
+    sections: &[PoolSection],
+    longest: u8,
+) -> std::result::Result<Vec<Pool<N>>, String> {
+    let mut checked: Vec<Pool<N>> = Vec::new();
+    for section in sections {
+        let Some(base) = N::of(section.base) else { continue };
+        let pool = Pool { base, size: u8::try_from(section.size.0).unwrap_or(u8::MAX) };
+        let fault = |message: String| format!("pool {base}: {message}");
+        if section.base.addr() != section.base.network() {
+            return Err(fault(format!("has host bits set; write {}", base.trunc())));
+        }
+        if !(base.length()..=longest).contains(&pool.size) {
+            return Err(fault(format!(
+                "holds no subnet of size {}; give a size from {} to {longest}",
+                pool.size,
+                base.length()
+            )));
+        }
+        ipam::for_containers(base).map_err(|error| fault(error.to_string()))?;
+        if let Some(other) = checked.iter().find(|other| ipam::overlaps(other.base, base)) {
+            return Err(fault(format!("overlaps pool {}", other.base)));
+        }
+        checked.push(pool);
+    }
+    Ok(checked)
 }
 
 /// Notes a key of the contract whose part is not built yet.

@@ -55,7 +55,7 @@ fn a_plan_is_checked() {
     assert_eq!(plan("10.1.0.0/24").gateway, Ipv4Addr::new(10, 1, 0, 1));
     assert_eq!(plan("10.1.0.0/31").gateway, Ipv4Addr::new(10, 1, 0, 0));
     assert!(matches!(new("10.1.0.5/24", None, None), Err(IpamError::HostBits { .. })));
-    assert!(matches!(new("10.1.0.5/32", None, None), Err(IpamError::TooSmall(_))));
+    assert!(matches!(new("10.1.0.5/32", None, None), Err(IpamError::TooSmall { .. })));
     assert!(matches!(new("0.0.0.0/0", None, None), Err(IpamError::NotForContainers { .. })));
     assert!(matches!(new("239.1.0.0/16", None, None), Err(IpamError::NotForContainers { .. })));
     assert!(matches!(
@@ -81,7 +81,7 @@ fn a_released_address_is_not_the_next_one_given() {
     assert!(!pool.release(first));
     let given: Vec<Ipv4Addr> = (0..5).map(|_| pool.allocate().unwrap()).collect();
     assert_eq!(given.last(), Some(&first));
-    assert_eq!(pool.allocate(), Err(IpamError::Exhausted(net("10.1.0.0/29"))));
+    assert_eq!(pool.allocate(), Err(IpamError::Exhausted(net("10.1.0.0/29").into())));
 }
 
 #[test]
@@ -125,6 +125,83 @@ fn reserved_addresses_are_refused_by_name() {
 #[test]
 fn macs_follow_addresses() {
     assert_eq!(mac_for(Ipv4Addr::new(172, 30, 0, 2)).to_string(), "02:42:ac:1e:00:02");
+}
+
+fn net6(text: &str) -> Ipv6Net {
+    text.parse().unwrap()
+}
+
+fn plan6(subnet: &str) -> SubnetPlan<Ipv6Net> {
+    SubnetPlan::new(net6(subnet), None, None, BTreeMap::new()).unwrap()
+}
+
+fn ip6(text: &str) -> Ipv6Addr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn ipv6_addresses_are_given_out_one_after_the_other() {
+    let mut pool = AddressPool::new(plan6("fd00:1::/64"), 0);
+    assert_eq!(pool.plan().gateway, ip6("fd00:1::1"));
+    assert_eq!(pool.allocate(), Ok(ip6("fd00:1::2")));
+    assert_eq!(pool.allocate(), Ok(ip6("fd00:1::3")));
+    // The last is a host's as any other; the first is the routers'.
+    pool.allocate_this(ip6("fd00:1::ffff:ffff:ffff:ffff")).unwrap();
+    let anycast = pool.allocate_this(ip6("fd00:1::")).unwrap_err().to_string();
+    assert_eq!(
+        anycast,
+        "address fd00:1:: is the anycast address of the routers of subnet fd00:1::/64"
+    );
+    assert_eq!(
+        pool.allocate_this(ip6("fd00:1::3")),
+        Err(IpamError::InUse(ip6("fd00:1::3").into()))
+    );
+    // The cursor goes round at the very end of the address space, too.
+    let mut last = AddressPool::new(plan6("fd00:1::/126"), ip6("fd00:1::3").to_bits());
+    assert_eq!(last.allocate(), Ok(ip6("fd00:1::3")));
+    assert_eq!(last.allocate(), Ok(ip6("fd00:1::2")));
+    assert_eq!(last.allocate(), Err(IpamError::Exhausted(net6("fd00:1::/126").into())));
+}
+
+#[test]
+fn ipv6_plans_are_checked() {
+    let new = |subnet: &str, gateway: Option<&str>| {
+        SubnetPlan::new(net6(subnet), gateway.map(ip6), None, BTreeMap::new())
+    };
+    assert_eq!(new("2001:db8::/48", Some("2001:db8::ff")).unwrap().gateway, ip6("2001:db8::ff"));
+    assert!(matches!(new("fd00::1/64", None), Err(IpamError::HostBits { .. })));
+    assert!(matches!(new("fd00::/127", None), Err(IpamError::TooSmall { longest: 126, .. })));
+    assert!(matches!(new("fd00::/64", Some("fd01::1")), Err(IpamError::Outside { .. })));
+    for block in ["::/64", "::ffff:0:0/96", "fe80::/64", "febf::/16", "ff05::/64", "f000::/4"] {
+        let error = new(block, None).unwrap_err();
+        assert!(matches!(error, IpamError::NotForContainers { .. }), "{block}: {error}");
+        assert!(error.to_string().ends_with("such as fd00:20:1::/64"), "{error}");
+    }
+}
+
+#[test]
+fn an_installation_has_ipv6_prefixes_of_its_own() {
+    let pool = local_pool("0123456789abcdef");
+    assert_eq!(pool, local_pool("0123456789abcdef"));
+    assert_ne!(pool, local_pool("1123456789abcdef"));
+    assert_eq!((pool.base.prefix_len(), pool.size), (48, 64));
+    assert_eq!(pool.base.trunc(), pool.base);
+    assert!(net6("fd00::/8").contains(&pool.base), "{}", pool.base);
+    let first = next_subnet(&[pool], &[]).unwrap();
+    assert_eq!(first.network(), pool.base.network());
+    let second = next_subnet(&[pool], &[first]).unwrap();
+    assert_eq!(second.network().to_bits() - first.network().to_bits(), 1 << 64);
+    // Neither a scan of 65,536 prefixes nor past the end.
+    let half = Ipv6Net::new(pool.base.network(), 49).unwrap();
+    let behind = next_subnet(&[pool], &[half]).unwrap();
+    assert_eq!(behind.network().to_bits(), half.broadcast().to_bits() + 1);
+    assert!(next_subnet(&[pool], &[pool.base]).unwrap_err().is_conflict());
+}
+
+#[test]
+fn an_ipv6_pool_at_the_end_of_the_address_space_ends() {
+    let base = net6("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00/120");
+    assert!(next_subnet(&[Pool { base, size: 124 }], &[base]).is_err());
 }
 
 #[derive(Debug, Clone)]
@@ -179,7 +256,7 @@ proptest! {
             is_host(a) && a != plan.gateway && !aux.values().any(|x| *x == a)
         };
         let mut model: BTreeSet<Ipv4Addr> = BTreeSet::new();
-        let mut pool = AddressPool::new(plan.clone(), cursor);
+        let mut pool = AddressPool::new(plan.clone(), cursor.into());
         for operation in operations {
             match operation {
                 Operation::Allocate => {
@@ -197,6 +274,57 @@ proptest! {
                         }
                     }
                 }
+                Operation::AllocateThis(offset) => {
+                    let a = at(offset);
+                    let expected = allowed(a) && !model.contains(&a);
+                    prop_assert_eq!(pool.allocate_this(a).is_ok(), expected);
+                    if expected {
+                        model.insert(a);
+                    }
+                }
+                Operation::Release(offset) => {
+                    prop_assert_eq!(pool.release(at(offset)), model.remove(&at(offset)));
+                }
+            }
+        }
+    }
+
+    /// The same for IPv6, where a subnet may have more addresses than fit a number of 64 bits.
+    #[test]
+    fn ipv6_pool_agrees_with_a_set(
+        len in 48u8..=126,
+        high in any::<bool>(),
+        gateway in proptest::option::of(any::<u8>()),
+        cursor in any::<u128>(),
+        operations in proptest::collection::vec(operation(), 1..200),
+    ) {
+        // At the lowest and at the highest addresses that there are for containers.
+        let base = if high { ip6("feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff") } else { ip6("100::") };
+        let subnet = Ipv6Net::new(base, len).unwrap().trunc();
+        let at = |offset: u8| {
+            Ipv6Addr::from_bits(subnet.network().to_bits().wrapping_add(u128::from(offset)))
+        };
+        let Ok(plan) = SubnetPlan::new(subnet, gateway.map(at), None, BTreeMap::new()) else {
+            return Ok(());
+        };
+        let allowed = |a: Ipv6Addr| {
+            subnet.contains(&a) && a != subnet.network() && a != plan.gateway
+        };
+        let hosts = (subnet.broadcast().to_bits() - subnet.network().to_bits()) - 1;
+        let mut model: BTreeSet<Ipv6Addr> = BTreeSet::new();
+        let mut pool = AddressPool::new(plan.clone(), cursor);
+        for operation in operations {
+            match operation {
+                Operation::Allocate => match pool.allocate() {
+                    Ok(a) => {
+                        prop_assert!(allowed(a), "{a}");
+                        prop_assert!(model.insert(a));
+                    }
+                    Err(e) => {
+                        prop_assert!(e.is_conflict());
+                        prop_assert_eq!(model.len() as u128, hosts);
+                    }
+                },
                 Operation::AllocateThis(offset) => {
                     let a = at(offset);
                     let expected = allowed(a) && !model.contains(&a);

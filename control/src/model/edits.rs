@@ -158,6 +158,7 @@ mod tests {
             mac: "02:42:0a:00:00:02".parse().unwrap(),
             ipv4: [10, 0, 0, 2].into(),
             prefix_len: 24,
+            ipv6: None,
             aliases: Vec::new(),
             wire: Wire::Tap,
             options: Default::default(),

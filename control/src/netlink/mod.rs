@@ -26,7 +26,9 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
+};
 use nix::errno::Errno;
 
 pub use link::{Far, Link, LinkChange};
@@ -123,6 +125,9 @@ pub struct LinkAddress {
     pub link: u32,
     /// Address and prefix length.
     pub net: IpNet,
+    /// It is there to stay and to speak from: not temporary (RFC 8981), not deprecated (RFC 4862),
+    /// and nobody else may have it.
+    pub lasting: bool,
 }
 
 impl LinkAddress {
@@ -139,7 +144,18 @@ impl LinkAddress {
         // On point-to-point links IFA_ADDRESS is the peer; IFA_LOCAL is absent for IPv6.
         let ip = find(true).or_else(|| find(false))?;
         let net = IpNet::new(ip, message.header.prefix_len).ok()?;
-        Some(Self { link: message.header.index, net })
+        let flags = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Flags(flags) => Some(*flags),
+            _ => None,
+        });
+        let few = AddressFlags::from_bits_retain(message.header.flags.bits().into());
+        // Of IPv4 the first flag says "secondary", which is no less of an address.
+        let unfit = AddressFlags::Secondary
+            | AddressFlags::Deprecated
+            | AddressFlags::Tentative
+            | AddressFlags::Dadfailed;
+        let lasting = ip.is_ipv4() || !flags.unwrap_or(few).intersects(unfit);
+        Some(Self { link: message.header.index, net, lasting })
     }
 }
 
@@ -211,7 +227,8 @@ impl Handle {
         Ok(by_link)
     }
 
-    /// Gives a link an address, with the broadcast address `ip addr add … brd +` would set.
+    /// Gives a link an address, with the broadcast address `ip addr add … brd +` would set. One of
+    /// IPv6 can be used at once: whoever gives it knows that nobody else has it.
     ///
     /// # Errors
     /// When the link is gone or has the address already and `if_exists` says so.
@@ -226,6 +243,9 @@ impl Handle {
             && v4.prefix_len() < 31
         {
             message.attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
+        }
+        if net.addr().is_ipv6() {
+            message.header.flags |= AddressHeaderFlags::Nodad;
         }
         let request = RouteNetlinkMessage::NewAddress(message);
         self.acked(format!("add address {net}"), request, if_exists.flags()).await

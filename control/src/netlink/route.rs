@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use dataplane::packet::types::Mac;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -83,23 +83,27 @@ impl Route {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouteSpec {
     /// Destination.
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
     /// Next hop; `None`: on link.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
     /// Index of the link; `None`: found by the gateway.
     pub link: Option<u32>,
     /// Preferred source address.
-    pub source: Option<Ipv4Addr>,
+    pub source: Option<IpAddr>,
     /// Lower wins; `None`: 0.
     pub metric: Option<u32>,
 }
 
 impl RouteSpec {
-    /// A default route.
+    /// The default route of the gateway's family.
     #[must_use]
-    pub fn default_via(gateway: Ipv4Addr, link: u32) -> Self {
+    pub fn default_via(gateway: impl Into<IpAddr>, link: u32) -> Self {
+        let gateway = gateway.into();
         Self {
-            destination: Ipv4Net::default(),
+            destination: match gateway {
+                IpAddr::V4(_) => Ipv4Net::default().into(),
+                IpAddr::V6(_) => Ipv6Net::default().into(),
+            },
             gateway: Some(gateway),
             link: Some(link),
             source: None,
@@ -109,7 +113,7 @@ impl RouteSpec {
 
     fn message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
+        message.header.address_family = family_of(self.destination.addr());
         message.header.destination_prefix_length = self.destination.prefix_len();
         message.header.table = RouteHeader::RT_TABLE_MAIN;
         message.header.protocol = RouteProtocol::Static;
@@ -118,14 +122,13 @@ impl RouteSpec {
             Some(_) => RouteScope::Universe,
             None => RouteScope::Link,
         };
-        let v4 = RouteAddress::Inet;
         let attributes = &mut message.attributes;
         if self.destination.prefix_len() > 0 {
-            attributes.push(RouteAttribute::Destination(v4(self.destination.network())));
+            attributes.push(RouteAttribute::Destination(address_of(self.destination.network())));
         }
-        attributes.extend(self.gateway.map(|ip| RouteAttribute::Gateway(v4(ip))));
+        attributes.extend(self.gateway.map(|ip| RouteAttribute::Gateway(address_of(ip))));
         attributes.extend(self.link.map(RouteAttribute::Oif));
-        attributes.extend(self.source.map(|ip| RouteAttribute::PrefSource(v4(ip))));
+        attributes.extend(self.source.map(|ip| RouteAttribute::PrefSource(address_of(ip))));
         attributes.extend(self.metric.map(RouteAttribute::Priority));
         message
     }
@@ -176,13 +179,22 @@ impl Neighbor {
 }
 
 impl Handle {
-    /// Every IPv4 route of every table.
+    /// Every route of every table, those of IPv4 first.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn routes(&self) -> Result<Vec<Route>, NetlinkError> {
+        let mut routes = self.routes_of(AddressFamily::Inet).await?;
+        routes.retain(|route| route.destination.addr().is_ipv4());
+        let v6 = self.routes_of(AddressFamily::Inet6).await?;
+        // A kernel without IPv6 answers with all that it has.
+        routes.extend(v6.into_iter().filter(|route| route.destination.addr().is_ipv6()));
+        Ok(routes)
+    }
+
+    async fn routes_of(&self, family: AddressFamily) -> Result<Vec<Route>, NetlinkError> {
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
+        message.header.address_family = family;
         let answers = self.dump("list routes", RouteNetlinkMessage::GetRoute(message)).await?;
         Ok(answers
             .iter()
@@ -198,9 +210,18 @@ impl Handle {
     /// # Errors
     /// When the kernel refuses.
     pub async fn default_route(&self) -> Result<Option<Route>, NetlinkError> {
+        self.default_route_to(Ipv4Addr::UNSPECIFIED.into()).await
+    }
+
+    /// As [`Self::default_route`], of the family of `any`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn default_route_to(&self, any: IpAddr) -> Result<Option<Route>, NetlinkError> {
         let mut routes = self.routes().await?;
         routes.retain(|route| {
             route.destination.prefix_len() == 0
+                && route.destination.addr().is_ipv4() == any.is_ipv4()
                 && route.unicast
                 && route.link.is_some()
                 && route.table == u32::from(RouteHeader::RT_TABLE_MAIN)
@@ -217,10 +238,7 @@ impl Handle {
         let mut message = RouteMessage::default();
         message.header.address_family = family_of(destination);
         message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
-        message.attributes.push(RouteAttribute::Destination(match destination {
-            IpAddr::V4(ip) => RouteAddress::Inet(ip),
-            IpAddr::V6(ip) => RouteAddress::Inet6(ip),
-        }));
+        message.attributes.push(RouteAttribute::Destination(address_of(destination)));
         let action = format!("look up the route to {destination}");
         match self.one(action.clone(), RouteNetlinkMessage::GetRoute(message)).await? {
             RouteNetlinkMessage::NewRoute(message) => {
@@ -306,6 +324,13 @@ fn neighbor_message(link: u32, address: IpAddr) -> NeighbourMessage {
         IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
     }));
     message
+}
+
+fn address_of(ip: IpAddr) -> RouteAddress {
+    match ip {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+    }
 }
 
 fn ip_of(address: &RouteAddress) -> Option<IpAddr> {

@@ -1,7 +1,7 @@
 //! The store: what was committed comes back; what is broken is refused and left alone.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
 
@@ -20,6 +20,8 @@ fn network(name: &str, id: u16) -> Network {
         name: name.parse().unwrap(),
         subnets: vec![SubnetPlan::new(subnet, None, None, BTreeMap::new()).unwrap()],
         cursors: vec![7],
+        subnets6: Vec::new(),
+        cursors6: Vec::new(),
         internal: false,
         options: BTreeMap::from([("mtu".to_owned(), "1400".to_owned())]),
         labels: BTreeMap::new(),
@@ -27,6 +29,14 @@ fn network(name: &str, id: u16) -> Network {
         created: 1,
         origin: Origin::Config,
     }
+}
+
+/// With IPv6, and a cursor beyond 64 bits.
+fn dual(network: Network) -> Network {
+    let subnet = "fd00:1::/64".parse().unwrap();
+    let plan = SubnetPlan::new(subnet, None, None, BTreeMap::new()).unwrap();
+    let cursors6 = vec!["fd00:1::ffff:ffff:ffff:fffe".parse().unwrap()];
+    Network { subnets6: vec![plan], cursors6, ..network }
 }
 
 fn sandbox(name: &str, network: &str) -> Sandbox {
@@ -39,6 +49,7 @@ fn sandbox(name: &str, network: &str) -> Sandbox {
             mac: "02:42:0a:01:00:02".parse().unwrap(),
             ipv4: Ipv4Addr::new(10, 1, 0, 2),
             prefix_len: 24,
+            ipv6: None,
             aliases: Vec::new(),
             wire: Wire::Tap,
             options: BTreeMap::new(),
@@ -58,7 +69,7 @@ fn edits() -> Vec<Edit> {
     vec![
         Edit::Counters(Counters { network: 2, uplink: 1, publish: 3, intent: 9 }),
         Edit::PutNetwork(network("app", 1)),
-        Edit::PutNetwork(network("web", 2)),
+        Edit::PutNetwork(dual(network("web", 2))),
         Edit::PutSandbox(sandbox("s1", "app")),
         Edit::PutUplink(Uplink {
             id: 1,
@@ -67,12 +78,13 @@ fn edits() -> Vec<Edit> {
             origin: Origin::Automatic,
             addresses: Vec::new(),
             gateway: None,
+            gateway6: None,
             nat_ports: Vec::new(),
             made_qdisc: false,
         }),
         Edit::PutRoute(Route {
             destination: "10.99.0.0/16".parse().unwrap(),
-            via: Ipv4Addr::new(192, 0, 2, 9),
+            via: [192, 0, 2, 9].into(),
             uplink: None,
         }),
         Edit::PutIntent(9, Intent::HostDevice { ifname: "vsw-0".to_owned() }),
@@ -128,6 +140,56 @@ fn records_of_before_a_field_was_kept_are_read() {
     let (_store, desired) = open(directory.path()).unwrap();
     let expected = Network { origin: Origin::User, ..network("app", 1) };
     assert_eq!(desired.networks["app"], expected);
+}
+
+/// Puts records into a file as they are, byte for byte.
+fn write_raw(directory: &Path, tables: &serde_json::Value) {
+    let (store, _) = open(directory).unwrap();
+    let txn = store.db.begin_write().unwrap();
+    for table in [META, NETWORKS, SANDBOXES, UPLINKS, ROUTES] {
+        let rows = &tables[redb::TableHandle::name(&table)];
+        let mut table = txn.open_table(table).unwrap();
+        for (key, row) in rows.as_object().unwrap() {
+            let bytes = serde_json::to_vec(row).unwrap();
+            table.insert(key.as_str(), bytes.as_slice()).unwrap();
+        }
+    }
+    txn.commit().unwrap();
+}
+
+fn version_in(directory: &Path) -> u32 {
+    let db = Database::open(directory.join(FILE_NAME)).unwrap();
+    let txn = db.begin_read().unwrap();
+    let version = txn.open_table(META).unwrap().get(VERSION_KEY).unwrap().unwrap();
+    decode(VERSION_KEY, version.value()).unwrap()
+}
+
+#[test]
+fn a_file_of_version_1_is_converted() {
+    // Written by the last build that had it.
+    let tables: serde_json::Value = serde_json::from_str(include_str!("version1.json")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    write_raw(directory.path(), &tables);
+    assert_eq!(version_in(directory.path()), 1);
+    let (store, desired) = open(directory.path()).unwrap();
+    assert_eq!(store.installation().id, "295727f44c5589f4");
+    let [app, web] = [&desired.networks["app"], &desired.networks["web"]];
+    assert_eq!(*app, Network { uid: app.uid.clone(), ..network("app", 1) });
+    assert!(!web.has_ipv6() && web.cursors6.is_empty());
+    assert_eq!(desired.sandboxes["s1"], sandbox("s1", "app"));
+    let s2 = &desired.sandboxes["s2"];
+    assert_eq!(s2.endpoints[0].wire.host_end(), Some("vswe-0123456789"));
+    assert_eq!(s2.endpoints[0].ipv6, None);
+    assert_eq!(s2.publishes[0].host_ip, Some([192, 0, 2, 7].into()));
+    let wan = &desired.uplinks["wan0"];
+    assert_eq!(wan.addresses, ["192.0.2.7/24".parse().unwrap()]);
+    assert_eq!((wan.gateway, wan.gateway6), (Some([192, 0, 2, 1].into()), None));
+    let route = &desired.routes[&"10.99.0.0/16".parse::<ipnet::IpNet>().unwrap()];
+    assert_eq!(route.via, IpAddr::from([192, 0, 2, 9]));
+    drop(store);
+    // From now on a daemon that does not know IPv6 refuses it, instead of losing what it cannot read.
+    assert_eq!(version_in(directory.path()), 2);
+    assert_eq!(open(directory.path()).unwrap().1, desired);
 }
 
 /// Changes what the file says about whose it is.
@@ -240,11 +302,11 @@ fn a_newer_version_is_refused_and_left_alone() {
     {
         let db = Database::create(&path).unwrap();
         let txn = db.begin_write().unwrap();
-        txn.open_table(META).unwrap().insert(VERSION_KEY, b"2".as_slice()).unwrap();
+        txn.open_table(META).unwrap().insert(VERSION_KEY, b"3".as_slice()).unwrap();
         txn.commit().unwrap();
     }
     let error = refused(directory.path(), &fs::read(&path).unwrap());
-    assert!(error.message.contains("has version 2, this vswitchd knows 1"), "{error}");
+    assert!(error.message.contains("has version 3, this vswitchd knows 2"), "{error}");
 }
 
 #[test]

@@ -6,13 +6,12 @@
 //! the others from it: it is marked as gone, and said in the log and in `status`.
 
 use super::endpoint::{inode_of, open_namespace};
-use super::network::{address_pools, host_device};
+use super::network::Pools;
 use super::sandbox::{clear_away, name_namespace};
 use super::warnings::Subject;
 use super::{Switch, Work};
 use crate::api::types::{NetworkCreate, UplinkAdd};
 use crate::error::{Error, Result};
-use crate::ipam::AddressPool;
 use crate::model::{Desired, Edit, Namespace, Network, Origin, Sandbox, Uplink};
 use crate::netns::{self, NETNS_DIR, Netns};
 use crate::place::{Found, Place};
@@ -90,7 +89,7 @@ impl Switch {
     /// Takes the host's leg over, or makes it anew.
     pub(super) async fn adopt_network(&self, network: &Network) -> Result<()> {
         self.host.restore_name(&network.host_device(), network.gateway_mac()).await?;
-        let (tap, found) = self.host.adopt(&host_device(network)).await?;
+        let (tap, found) = self.host.adopt(&self.host_leg(network)?).await?;
         if found == Found::Made {
             tracing::info!("network {:?}: made {} anew", network.name, network.host_device());
         }
@@ -245,16 +244,15 @@ fn same_uplink(request: &UplinkAdd, uplink: &Uplink) -> bool {
     request.mode == uplink.mode
         && request.addresses == uplink.addresses
         && request.gateway == uplink.gateway
+        && request.gateway6 == uplink.gateway6
         && request.nat_ports.iter().eq(uplink.nat_ports.iter())
 }
 
 /// The pools of a network with the addresses of its endpoints taken.
-pub(super) fn filled_pools(desired: &Desired, network: &Network) -> Vec<AddressPool> {
-    let mut pools = address_pools(network);
+pub(super) fn filled_pools(desired: &Desired, network: &Network) -> Pools {
+    let mut pools = Pools::of(network);
     for (sandbox, endpoint) in desired.endpoints_of(network.name.as_str()) {
-        let pool = pools.iter_mut().find(|p| p.plan().subnet.contains(&endpoint.ipv4));
-        let taken = pool.map(|pool| pool.allocate_this(endpoint.ipv4));
-        if let Some(Err(error)) = taken {
+        if let Err(error) = pools.take(endpoint) {
             tracing::warn!("sandbox {:?}: {error}", sandbox.name);
         }
     }

@@ -13,11 +13,11 @@ mod compare;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use self::compare::{Comparison, compare};
 use super::adopt::filled_pools;
-use super::network::shortened;
+use super::network::{shortened, subnet_views};
 use super::undo::Undo;
 use super::warnings::Subject;
 use super::{Switch, Work, next_number};
@@ -236,32 +236,32 @@ impl Switch {
         Ok(())
     }
 
-    /// By which endpoint and gateway each sandbox with endpoints gets out.
-    fn ways_out(&self) -> Vec<(Name, Option<(Endpoint, Ipv4Addr)>)> {
+    /// By which endpoint and gateway of each family each sandbox with endpoints gets out.
+    fn ways_out(&self) -> Vec<(Name, Vec<(Endpoint, IpAddr)>)> {
         let world = self.world();
         let sandboxes = world.desired.sandboxes.values().filter(|s| !s.endpoints.is_empty());
-        sandboxes.map(|s| (s.name.clone(), way_out(&world.desired, s))).collect()
+        sandboxes.map(|s| (s.name.clone(), ways_out(&world.desired, s))).collect()
     }
 
-    /// Moves default route and published ports of a sandbox if they lead by another network now.
+    /// Moves default routes and published ports of a sandbox if they lead by another network now.
     async fn move_way_out(
         &self,
         work: &mut Work,
         name: &Name,
-        was: Option<(Endpoint, Ipv4Addr)>,
+        was: Vec<(Endpoint, IpAddr)>,
     ) -> Result<()> {
         let sandbox = self.sandbox_record(name)?;
-        if way_out(&self.world().desired, &sandbox) == was {
+        let is = ways_out(&self.world().desired, &sandbox);
+        if is == was {
             return Ok(());
         }
         let place = self.enter(&sandbox)?;
         let sandbox = self.follow_names(work, &place, &sandbox).await?;
-        let left = was.and_then(|(endpoint, gateway)| {
-            let now = sandbox.endpoints.iter().find(|now| now.network == endpoint.network)?;
-            Some((now.ifname.clone(), gateway))
-        });
-        if let Some((ifname, gateway)) = left {
-            place.remove_default_route(&ifname, gateway).await?;
+        for (endpoint, gateway) in was.into_iter().filter(|way| !is.contains(way)) {
+            let now = sandbox.endpoints.iter().find(|now| now.network == endpoint.network);
+            if let Some(now) = now {
+                place.remove_default_route(&now.ifname, gateway).await?;
+            }
         }
         self.route_by_gateway(&place, &sandbox).await?;
         self.hold_publishes(work, &sandbox).await;
@@ -347,8 +347,8 @@ impl Switch {
             options: Default::default(),
             labels: Default::default(),
         };
-        let taken =
-            self.world().taken_prefixes().iter().any(|net| ipam::overlaps(*net, BRIDGE_SUBNET));
+        let mut taken = self.world().taken_prefixes().into_iter();
+        let taken = taken.any(|net| ipam::overlaps(net, BRIDGE_SUBNET));
         if taken {
             request.subnets.clear();
         }
@@ -365,13 +365,16 @@ impl Switch {
 
 /// Takes out of a comparison what those who are connected stand against.
 fn obstacles(desired: &Desired, network: &Network, comparison: &mut Comparison) {
+    let after = subnet_views(&comparison.after);
     let taken = desired.endpoints_of(network.name.as_str()).find_map(|(sandbox, endpoint)| {
-        let mut aux = comparison.after.subnets.iter().flat_map(|plan| &plan.aux_addresses);
-        let (name, address) = aux.find(|(_, address)| **address == endpoint.ipv4)?;
+        let own: Vec<IpAddr> = endpoint.addresses().iter().map(ipnet::IpNet::addr).collect();
+        let mut aux = after.iter().flat_map(|subnet| &subnet.aux_addresses);
+        let (name, address) = aux.find(|(_, address)| own.contains(address))?;
         Some(format!("aux_address {name}={address} (sandbox {:?} has it)", sandbox.name))
     });
     if let Some(reason) = taken {
         comparison.after.subnets.clone_from(&network.subnets);
+        comparison.after.subnets6.clone_from(&network.subnets6);
         comparison.cannot(&["aux_address", "ip_range"], reason);
     }
     if comparison.after.internal && !network.internal {
@@ -395,10 +398,9 @@ fn users_of(desired: &Desired, network: &Name) -> Vec<String> {
     desired.endpoints_of(network.as_str()).map(|(sandbox, _)| sandbox.name.to_string()).collect()
 }
 
-fn way_out(desired: &Desired, sandbox: &Sandbox) -> Option<(Endpoint, Ipv4Addr)> {
-    let endpoint = desired.gateway_endpoint(sandbox)?;
-    let network = desired.networks.get(&endpoint.network)?;
-    Some((endpoint.clone(), network.subnet_of(endpoint.ipv4)?.gateway))
+fn ways_out(desired: &Desired, sandbox: &Sandbox) -> Vec<(Endpoint, IpAddr)> {
+    let ways = desired.ways_out(sandbox).into_iter();
+    ways.map(|(endpoint, gateway)| (endpoint.clone(), gateway)).collect()
 }
 
 /// A device with another MTU was set by somebody, and one that is gone is made with the new one.

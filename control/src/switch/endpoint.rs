@@ -1,16 +1,17 @@
 //! Endpoints: connecting a sandbox to a network and back.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use dataplane::io::Port;
 use dataplane::packet::types::Mac;
-use ipnet::Ipv4Net;
+use ipnet::Ipv6Net;
 use nix::sys::stat::fstat;
 
 use super::network::unknown as unknown_network;
 use super::sandbox::{clear_away, first_error, unknown as unknown_sandbox};
 use super::undo::{Done, Undo};
+use super::warnings::Subject;
 use super::{Switch, Work, random_hex};
 use crate::api::types::{self, ConnectRequest, MacAddr};
 use crate::check;
@@ -19,7 +20,7 @@ use crate::ipam;
 use crate::model::{Edit, Endpoint, Intent, Namespace, Network, Sandbox, Wire};
 use crate::name::Name;
 use crate::netlink::IfExists;
-use crate::netns::{Netns, NetnsError};
+use crate::netns::{Netns, NetnsError, kernel_without_ipv6};
 use crate::options::{LinkKind, NetworkOptions};
 use crate::place::{DeviceSpec, Found, Place};
 
@@ -32,6 +33,8 @@ const HOST_END_DIGITS: usize = 10;
 pub(super) struct Wanted {
     /// This address; `None`: the next free one.
     pub(super) ip: Option<Ipv4Addr>,
+    /// The same of IPv6.
+    pub(super) ip6: Option<Ipv6Addr>,
     /// This MAC; `None`: made from the address.
     pub(super) mac: Option<MacAddr>,
     /// Further names.
@@ -53,8 +56,8 @@ impl Switch {
         let name = request.sandbox.clone();
         let wrap = |error: Error| error.context(format!("sandbox {name:?}"));
         check::connect(network, &request)?;
-        let ConnectRequest { ip, mac, aliases, options, .. } = request;
-        let wanted = Wanted { ip, mac, aliases, options };
+        let ConnectRequest { ip, ip6, mac, aliases, options, .. } = request;
+        let wanted = Wanted { ip, ip6, mac, aliases, options };
         let mut work = self.work.lock().await;
         let sandbox = self.sandbox_record(&name)?;
         let mut undo = Undo::default();
@@ -88,7 +91,9 @@ impl Switch {
         let place = self.enter(sandbox)?;
         let sandbox = &self.follow_names(work, &place, sandbox).await?;
         let mut names = interface_names(&place).await?;
-        let endpoint = self.plan_endpoint(work, &record, wanted, &mut names, undo)?;
+        let without = place.netns.without_ipv6().failed("look for IPv6")?;
+        let endpoint =
+            self.plan_endpoint(work, (&sandbox.name, without), &record, wanted, &mut names, undo)?;
         let intent = self.announce(
             work,
             Intent::Endpoints {
@@ -197,10 +202,12 @@ impl Switch {
         first_error(cleared, routed)
     }
 
-    /// Chooses address, MAC and interface name. The name is added to `names`.
+    /// Chooses addresses, MAC and interface name, for a sandbox and why it is without IPv6, if it
+    /// is. The name is added to `names`.
     pub(super) fn plan_endpoint(
         &self,
         work: &mut Work,
+        sandbox: (&Name, Option<&str>),
         network: &Network,
         wanted: &Wanted,
         names: &mut HashSet<String>,
@@ -208,7 +215,11 @@ impl Switch {
     ) -> Result<Endpoint> {
         let options = NetworkOptions::parse(types::Driver::Bridge, &network.options)?;
         let address = work.allocate(network, wanted.ip)?;
-        undo.push(Done::Address(network.name.clone(), address));
+        undo.push(Done::Address(network.name.clone(), address.into()));
+        let ipv6 = self.plan_ipv6(work, sandbox, network, wanted.ip6)?;
+        if let Some(own) = ipv6 {
+            undo.push(Done::Address(network.name.clone(), own.addr().into()));
+        }
         let mac = wanted.mac.map_or_else(|| ipam::mac_for(address), |mac| mac.0);
         self.check_mac(network, mac)?;
         let ifname = (0..=u16::MAX)
@@ -227,10 +238,43 @@ impl Switch {
             mac: mac.into(),
             ipv4: address,
             prefix_len,
+            ipv6,
             aliases: wanted.aliases.clone(),
             wire,
             options: wanted.options.clone(),
         })
+    }
+
+    /// An IPv6 address, if network and namespace have IPv6.
+    fn plan_ipv6(
+        &self,
+        work: &mut Work,
+        (sandbox, without): (&Name, Option<&str>),
+        network: &Network,
+        wanted: Option<Ipv6Addr>,
+    ) -> Result<Option<Ipv6Net>> {
+        match (network.has_ipv6(), without, wanted) {
+            (false, _, None) => Ok(None),
+            (false, _, Some(address)) => Err(Error::invalid(format!(
+                "address {address}: network {:?} has no IPv6; leave --ip6 out, or create the \
+                 network with --ipv6",
+                network.name
+            ))),
+            (true, None, wanted) => work.allocate6(network, wanted).map(Some),
+            (true, Some(reason), Some(address)) => Err(Error::conflict(format!(
+                "address {address}: its namespace has no IPv6, {reason}; leave --ip6 out"
+            ))),
+            (true, Some(reason), None) => {
+                let network = &network.name;
+                self.warn(
+                    Subject::InSandbox(sandbox.clone()),
+                    format!(
+                        "sandbox {sandbox:?}: has no IPv6 address in network {network:?}: {reason}"
+                    ),
+                );
+                Ok(None)
+            }
+        }
     }
 
     fn check_mac(&self, network: &Network, mac: Mac) -> Result<()> {
@@ -318,29 +362,31 @@ impl Switch {
         }
     }
 
-    /// Makes the default route of a namespace lead by the endpoint that should have it, unless
-    /// there is one: an adopted namespace may have its own.
+    /// Makes the default routes of a namespace, one for each family, lead by the endpoint that
+    /// should have it, unless there is one: an adopted namespace may have its own.
     pub(super) async fn route_by_gateway(&self, place: &Place, sandbox: &Sandbox) -> Result<()> {
-        let route = {
+        let ways: Vec<(String, IpAddr)> = {
             let world = self.world();
-            world.desired.gateway_endpoint(sandbox).and_then(|endpoint| {
-                let network = world.desired.networks.get(&endpoint.network)?;
-                let plan = network.subnet_of(endpoint.ipv4)?;
-                Some((endpoint.ifname.clone(), plan.gateway))
-            })
+            let ways = world.desired.ways_out(sandbox).into_iter();
+            ways.map(|(endpoint, gateway)| (endpoint.ifname.clone(), gateway)).collect()
         };
-        let Some((ifname, gateway)) = route else { return Ok(()) };
-        let existing = place.netlink.default_route().await.failed("read the default route")?;
-        if existing.is_some() {
-            return Ok(());
+        // After a boot without IPv6 there may be addresses in the records that no device has.
+        let possible = |gateway: &IpAddr| gateway.is_ipv4() || kernel_without_ipv6().is_none();
+        for (ifname, gateway) in ways.into_iter().filter(|(_, gateway)| possible(gateway)) {
+            let existing = place.netlink.default_route_to(gateway).await;
+            if existing.failed("read the default route")?.is_none() {
+                place.set_default_route(&ifname, gateway, IfExists::Fail).await?;
+            }
         }
-        place.set_default_route(&ifname, gateway, IfExists::Fail).await
+        Ok(())
     }
 
     /// Gives back what an endpoint held beside its device.
     pub(super) fn let_go(&self, work: &mut Work, sandbox: &Name, endpoint: &Endpoint) {
-        work.release(&endpoint.network, endpoint.ipv4);
-        tracing::debug!("sandbox {sandbox:?}: {} given back", endpoint.ipv4);
+        for own in endpoint.addresses() {
+            work.release(&endpoint.network, own.addr());
+            tracing::debug!("sandbox {sandbox:?}: {} given back", own.addr());
+        }
     }
 
     /// Opens the namespace of a sandbox.
@@ -383,7 +429,7 @@ pub(super) fn endpoint_device(network: &Network, endpoint: &Endpoint) -> DeviceS
         ifname: endpoint.ifname.clone(),
         mac: endpoint.mac.0,
         mtu: network.mtu,
-        addresses: Ipv4Net::new(endpoint.ipv4, endpoint.prefix_len).into_iter().collect(),
+        addresses: endpoint.addresses(),
     }
 }
 

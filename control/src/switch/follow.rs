@@ -336,6 +336,7 @@ mod tests {
             mac: mac(last).into(),
             ipv4: [10, 0, 0, last].into(),
             prefix_len: 24,
+            ipv6: None,
             aliases: Vec::new(),
             wire: Wire::Tap,
             options: Default::default(),

@@ -1,17 +1,19 @@
 //! Networks: create, remove, prune.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::undo::{Done, Undo};
+use super::warnings::Subject;
 use super::{Switch, Work, World, next_number, random_hex, since_epoch};
 use crate::api::types::{self, Driver, NetworkCreate, Pruned};
 use crate::check;
-use crate::error::{Error, Result};
-use crate::ipam::{self, AddressPool, IpamError, SubnetPlan};
-use crate::model::{BRIDGE_NETWORK, Edit, Intent, Network, Origin, is_unswitched};
+use crate::config::Pool;
+use crate::error::{Error, Result, ResultExt};
+use crate::ipam::{self, AddressPool, IpamError, Prefix, SubnetPlan};
+use crate::model::{BRIDGE_NETWORK, Edit, Endpoint, Intent, Network, Origin, is_unswitched};
 use crate::name::Name;
 use crate::options;
 use crate::place::DeviceSpec;
@@ -57,7 +59,7 @@ impl Switch {
         }
         let asked = check::network(request)?;
         self.refresh_host().await?;
-        let mut network = self.plan_network(request, asked.mtu).map_err(wrap)?;
+        let mut network = self.plan_network(work, request, asked.mtu).map_err(wrap)?;
         network.origin = origin;
         let mut undo = Undo::default();
         match self.build_network(work, &network, &mut undo).await {
@@ -72,18 +74,22 @@ impl Switch {
         }
     }
 
-    fn plan_network(&self, request: &NetworkCreate, mtu: Option<u16>) -> Result<Network> {
+    fn plan_network(
+        &self,
+        work: &Work,
+        request: &NetworkCreate,
+        mtu: Option<u16>,
+    ) -> Result<Network> {
         let world = self.world();
-        let subnets = if request.subnets.is_empty() {
-            let taken = world.taken_prefixes();
-            vec![SubnetPlan::new(
-                ipam::next_subnet(&self.settings.pools, &taken)?,
-                None,
-                None,
-                BTreeMap::new(),
-            )?]
+        let mtu = mtu.unwrap_or(self.settings.mtu);
+        if request.wants_ipv6() && mtu < check::MIN_MTU_WITH_IPV6 {
+            return Err(check::short_for_ipv6());
+        }
+        let subnets = world.plan_subnets(&request.subnets, &self.settings.pools)?;
+        let subnets6 = if request.wants_ipv6() {
+            world.plan_subnets(&request.subnets, &self.pools6(work))?
         } else {
-            request.subnets.iter().map(|subnet| world.plan_subnet(subnet)).collect::<Result<_>>()?
+            Vec::new()
         };
         let used = |id| world.desired.networks.values().any(|network| network.id == id);
         Ok(Network {
@@ -92,13 +98,24 @@ impl Switch {
             name: request.name.clone(),
             cursors: vec![0; subnets.len()],
             subnets,
+            cursors6: vec![Ipv6Addr::UNSPECIFIED; subnets6.len()],
+            subnets6,
             internal: request.internal,
             options: options::canonical(Driver::Bridge, &request.options)?,
             labels: request.labels.clone(),
-            mtu: mtu.unwrap_or(self.settings.mtu),
+            mtu,
             created: since_epoch().as_secs(),
             origin: Origin::User,
         })
+    }
+
+    /// Where IPv6 subnets come from that nobody named.
+    fn pools6(&self, work: &Work) -> Vec<Pool<Ipv6Net>> {
+        if self.settings.pools6.is_empty() {
+            vec![ipam::local_pool(&work.store.installation().id)]
+        } else {
+            self.settings.pools6.clone()
+        }
     }
 
     pub(super) async fn build_network(
@@ -110,7 +127,7 @@ impl Switch {
         let ifname = network.host_device();
         let intent = self.announce(work, Intent::HostDevice { ifname: ifname.clone() })?;
         undo.push(Done::Intent(intent));
-        let tap = self.host.make(&host_device(network)).await?;
+        let tap = self.host.make(&self.host_leg(network)?).await?;
         undo.push(Done::HostDevice(ifname.clone()));
         self.host.mark(&ifname).await?;
         let port = self.attach(Box::new(tap))?;
@@ -126,8 +143,27 @@ impl Switch {
             undo,
         )?;
         self.world_mut().attached.hosts.insert(network.name.clone(), port);
-        work.pools.insert(network.name.clone(), address_pools(network));
+        work.pools.insert(network.name.clone(), Pools::of(network));
         self.publish()
+    }
+
+    /// The host's leg of a network, as the host may have it.
+    pub(super) fn host_leg(&self, network: &Network) -> Result<DeviceSpec> {
+        let mut spec = host_device(network);
+        let about = |subject: &Subject| *subject == Subject::HostIpv6(network.name.clone());
+        self.forget_warnings(about);
+        if !network.has_ipv6() {
+            return Ok(spec);
+        }
+        if let Some(reason) = self.host.netns.without_ipv6().failed("look for IPv6")? {
+            spec.addresses.retain(|net| net.addr().is_ipv4());
+            let name = &network.name;
+            self.warn(
+                Subject::HostIpv6(name.clone()),
+                format!("network {name:?}: the host has no IPv6 address in it: {reason}"),
+            );
+        }
+        Ok(spec)
     }
 
     /// Removes a network that nobody is connected to.
@@ -216,21 +252,36 @@ impl Switch {
 }
 
 impl World {
-    /// Prefixes that an automatic subnet must not overlap.
-    pub(super) fn taken_prefixes(&self) -> Vec<Ipv4Net> {
-        let networks =
-            self.desired.networks.values().flat_map(|n| n.subnets.iter().map(|plan| plan.subnet));
+    /// Prefixes of a family that an automatic subnet must not overlap.
+    pub(super) fn taken_prefixes<N: Prefix>(&self) -> Vec<N> {
+        let networks = self.desired.networks.values().flat_map(Network::prefixes);
         let uplinks =
-            self.desired.uplinks.values().flat_map(|u| u.addresses.iter().map(Ipv4Net::trunc));
+            self.desired.uplinks.values().flat_map(|u| u.addresses.iter().map(IpNet::trunc));
         let routes = self.desired.routes.keys().filter(|net| net.prefix_len() > 0).copied();
-        networks.chain(uplinks).chain(routes).chain(self.host.prefixes()).collect()
+        let taken = networks.chain(uplinks).chain(routes).chain(self.host.prefixes());
+        taken.filter_map(N::of).collect()
+    }
+
+    /// The subnets of a family: those that the user named, or the next free one of the pools.
+    fn plan_subnets<N: Prefix>(
+        &self,
+        wanted: &[types::Subnet],
+        pools: &[Pool<N>],
+    ) -> Result<Vec<SubnetPlan<N>>> {
+        let named: Vec<&types::Subnet> =
+            wanted.iter().filter(|subnet| N::of(subnet.subnet).is_some()).collect();
+        if !named.is_empty() {
+            return named.into_iter().map(|subnet| self.plan_subnet(subnet)).collect();
+        }
+        let next = ipam::next_subnet(pools, &self.taken_prefixes())?;
+        Ok(vec![SubnetPlan::new(next, None, None, BTreeMap::new())?])
     }
 
     /// Checks a subnet that the user named against what is there.
-    fn plan_subnet(&self, wanted: &types::Subnet) -> Result<SubnetPlan> {
-        let subnet = check::ipv4_net(&wanted.subnet)?;
+    fn plan_subnet<N: Prefix>(&self, wanted: &types::Subnet) -> Result<SubnetPlan<N>> {
+        let subnet = wanted.subnet;
         for other in self.desired.networks.values() {
-            if other.subnets.iter().any(|plan| ipam::overlaps(plan.subnet, subnet)) {
+            if other.prefixes().any(|prefix| check::overlap(&prefix, &subnet)) {
                 return Err(Error::conflict(format!(
                     "subnet {subnet} overlaps network {:?}",
                     other.name
@@ -241,9 +292,8 @@ impl World {
         // route or an address of the host would cut the host off.
         let swallowed = self
             .host
-            .addresses
-            .iter()
-            .map(|(link, net)| (self.host.link_by_index(*link).map_or("?", |l| &l.name), *net))
+            .nets()
+            .map(|(link, net)| (self.host.link_by_index(link).map_or("?", |l| &l.name), net))
             .chain(
                 self.desired
                     .uplinks
@@ -256,10 +306,8 @@ impl World {
                 "subnet {subnet} overlaps {net} of the host's interface {interface:?}"
             )));
         }
-        let routed = self.host.routes.iter().find_map(|route| match route.destination {
-            IpNet::V4(net) if net.prefix_len() > 0 && subnet.contains(&net) => Some(net),
-            _ => None,
-        });
+        let routed = self.host.routes.iter().map(|route| route.destination);
+        let routed = routed.filter(|net| net.prefix_len() > 0).find(|net| subnet.contains(net));
         if let Some(net) = routed {
             return Err(Error::conflict(format!(
                 "subnet {subnet} overlaps the host's route to {net}; choose another"
@@ -270,61 +318,126 @@ impl World {
 }
 
 /// A subnet as asked for, with the gateway filled in.
-pub(super) fn plan_of(wanted: &types::Subnet) -> Result<SubnetPlan> {
-    let subnet = check::ipv4_net(&wanted.subnet)?;
-    let ip_range = wanted.ip_range.as_ref().map(check::ipv4_net).transpose()?;
+pub(super) fn plan_of<N: Prefix>(wanted: &types::Subnet) -> Result<SubnetPlan<N>> {
+    let alien = |what: String| Error::invalid(format!("{what}: is of the other family"));
+    let net = |net: IpNet| N::of(net).ok_or_else(|| alien(net.to_string()));
+    let address = |ip: IpAddr| N::address_of(ip).ok_or_else(|| alien(ip.to_string()));
+    let ip_range = wanted.ip_range.map(net).transpose()?;
     let mut aux = BTreeMap::new();
-    for (name, address) in &wanted.aux_addresses {
-        aux.insert(name.clone(), ipv4(*address)?);
+    for (name, ip) in &wanted.aux_addresses {
+        aux.insert(name.clone(), address(*ip)?);
     }
-    let gateway = wanted.gateway.map(ipv4).transpose()?;
-    Ok(SubnetPlan::new(subnet, gateway, ip_range, aux)?)
+    let gateway = wanted.gateway.map(address).transpose()?;
+    Ok(SubnetPlan::new(net(wanted.subnet)?, gateway, ip_range, aux)?)
+}
+
+/// The address pools of a network, one for each subnet.
+#[derive(Debug, Default)]
+pub(super) struct Pools {
+    v4: Vec<AddressPool>,
+    v6: Vec<AddressPool<Ipv6Net>>,
+}
+
+impl Pools {
+    /// All addresses free.
+    pub(super) fn of(network: &Network) -> Self {
+        let cursors = network.cursors.iter().map(|cursor| u128::from(*cursor));
+        let cursors6 = network.cursors6.iter().map(|cursor| cursor.to_bits());
+        Self { v4: pools_of(&network.subnets, cursors), v6: pools_of(&network.subnets6, cursors6) }
+    }
+
+    /// Takes what an endpoint has.
+    ///
+    /// # Errors
+    /// When it is not free. What can be taken is.
+    pub(super) fn take(&mut self, endpoint: &Endpoint) -> std::result::Result<(), IpamError> {
+        let v4 = take_one(&mut self.v4, endpoint.ipv4);
+        let v6 = endpoint.ipv6.map_or(Ok(()), |own| take_one(&mut self.v6, own.addr()));
+        v4.and(v6)
+    }
+}
+
+fn pools_of<N: Prefix>(
+    plans: &[SubnetPlan<N>],
+    cursors: impl Iterator<Item = u128>,
+) -> Vec<AddressPool<N>> {
+    let cursors = cursors.chain(std::iter::repeat(0));
+    plans.iter().zip(cursors).map(|(plan, at)| AddressPool::new(plan.clone(), at)).collect()
+}
+
+fn take_one<N: Prefix>(
+    pools: &mut [AddressPool<N>],
+    address: N::Address,
+) -> std::result::Result<(), IpamError> {
+    let pool = pools.iter_mut().find(|pool| pool.plan().subnet.has(address));
+    pool.map_or(Ok(()), |pool| pool.allocate_this(address))
+}
+
+/// This address, or the next free one of the first subnet that has any.
+fn take_any<N: Prefix>(
+    pools: &mut [AddressPool<N>],
+    wanted: Option<N::Address>,
+) -> Result<N::Address> {
+    if let Some(address) = wanted {
+        let pool = pools.iter_mut().find(|pool| pool.plan().subnet.has(address));
+        let pool = pool
+            .ok_or_else(|| Error::invalid(format!("address {address} lies in no subnet of it")))?;
+        pool.allocate_this(address)?;
+        return Ok(address);
+    }
+    let mut exhausted = Error::conflict("no subnet");
+    for pool in pools {
+        match pool.allocate() {
+            Ok(address) => return Ok(address),
+            Err(error) => exhausted = error.into(),
+        }
+    }
+    Err(exhausted)
 }
 
 impl Work {
-    /// Takes an address of a network: this one, or the next free one of the first subnet that has
-    /// any.
+    fn pools(&mut self, network: &Network) -> &mut Pools {
+        self.pools.entry(network.name.clone()).or_insert_with(|| Pools::of(network))
+    }
+
+    /// Takes an address of a network: this one, or the next free one.
     pub(super) fn allocate(
         &mut self,
         network: &Network,
         wanted: Option<Ipv4Addr>,
     ) -> Result<Ipv4Addr> {
-        let pools =
-            self.pools.entry(network.name.clone()).or_insert_with(|| address_pools(network));
-        if let Some(address) = wanted {
-            let pool = pools.iter_mut().find(|pool| pool.plan().subnet.contains(&address));
-            let pool = pool.ok_or_else(|| {
-                Error::invalid(format!(
-                    "address {address} lies in no subnet of network {:?}",
-                    network.name
-                ))
-            })?;
-            pool.allocate_this(address).map_err(|error| {
-                Error::from(error).context(format!("network {:?}", network.name))
-            })?;
-            return Ok(address);
-        }
-        let mut exhausted = Error::conflict("no subnet");
-        for pool in pools {
-            match pool.allocate() {
-                Ok(address) => return Ok(address),
-                Err(error) => exhausted = error.into(),
-            }
-        }
-        Err(exhausted.context(format!("network {:?}", network.name)))
+        let taken = take_any(&mut self.pools(network).v4, wanted);
+        taken.map_err(|error| error.context(format!("network {:?}", network.name)))
+    }
+
+    /// The same of IPv6, with the length of its subnet's prefix.
+    pub(super) fn allocate6(
+        &mut self,
+        network: &Network,
+        wanted: Option<Ipv6Addr>,
+    ) -> Result<Ipv6Net> {
+        let taken = take_any(&mut self.pools(network).v6, wanted);
+        let taken = taken.map_err(|error| error.context(format!("network {:?}", network.name)))?;
+        let plan = network.subnet6_of(taken);
+        let own = plan.and_then(|plan| Ipv6Net::new(taken, plan.subnet.prefix_len()).ok());
+        Ok(own.unwrap_or(Ipv6Net::from(taken)))
     }
 
     /// Gives an address back.
-    pub(super) fn release(&mut self, network: &Name, address: Ipv4Addr) {
-        for pool in self.pools.get_mut(network).into_iter().flatten() {
-            pool.release(address);
-        }
+    pub(super) fn release(&mut self, network: &Name, address: IpAddr) {
+        let Some(pools) = self.pools.get_mut(network) else { return };
+        match address {
+            IpAddr::V4(v4) => pools.v4.iter_mut().any(|pool| pool.release(v4)),
+            IpAddr::V6(v6) => pools.v6.iter_mut().any(|pool| pool.release(v6)),
+        };
     }
 
     /// Takes an allocation back that came to nothing.
-    pub(super) fn retract(&mut self, network: &Name, address: Ipv4Addr) {
-        for pool in self.pools.get_mut(network).into_iter().flatten() {
-            pool.retract(address);
+    pub(super) fn retract(&mut self, network: &Name, address: IpAddr) {
+        let Some(pools) = self.pools.get_mut(network) else { return };
+        match address {
+            IpAddr::V4(v4) => pools.v4.iter_mut().for_each(|pool| pool.retract(v4)),
+            IpAddr::V6(v6) => pools.v6.iter_mut().for_each(|pool| pool.retract(v6)),
         }
     }
 
@@ -332,34 +445,24 @@ impl Work {
     pub(super) fn with_cursors(&self, network: &Network) -> Network {
         let mut network = network.clone();
         if let Some(pools) = self.pools.get(&network.name) {
-            network.cursors = pools.iter().map(AddressPool::cursor).collect();
+            let v4 = |pool: &AddressPool| u32::from(Ipv4Net::address(pool.cursor()));
+            network.cursors = pools.v4.iter().map(v4).collect();
+            let v6 = |pool: &AddressPool<Ipv6Net>| Ipv6Net::address(pool.cursor());
+            network.cursors6 = pools.v6.iter().map(v6).collect();
         }
         network
     }
 }
 
-/// The pools of a network, all addresses free.
-pub(super) fn address_pools(network: &Network) -> Vec<AddressPool> {
-    network
-        .subnets
-        .iter()
-        .enumerate()
-        .map(|(at, plan)| {
-            AddressPool::new(plan.clone(), network.cursors.get(at).copied().unwrap_or(0))
-        })
-        .collect()
-}
-
 /// The host's leg: it carries the gateway addresses in the host's own stack.
-pub(super) fn host_device(network: &Network) -> DeviceSpec {
+fn host_device(network: &Network) -> DeviceSpec {
     DeviceSpec {
         ifname: network.host_device(),
         mac: network.gateway_mac(),
         mtu: network.mtu,
         addresses: network
-            .subnets
-            .iter()
-            .filter_map(|plan| Ipv4Net::new(plan.gateway, plan.subnet.prefix_len()).ok())
+            .gateways()
+            .filter_map(|(subnet, gateway)| IpNet::new(gateway, subnet.prefix_len()).ok())
             .collect(),
     }
 }
@@ -373,13 +476,6 @@ pub(super) fn unknown(name: &Name) -> Error {
     Error::not_found(format!("network {name:?}: no such network; see `vswitchctl network ls`"))
 }
 
-fn ipv4(address: IpAddr) -> Result<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(_) => Err(Error::invalid(format!("address {address}: IPv6 is not built yet"))),
-    }
-}
-
 /// The first few of a list, for a message.
 pub(super) fn shortened(names: &[String]) -> String {
     /// More would hide what the message says.
@@ -391,16 +487,19 @@ pub(super) fn shortened(names: &[String]) -> String {
     }
 }
 
+/// A network's subnets as the API shows them, those of IPv4 first.
+pub(super) fn subnet_views(network: &Network) -> Vec<types::Subnet> {
+    let v4 = network.subnets.iter().map(subnet_view);
+    v4.chain(network.subnets6.iter().map(subnet_view)).collect()
+}
+
 /// The subnet as the API shows it.
-pub(super) fn subnet_view(plan: &SubnetPlan) -> types::Subnet {
+pub(super) fn subnet_view<N: Prefix>(plan: &SubnetPlan<N>) -> types::Subnet {
+    let aux = plan.aux_addresses.iter();
     types::Subnet {
-        subnet: IpNet::V4(plan.subnet),
-        gateway: Some(IpAddr::V4(plan.gateway)),
-        ip_range: plan.ip_range.map(IpNet::V4),
-        aux_addresses: plan
-            .aux_addresses
-            .iter()
-            .map(|(name, address)| (name.clone(), IpAddr::V4(*address)))
-            .collect(),
+        subnet: plan.subnet.into(),
+        gateway: Some(plan.gateway.into()),
+        ip_range: plan.ip_range.map(Into::into),
+        aux_addresses: aux.map(|(name, address)| (name.clone(), (*address).into())).collect(),
     }
 }

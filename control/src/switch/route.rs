@@ -1,6 +1,6 @@
 //! Static routes.
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use super::Switch;
 use super::undo::Undo;
@@ -8,7 +8,6 @@ use crate::api::types::{self, RouteAdd};
 use crate::check;
 use crate::compile::uplink_reaching;
 use crate::error::{Error, Result};
-use crate::ipam;
 use crate::model::{Edit, Route};
 
 impl Switch {
@@ -27,10 +26,9 @@ impl Switch {
             return Err(wrap(error));
         }
         drop(work);
-        let destination = IpNet::V4(request.destination);
         self.routes()
             .into_iter()
-            .find(|route| IpNet::V4(route.destination) == destination)
+            .find(|route| route.destination == request.destination)
             .ok_or_else(|| wrap(Error::failed("has no uplink that is up")))
     }
 
@@ -48,7 +46,7 @@ impl Switch {
             return Err(Error::conflict("exists already; remove it first"));
         }
         let inside = world.desired.networks.values().find(|network| {
-            network.subnets.iter().any(|plan| ipam::overlaps(plan.subnet, destination))
+            network.prefixes().any(|prefix| check::overlap(&prefix, &destination))
                 && destination.prefix_len() > 0
         });
         if let Some(network) = inside {
@@ -64,11 +62,8 @@ impl Switch {
                 ))
             })?,
         };
-        let on_link = world
-            .attached
-            .uplinks
-            .get(&interface)
-            .is_none_or(|state| state.addresses.iter().any(|net| net.contains(&request.via)));
+        let on_link =
+            world.attached.uplinks.get(&interface).is_none_or(|state| state.reaches(request.via));
         if !on_link {
             return Err(Error::invalid(format!(
                 "next hop {} is not on the wire of uplink {interface:?}",
@@ -82,7 +77,7 @@ impl Switch {
     ///
     /// # Errors
     /// When there is none.
-    pub async fn remove_route(&self, destination: Ipv4Net) -> Result<()> {
+    pub async fn remove_route(&self, destination: IpNet) -> Result<()> {
         let mut work = self.work.lock().await;
         if !self.world().desired.routes.contains_key(&destination) {
             return Err(Error::not_found(format!(

@@ -88,9 +88,13 @@ impl Switch {
             .as_ref()
             .map(|reference| open_adopted(reference, &self.host.netns))
             .transpose()?;
-        let mut ifnames = match &adopted {
-            Some((_, place)) => interface_names(place).await?,
-            None => HashSet::new(),
+        let (mut ifnames, without) = match &adopted {
+            Some((_, place)) => {
+                let without = place.netns.without_ipv6().failed("look for IPv6")?;
+                (interface_names(place).await?, without)
+            }
+            // Made as if nobody had set anything.
+            None => (HashSet::new(), netns::kernel_without_ipv6()),
         };
         let mut endpoints: Vec<Endpoint> = Vec::with_capacity(networks.len());
         for (at, network) in networks.iter().enumerate() {
@@ -98,11 +102,15 @@ impl Switch {
             // all.
             let wanted = Wanted {
                 ip: request.ip.filter(|_| at == 0),
+                ip6: request.ip6.filter(|_| at == 0),
                 mac: request.mac.filter(|_| at == 0),
                 aliases: request.aliases.clone(),
                 options: if at == 0 { request.options.clone() } else { BTreeMap::new() },
             };
-            endpoints.push(self.plan_endpoint(work, network, &wanted, &mut ifnames, undo)?);
+            let sandbox = (&request.name, without);
+            let endpoint =
+                self.plan_endpoint(work, sandbox, network, &wanted, &mut ifnames, undo)?;
+            endpoints.push(endpoint);
         }
         let sandbox = Sandbox {
             name: request.name.clone(),

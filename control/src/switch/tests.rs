@@ -88,6 +88,7 @@ impl Host {
         let host = Place::open(Netns::current().unwrap()).unwrap();
         let settings = Settings {
             pools: config.defaults.pools,
+            pools6: Vec::new(),
             mtu: 1500,
             link: LinkKind::Tap,
             tuning: Tuning::default(),
@@ -376,7 +377,7 @@ fn a_shared_uplink_follows_its_interface_and_leaves_no_trace() {
         let address = |text: &str| text.parse().unwrap();
         let fail = crate::netlink::IfExists::Fail;
         place.netlink.add_address(wan, address("192.0.2.2/24"), fail).await.unwrap();
-        let route = crate::netlink::RouteSpec::default_via([192, 0, 2, 1].into(), wan);
+        let route = crate::netlink::RouteSpec::default_via([192, 0, 2, 1], wan);
         place.netlink.add_route(&route, fail).await.unwrap();
 
         // Nobody named an uplink: that of the default route.

@@ -1,6 +1,6 @@
 //! Taking back what a change did before it failed.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use dataplane::packet::types::PortId;
 
@@ -17,7 +17,7 @@ use crate::place::Place;
 #[derive(Debug)]
 pub(super) enum Done {
     /// An address was given out.
-    Address(Name, Ipv4Addr),
+    Address(Name, IpAddr),
     /// A device was made in the host's namespace.
     HostDevice(String),
     /// Work was announced.

@@ -12,20 +12,20 @@ use dataplane::io::IoBackend;
 use dataplane::io::packet_socket::{DEFAULT_SLOTS, PacketOptions, PacketSocket, Receive};
 use dataplane::io::steer::MAX_ADDRESSES;
 use dataplane::packet::types::{Mac, PortId};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::undo::{Done, Undo};
 use super::warnings::Subject;
 use super::{Switch, Work, World, next_number};
 use crate::api::types::{self, UplinkAdd, UplinkMode};
 use crate::check;
-use crate::compile::UplinkState;
+use crate::compile::{UplinkIpv6, UplinkState};
 use crate::error::{Error, Result, ResultExt};
 use crate::host::HostFacts;
-use crate::ipam;
 use crate::model::{Counters, Edit, Origin, Uplink};
 use crate::netlink::sockets::HostPorts;
 use crate::publish::PortRange;
+use crate::state::number_for;
 
 mod follow;
 pub(super) mod steering;
@@ -38,6 +38,11 @@ const DEDICATED_PORTS: (u16, u16) = (1024, 65_535);
 
 /// A shared uplink leaves the ports below to services that the host may start later.
 const LOWEST_SHARED_PORT: u16 = 16_384;
+
+/// Whether the steering of shared uplinks ([`dataplane::io::steer`]) knows IPv6. As long as it does
+/// not, answers to what we send would go to the host's stack, which refuses them: sandboxes are
+/// better told at once that there is no way.
+const STEERS_IPV6: bool = false;
 
 impl Switch {
     /// Adds a way out.
@@ -99,7 +104,11 @@ impl Switch {
         if link.loopback || !link.ethernet || own_leg {
             return Err(Error::invalid("is not an Ethernet interface with a way out"));
         }
-        let on_link = world.host.addresses_of(link.index);
+        let on_link: Vec<IpNet> = world
+            .host
+            .nets()
+            .filter_map(|(index, net)| (index == link.index).then_some(net))
+            .collect();
         match request.mode {
             UplinkMode::Shared => {
                 let foreign = request.addresses.iter().find(|net| !on_link.contains(net));
@@ -124,6 +133,7 @@ impl Switch {
             origin,
             addresses: request.addresses.clone(),
             gateway: request.gateway,
+            gateway6: request.gateway6,
             nat_ports: request.nat_ports.into_iter().collect(),
             made_qdisc: false,
         })
@@ -295,7 +305,7 @@ impl Switch {
     }
 }
 
-fn check_dedicated(world: &super::World, net: &Ipv4Net) -> Result<()> {
+fn check_dedicated(world: &super::World, net: &IpNet) -> Result<()> {
     if let Some(link) = world.host.link_with(net.addr()) {
         return Err(Error::conflict(format!(
             "address {} is the host's own on interface {:?}; give another, or --mode shared",
@@ -303,9 +313,8 @@ fn check_dedicated(world: &super::World, net: &Ipv4Net) -> Result<()> {
             link.name
         )));
     }
-    let network = world.desired.networks.values().find(|network| {
-        network.subnets.iter().any(|plan| ipam::overlaps(plan.subnet, net.trunc()))
-    });
+    let mut networks = world.desired.networks.values();
+    let network = networks.find(|network| network.prefixes().any(|own| check::overlap(&own, net)));
     match network {
         Some(network) => {
             Err(Error::conflict(format!("address {net} overlaps network {:?}", network.name)))
@@ -324,11 +333,12 @@ fn uplink_state(
 ) -> Option<UplinkState> {
     let link = host.link(&uplink.interface)?;
     let range = |(first, last): (u16, u16)| PortRange::new(first, last);
-    let (mac, addresses, gateway, default_ports) = match uplink.mode {
+    let (mac, addresses, gateway, ipv6, default_ports) = match uplink.mode {
         UplinkMode::Dedicated => (
             made_up_mac(installation, &uplink.interface),
-            uplink.addresses.clone(),
+            uplink.addresses_of().collect(),
             uplink.gateway,
+            UplinkIpv6 { addresses: uplink.addresses_of().collect(), gateway: uplink.gateway6 },
             range(DEDICATED_PORTS).into_iter().collect(),
         ),
         UplinkMode::Shared => {
@@ -338,7 +348,8 @@ fn uplink_state(
                 .nat_ports()
                 .into_iter()
                 .filter_map(|(first, last)| range((first.max(LOWEST_SHARED_PORT), last)));
-            (link.mac?, within_limit(addresses).0, gateway, free.collect())
+            let ipv6 = shared_ipv6(host, link.index, uplink);
+            (link.mac?, within_limit(addresses).0, gateway, ipv6, free.collect())
         }
     };
     Some(UplinkState {
@@ -346,6 +357,7 @@ fn uplink_state(
         mac,
         addresses,
         gateway,
+        ipv6,
         nat_ports: if uplink.nat_ports.is_empty() {
             default_ports
         } else {
@@ -360,9 +372,22 @@ fn uplink_state(
 fn shared_addresses(host: &HostFacts, link: u32, uplink: &Uplink) -> Vec<Ipv4Net> {
     let mut addresses = host.addresses_of(link);
     if !uplink.addresses.is_empty() {
-        addresses.retain(|net| uplink.addresses.contains(net));
+        addresses.retain(|net| uplink.addresses.contains(&IpNet::V4(*net)));
     }
     addresses
+}
+
+/// IPv6 that a shared uplink uses: none, as long as [`STEERS_IPV6`] says so.
+fn shared_ipv6(host: &HostFacts, link: u32, uplink: &Uplink) -> UplinkIpv6 {
+    if !STEERS_IPV6 {
+        return UplinkIpv6::default();
+    }
+    let mut addresses: Vec<Ipv6Net> = host.addresses6_of(link);
+    if !uplink.addresses.is_empty() {
+        addresses.retain(|net| uplink.addresses.contains(&IpNet::V6(*net)));
+    }
+    let gateway = uplink.gateway6.or_else(|| host.gateway6_of(link));
+    UplinkIpv6 { gateway: gateway.filter(|_| !addresses.is_empty()), addresses }
 }
 
 /// As many as there is steering for, and whether that is all. The same address may be there with
@@ -393,15 +418,7 @@ impl World {
 /// A locally administered MAC (IEEE 802-2014 §8.4) that is the same after every start and another
 /// on every host.
 fn made_up_mac(installation: &str, interface: &str) -> Mac {
-    /// FNV-1a, 64 bits: a published constant function, unlike the standard library's hasher.
-    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-    const PRIME: u64 = 0x0000_0100_0000_01b3;
-    let hash = installation
-        .bytes()
-        .chain([0])
-        .chain(interface.bytes())
-        .fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
-    let [_, _, _, b, c, d, e, f] = hash.to_be_bytes();
+    let [_, _, _, b, c, d, e, f] = number_for(installation, interface).to_be_bytes();
     // Not 02:42, which endpoints and gateways have.
     Mac([0x06, b, c, d, e, f])
 }

@@ -8,9 +8,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use dataplane::packet::types::PortId;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::network::{subnet_view, unknown as unknown_network};
+use super::network::{subnet_views, unknown as unknown_network};
 use super::sandbox::unknown as unknown_sandbox;
 use super::{Switch, World};
 use crate::api::types::{
@@ -91,8 +91,8 @@ impl Switch {
         let world = self.world();
         let mut routes: Vec<types::Route> = Vec::new();
         for network in world.desired.networks.values() {
-            routes.extend(network.subnets.iter().map(|plan| types::Route {
-                destination: plan.subnet,
+            routes.extend(network.prefixes().map(|destination| types::Route {
+                destination,
                 via: None,
                 uplink: None,
                 network: Some(network.name.clone()),
@@ -100,15 +100,15 @@ impl Switch {
             }));
         }
         for (interface, state) in &world.attached.uplinks {
-            routes.extend(state.addresses.iter().map(|net| types::Route {
+            routes.extend(state.nets().map(|net| types::Route {
                 destination: net.trunc(),
                 via: None,
                 uplink: Some(interface.clone()),
                 network: None,
                 kind: RouteKind::Connected,
             }));
-            routes.extend(state.gateway.map(|gateway| types::Route {
-                destination: Ipv4Net::default(),
+            routes.extend(state.gateways().map(|gateway| types::Route {
+                destination: default_net(gateway),
                 via: Some(gateway),
                 uplink: Some(interface.clone()),
                 network: None,
@@ -192,7 +192,7 @@ impl World {
                 ifname: endpoint.ifname.clone(),
                 mac: endpoint.mac,
                 ipv4: Some(endpoint.ipv4),
-                ipv6: None,
+                ipv6: endpoint.ipv6.map(|own| own.addr()),
                 options: endpoint.options.clone(),
                 port: port_name(sandbox, endpoint),
             })
@@ -203,8 +203,8 @@ impl World {
             id: network.uid.clone(),
             driver: Driver::Bridge,
             internal: network.internal,
-            ipv6: false,
-            subnets: network.subnets.iter().map(subnet_view).collect(),
+            ipv6: network.has_ipv6(),
+            subnets: subnet_views(network),
             options: network.options.clone(),
             labels: network.labels.clone(),
             endpoints,
@@ -220,13 +220,17 @@ impl World {
                 ifname: endpoint.ifname.clone(),
                 mac: endpoint.mac,
                 ipv4: Some(endpoint.ipv4),
-                ipv6: None,
+                ipv6: endpoint.ipv6.map(|own| own.addr()),
                 gateway: self
                     .desired
                     .networks
                     .get(&endpoint.network)
                     .and_then(|network| network.subnet_of(endpoint.ipv4))
                     .map(|plan| IpAddr::V4(plan.gateway)),
+                gateway6: endpoint.ipv6.and_then(|own| {
+                    let network = self.desired.networks.get(&endpoint.network)?;
+                    Some(network.subnet6_of(own.addr())?.gateway)
+                }),
                 aliases: endpoint.aliases.clone(),
                 link: endpoint.wire.kind(),
                 options: endpoint.options.clone(),
@@ -253,10 +257,11 @@ impl World {
             interface: uplink.interface.clone(),
             mode: uplink.mode,
             mac: state.map(|state| state.mac).unwrap_or_default().into(),
-            addresses: state.map_or_else(|| uplink.addresses.clone(), |s| s.addresses.clone()),
+            addresses: state.map_or_else(|| uplink.addresses.clone(), |s| s.nets().collect()),
             gateway: state.map_or(uplink.gateway, |state| state.gateway),
+            gateway6: state.map_or(uplink.gateway6, |state| state.ipv6.gateway),
             nat_ports: state.map(|state| state.nat_ports.clone()).unwrap_or_default(),
-            up: state.is_some_and(|state| state.up && !state.addresses.is_empty()),
+            up: state.is_some_and(|state| state.up && state.nets().next().is_some()),
             automatic: uplink.origin == Origin::Automatic,
         }
     }
@@ -272,6 +277,14 @@ impl World {
 #[must_use]
 pub fn port_name(sandbox: &Sandbox, endpoint: &Endpoint) -> String {
     format!("{}/{}", sandbox.name, endpoint.ifname)
+}
+
+/// Everywhere, in the family of `gateway`.
+fn default_net(gateway: IpAddr) -> IpNet {
+    match gateway {
+        IpAddr::V4(_) => Ipv4Net::default().into(),
+        IpAddr::V6(_) => Ipv6Net::default().into(),
+    }
 }
 
 /// The file that leads to the daemon's own namespace.

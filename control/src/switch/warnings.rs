@@ -25,6 +25,8 @@ pub(super) enum Subject {
     Intent(u64),
     /// A network without the host's leg.
     Network(Name),
+    /// A network with IPv6 where the host has none.
+    HostIpv6(Name),
     /// A network that should have been made.
     MissingNetwork(Name),
     /// A network, by its public id, that is not as the config file has it: until it is removed, or
@@ -153,6 +155,7 @@ impl World {
             Subject::Network(name) => {
                 attached.hosts.contains_key(name) || !desired.networks.contains_key(name)
             }
+            Subject::HostIpv6(name) => !desired.networks.contains_key(name),
             Subject::MissingNetwork(name) => desired.networks.contains_key(name),
             Subject::Declared(uid) => !desired.networks.values().any(|network| network.uid == *uid),
             Subject::Undeclared(uid) => !desired.networks.values().any(|network| {
@@ -267,6 +270,7 @@ mod tests {
             mac: Default::default(),
             addresses: Vec::new(),
             gateway: None,
+            ipv6: Default::default(),
             nat_ports,
             mtu: 1500,
             up: true,

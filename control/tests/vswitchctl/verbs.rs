@@ -20,7 +20,7 @@ pub(crate) fn sandbox(name: &str, netns: &str) -> Value {
     json!({
         "name": name, "mode": "network", "netns": netns, "adopted": false,
         "endpoints": [{"network": "app", "ifname": "eth0", "mac": "02:42:0a:01:00:02",
-            "ipv4": "10.1.0.2", "ipv6": null, "gateway": "10.1.0.1", "aliases": [],
+            "ipv4": "10.1.0.2", "ipv6": null, "gateway": "10.1.0.1", "gateway6": null, "aliases": [],
             "link": "tap", "options": {}, "port": "sb/eth0"}],
         "ports": [mapping()],
     })
@@ -33,7 +33,8 @@ fn mapping() -> Value {
 
 fn uplink() -> Value {
     json!({"interface": "eth0", "mode": "shared", "mac": "02:00:00:00:00:01",
-        "addresses": ["192.0.2.2/24"], "gateway": "192.0.2.1", "nat_ports": ["20000-29999"],
+        "addresses": ["192.0.2.2/24"], "gateway": "192.0.2.1", "gateway6": null,
+        "nat_ports": ["20000-29999"],
         "up": true, "automatic": true})
 }
 
@@ -107,7 +108,7 @@ fn cases() -> Vec<Case> {
         "mac": null, "aliases": ["www"], "options": {}, "publish": ["127.0.0.1:8080:80/tcp", "53/udp"],
         "netns": null});
     let add_uplink = json!({"interface": "eth1", "mode": "dedicated", "addresses": ["192.0.2.9/24"],
-        "gateway": "192.0.2.1", "nat_ports": null});
+        "gateway": "192.0.2.1", "gateway6": null, "nat_ports": null});
     let connect = json!({"sandbox": "sb", "ip": "10.1.0.2", "ip6": null,
         "mac": "02:00:00:00:00:09", "aliases": [], "options": {"trusted": "true"}});
     let endpoint = network("app")["endpoints"][0].clone();
@@ -463,7 +464,9 @@ fn bad_lines_end_with_2_and_one_line() {
         ("network create a -o colour=red", "known options of driver bridge are"),
         ("network create a -o mtu=1 -o mtu=2", "network \"a\": option mtu is given twice"),
         ("network create a -d overlay", "driver overlay is not built yet"),
-        ("network create a --ipv6", "IPv6 is not built yet"),
+        ("network create a --ipv6 -o mtu=1000", "IPv6 needs an MTU of 1280"),
+        ("uplink add e --gateway fd00::1 --gateway fd00::2", "two gateways of IPv6"),
+        ("route add fd00::/48 via 192.0.2.1", "not of the same family"),
         ("sandbox create s --network host -p 80:80", "-p needs an interface"),
         ("sandbox create s -p [::1]:80:80", "IPv6 host addresses are not built yet"),
         ("run --network none --ip 10.0.0.1 true", "--ip needs an interface"),

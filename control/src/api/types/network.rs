@@ -111,13 +111,13 @@ pub struct NetworkCreate {
     /// What makes it.
     #[serde(default)]
     pub driver: Driver,
-    /// Its address ranges; empty: the next free one of the pools.
+    /// Its address ranges. Without one of IPv4, the next free one of the pools.
     #[serde(default)]
     pub subnets: Vec<Subnet>,
     /// No way out and no way in.
     #[serde(default)]
     pub internal: bool,
-    /// Give it an IPv6 range too.
+    /// Give it an IPv6 range too: without one among `subnets`, the next free one of the pools.
     #[serde(default)]
     pub ipv6: bool,
     /// Options, under their own or Docker's names.
@@ -126,6 +126,14 @@ pub struct NetworkCreate {
     /// The user's labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+}
+
+impl NetworkCreate {
+    /// Whether it is to have IPv6: asked for, or by a subnet of it.
+    #[must_use]
+    pub fn wants_ipv6(&self) -> bool {
+        self.ipv6 || self.subnets.iter().any(|subnet| subnet.subnet.addr().is_ipv6())
+    }
 }
 
 /// A network.

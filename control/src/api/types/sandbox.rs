@@ -221,6 +221,10 @@ pub struct SandboxEndpoint {
     /// The network's gateway.
     #[schema(value_type = Option<String>)]
     pub gateway: Option<IpAddr>,
+    /// That of IPv6.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = Ipv6)]
+    pub gateway6: Option<Ipv6Addr>,
     /// More names by which the network's other sandboxes find it.
     pub aliases: Vec<Name>,
     /// What connects it to the engine.

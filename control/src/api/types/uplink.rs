@@ -1,9 +1,9 @@
 //! Bodies about the way out: uplinks, routes, neighbors.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -64,11 +64,15 @@ pub struct UplinkAdd {
     /// Addresses with prefix length. `shared`: left out, those of the interface.
     #[serde(default)]
     #[schema(value_type = Vec<String>, example = json!(["192.0.2.2/24"]))]
-    pub addresses: Vec<Ipv4Net>,
-    /// Default next hop. `shared`: left out, that of the host's default route.
+    pub addresses: Vec<IpNet>,
+    /// Default next hop of IPv4. `shared`: left out, that of the host's default route.
     #[serde(default)]
     #[schema(value_type = Option<String>, format = Ipv4)]
     pub gateway: Option<Ipv4Addr>,
+    /// Default next hop of IPv6, likewise.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = Ipv6)]
+    pub gateway6: Option<Ipv6Addr>,
     /// Ports for SNAT. Left out: `dedicated` 1024-65535; `shared` what the host never uses.
     #[serde(default)]
     pub nat_ports: Option<PortRange>,
@@ -83,12 +87,15 @@ pub struct Uplink {
     pub mode: UplinkMode,
     /// Source MAC of what leaves.
     pub mac: MacAddr,
-    /// Addresses with prefix length.
+    /// Addresses with prefix length, those of IPv4 first.
     #[schema(value_type = Vec<String>)]
-    pub addresses: Vec<Ipv4Net>,
-    /// Default next hop.
+    pub addresses: Vec<IpNet>,
+    /// Default next hop of IPv4.
     #[schema(value_type = Option<String>, format = Ipv4)]
     pub gateway: Option<Ipv4Addr>,
+    /// Default next hop of IPv6.
+    #[schema(value_type = Option<String>, format = Ipv6)]
+    pub gateway6: Option<Ipv6Addr>,
     /// Ports that SNAT may use, ascending; a published one only for other protocols than its own, and
     /// at other addresses than its own.
     pub nat_ports: Vec<PortRange>,
@@ -104,10 +111,10 @@ pub struct Uplink {
 pub struct RouteAdd {
     /// Destination prefix.
     #[schema(value_type = String, example = "10.99.0.0/16")]
-    pub destination: Ipv4Net,
-    /// Next hop.
-    #[schema(value_type = String, format = Ipv4)]
-    pub via: Ipv4Addr,
+    pub destination: IpNet,
+    /// Next hop, of the same family.
+    #[schema(value_type = String)]
+    pub via: IpAddr,
     /// The way out; left out: the one that reaches `via`.
     #[serde(default)]
     pub uplink: Option<String>,
@@ -119,7 +126,7 @@ pub struct RouteAdd {
 pub struct RouteRemove {
     /// Destination prefix of a static route.
     #[schema(value_type = String, example = "10.99.0.0/16")]
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
 }
 
 /// Where a route comes from.
@@ -141,10 +148,10 @@ pub enum RouteKind {
 pub struct Route {
     /// Destination prefix.
     #[schema(value_type = String, example = "10.99.0.0/16")]
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
     /// Next hop; `null`: on-link.
-    #[schema(value_type = Option<String>, format = Ipv4)]
-    pub via: Option<Ipv4Addr>,
+    #[schema(value_type = Option<String>)]
+    pub via: Option<IpAddr>,
     /// Out by this interface.
     pub uplink: Option<String>,
     /// Into this network.
@@ -153,7 +160,7 @@ pub struct Route {
     pub kind: RouteKind,
 }
 
-/// A neighbor, by ARP.
+/// A neighbor, by ARP or Neighbor Discovery.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Neighbor {
     /// Its address.

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 
 use crate::api::types::{Driver, NetworkCreate, Subnet};
+use crate::check;
 use crate::error::Result;
-use crate::ipam::SubnetPlan;
+use crate::ipam::{Prefix, SubnetPlan};
 use crate::model::Network;
 use crate::options::{NetworkOptions, canonical};
 use crate::switch::network::{plan_of, subnet_view};
@@ -66,51 +67,63 @@ pub(super) fn compare(
         after.mtu = NetworkOptions::parse(Driver::Bridge, &options)?.mtu.unwrap_or(default_mtu);
     }
     after.options = options;
+    if request.wants_ipv6() && after.mtu < check::MIN_MTU_WITH_IPV6 {
+        return Err(check::short_for_ipv6());
+    }
     let mut comparison = Comparison { after, live, fixed: Vec::new() };
-    compare_subnets(request, network, &mut comparison)?;
+    if request.wants_ipv6() != network.has_ipv6() {
+        let (is, declared) = (network.has_ipv6(), request.wants_ipv6());
+        comparison.fixed.push(format!("ipv6 {is} (declared: {declared})"));
+    } else if let Some(subnets6) = compare_subnets(request, &network.subnets6, &mut comparison)? {
+        comparison.after.subnets6 = subnets6;
+    }
+    if let Some(subnets) = compare_subnets(request, &network.subnets, &mut comparison)? {
+        comparison.after.subnets = subnets;
+    }
     Ok(comparison)
 }
 
-fn compare_subnets(
+/// The subnets of one family as declared, unless they cannot change to that.
+fn compare_subnets<N: Prefix>(
     request: &NetworkCreate,
-    network: &Network,
+    is: &[SubnetPlan<N>],
     comparison: &mut Comparison,
-) -> Result<()> {
-    let any: Vec<Subnet>;
-    let wanted = if request.subnets.is_empty() {
+) -> Result<Option<Vec<SubnetPlan<N>>>> {
+    let named = request.subnets.iter().filter(|subnet| N::of(subnet.subnet).is_some());
+    let mut wanted: Vec<SubnetPlan<N>> = named.map(plan_of).collect::<Result<_>>()?;
+    if wanted.is_empty() {
         let plain = |plan| Subnet {
             gateway: None,
             ip_range: None,
             aux_addresses: Default::default(),
             ..subnet_view(plan)
         };
-        any = network.subnets.first().map(plain).into_iter().collect();
-        &any
-    } else {
-        &request.subnets
-    };
-    let wanted: Vec<SubnetPlan> = wanted.iter().map(plan_of).collect::<Result<_>>()?;
-    let prefixes = |plans: &[SubnetPlan]| listed(plans.iter().map(|plan| plan.subnet));
-    let gateways = |plans: &[SubnetPlan]| listed(plans.iter().map(|plan| plan.gateway));
-    for (key, is, declared) in [
-        ("subnet", prefixes(&network.subnets), prefixes(&wanted)),
-        ("gateway", gateways(&network.subnets), gateways(&wanted)),
-    ] {
+        wanted = is.first().map(plain).iter().map(plan_of).collect::<Result<_>>()?;
+    }
+    let prefixes = |plans: &[SubnetPlan<N>]| listed(plans.iter().map(|plan| plan.subnet));
+    let gateways = |plans: &[SubnetPlan<N>]| listed(plans.iter().map(|plan| plan.gateway));
+    for (key, is, declared) in
+        [("subnet", prefixes(is), prefixes(&wanted)), ("gateway", gateways(is), gateways(&wanted))]
+    {
         if is != declared {
             comparison.fixed.push(format!("{key} {is} (declared: {declared})"));
             // The gateways differ because the subnets do.
-            return Ok(());
+            return Ok(None);
         }
     }
-    let pairs = || network.subnets.iter().zip(&wanted);
-    if pairs().any(|(is, declared)| is.ip_range != declared.ip_range) {
-        comparison.live.push("ip_range".to_owned());
-    }
-    if pairs().any(|(is, declared)| is.aux_addresses != declared.aux_addresses) {
-        comparison.live.push("aux_address".to_owned());
-    }
-    comparison.after.subnets = wanted;
-    Ok(())
+    let pairs = || is.iter().zip(&wanted);
+    let mut differs = |key: &str, differs: bool| {
+        // Once for both families.
+        if differs && comparison.live.iter().all(|known| known != key) {
+            comparison.live.push(key.to_owned());
+        }
+    };
+    differs("ip_range", pairs().any(|(is, declared)| is.ip_range != declared.ip_range));
+    differs(
+        "aux_address",
+        pairs().any(|(is, declared)| is.aux_addresses != declared.aux_addresses),
+    );
+    Ok(Some(wanted))
 }
 
 fn listed(items: impl Iterator<Item = impl Display>) -> String {
@@ -137,6 +150,8 @@ mod tests {
             name: "app".parse().unwrap(),
             subnets: vec![plan.unwrap()],
             cursors: vec![0],
+            subnets6: Vec::new(),
+            cursors6: Vec::new(),
             internal: false,
             options: BTreeMap::from([("mtu".to_owned(), "1400".to_owned())]),
             labels: BTreeMap::from([("team".to_owned(), "a".to_owned())]),

@@ -22,7 +22,7 @@ impl Wire {
         place.netlink.change_link(index, &plain.up()).await.unwrap();
         let wire = Self { place, index, _far: far };
         wire.add_address("192.0.2.2/24").await;
-        let route = RouteSpec::default_via([192, 0, 2, 1].into(), index);
+        let route = RouteSpec::default_via([192, 0, 2, 1], index);
         wire.place.netlink.add_route(&route, IfExists::Fail).await.unwrap();
         wire
     }

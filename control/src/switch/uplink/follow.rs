@@ -44,6 +44,7 @@ impl Switch {
             mode: UplinkMode::Shared,
             addresses: Vec::new(),
             gateway: None,
+            gateway6: None,
             nat_ports: None,
         };
         self.add_uplink_in(work, &request, Origin::Automatic).await
