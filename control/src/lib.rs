@@ -27,4 +27,5 @@ pub mod publish;
 pub mod state;
 pub mod switch;
 mod text;
+pub mod trace;
 pub mod usage;

@@ -11,12 +11,15 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::engine::CapturedFrame;
 use crate::frame::Frame;
+use crate::limits::Peak;
 use crate::packet::segment;
 use crate::packet::types::PortId;
 use crate::publish::Publisher;
 
 /// Frames waiting for a reader at most.
-const SLOTS: usize = 1024;
+const SLOTS: usize = QUEUE as usize;
+/// The same, for people.
+pub(crate) const QUEUE: u32 = 1024;
 
 /// A port whose frames are copied until it is gone.
 #[derive(Debug)]
@@ -32,10 +35,11 @@ pub(crate) struct Sink {
     free: ArrayQueue<CapturedFrame>,
     full: ArrayQueue<CapturedFrame>,
     missed: AtomicU64,
+    peak: Arc<Peak>,
 }
 
 impl Sink {
-    fn new(ports: &[PortId], snaplen: usize) -> Self {
+    fn new(ports: &[PortId], snaplen: usize, peak: Arc<Peak>) -> Self {
         let sink = Self {
             ports: ports
                 .iter()
@@ -45,6 +49,7 @@ impl Sink {
             free: ArrayQueue::new(SLOTS),
             full: ArrayQueue::new(SLOTS),
             missed: AtomicU64::new(0),
+            peak,
         };
         for _ in 0..SLOTS {
             let slot = CapturedFrame {
@@ -69,6 +74,7 @@ impl Sink {
         }
         let Some(mut slot) = self.free.pop() else {
             self.missed.fetch_add(1, Ordering::Relaxed);
+            self.peak.note(QUEUE);
             return;
         };
         let (head, rest) = frame;
@@ -81,11 +87,22 @@ impl Sink {
         let room = self.snaplen.saturating_sub(head.len());
         slot.bytes.extend_from_slice(rest.get(..room).unwrap_or(rest));
         let _ = self.full.push(slot);
+        self.peak.note(self.waiting());
+    }
+
+    /// Frames that wait for the reader.
+    fn waiting(&self) -> u32 {
+        u32::try_from(self.full.len()).unwrap_or(u32::MAX)
     }
 }
 
 /// The captures that run.
 pub(crate) type Sinks = Vec<Arc<Sink>>;
+
+/// Frames that wait for the slowest reader.
+pub(crate) fn waiting(sinks: &Sinks) -> u32 {
+    sinks.iter().map(|sink| sink.waiting()).max().unwrap_or(0)
+}
 
 /// Copies one frame to every capture that wants it. One that is longer than its length field can say
 /// is shown as the frames that a device without BIG TCP would get: others do not understand it.
@@ -117,8 +134,13 @@ pub struct Capture {
 }
 
 impl Capture {
-    pub(crate) fn start(running: &Arc<Publisher<Sinks>>, ports: &[PortId], snaplen: usize) -> Self {
-        let sink = Arc::new(Sink::new(ports, snaplen));
+    pub(crate) fn start(
+        running: &Arc<Publisher<Sinks>>,
+        ports: &[PortId],
+        snaplen: usize,
+        peak: Arc<Peak>,
+    ) -> Self {
+        let sink = Arc::new(Sink::new(ports, snaplen, peak));
         running.update(|sinks| {
             let mut sinks = sinks.clone();
             sinks.push(Arc::clone(&sink));

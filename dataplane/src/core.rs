@@ -20,7 +20,7 @@ use crate::l2::storm::Storms;
 use crate::l3::hop::Reach;
 use crate::l3::neighbor::{Remembered, Waiting};
 use crate::l3::ra;
-use crate::limiter::Limiter;
+use crate::limiter::{ErrorRate, Limiter};
 use crate::nat::port_alloc::PortRng;
 use crate::packet::types::PortId;
 use crate::pipeline::{self, Lane};
@@ -28,6 +28,8 @@ use crate::pool::Pool;
 use crate::publish::Subscriber;
 use crate::shared::Tables;
 use crate::stats::{PortCounters, WorkerCounters};
+use crate::trace::{Notes, WorkerState};
+use crate::verdict::Verdict;
 
 /// Frames processed at a time at most.
 pub const BATCH: usize = 64;
@@ -66,6 +68,17 @@ pub(crate) struct Cx<'a> {
     pub(crate) secs: u32,
 }
 
+/// What one worker begins with of its own.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) worker: usize,
+    pub(crate) pool: Pool,
+    pub(crate) waiting_frames: usize,
+    pub(crate) icmp_errors: ErrorRate,
+    /// For numbers that nobody can guess.
+    pub(crate) key: HashKey,
+}
+
 /// The engine without threads.
 #[derive(Debug)]
 pub struct Core {
@@ -91,6 +104,7 @@ pub struct Core {
     swept: Timestamp,
     forgot: Timestamp,
     cleared: Timestamp,
+    gauged: Timestamp,
 }
 
 /// How often the first worker looks for what has expired.
@@ -104,28 +118,28 @@ const FDB_BUCKETS: u64 = 256;
 
 impl Core {
     pub(crate) fn new(
-        worker: usize,
+        start: Start,
         tables: Arc<Tables>,
         config: Subscriber<Snapshot>,
         captures: Subscriber<Sinks>,
         counters: Arc<WorkerCounters>,
-        buffers: usize,
-        key: HashKey,
     ) -> Self {
+        let Start { worker, pool, waiting_frames, icmp_errors, key } = start;
+        let waiting = Waiting::beside(pool.size(), waiting_frames);
         Self {
             worker,
             tables,
             config,
             captures,
             counters,
-            pool: Pool::new(buffers),
+            pool,
             ports: PortTable::default(),
             storms: Storms::default(),
-            waiting: Waiting::beside(buffers),
+            waiting,
             express: Express::new(worker),
             remembered: Remembered::default(),
             outside: None,
-            errors: Limiter::default(),
+            errors: Limiter::new(icmp_errors),
             rng: PortRng::new(key),
             lanes: Vec::with_capacity(2 * BATCH),
             sweep: Sweep::default(),
@@ -135,6 +149,7 @@ impl Core {
             swept: Timestamp::ZERO,
             forgot: Timestamp::ZERO,
             cleared: Timestamp::ZERO,
+            gauged: Timestamp::ZERO,
         }
     }
 
@@ -181,6 +196,7 @@ impl Core {
     ) {
         self.config.refresh();
         self.captures.refresh();
+        self.counters.buffers.set(self.pool.most_used());
         let sinks = self.captures.current();
         if !sinks.is_empty() {
             for frame in batch.iter() {
@@ -189,7 +205,20 @@ impl Core {
         }
         let mut lanes = std::mem::take(&mut self.lanes);
         self.ports.set_captures(sinks);
-        let mut cx = Cx {
+        if advertise {
+            let advertised = std::mem::take(&mut self.advertised);
+            advertised.send(&mut self.cx(now));
+            self.advertised = advertised;
+        }
+        pipeline::process(&mut self.cx(now), batch, &mut lanes, out);
+        self.lanes = lanes;
+        self.counters.queued.set(self.waiting.len() as u64);
+        self.counters.waiting.set(self.waiting.len());
+    }
+
+    #[inline(always)]
+    fn cx(&mut self, now: Timestamp) -> Cx<'_> {
+        Cx {
             config: self.config.current(),
             tables: &self.tables,
             counters: &self.counters,
@@ -206,13 +235,52 @@ impl Core {
             rng: &mut self.rng,
             now,
             secs: now.as_secs(),
-        };
-        if advertise {
-            self.advertised.send(&mut cx);
         }
-        pipeline::process(&mut cx, batch, &mut lanes, out);
-        self.lanes = lanes;
+    }
+
+    /// What this worker has of its own, for a [`crate::trace::Tracer`].
+    #[must_use]
+    pub fn state(&self) -> WorkerState {
+        WorkerState {
+            worker: self.worker,
+            ports: self.ports.offloads(),
+            storms: self.storms.clone(),
+            waiting: self.waiting.shape(),
+            errors: self.errors.clone(),
+            rng: self.rng.clone(),
+        }
+    }
+
+    /// Goes on from the state of another.
+    pub(crate) fn resume(&mut self, state: WorkerState) {
+        let WorkerState { worker, ports, storms, waiting, errors, rng } = state;
+        self.worker = worker;
+        for (port, offloads) in ports {
+            self.ports.add(port, offloads, PortCounters::new(0), worker);
+        }
+        (self.storms, self.waiting, self.errors, self.rng) = (storms, waiting, errors, rng);
+    }
+
+    /// Takes one frame to its end, and notes how.
+    pub(crate) fn walk(
+        &mut self,
+        frame: Frame,
+        now: Timestamp,
+        out: &mut dyn Transmit,
+        notes: &mut Notes,
+    ) -> (Verdict, Option<(Link, IpAddr)>) {
+        let walked = pipeline::walk(&mut self.cx(now), frame, notes, out);
         self.counters.queued.set(self.waiting.len() as u64);
+        walked
+    }
+
+    /// Notes how full is what this worker has of its own.
+    fn gauge(&mut self, now: Timestamp) {
+        if now.since(self.gauged) >= HOUSEKEEPING {
+            self.gauged = now;
+            self.counters.buffers.set(self.pool.most_used());
+            self.counters.waiting_for_one.set(self.waiting.longest());
+        }
     }
 
     /// Work that is not about a frame: waiting frames and, on the first worker, expiry. Call it
@@ -221,10 +289,14 @@ impl Core {
         if self.waiting.len() > 0 {
             self.process(&mut Vec::new(), now, out);
         }
+        self.gauge(now);
         if self.worker != 0 || now.since(self.swept) < HOUSEKEEPING {
             return;
         }
         self.swept = now;
+        let fragments = self.tables.fragments.len() + self.tables.fragments6.len();
+        let fragments = u32::try_from(fragments).unwrap_or(u32::MAX);
+        self.tables.fragments_peak.note(fragments);
         self.config.refresh();
         self.sweep.step(&self.tables.connections, now);
         self.sweep6.step(&self.tables.connections6, now);

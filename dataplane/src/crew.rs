@@ -12,6 +12,7 @@ use crate::packet::types::PortId;
 use crate::plane::Plane;
 use crate::stats::PortCounters;
 use crate::sync::Mutex;
+use crate::trace::WorkerState;
 use crate::worker::{Command, WorkerHandle};
 
 /// The worker whose ports are received where there is nothing to share out.
@@ -107,6 +108,16 @@ impl Crew {
         taker.tell(|done| Command::Adopt { port, rx, done })?;
         owned.worker = to;
         Ok(true)
+    }
+
+    /// What the worker that receives from a port has of its own.
+    pub(crate) fn state_of(&self, port: PortId) -> Result<WorkerState, EngineError> {
+        let owners = self.owners.lock();
+        let owned = owners.get(&port).ok_or(EngineError::UnknownPort)?;
+        let worker = self.workers.get(owned.worker).ok_or(EngineError::Stopped)?;
+        let (give, given) = bounded(1);
+        worker.tell(|done| Command::Show { give, done })?;
+        given.try_recv().map_err(|_| EngineError::Stopped)
     }
 
     /// How busy each worker is, in thousandths.

@@ -79,6 +79,12 @@ impl PortTable {
         }
     }
 
+    /// The ports and what each takes whole.
+    pub(crate) fn offloads(&self) -> Vec<(PortId, Offloads)> {
+        let slots = (0..).map(PortId).zip(&self.slots);
+        slots.filter_map(|(port, slot)| Some((port, slot.as_ref()?.offloads))).collect()
+    }
+
     fn slot(&self, port: PortId) -> Option<&Slot> {
         self.slots.get(port.index())?.as_ref()
     }
@@ -393,6 +399,8 @@ fn hold(cx: &mut Cx<'_>, frame: Frame, lane: &mut Lane) {
     let held = Held { frame, link, next_hop, fragment, begun };
     if cx.waiting.has_room(link, next_hop) {
         cx.waiting.push(held);
+        let for_one = cx.waiting.count(link, next_hop);
+        cx.counters.waiting_for_one.note_peak(for_one);
     } else {
         waiting::give_up(cx, held, DropReason::NeighborQueueFull);
     }

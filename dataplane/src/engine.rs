@@ -14,9 +14,14 @@ use crate::config::Snapshot;
 use crate::crew::Crew;
 use crate::io::{IoBackend, IoChoice, Port, Tether};
 pub use crate::l2::fdb::StaticRefused;
+use crate::l3::neighbor::MAX_WAITING;
+pub use crate::l3::neighbor::NeighborLimits;
+pub use crate::limiter::ErrorRate;
+pub use crate::limits::LimitUse;
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
 use crate::plane::Plane;
 use crate::sync::Mutex;
+use crate::trace::Tracer;
 use crate::worker::{GonePorts, WorkerHandle};
 
 /// Sizes that are fixed for the life of the engine.
@@ -37,6 +42,12 @@ pub struct EngineOptions {
     pub fdb_limit: u32,
     /// MAC addresses learned at most behind one port.
     pub fdb_per_port: u32,
+    /// Neighbors at most.
+    pub neighbors: NeighborLimits,
+    /// Frames that a worker lets wait for neighbors at most.
+    pub waiting_frames: usize,
+    /// ICMP errors that a worker sends.
+    pub icmp_errors: ErrorRate,
     /// How devices are read and written.
     pub io: IoChoice,
     /// Merge TCP segments that wait for the same device (GRO).
@@ -67,6 +78,9 @@ impl Default for EngineOptions {
             conntrack6_file: None,
             fdb_limit: 65_536,
             fdb_per_port: 1024,
+            neighbors: NeighborLimits::default(),
+            waiting_frames: MAX_WAITING,
+            icmp_errors: ErrorRate::default(),
             io: IoChoice::Auto,
             gro: true,
             placement: Placement::Load,
@@ -389,6 +403,16 @@ impl Engine {
     /// DNAT rule, network, endpoint or outside address is gone.
     pub fn publish(&self, snapshot: Snapshot) {
         self.plane.publish_then(snapshot, || self.crew.sync());
+    }
+
+    /// Finds out what would become of frames that come in by a port: see [`Plane::tracer`].
+    ///
+    /// # Errors
+    /// When there is no such port, the engine has stopped, or memory cannot be had.
+    pub fn tracer(&self, port: PortId) -> Result<Tracer, EngineError> {
+        let state = self.crew.state_of(port)?;
+        let tracer = self.plane.tracer(state);
+        tracer.map_err(|error| EngineError::Io("cannot copy the tables", error))
     }
 
     /// How the workers read and write devices; the same for all.

@@ -62,6 +62,12 @@ impl Frame {
         Self::colored(0)
     }
 
+    /// One that only takes a place: it has no buffer.
+    pub(crate) fn unused() -> Self {
+        let buffer = Box::default();
+        Self { buffer, origin: 0, start: 0, len: 0, vnet: VnetHdr::default(), ingress: PortId(0) }
+    }
+
     /// The same; frames that are used side by side have different numbers.
     #[must_use]
     pub(crate) fn colored(number: usize) -> Self {

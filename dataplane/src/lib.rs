@@ -29,6 +29,7 @@ pub mod io;
 pub mod l2;
 pub mod l3;
 mod limiter;
+pub mod limits;
 pub mod nat;
 mod orphans;
 pub mod packet;
@@ -39,6 +40,7 @@ pub mod publish;
 mod shared;
 mod stats;
 mod sync;
+pub mod trace;
 pub mod verdict;
 mod worker;
 

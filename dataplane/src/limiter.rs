@@ -1,11 +1,12 @@
 //! Token buckets: how many ICMP errors a worker may send, how many frames of a port are flooded.
 
 use crate::clock::Timestamp;
+use crate::stats::Counter;
 
 const SECOND: u64 = 1_000_000_000;
 
 /// A bucket that starts full, and holds as many tokens as come in a second.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Bucket {
     /// When it would be full again.
     full_at: u64,
@@ -29,19 +30,77 @@ impl Bucket {
     }
 }
 
+/// How many ICMP errors a worker sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ErrorRate {
+    /// In a second, one at least.
+    pub per_second: u32,
+}
+
+impl ErrorRate {
+    /// At once: a twentieth of a second's, as Linux has it (`icmp_msgs_burst`).
+    pub(crate) fn burst(self) -> u32 {
+        (self.per_second / 20).max(1)
+    }
+}
+
+impl Default for ErrorRate {
+    /// Linux `icmp_msgs_per_sec`.
+    fn default() -> Self {
+        Self { per_second: 1000 }
+    }
+}
+
 /// For ICMP errors.
-#[derive(Debug, Default)]
-pub(crate) struct Limiter(Bucket);
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Limiter {
+    bucket: Bucket,
+    rate: ErrorRate,
+}
 
 impl Limiter {
-    /// Linux `icmp_msgs_per_sec`.
-    const PER_SECOND: u64 = 1000;
-    /// Linux `icmp_msgs_burst`.
-    const BURST: u64 = 50;
+    pub(crate) fn new(rate: ErrorRate) -> Self {
+        Self { bucket: Bucket::default(), rate }
+    }
+
+    fn nanos_per_token(&self) -> u64 {
+        SECOND / u64::from(self.rate.per_second).max(1)
+    }
 
     /// Takes a token if there is one.
-    pub(crate) fn allow(&mut self, now: Timestamp) -> bool {
-        self.0.take_of(now, 1, SECOND / Self::PER_SECOND, Self::BURST)
+    pub(crate) fn allow(&mut self, now: Timestamp, uses: &ErrorGauge) -> bool {
+        let nanos = self.nanos_per_token();
+        let allowed = self.bucket.take_of(now, 1, nanos, u64::from(self.rate.burst()));
+        if allowed {
+            uses.note(self.bucket.full_at, nanos, now);
+        }
+        allowed
+    }
+}
+
+/// How much of the burst is used up: written by one worker, read by anybody.
+#[derive(Debug, Default)]
+pub(crate) struct ErrorGauge {
+    /// See [`Bucket`].
+    full_at: Counter,
+    nanos_per_token: Counter,
+    peak: Counter,
+}
+
+impl ErrorGauge {
+    fn note(&self, full_at: u64, nanos_per_token: u64, now: Timestamp) {
+        self.full_at.set(full_at);
+        self.nanos_per_token.set(nanos_per_token);
+        let (used, _) = self.view(now);
+        self.peak.set(self.peak.value().max(used.into()));
+    }
+
+    /// Now, and at most since the start.
+    pub(crate) fn view(&self, now: Timestamp) -> (u32, u32) {
+        let left = self.full_at.value().saturating_sub(now.as_nanos());
+        let used = left.div_ceil(self.nanos_per_token.value().max(1));
+        let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        (narrow(used), narrow(self.peak.value()))
     }
 }
 
@@ -55,12 +114,24 @@ mod tests {
 
     #[test]
     fn burst_then_rate() {
-        let mut limiter = Limiter::default();
-        let allowed =
-            |limiter: &mut Limiter, millis| (0..1000).filter(|_| limiter.allow(at(millis))).count();
-        assert_eq!(allowed(&mut limiter, 0), 50);
-        assert_eq!(allowed(&mut limiter, 10), 10);
-        assert_eq!(allowed(&mut limiter, 10_000), 50);
+        let (mut limiter, uses) = (Limiter::default(), ErrorGauge::default());
+        let mut allowed = |millis| (0..1000).filter(|_| limiter.allow(at(millis), &uses)).count();
+        assert_eq!(allowed(0), 50);
+        assert_eq!(uses.view(at(0)), (50, 50));
+        assert_eq!(uses.view(at(20)), (30, 50));
+        assert_eq!(allowed(10), 10);
+        assert_eq!(allowed(10_000), 50);
+        assert_eq!(uses.view(at(20_000)), (0, 50));
+    }
+
+    #[test]
+    fn another_rate_has_another_burst() {
+        let uses = ErrorGauge::default();
+        let mut limiter = Limiter::new(ErrorRate { per_second: 100 });
+        assert_eq!((0..100).filter(|_| limiter.allow(at(0), &uses)).count(), 5);
+        assert_eq!((0..100).filter(|_| limiter.allow(at(20), &uses)).count(), 2);
+        let mut rare = Limiter::new(ErrorRate { per_second: 1 });
+        assert_eq!((0..100).filter(|_| rare.allow(at(0), &uses)).count(), 1);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! the decisions out in the order in which the frames came, so that no flow is reordered.
 
 use std::net::IpAddr;
+use std::slice;
 
 use crate::admit;
 use crate::conntrack::{ConnId, Direction, Tuple, Tuple6};
@@ -19,6 +20,7 @@ use crate::nat;
 use crate::packet::headers::Headers;
 use crate::packet::parse;
 use crate::packet::types::{NetworkId, UplinkId};
+use crate::trace::{FlowOf, Notes};
 use crate::verdict::{DropReason, Verdict};
 
 /// What is known about one frame of the batch. The first cache line is all that a frame with a shortcut
@@ -244,6 +246,52 @@ pub(crate) fn reopen(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) {
     if lane.is_open() {
         nat::lookup::hash(cx, lane);
     }
+}
+
+/// Takes one frame to its end by the stages that every frame goes through that has no shortcut, and tells
+/// `notes` after each. What was decided, and whom the frame waits for.
+pub(crate) fn walk(
+    cx: &mut Cx<'_>,
+    mut frame: Frame,
+    notes: &mut Notes,
+    out: &mut dyn Transmit,
+) -> (Verdict, Option<(Link, IpAddr)>) {
+    express::renew(cx);
+    let mut lane = Lane::EMPTY;
+    let came = FlowOf::frame(&frame);
+    lane.begin(&frame);
+    notes.parsed(&frame, &lane);
+    if lane.is_open() {
+        admit::frame(cx, &mut frame, &mut lane);
+        notes.admitted(cx, &frame, &lane);
+        l2::learn::hash(cx, &mut lane);
+    }
+    if lane.is_open() {
+        l2::learn::frame(cx, &frame, &mut lane);
+        notes.learned(cx, &frame, &lane);
+    }
+    if lane.is_open() {
+        l2::forward::frame(cx, &mut frame, &mut lane);
+        notes.switched(cx, &lane);
+    }
+    if lane.is_open() {
+        l3::input::frame(cx, &frame, &mut lane);
+        notes.input(&lane);
+    }
+    if lane.is_open() {
+        nat::lookup::stage(cx, slice::from_mut(&mut lane));
+        notes.looked_up(cx, &frame, &lane);
+        nat::translate::stage(cx, slice::from_mut(&mut frame), slice::from_mut(&mut lane));
+        notes.translated(cx, &came, &frame, &lane);
+    }
+    notes.ends(&lane);
+    let verdict = lane.verdict.unwrap_or(Verdict::Drop(DropReason::NoService));
+    let waits_for = match verdict {
+        Verdict::Hold => lane.hold.map(|hold| (hold.link, hold.next_hop)),
+        _ => None,
+    };
+    egress::stage(cx, &mut vec![frame], slice::from_mut(&mut lane), out);
+    (verdict, waits_for)
 }
 
 /// Takes every frame of the batch to its end.

@@ -9,20 +9,23 @@ use crate::capture::{self, Capture, Sinks};
 use crate::clock::Timestamp;
 use crate::config::{Network, Snapshot};
 use crate::conntrack::EarlierRun;
-use crate::core::Core;
+use crate::core::{Core, Start};
 use crate::engine::{
-    Connection, ConntrackStats, EngineOptions, FdbEntry, FdbKind, FdbStats, Link, NatRule,
-    NeighborEntry, PortStats, WorkerStats,
+    Connection, ConntrackStats, EngineOptions, FdbEntry, FdbKind, FdbStats, LimitUse, Link,
+    NatRule, NeighborEntry, PortStats, WorkerStats,
 };
 use crate::hash::HashKey;
 use crate::io::{Missed, Offloads};
 use crate::l2::fdb::{Learned, StaticRefused};
+use crate::limits::{self, Peak};
 use crate::orphans::has_place;
 use crate::packet::types::{Mac, NetworkId, PortId};
+use crate::pool::Pool;
 use crate::publish::Publisher;
 use crate::shared::Tables;
 use crate::stats::{PortCounters, WorkerCounters};
 use crate::sync::Mutex;
+use crate::trace::{Tracer, WorkerState};
 
 /// The shared half of an engine. [`crate::Engine`] adds threads and devices; tests, replay and
 /// benches add a [`Core`] and call it themselves.
@@ -33,8 +36,8 @@ pub struct Plane {
     captures: Arc<Publisher<Sinks>>,
     counters: Vec<Arc<WorkerCounters>>,
     ports: Mutex<BTreeMap<PortId, Registered>>,
-    buffers: usize,
-    gro: bool,
+    capture_peak: Arc<Peak>,
+    options: EngineOptions,
 }
 
 /// What is counted of a port.
@@ -56,8 +59,11 @@ impl Plane {
             captures: Arc::new(Publisher::new(Sinks::new())),
             counters: (0..options.workers.max(1)).map(|_| Arc::default()).collect(),
             ports: Mutex::new(BTreeMap::new()),
-            buffers: options.buffers_per_worker.max(2),
-            gro: options.gro,
+            capture_peak: Arc::default(),
+            options: EngineOptions {
+                buffers_per_worker: options.buffers_per_worker.max(2),
+                ..options.clone()
+            },
         })
     }
 
@@ -67,17 +73,44 @@ impl Plane {
     /// When a random key cannot be had.
     pub fn core(&self, worker: usize) -> io::Result<Core> {
         let counters = self.counters.get(worker).ok_or(io::ErrorKind::InvalidInput)?;
+        let pool = Pool::new(self.options.buffers_per_worker);
         let mut core = Core::new(
-            worker,
+            self.start(worker, pool)?,
             Arc::clone(&self.tables),
             self.config.subscribe(),
             self.captures.subscribe(),
             Arc::clone(counters),
-            self.buffers,
-            HashKey::random()?,
         );
-        core.set_gro(self.gro);
+        core.set_gro(self.options.gro);
         Ok(core)
+    }
+
+    fn start(&self, worker: usize, pool: Pool) -> io::Result<Start> {
+        Ok(Start {
+            worker,
+            pool,
+            waiting_frames: self.options.waiting_frames,
+            icmp_errors: self.options.icmp_errors,
+            key: HashKey::random()?,
+        })
+    }
+
+    /// Finds out what would become of frames that come in where the worker of this state receives: from
+    /// copies of everything, as it is now.
+    ///
+    /// # Errors
+    /// When memory for the copies or a random key cannot be had.
+    pub fn tracer(&self, state: WorkerState) -> io::Result<Tracer> {
+        let pool = Pool::on_demand(self.options.buffers_per_worker);
+        let mut core = Core::new(
+            self.start(state.worker, pool)?,
+            Arc::new(self.tables.copy()?),
+            self.config.subscribe(),
+            Publisher::new(Sinks::new()).subscribe(),
+            Arc::default(),
+        );
+        core.resume(state);
+        Ok(Tracer::new(core))
     }
 
     /// The tables.
@@ -196,6 +229,14 @@ impl Plane {
         Some(PortStats { rx_missed: missed.map_or(0, |missed| missed.frames()), ..stats })
     }
 
+    /// How full everything is that has a limit.
+    #[must_use]
+    pub fn limits(&self) -> Vec<LimitUse> {
+        let waiting = capture::waiting(&self.captures.current());
+        let captures = (waiting, self.capture_peak.value());
+        limits::of(&self.options, &self.tables, &self.counters, captures, Timestamp::now())
+    }
+
     /// All FDB entries: learned, static and local.
     #[must_use]
     pub fn fdb_entries(&self) -> Vec<FdbEntry> {
@@ -304,7 +345,7 @@ impl Plane {
     pub fn capture(&self, ports: &[PortId], snaplen: usize) -> Capture {
         let known = self.ports.lock();
         let here: Vec<_> = ports.iter().copied().filter(|port| known.contains_key(port)).collect();
-        Capture::start(&self.captures, &here, snaplen)
+        Capture::start(&self.captures, &here, snaplen, Arc::clone(&self.capture_peak))
     }
 }
 

@@ -15,6 +15,7 @@ use crate::hash::HashKey;
 use crate::l2::fdb::Fdb;
 use crate::l3::fragments::Fragments;
 use crate::l3::neighbor::Neighbors;
+use crate::limits::Peak;
 
 /// The tables.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Tables {
     pub fragments: Fragments,
     /// The same of IPv6.
     pub fragments6: Fragments<Tuple6>,
+    /// The most that there were of both families when somebody looked.
+    pub(crate) fragments_peak: Peak,
     /// What became of the connections of an earlier run.
     pub earlier: EarlierRun,
     /// Neighbors.
@@ -55,7 +58,27 @@ impl Tables {
             earlier: earlier.and(earlier6),
             fragments: Fragments::default(),
             fragments6: Fragments::default(),
-            neighbors: Neighbors::default(),
+            fragments_peak: Peak::default(),
+            neighbors: Neighbors::new(options.neighbors),
+            rules: DashMap::default(),
+        })
+    }
+
+    /// Copies of all that a frame can change, to try things out on. Counters of rules begin anew.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub(crate) fn copy(&self) -> io::Result<Self> {
+        let room = Room::new(self.connections.limit());
+        Ok(Self {
+            fdb: self.fdb.copy()?,
+            connections: self.connections.copy(&room)?,
+            connections6: self.connections6.copy(&room)?,
+            earlier: self.earlier,
+            fragments: self.fragments.clone(),
+            fragments6: self.fragments6.clone(),
+            fragments_peak: Peak::default(),
+            neighbors: self.neighbors.copy(),
             rules: DashMap::default(),
         })
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 
 use crate::engine::{PortStats, WorkerStats};
+use crate::limiter::ErrorGauge;
 use crate::verdict::DropReason;
 
 /// A counter with one writer.
@@ -25,6 +26,33 @@ impl Counter {
 
     pub(crate) fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How much of something is in use, now and at most, with one writer.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge {
+    now: Counter,
+    peak: Counter,
+}
+
+impl Gauge {
+    pub(crate) fn set(&self, n: usize) {
+        self.now.set(n as u64);
+        self.note_peak(n);
+    }
+
+    /// It was as much in between.
+    pub(crate) fn note_peak(&self, n: usize) {
+        if n as u64 > self.peak.value() {
+            self.peak.set(n as u64);
+        }
+    }
+
+    /// Now, and at most since the start.
+    pub(crate) fn view(&self) -> (u32, u32) {
+        let narrow = |counter: &Counter| u32::try_from(counter.value()).unwrap_or(u32::MAX);
+        (narrow(&self.now), narrow(&self.peak))
     }
 }
 
@@ -61,6 +89,11 @@ pub(crate) struct WorkerCounters {
     pub(crate) merged: Counter,
     pub(crate) consumed: Counter,
     pub(crate) queued: Counter,
+    /// Frames that wait for neighbors, and for the one for which the most wait.
+    pub(crate) waiting: Gauge,
+    pub(crate) waiting_for_one: Gauge,
+    pub(crate) buffers: Gauge,
+    pub(crate) errors: ErrorGauge,
     pub(crate) drops: DropCounters,
 }
 

@@ -24,6 +24,7 @@ use crate::packet::types::PortId;
 use crate::pool::Pool;
 use crate::stats::PortCounters;
 use crate::sync::Mutex;
+use crate::trace::WorkerState;
 
 /// Ports whose device is gone.
 pub(crate) type GonePorts = Arc<Mutex<Vec<PortId>>>;
@@ -64,6 +65,11 @@ pub(crate) enum Command {
     Adopt {
         port: PortId,
         rx: Box<dyn PortRx>,
+        done: Sender<()>,
+    },
+    /// Answered with what the worker has of its own.
+    Show {
+        give: Sender<WorkerState>,
         done: Sender<()>,
     },
     Stop,
@@ -367,6 +373,10 @@ impl Worker {
                     if let Some(slot) = self.devices.rx.get_mut(port.index()) {
                         *slot = Some(rx);
                     }
+                    let _ = done.send(());
+                }
+                Command::Show { give, done } => {
+                    let _ = give.send(self.core.state());
                     let _ = done.send(());
                 }
                 Command::Stop => return false,

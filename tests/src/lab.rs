@@ -25,7 +25,7 @@ use dataplane::config::{
     UplinkMode,
 };
 use dataplane::core::Core;
-use dataplane::engine::{Connection, Link, Placement};
+use dataplane::engine::{Connection, ErrorRate, Link, NeighborLimits, Placement};
 use dataplane::frame::Frame;
 use dataplane::io::{Offloads, TxReport};
 use dataplane::l3::route::Prefix;
@@ -203,6 +203,9 @@ pub fn small() -> EngineOptions {
         conntrack6_file: None,
         fdb_limit: 1024,
         fdb_per_port: 1024,
+        neighbors: NeighborLimits::default(),
+        waiting_frames: 128,
+        icmp_errors: ErrorRate::default(),
         io: crate::io_choice(),
         gro: true,
         placement: Placement::Spread,

@@ -32,6 +32,19 @@ fn operations_lists_every_drop_reason_with_what_to_do() {
 }
 
 #[test]
+fn operations_lists_every_limit_that_status_shows() {
+    let text = fs::read_to_string(root().join("docs/operations.md")).unwrap();
+    let section = text.split("\n## Limits\n").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let lab = tests::lab::Lab::default();
+    for limit in lab.plane.limits() {
+        let name = format!("(`{}`)", limit.name);
+        let rows = section.lines().filter(|line| line.starts_with("| ") && line.contains(&name));
+        assert_eq!(rows.count(), 1, "{name}");
+    }
+}
+
+#[test]
 fn names_of_drop_reasons_are_stable_words() {
     for reason in DropReason::ALL {
         let name = reason.name();

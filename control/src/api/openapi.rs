@@ -19,7 +19,7 @@ use super::types::{
     DropCount, DropsQuery, ErrorBody, Event, FdbAdd, FdbEntry, FdbFlush, FdbQuery, FdbRemove,
     NatRule, Neighbor, Network, NetworkCreate, NetworkEndpoint, PortMapping, PortStats, Pruned,
     PublishRequest, Purged, Removed, Route, RouteAdd, RouteRemove, Sandbox, SandboxCreate,
-    StatsQuery, Status, Uplink, UplinkAdd,
+    StatsQuery, Status, Trace, TraceRequest, Uplink, UplinkAdd,
 };
 use crate::error::Kind;
 
@@ -192,6 +192,9 @@ fn operations() -> Vec<Operation> {
             .streams(PCAPNG, stream()),
         get("/v1/events", "What happens, as it happens: one JSON object a line")
             .streams(NDJSON, one::<Event>()),
+        post("/v1/trace", "What would become of a packet or of frames, stage by stage")
+            .takes::<TraceRequest>()
+            .answers(list::<Trace>()),
         post("/v1/purge", "Remove everything the daemon made").answers(one::<Purged>()),
         get("/v1/openapi.json", "This description").streams(JSON, stream()),
     ]
@@ -308,6 +311,7 @@ mod tests {
         ("get", "/v1/stats"),
         ("get", "/v1/capture"),
         ("get", "/v1/events"),
+        ("post", "/v1/trace"),
         ("post", "/v1/purge"),
         ("get", "/v1/openapi.json"),
     ];

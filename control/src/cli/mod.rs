@@ -9,6 +9,7 @@ pub mod output;
 mod process;
 mod sandbox;
 mod tables;
+mod trace;
 mod uplink;
 pub mod values;
 
@@ -23,12 +24,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::client::Client;
-use crate::api::types::{Purged, Status, WorkerStatus};
+use crate::api::types::{LimitUse, Purged, Status, WorkerStatus};
 use crate::config::DEFAULT_SOCKET;
 use crate::error::{Error, Result};
 use crate::name::Name;
 use crate::usage;
-use output::{Column, Format, Reply, complain, print};
+use output::{Column, Format, Reply, complain, or_dash, print};
 
 /// Talks to vswitchd.
 #[derive(Debug, Parser)]
@@ -94,6 +95,8 @@ pub enum Command {
     Stats(tables::Stats),
     /// Copy frames as they pass, as pcapng or one line each
     Capture(capture::Capture),
+    /// Show what would become of a packet, stage by stage, without sending it
+    Trace(trace::Trace),
     /// Remove every sandbox, network, device and rule the daemon made
     Purge(Purge),
 }
@@ -159,6 +162,7 @@ fn run(cli: Cli) -> Result<u8> {
                 Command::Drops(args) => args.run(&client).await,
                 Command::Stats(args) => args.run(&client).await,
                 Command::Capture(args) => args.run(&client, format).await.map(Outcome::Exit),
+                Command::Trace(args) => args.run(&client, format).await.map(Outcome::Exit),
                 Command::Purge(args) => args.run(&client).await,
                 Command::Status => status(&client).await,
                 Command::Exec(_) | Command::Run(_) => Ok(Outcome::Exit(0)),
@@ -227,6 +231,13 @@ async fn status(client: &Client) -> Result<Outcome> {
         ("CONSUMED", |worker| worker.consumed.to_string()),
         ("QUEUED", |worker| worker.queued.to_string()),
     ];
+    const LIMITS: &[Column<LimitUse>] = &[
+        ("LIMIT", |limit| limit.name.clone()),
+        ("CURRENT", |limit| limit.current.to_string()),
+        ("PEAK", |limit| limit.peak.to_string()),
+        ("AT MOST", |limit| limit.limit.to_string()),
+        ("BEYOND IT", |limit| or_dash(limit.drop_reason.as_ref())),
+    ];
     let status: Status = client.get("/v1/status").await?;
     let text = format!(
         "vswitchd {}, process {}, up {} s{}\n{} networks, {} endpoints, {} of {} connections, {} of {} MACs{}",
@@ -243,7 +254,13 @@ async fn status(client: &Client) -> Result<Outcome> {
         status.fdb.limit,
         status.warnings.iter().fold(String::new(), |text, line| text + "\nwarning: " + line),
     );
-    Ok(Reply::done(&status, text)?.with_table(&status.workers, WORKERS).into())
+    let reply = Reply::done(&status, text)?.with_table(&status.workers, WORKERS);
+    // An older daemon has none.
+    let reply = match status.limits.as_slice() {
+        [] => reply,
+        limits => reply.with_table(limits, LIMITS),
+    };
+    Ok(reply.into())
 }
 
 impl Purge {

@@ -217,6 +217,10 @@ pub struct LimitsSection {
     pub fdb_per_port: Option<Ranged<1, 16_777_216>>,
     pub fragments: Option<Ranged<1, 65_536>>,
     pub buffers: Option<Ranged<256, 65_536>>,
+    pub neighbors: Option<Ranged<256, 1_048_576>>,
+    pub neighbors_per_network: Option<Ranged<1, 1_048_576>>,
+    pub waiting_frames: Option<Ranged<1, 1024>>,
+    pub icmp_errors_per_second: Option<Ranged<1, 1_000_000>>,
 }
 
 /// `[[network]]`: the flags of `network create`.

@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod file;
+mod memory;
 pub mod validate;
 
 use std::io::ErrorKind;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dataplane::config::{DEFAULT_FDB_AGEING, Timeouts};
+use dataplane::engine::{ErrorRate, NeighborLimits};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::api::types::{NetworkCreate, UplinkAdd};
@@ -183,9 +185,16 @@ pub struct Limits {
     pub fdb_per_port: u32,
     /// Frame buffers of each worker.
     pub buffers: usize,
+    /// Neighbors at most.
+    pub neighbors: NeighborLimits,
+    /// Frames that a worker lets wait for neighbors at most.
+    pub waiting_frames: usize,
+    /// ICMP errors that a worker sends.
+    pub icmp_errors: ErrorRate,
 }
 
 impl Default for Limits {
+    /// Those of a host with memory enough.
     fn default() -> Self {
         let engine = dataplane::EngineOptions::default();
         Self {
@@ -193,9 +202,42 @@ impl Default for Limits {
             fdb: engine.fdb_limit,
             fdb_per_port: engine.fdb_per_port,
             buffers: engine.buffers_per_worker,
+            neighbors: engine.neighbors,
+            waiting_frames: engine.waiting_frames,
+            icmp_errors: engine.icmp_errors,
         }
     }
 }
+
+impl Limits {
+    /// Those of a host with so many bytes of memory. Each table gets the same share of it, about one
+    /// hundredth, down to a size that a small host needs too; from 4 GiB on it is as large as
+    /// [`Limits::default`] says.
+    fn for_memory(bytes: u64) -> Self {
+        let full = Self::default();
+        let share = |full: u32, least: u32, each: u64| {
+            u32::try_from(bytes / each).unwrap_or(u32::MAX).clamp(least, full)
+        };
+        let buffers = u32::try_from(full.buffers).unwrap_or(u32::MAX);
+        let buffers = share(buffers, 256, MEMORY_PER_BUFFER);
+        Self {
+            conntrack: share(full.conntrack, 16_384, MEMORY_PER_CONNECTION),
+            fdb: share(full.fdb, 4096, MEMORY_PER_MAC),
+            buffers: usize::try_from(buffers).unwrap_or(full.buffers),
+            neighbors: NeighborLimits {
+                all: share(full.neighbors.all, 2048, MEMORY_PER_NEIGHBOR),
+                ..full.neighbors
+            },
+            ..full
+        }
+    }
+}
+
+// Bytes of the host's memory for which there is one entry; `docs/configuration.md` has them too.
+const MEMORY_PER_CONNECTION: u64 = 16 << 10;
+const MEMORY_PER_MAC: u64 = 64 << 10;
+const MEMORY_PER_NEIGHBOR: u64 = 256 << 10;
+const MEMORY_PER_BUFFER: u64 = 8 << 20;
 
 impl Default for Config {
     fn default() -> Self {
@@ -213,6 +255,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// What applies on this host without a file.
+    fn of_this_host() -> Self {
+        let limits = memory::of_this_host().map_or_else(Limits::default, Limits::for_memory);
+        Self { limits, ..Self::default() }
+    }
+
     /// Reads the file; one that does not exist stands for the defaults.
     ///
     /// # Errors
@@ -220,7 +268,7 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self> {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text, path),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::of_this_host()),
             Err(error) => {
                 let fault = match error.kind() {
                     ErrorKind::InvalidData => "not UTF-8 text".to_owned(),

@@ -13,8 +13,8 @@ fn parse(text: &str) -> Result<Config> {
 
 #[test]
 fn nothing_means_the_defaults() {
-    assert_eq!(parse("").unwrap(), Config::default());
-    assert_eq!(Config::load(Path::new("/nonexistent/v.toml")).unwrap(), Config::default());
+    assert_eq!(parse("").unwrap(), Config::of_this_host());
+    assert_eq!(Config::load(Path::new("/nonexistent/v.toml")).unwrap(), Config::of_this_host());
     let config = Config::default();
     assert_eq!(config.timeouts.tcp_established, Duration::from_secs(432_000));
     assert_eq!(config.defaults.pools[0].base.to_string(), "172.16.0.0/12");
@@ -40,6 +40,19 @@ fn the_shipped_example_is_valid_and_complete() {
 }
 
 #[test]
+fn a_small_host_gets_small_tables() {
+    let of = |mebibytes: u64| Limits::for_memory(mebibytes << 20);
+    assert_eq!(of(4096), Limits::default());
+    assert_eq!(of(1 << 20), Limits::default(), "more memory, the same tables");
+    let half = of(2048);
+    assert_eq!((half.conntrack, half.fdb, half.neighbors.all), (131_072, 32_768, 8192));
+    assert_eq!(half.buffers, 256);
+    let least = of(16);
+    assert_eq!((least.conntrack, least.fdb, least.neighbors.all), (16_384, 4096, 2048));
+    assert_eq!(least.fdb_per_port, Limits::default().fdb_per_port);
+}
+
+#[test]
 fn every_section() {
     let config = parse(
         r#"
@@ -61,6 +74,10 @@ fn every_section() {
         fdb = 4096
         fdb_per_port = 7
         buffers = 256
+        neighbors = 300
+        neighbors_per_network = 30
+        waiting_frames = 20
+        icmp_errors_per_second = 10
         [[uplink]]
         interface = "eth0"
         [[uplink]]
@@ -88,7 +105,16 @@ fn every_section() {
     assert_eq!(config.defaults.mtu, 9000);
     assert_eq!(config.timeouts.udp, Duration::from_secs(31));
     assert_eq!(config.fdb_ageing, Duration::from_secs(5));
-    assert_eq!(config.limits, Limits { conntrack: 2048, fdb: 4096, fdb_per_port: 7, buffers: 256 });
+    let limits = Limits {
+        conntrack: 2048,
+        fdb: 4096,
+        fdb_per_port: 7,
+        buffers: 256,
+        neighbors: NeighborLimits { all: 300, network: 30 },
+        waiting_frames: 20,
+        icmp_errors: ErrorRate { per_second: 10 },
+    };
+    assert_eq!(config.limits, limits);
     assert_eq!(config.uplinks[0].mode, UplinkMode::Shared);
     assert_eq!(config.uplinks[1].nat_ports.unwrap().to_string(), "2000-3000");
     let a = &config.networks[0];
@@ -163,6 +189,22 @@ fn faults_name_line_and_key() {
             "v.toml:3: uplink.nat_ports: port range \"9-8\": ends before it begins",
         ),
         ("[limits]\nbuffers = 255", "v.toml:2: limits.buffers: 255 is not a number from 256 to"),
+        (
+            "[limits]\nneighbors = 255",
+            "v.toml:2: limits.neighbors: 255 is not a number from 256 to 1048576",
+        ),
+        (
+            "[limits]\nneighbors_per_network = 0",
+            "v.toml:2: limits.neighbors_per_network: 0 is not a number from 1 to 1048576",
+        ),
+        (
+            "[limits]\nwaiting_frames = 1025",
+            "v.toml:2: limits.waiting_frames: 1025 is not a number from 1 to 1024",
+        ),
+        (
+            "[limits]\nicmp_errors_per_second = -1",
+            "v.toml:2: limits.icmp_errors_per_second: -1 is not a number from 1 to 1000000",
+        ),
         ("[timeouts]\nudp = 0", "v.toml:2: timeouts.udp: 0 is not a number from 1 to 31536000"),
         (
             "[timeouts]\nudp = \"30s\"",

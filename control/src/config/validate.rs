@@ -46,7 +46,7 @@ impl Source<'_> {
 /// When it is wrong: one line with file, line and key.
 pub fn config(file: File, text: &str, path: &Path) -> Result<Config> {
     let source = Source { text, path };
-    let mut config = Config::default();
+    let mut config = Config::of_this_host();
     if let Some(cluster) = file.cluster {
         return Err(source.fault(
             &cluster.span(),
@@ -224,6 +224,18 @@ fn limits(section: &LimitsSection, config: &mut Config) {
     }
     if let Some(buffers) = section.buffers {
         config.limits.buffers = usize::try_from(buffers.0).unwrap_or(usize::MAX);
+    }
+    if let Some(limit) = section.neighbors {
+        config.limits.neighbors.all = limit.0;
+    }
+    if let Some(limit) = section.neighbors_per_network {
+        config.limits.neighbors.network = limit.0;
+    }
+    if let Some(frames) = section.waiting_frames {
+        config.limits.waiting_frames = usize::try_from(frames.0).unwrap_or(usize::MAX);
+    }
+    if let Some(rate) = section.icmp_errors_per_second {
+        config.limits.icmp_errors.per_second = rate.0;
     }
     let unbuilt = [
         ("limits.conntrack_per_endpoint", section.conntrack_per_endpoint.is_some()),

@@ -3,6 +3,7 @@
 //! Each function takes a look under the world's lock and lets go before it returns.
 
 mod tables;
+mod trace;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;

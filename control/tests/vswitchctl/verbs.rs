@@ -97,6 +97,9 @@ fn cases() -> Vec<Case> {
             "generated": 0, "consumed": 0, "queued": 0}],
         "networks": 3, "endpoints": 1, "conntrack": {"entries": 4, "limit": 262_144},
         "fdb": {"entries": 5, "limit": 65_536, "moves": 6, "evictions": 7, "refused": 8},
+        "limits": [{"name": "conntrack", "current": 4, "peak": 9, "limit": 262_144,
+            "drop_reason": "conntrack_full"},
+            {"name": "fdb", "current": 5, "peak": 6, "limit": 65_536, "drop_reason": null}],
         "warnings": ["no uplink"]});
     let none = Value::Null;
     let filter = json!({"proto": "tcp", "src": "10.0.0.0/8", "dport": 80});
@@ -124,6 +127,14 @@ fn cases() -> Vec<Case> {
         json!({"reason": "no_route", "count": 3, "description": "No route to the destination."});
     let neighbor =
         json!({"address": "192.0.2.1", "mac": null, "network": null, "uplink": "eth0", "age_s": 0});
+    let trace = json!({"frame": "IP 10.1.0.2.1 > 10.1.0.3.2: UDP, length 0", "port": "sb/eth0",
+        "steps": [{"stage": "switch", "facts": [{"name": "fdb", "value": "hit"}]}],
+        "verdict": "drop", "drop_reason": "icc_disabled", "waits_for": null,
+        "sent": [{"port": "eth9", "from": "02:00:00:00:00:01", "to": "02:00:00:00:00:02",
+            "length": 60, "summary": "ARP"}],
+        "drops": [drop.clone()]});
+    let asks_trace = json!({"sandbox": "sb", "network": null, "uplink": null,
+        "packet": "udp 10.1.0.2:1 > 10.1.0.3:2 ttl 9", "frames": []});
     let purged =
         json!({"sandboxes": ["a"], "networks": [], "uplinks": [], "devices": ["vsw-1", "vsw-2"]});
     vec![
@@ -165,6 +176,17 @@ fn cases() -> Vec<Case> {
             "x\ny\n",
         )
         .json(json!([{"name": "x"}, {"name": "y"}])),
+        case(
+            "trace --sandbox sb udp 10.1.0.2:1 > 10.1.0.3:2 ttl 9",
+            "POST",
+            "/v1/trace",
+            asks_trace,
+            200,
+            json!([trace]),
+            "  switch     fdb hit\n  sent       eth9: 02:00:00:00:00:01 > 02:00:00:00:00:02, ARP\n  \
+             dropped    3 no_route\nverdict: drop: icc_disabled\n",
+        )
+        .json(trace),
         case(
             "network connect app sb --ip 10.1.0.2 --mac 02:00:00:00:00:09 -o trusted=true",
             "POST",
@@ -472,6 +494,9 @@ fn bad_lines_end_with_2_and_one_line() {
         ("run --network none --ip 10.0.0.1 true", "--ip needs an interface"),
         ("uplink add e --mode dedicated", "add --address CIDR"),
         ("capture --network a hots 10.0.0.1", "\"hots\" is not known"),
+        ("trace --sandbox a tcp 10.0.0.1:1 syn", "quote the packet"),
+        ("trace --sandbox a", "|PACKET>"),
+        ("trace udp 10.0.0.1:1 > 10.0.0.2:2", "--sandbox"),
         ("purge", "give --yes"),
         ("network create", "<NAME>; see 'vswitchctl network create --help'"),
         ("conntrack lst", "unrecognized subcommand 'lst'"),

@@ -4,7 +4,8 @@
 //!   asks of either.
 //! - [`entry`]: a connection as it is entered, and as a lookup finds it.
 //! - [`table`]: the entries and their two-way index, for one family; entering and ending, what packets
-//!   change, and what an earlier run left are beside it in `change`, `note` and `adopt`.
+//!   change, and what an earlier run left are beside it in `change`, `note` and `adopt`; a copy to try things out on is
+//!   made in `copy`.
 //! - `room`: the limit that the tables of both families share.
 //! - [`tcp`]: the TCP state machine.
 //! - [`window`]: its sequence numbers.
@@ -14,6 +15,7 @@
 mod adopt;
 mod change;
 mod cold;
+mod copy;
 pub mod entry;
 pub mod expiry;
 mod key;
@@ -37,4 +39,5 @@ pub use room::Room;
 pub use table::ConnTable;
 pub use tuple::{Direction, Tuple, Zone};
 pub use tuple6::Tuple6;
+pub(crate) use view::state_name;
 pub use view::{Entry, STATES};

@@ -4,18 +4,27 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::limits::Peak;
+
 /// Places for connections; clones share them.
 #[derive(Debug, Clone)]
 pub struct Room {
     limit: u32,
-    used: Arc<AtomicU32>,
+    places: Arc<Places>,
+}
+
+/// Written together, so in one cache line.
+#[derive(Debug, Default)]
+struct Places {
+    used: AtomicU32,
+    peak: Peak,
 }
 
 impl Room {
     /// Room for so many connections, one at least.
     #[must_use]
     pub fn new(limit: u32) -> Self {
-        Self { limit: limit.max(1), used: Arc::default() }
+        Self { limit: limit.max(1), places: Arc::default() }
     }
 
     /// Connections at most.
@@ -24,16 +33,26 @@ impl Room {
         self.limit
     }
 
+    /// Places taken now, and at most since the start.
+    pub(crate) fn uses(&self) -> (u32, u32) {
+        // One that is refused takes a place for a moment.
+        let used = self.places.used.load(Ordering::Relaxed).min(self.limit);
+        (used, self.places.peak.value())
+    }
+
     /// Whether there is no place.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.used.load(Ordering::Relaxed) >= self.limit
+        self.places.used.load(Ordering::Relaxed) >= self.limit
     }
 
     /// Takes a place; false: there is none.
     pub(super) fn take(&self) -> bool {
-        let has = self.used.fetch_add(1, Ordering::Relaxed) < self.limit;
-        if !has {
+        let before = self.places.used.fetch_add(1, Ordering::Relaxed);
+        let has = before < self.limit;
+        if has {
+            self.places.peak.note(before + 1);
+        } else {
             self.give_back();
         }
         has
@@ -41,7 +60,7 @@ impl Room {
 
     /// Gives a place back.
     pub(super) fn give_back(&self) {
-        self.used.fetch_sub(1, Ordering::Relaxed);
+        self.places.used.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -57,6 +76,8 @@ mod tests {
         assert!(room.is_full() && !room.take() && !same.take());
         same.give_back();
         assert!(!room.is_full() && room.take());
+        room.give_back();
+        assert_eq!(room.uses(), (1, 2));
         assert_eq!(Room::new(0).limit(), 1);
     }
 }

@@ -189,6 +189,20 @@ impl<K: Key> ConnTable<K> {
         })
     }
 
+    /// An empty table over these entries where the lookups of a tuple go as they do here.
+    pub(super) fn like(&self, entries: Region, room: &Room) -> io::Result<Self> {
+        let table = Self::with_entries(entries, room, HashKey::new(0, 0))?;
+        let reclaim = AtomicU32::new(self.reclaim.load(Ordering::Relaxed));
+        Ok(Self { hash: self.hash.clone(), reclaim, ..table })
+    }
+
+    /// Makes the index of a table of the same size the same.
+    pub(super) fn copy_index(&self, to: &Self) {
+        for (slot, copy) in self.index.words().iter().zip(to.index.words()) {
+            copy.store(slot.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
     /// Where the lookups of a tuple go: computed for a whole batch first.
     #[must_use]
     #[inline]
@@ -212,6 +226,11 @@ impl<K: Key> ConnTable<K> {
     #[must_use]
     pub const fn limit(&self) -> u32 {
         self.limit
+    }
+
+    /// The room that it shares.
+    pub(crate) const fn room(&self) -> &Room {
+        &self.room
     }
 
     /// Whether no connection can be entered before another ends.

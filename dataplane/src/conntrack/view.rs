@@ -84,7 +84,7 @@ impl<K: Key> ConnTable<K> {
                 rule: new.rule,
                 connection: Connection {
                     proto: new.original.proto(),
-                    state: state_name(&new),
+                    state: state_name(new.original.proto(), new.state, new.flags),
                     original: new.original.flow(),
                     reply: new.reply.flow(),
                     snat: new.flags & SNAT != 0,
@@ -131,13 +131,14 @@ pub const STATES: [&str; 12] = [
     "ASSURED",
 ];
 
-fn state_name<K: Key>(new: &NewConnection<K>) -> &'static str {
-    if new.original.proto() == ip_proto::TCP {
-        return TcpState::from_u8(new.state).map_or("NONE", TcpState::name);
+/// See [`Connection::state`].
+pub(crate) fn state_name(proto: u8, state: u8, flags: u8) -> &'static str {
+    if proto == ip_proto::TCP {
+        return TcpState::from_u8(state).map_or("NONE", TcpState::name);
     }
-    if new.flags & ASSURED != 0 {
+    if flags & ASSURED != 0 {
         "ASSURED"
-    } else if new.flags & SEEN_REPLY != 0 {
+    } else if flags & SEEN_REPLY != 0 {
         "REPLIED"
     } else {
         "UNREPLIED"
@@ -147,30 +148,13 @@ fn state_name<K: Key>(new: &NewConnection<K>) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conntrack::{Tuple, Zone};
-    use crate::packet::types::NetworkId;
-
     #[test]
     fn every_state_is_listed() {
-        let tuple = |proto| {
-            let address = std::net::Ipv4Addr::new(10, 0, 0, 1);
-            Tuple::new(address, address, 1, 2, Zone::OUTSIDE, proto)
-        };
-        let connection = |proto, state, flags| NewConnection {
-            original: tuple(proto),
-            reply: tuple(proto),
-            state,
-            flags,
-            network: NetworkId(1),
-            rule: 0,
-            deadline: 1,
-        };
         let tcp = (0..=u8::MAX).filter(|state| TcpState::from_u8(*state).is_some());
         let others = [0, SEEN_REPLY, ASSURED, SEEN_REPLY | ASSURED];
         let mut named: Vec<&str> = tcp
-            .map(|state| connection(ip_proto::TCP, state, 0))
-            .chain(others.map(|flags| connection(ip_proto::UDP, 0, flags)))
-            .map(|new| state_name(&new))
+            .map(|state| state_name(ip_proto::TCP, state, 0))
+            .chain(others.map(|flags| state_name(ip_proto::UDP, 0, flags)))
             .collect();
         let mut listed = STATES.to_vec();
         named.sort_unstable();

@@ -36,6 +36,7 @@ use crate::engine::{FdbEntry, FdbKind, FdbStats};
 use crate::hash::{HashKey, TableHash};
 use crate::io::prefetch::prefetch;
 use crate::io::region::Region;
+use crate::limits::Peak;
 use crate::packet::types::{Mac, NetworkId, PortId};
 use crate::sync::Mutex;
 
@@ -51,6 +52,7 @@ pub struct Fdb {
     limit: u32,
     /// Learned and static entries.
     used: AtomicU32,
+    peak: Peak,
     moves: AtomicU64,
     evictions: AtomicU64,
     refused: AtomicU64,
@@ -102,12 +104,41 @@ impl Fdb {
             hash: TableHash::new(key),
             limit: limit.max(1),
             used: AtomicU32::new(0),
+            peak: Peak::default(),
             moves: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             per_port: per_port.max(1),
             writer: Mutex::new(Members::new(buckets * SLOTS)),
+        })
+    }
+
+    /// A copy to try things out on. Nobody enters or removes anything meanwhile.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub(crate) fn copy(&self) -> io::Result<Self> {
+        let members = self.writer.lock();
+        let words = self.region.words();
+        let region = Region::anonymous(words.len())?;
+        for (word, copy) in words.iter().zip(region.words()) {
+            copy.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        let same = |counter: &AtomicU64| AtomicU64::new(counter.load(Ordering::Relaxed));
+        Ok(Self {
+            region,
+            mask: self.mask,
+            hash: self.hash.clone(),
+            limit: self.limit,
+            used: AtomicU32::new(self.used()),
+            peak: Peak::default(),
+            moves: same(&self.moves),
+            evictions: same(&self.evictions),
+            refused: same(&self.refused),
+            changes: same(&self.changes),
+            per_port: self.per_port,
+            writer: Mutex::new(members.clone()),
         })
     }
 
@@ -298,6 +329,16 @@ impl Fdb {
     #[must_use]
     pub fn used(&self) -> u32 {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// Learned and static entries at most since the start.
+    pub(crate) fn peak(&self) -> u32 {
+        self.peak.value()
+    }
+
+    /// Learned entries behind the port that has the most: now, and at most since the start.
+    pub(crate) fn heaviest(&self) -> (u32, u32) {
+        self.writer.lock().most()
     }
 
     /// Buckets of the table, the unit of [`Fdb::age`].

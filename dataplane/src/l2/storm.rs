@@ -10,7 +10,7 @@ use crate::limiter::Bucket;
 use crate::packet::types::{NetworkId, PortId};
 
 /// One worker's buckets, by port.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Storms(Vec<Bucket>);
 
 impl Storms {

@@ -45,7 +45,7 @@ impl<A> Datagram<A> {
 
 /// The table of one family. Shared by all workers: fragments of a datagram may come in by several
 /// uplinks.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Fragments<K: Key = Tuple> {
     table: DashMap<Datagram<K::Addr>, (K, Timestamp)>,
 }

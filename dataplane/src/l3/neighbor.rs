@@ -8,9 +8,9 @@
 //! Limits: [`MAX_NEIGHBORS`] entries, of which [`MAX_FOR_ONE_NETWORK`] in one network,
 //! [`MAX_FOR_ONE_UPLINK`] on one wire and [`MAX_UNHEARD`] on one link that never answered, and
 //! [`KEPT_FOR_UPLINKS`] for uplinks alone; so whoever asks for addresses that nobody has harms its
-//! own link only. An entry that never answered goes when the last question has failed. Frames:
-//! [`MAX_WAITING`] a worker, but never more than a quarter of its buffers, and
-//! [`MAX_WAITING_FOR_ONE`] for one neighbor.
+//! own link only. Control may set other numbers ([`NeighborLimits`]). An entry that never answered goes
+//! when the last question has failed. Frames: [`MAX_WAITING`] a worker, but never more than a quarter of
+//! its buffers, and [`MAX_WAITING_FOR_ONE`] for one neighbor.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -23,6 +23,7 @@ use crate::clock::Timestamp;
 use crate::conntrack::ConnId;
 use crate::engine::{Link, NeighborEntry};
 use crate::frame::Frame;
+use crate::limits::Peak;
 use crate::packet::types::{Mac, PortId};
 
 /// Entries at most; Linux' `gc_thresh3` is 1024 a family, we serve many networks.
@@ -63,6 +64,51 @@ struct Neighbor {
     heard: bool,
 }
 
+/// How many entries there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NeighborLimits {
+    /// In all; a quarter of them is for uplinks alone.
+    pub all: u32,
+    /// Of one network.
+    pub network: u32,
+}
+
+impl NeighborLimits {
+    const fn kept_for_uplinks(self) -> u32 {
+        self.all / (MAX_NEIGHBORS / KEPT_FOR_UPLINKS)
+    }
+
+    /// Of one uplink.
+    const fn uplink(self) -> u32 {
+        self.all / (MAX_NEIGHBORS / MAX_FOR_ONE_UPLINK)
+    }
+}
+
+impl Default for NeighborLimits {
+    fn default() -> Self {
+        Self { all: MAX_NEIGHBORS, network: MAX_FOR_ONE_NETWORK }
+    }
+}
+
+/// How full the table is: each now and at most since the start, and what the limit is. Of links, the
+/// fullest one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NeighborUses {
+    pub(crate) all: ((u32, u32), u32),
+    pub(crate) network: ((u32, u32), u32),
+    pub(crate) uplink: ((u32, u32), u32),
+    pub(crate) unheard: ((u32, u32), u32),
+}
+
+/// The most that there have been.
+#[derive(Debug, Default)]
+struct Peaks {
+    all: Peak,
+    network: Peak,
+    uplink: Peak,
+    unheard: Peak,
+}
+
 /// How many entries a link has.
 #[derive(Debug, Default)]
 struct LinkUse {
@@ -97,9 +143,55 @@ pub struct Neighbors {
     /// Entries of all links.
     entries: AtomicU32,
     changes: AtomicU64,
+    limits: NeighborLimits,
+    peaks: Peaks,
 }
 
 impl Neighbors {
+    /// An empty table.
+    #[must_use]
+    pub fn new(limits: NeighborLimits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// A copy to try things out on.
+    pub(crate) fn copy(&self) -> Self {
+        let same = |counter: &AtomicU32| AtomicU32::new(counter.load(Ordering::Relaxed));
+        let links = self.links.iter().map(|link| {
+            (*link.key(), LinkUse { entries: same(&link.entries), unheard: same(&link.unheard) })
+        });
+        Self {
+            table: self.table.clone(),
+            links: links.collect(),
+            entries: same(&self.entries),
+            changes: AtomicU64::new(self.changes()),
+            limits: self.limits,
+            peaks: Peaks::default(),
+        }
+    }
+
+    /// How full it is.
+    pub(crate) fn uses(&self) -> NeighborUses {
+        let (mut network, mut uplink, mut unheard) = (0, 0, 0);
+        for link in &self.links {
+            let has = link.entries.load(Ordering::Relaxed);
+            match link.key() {
+                Link::Network(_) => network = has.max(network),
+                Link::Uplink(_) => uplink = has.max(uplink),
+            }
+            unheard = link.unheard.load(Ordering::Relaxed).max(unheard);
+        }
+        let all = self.entries.load(Ordering::Relaxed);
+        let Peaks { all: most, network: most_in_one, uplink: most_at_one, unheard: most_unheard } =
+            &self.peaks;
+        NeighborUses {
+            all: ((all, most.value()), self.limits.all),
+            network: ((network, most_in_one.value()), self.limits.network),
+            uplink: ((uplink, most_at_one.value()), self.limits.uplink()),
+            unheard: ((unheard, most_unheard.value()), MAX_UNHEARD),
+        }
+    }
+
     /// What is known about `address`; notes the question as asked when it says so.
     pub fn resolve(&self, link: Link, address: IpAddr, now: Timestamp) -> Resolution {
         match self.reachable(link, address, now) {
@@ -207,9 +299,10 @@ impl Neighbors {
     /// Takes a place for an entry of `link`; false: there is none. Workers that ask at the same time
     /// may overstep a limit by their number.
     fn take_place(&self, link: Link, heard: bool) -> bool {
-        let (own, all) = match link {
-            Link::Network(_) => (MAX_FOR_ONE_NETWORK, MAX_NEIGHBORS - KEPT_FOR_UPLINKS),
-            Link::Uplink(_) => (MAX_FOR_ONE_UPLINK, MAX_NEIGHBORS),
+        let (Peaks { network, uplink, .. }, limits) = (&self.peaks, self.limits);
+        let (own, all, most) = match link {
+            Link::Network(_) => (limits.network, limits.all - limits.kept_for_uplinks(), network),
+            Link::Uplink(_) => (limits.uplink(), limits.all, uplink),
         };
         let has = self.links.entry(link).or_default();
         if self.entries.load(Ordering::Relaxed) >= all
@@ -218,9 +311,10 @@ impl Neighbors {
         {
             return false;
         }
-        self.entries.fetch_add(1, Ordering::Relaxed);
-        has.entries.fetch_add(1, Ordering::Relaxed);
-        has.unheard.fetch_add(u32::from(!heard), Ordering::Relaxed);
+        let more = u32::from(!heard);
+        self.peaks.all.note(self.entries.fetch_add(1, Ordering::Relaxed) + 1);
+        most.note(has.entries.fetch_add(1, Ordering::Relaxed) + 1);
+        self.peaks.unheard.note(has.unheard.fetch_add(more, Ordering::Relaxed) + more);
         true
     }
 
@@ -370,16 +464,35 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// For a worker with so many buffers: three quarters of them are always there to receive into,
-    /// the answers that the others wait for among it.
-    pub(crate) fn beside(buffers: usize) -> Self {
-        let limit = MAX_WAITING.min(buffers / 4).max(1);
+    /// Frames that a worker with so many buffers lets wait, of `most` that it may: three quarters of
+    /// the buffers are always there to receive into, the answers that the others wait for among it.
+    pub(crate) fn room_beside(buffers: usize, most: usize) -> usize {
+        most.min(buffers / 4).max(1)
+    }
+
+    /// For a worker with so many buffers.
+    pub(crate) fn beside(buffers: usize, most: usize) -> Self {
+        let limit = Self::room_beside(buffers, most);
         Self {
             limit,
             frames: Vec::with_capacity(limit),
             spare: Vec::with_capacity(limit),
             ..Self::default()
         }
+    }
+
+    /// As many places taken for the same neighbors, by empty frames.
+    pub(crate) fn shape(&self) -> Self {
+        let mut shape = Self { limit: self.limit, ..Self::default() };
+        let taken = self.frames.iter().map(|held| Held {
+            frame: Frame::unused(),
+            link: held.link,
+            next_hop: held.next_hop,
+            fragment: None,
+            begun: None,
+        });
+        shape.frames.extend(taken);
+        shape
     }
 
     /// Whether a frame that came by this port is among them.
@@ -393,9 +506,24 @@ impl Waiting {
 
     /// Whether there is room for one more frame to this neighbor.
     pub(crate) fn has_room(&self, link: Link, next_hop: IpAddr) -> bool {
+        self.frames.len() < self.limit && self.count(link, next_hop) < MAX_WAITING_FOR_ONE
+    }
+
+    /// Frames that wait for this neighbor.
+    pub(crate) fn count(&self, link: Link, next_hop: IpAddr) -> usize {
         let same = |held: &&Held| held.link == link && held.next_hop == next_hop;
-        self.frames.len() < self.limit
-            && self.frames.iter().filter(same).count() < MAX_WAITING_FOR_ONE
+        self.frames.iter().filter(same).count()
+    }
+
+    /// Frames that wait for the neighbor for which the most do.
+    pub(crate) fn longest(&self) -> usize {
+        let same = |a: &Held, b: &Held| a.link == b.link && a.next_hop == b.next_hop;
+        let first =
+            |at: usize, held: &Held| !self.frames.iter().take(at).any(|before| same(before, held));
+        let neighbors = self.frames.iter().enumerate().filter(|(at, held)| first(*at, held));
+        let counts =
+            neighbors.map(|(_, held)| self.frames.iter().filter(|o| same(o, held)).count());
+        counts.max().unwrap_or(0)
     }
 
     /// Whether frames wait for this neighbor.

@@ -87,7 +87,7 @@ pub(crate) fn report(
 
 /// Sends what `write` makes, if that is not too much already.
 fn send(cx: &mut Cx<'_>, about: &Frame, write: impl FnOnce(&mut Frame) -> bool) {
-    if !cx.errors.allow(cx.now) {
+    if !cx.errors.allow(cx.now, &cx.counters.errors) {
         return;
     }
     let Some(mut reply) = cx.pool.take() else { return };

@@ -18,7 +18,7 @@ const GOLDEN: u64 = 0x9e37_79b9;
 
 /// A source of unpredictable numbers: a keyed hash of a counter. Ports that can be guessed invite
 /// off-path attacks (RFC 6056).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct PortRng {
     key: HashKey,
     counter: u64,

@@ -96,14 +96,14 @@ fn host(at: usize) -> Host {
 }
 
 /// A frame to be: where it comes in, who it says it is from, to whom, what, and whether by IPv6.
-type Choice = (usize, usize, usize, u8, u16, bool);
+pub(crate) type Choice = (usize, usize, usize, u8, u16, bool);
 
 /// Few senders and receivers, so that trains and near-trains are common.
-fn choice() -> impl Strategy<Value = Choice> {
+pub(crate) fn choice() -> impl Strategy<Value = Choice> {
     (0..14usize, 0..8usize, 0..9usize, 0..18u8, 0..3u16, proptest::bool::weighted(0.3))
 }
 
-fn frame((port, from, to, kind, vlan, six): Choice) -> (PortId, Wire) {
+pub(crate) fn frame((port, from, to, kind, vlan, six): Choice) -> (PortId, Wire) {
     let by = |packet: Packet| if six { packet.v6() } else { packet };
     let at = [A, B, C, D, GATEWAY1, UP];
     let ingress = at[if port < 6 { port } else { port % 2 }];

@@ -1,22 +1,25 @@
 //! Full tables, and several workers with one flow.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use dataplane::EngineOptions;
 use dataplane::clock::Timestamp;
 use dataplane::config::Snapshot;
 use dataplane::core::Core;
-use dataplane::engine::Link;
+use dataplane::engine::{ErrorRate, Link, NeighborLimits};
 use dataplane::frame::Frame;
 use dataplane::io::{Offloads, TxReport};
-use dataplane::packet::types::PortId;
 use dataplane::packet::types::tcp_flags::{ACK, FIN, SYN};
+use dataplane::packet::types::{Mac, PortId};
 use dataplane::plane::Plane;
-use tests::lab::{A, B, GATEWAY1, Lab, ROUTER, SERVER, UP, UPLINK, small, topology};
+use tests::fragments::in_two;
+use tests::lab::{A, B, GATEWAY1, Lab, ROUTER, SERVER, UP, UPLINK, small, topology, without_guard};
 use tests::outlet::{Outlet, Outside, Sink, sent};
-use tests::packet::{Wire, ip, speak_ipv6, speaks_ipv6, tcp, udp};
+use tests::packet::{Host, Wire, ip, speak_ipv6, speaks_ipv6, tcp, udp};
 
 tests::in_ipv6! {
     a_flow_that_changes_workers_stays_one_connection
@@ -42,9 +45,7 @@ fn a_full_connection_table_refuses_new_ones_and_keeps_the_others() {
     let bridged = udp(&A, 1, &B, 2);
     lab.rx(A.port, &bridged).tx(B.port, &bridged);
     // Thirty seconds later the place of an idle one is free, but not that of the one in use.
-    lab.after(std::time::Duration::from_secs(30))
-        .moved("conn.entries", -4)
-        .moved("conn.expired", 4);
+    lab.after(Duration::from_secs(30)).moved("conn.entries", -4).moved("conn.expired", 4);
     lab.rx(A.port, packet(4)).masqueraded(&packet(4)).take_one(UP.port);
 }
 
@@ -75,9 +76,103 @@ fn a_neighbor_that_one_worker_hears_of_frees_the_frames_of_the_other() {
         .take_one(UP.port);
     let answer = tests::packet::arp_reply(&neighbor, &UP);
     lab.batch_on(1, vec![(UP.port, answer.into())]).moved("consumed", 1);
-    lab.after(std::time::Duration::ZERO)
+    lab.after(Duration::ZERO)
         .tx(UP.port, frame.src(UP.ip).routed(UP.mac, neighbor.mac))
         .moved("queued", -1);
+}
+
+/// Now, at most, and the limit.
+fn use_of(lab: &Lab, name: &str) -> (u64, u64, u64) {
+    let limits = lab.plane.limits();
+    let limit = limits.iter().find(|limit| limit.name == name).expect(name);
+    (limit.current, limit.peak, limit.limit)
+}
+
+#[test]
+fn every_limit_shows_how_full_it_is_and_has_been() {
+    let options = EngineOptions {
+        workers: 2,
+        conntrack_limit: 4,
+        fdb_limit: 64,
+        fdb_per_port: 8,
+        waiting_frames: 4,
+        neighbors: NeighborLimits { all: 256, network: 3 },
+        icmp_errors: ErrorRate { per_second: 40 },
+        ..small()
+    };
+    let mut spec = topology();
+    without_guard(&mut spec);
+    let mut lab = Lab::with(&options, spec);
+    let untouched = lab.plane.limits();
+    assert!(untouched.iter().all(|limit| limit.current <= limit.limit), "{untouched:?}");
+
+    // Three connections, one more than there is room for, and none after their time.
+    let asks = |n: u16| udp(&A, 40_000 + n, &SERVER, 53).via(GATEWAY1.mac);
+    for n in 0..3 {
+        lab.rx(A.port, asks(n)).only_balanced();
+    }
+    assert_eq!(use_of(&lab, "conntrack"), (3, 3, 4));
+    lab.after(Duration::from_secs(30)).only_balanced();
+    assert_eq!(use_of(&lab, "conntrack"), (0, 3, 4));
+    for n in 0..6 {
+        lab.rx(A.port, asks(n)).only_balanced();
+    }
+    assert_eq!(use_of(&lab, "conntrack"), (4, 4, 4));
+    lab.after(Duration::from_secs(60)).only_balanced();
+
+    // Ten MACs behind one port that may have eight, then none.
+    let host = |n: u8| Host { mac: Mac([2, 9, 9, 9, 9, n]), ..A };
+    for n in 0..10 {
+        lab.rx(A.port, udp(&host(n), 1, &B, 2)).only_balanced();
+    }
+    assert_eq!(use_of(&lab, "fdb"), (8, 8, 64));
+    assert_eq!(use_of(&lab, "fdb_per_port"), (8, 8, 8));
+    lab.plane.fdb_flush(None);
+    assert_eq!(use_of(&lab, "fdb"), (0, 8, 64));
+    assert_eq!(use_of(&lab, "fdb_per_port"), (0, 8, 8));
+
+    // Frames for addresses that nobody has wait, as many as may, at the worker that has them.
+    for n in 0..8 {
+        let nobody = Host { ip: Ipv4Addr::new(203, 0, 113, 100 + n / 3), ..SERVER };
+        let frame = udp(&A, 1000 + u16::from(n), &nobody, 53).via(GATEWAY1.mac);
+        lab.batch_on(1, vec![(A.port, frame.into())]).only_balanced();
+    }
+    assert_eq!(use_of(&lab, "waiting_frames"), (4, 4, 4));
+    assert_eq!(use_of(&lab, "waiting_frames_per_neighbor").1, 3);
+    // The router and three that are asked for.
+    assert_eq!(use_of(&lab, "neighbors"), (4, 4, 256));
+    assert_eq!(use_of(&lab, "neighbors_per_uplink"), (4, 4, 128));
+    assert_eq!(use_of(&lab, "neighbors_per_network"), (0, 0, 3));
+    assert_eq!(use_of(&lab, "neighbors_unanswered"), (3, 3, 512));
+    lab.after(Duration::from_secs(1)).only_balanced();
+    assert_eq!(use_of(&lab, "waiting_frames_per_neighbor"), (3, 3, 4));
+    for _ in 0..10 {
+        lab.after(Duration::from_secs(1)).only_balanced();
+    }
+    assert_eq!(use_of(&lab, "waiting_frames"), (0, 4, 4));
+    assert_eq!(use_of(&lab, "neighbors_unanswered"), (0, 3, 512));
+
+    // Two errors at once of forty in a second, and a frame that has its buffer.
+    for n in 0..4 {
+        lab.rx(A.port, udp(&A, 5000 + n, &SERVER, 53).ttl(1).via(GATEWAY1.mac)).only_balanced();
+    }
+    assert_eq!(use_of(&lab, "icmp_errors").1, 2);
+    assert_eq!(use_of(&lab, "icmp_errors").2, 2);
+    let (_, most, limit) = use_of(&lab, "buffers");
+    assert!(most >= 1 && limit == 256, "{most}");
+
+    // A datagram whose rest is missing.
+    let datagram = udp(&A, 6000, &SERVER, 53).via(GATEWAY1.mac).may_fragment().long(1200);
+    let [first, _] = in_two(&datagram, 600);
+    lab.rx(A.port, first).only_balanced();
+    assert_eq!((use_of(&lab, "fragments").0, use_of(&lab, "fragments").1), (1, 1));
+
+    // A capture whose reader sleeps.
+    let capture = lab.plane.capture(&[A.port], 100);
+    lab.rx(A.port, udp(&A, 1, &B, 2)).only_balanced();
+    assert_eq!(use_of(&lab, "capture_frames"), (1, 1, 1024));
+    drop(capture);
+    assert_eq!(use_of(&lab, "capture_frames"), (0, 1, 1024));
 }
 
 /// Source ports by inside port, as they left.

@@ -25,5 +25,6 @@ mod offload;
 mod shortcuts;
 mod storm;
 mod tcp;
+mod trace;
 mod uplink;
 mod windows;

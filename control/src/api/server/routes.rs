@@ -14,7 +14,7 @@ use crate::api::openapi;
 use crate::api::types::{
     self, CaptureQuery, ConnectRequest, ConntrackFilter, DisconnectRequest, DropsQuery, FdbAdd,
     FdbFlush, FdbQuery, FdbRemove, NetworkCreate, PublishRequest, Removed, RouteAdd, RouteRemove,
-    SandboxCreate, StatsQuery, UplinkAdd,
+    SandboxCreate, StatsQuery, TraceRequest, UplinkAdd,
 };
 use crate::error::Error;
 
@@ -62,6 +62,7 @@ pub(super) fn router(api: Api) -> Router {
         .route("/v1/conntrack/stats", get(conntrack_stats))
         .route("/v1/nat/rules", get(nat_rules))
         .route("/v1/events", get(events))
+        .route("/v1/trace", post(trace))
         .route("/v1/purge", post(purge))
         .route("/v1/openapi.json", get(openapi_document))
         .route_layer(middleware::from_fn(without_query))
@@ -275,6 +276,13 @@ async fn capture(
     Params(query): Params<CaptureQuery>,
 ) -> Result<Response, Failure> {
     Ok(stream::capture(&api, &query)?)
+}
+
+async fn trace(
+    State(api): State<Api>,
+    Body(request): Body<TraceRequest>,
+) -> Answer<Vec<types::Trace>> {
+    Ok(Json(api.switch.trace(&request)?))
 }
 
 async fn events(State(api): State<Api>) -> Response {

@@ -128,6 +128,20 @@ fn what_is_not_served_is_refused_in_one_line() {
                     Kind::NotFound,
                     "network \"nope\": no such network",
                 ),
+                ("POST /v1/trace", "{}", Kind::Invalid, "name one of sandbox and uplink"),
+                ("POST /v1/trace", "{\"sandbox\":\"s\"}", Kind::Invalid, "a packet, or frames"),
+                (
+                    "POST /v1/trace",
+                    "{\"sandbox\":\"nope\",\"frames\":[\"00\"]}",
+                    Kind::NotFound,
+                    "nope",
+                ),
+                (
+                    "POST /v1/trace",
+                    "{\"uplink\":\"u\",\"packet\":\"tcp x\"}",
+                    Kind::Invalid,
+                    "source \\\"x\\\"",
+                ),
                 ("GET /v1/capture?network=none", "", Kind::Conflict, "no interface to capture at"),
                 ("GET /v1/capture?network=bridge&count=0", "", Kind::Invalid, "count must be 1"),
                 (

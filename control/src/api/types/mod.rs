@@ -13,6 +13,7 @@ mod network;
 mod port;
 mod sandbox;
 mod status;
+mod trace;
 mod uplink;
 
 pub use address::*;
@@ -24,4 +25,5 @@ pub use network::*;
 pub use port::*;
 pub use sandbox::*;
 pub use status::*;
+pub use trace::*;
 pub use uplink::*;

@@ -114,6 +114,22 @@ pub struct FdbUse {
     pub refused: u64,
 }
 
+/// How full something is that has a limit. Where each worker, port or link has its own, the fullest
+/// one is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LimitUse {
+    /// Its stable name: that of the key in `[limits]`, where there is one.
+    pub name: String,
+    /// Now.
+    pub current: u64,
+    /// At most since the daemon was started.
+    pub peak: u64,
+    /// What it may hold.
+    pub limit: u64,
+    /// As what a frame is dropped that finds no room; none where none is.
+    pub drop_reason: Option<String>,
+}
+
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
@@ -137,6 +153,9 @@ pub struct Status {
     /// How full the forwarding database is.
     #[serde(default)]
     pub fdb: FdbUse,
+    /// How full everything is that has a limit.
+    #[serde(default)]
+    pub limits: Vec<LimitUse>,
     /// What a person should know: each one line.
     #[serde(default)]
     pub warnings: Vec<String>,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use dataplane::engine::{FdbKind, FlowTuple, Link, NatRule, StaticRefused};
+use dataplane::engine::{FdbKind, FlowTuple, LimitUse, Link, NatRule, StaticRefused};
 use dataplane::io::IoBackend;
 use dataplane::packet::types::{NetworkId, PortId, UplinkId};
 use dataplane::verdict::DropReason;
@@ -21,9 +21,9 @@ use crate::switch::{Switch, World};
 
 /// Who is behind a port.
 #[derive(Debug, Clone)]
-struct Owner {
+pub(super) struct Owner {
     /// Name of the port.
-    port: String,
+    pub(super) port: String,
     /// The sandbox.
     sandbox: Option<Name>,
     /// The network.
@@ -42,7 +42,7 @@ impl World {
         }
     }
 
-    fn owners(&self) -> HashMap<PortId, Owner> {
+    pub(super) fn owners(&self) -> HashMap<PortId, Owner> {
         let mut owners = HashMap::new();
         for sandbox in self.desired.sandboxes.values() {
             for endpoint in &sandbox.endpoints {
@@ -87,7 +87,7 @@ fn network_name(desired: &Desired, id: NetworkId) -> Option<Name> {
     network_by_id(desired, id).map(|network| network.name.clone())
 }
 
-fn uplink_name(desired: &Desired, id: UplinkId) -> Option<String> {
+pub(super) fn uplink_name(desired: &Desired, id: UplinkId) -> Option<String> {
     desired.uplinks.values().find(|u| u.uplink_id() == id).map(|u| u.interface.clone())
 }
 
@@ -114,6 +114,7 @@ impl Switch {
                 queued: stats.queued,
             })
             .collect();
+        let limits = self.engine.limits().iter().map(limit_view).collect();
         let world = self.world();
         let endpoints = world.desired.sandboxes.values().map(|s| s.endpoints.len()).sum();
         Status {
@@ -140,6 +141,7 @@ impl Switch {
                 evictions: fdb.evictions,
                 refused: fdb.refused,
             },
+            limits,
             warnings: world.warnings(),
         }
     }
@@ -464,6 +466,16 @@ impl Switch {
             .collect();
         shown.sort_by(|a, b| a.port.cmp(&b.port));
         Ok(shown)
+    }
+}
+
+fn limit_view(limit: &LimitUse) -> types::LimitUse {
+    types::LimitUse {
+        name: limit.name.to_owned(),
+        current: limit.current,
+        peak: limit.peak,
+        limit: limit.limit,
+        drop_reason: limit.drop_reason.map(|reason| reason.name().to_owned()),
     }
 }
 

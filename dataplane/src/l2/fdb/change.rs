@@ -223,10 +223,12 @@ impl Fdb {
     fn account(&self, old: Option<FdbKind>, new: Option<FdbKind>) {
         let counted = |kind: Option<FdbKind>| kind.is_some_and(|k| !matches!(k, FdbKind::Local));
         match (counted(old), counted(new)) {
-            (true, false) => self.used.fetch_sub(1, Ordering::Relaxed),
-            (false, true) => self.used.fetch_add(1, Ordering::Relaxed),
-            _ => 0,
-        };
+            (true, false) => {
+                self.used.fetch_sub(1, Ordering::Relaxed);
+            }
+            (false, true) => self.peak.note(self.used.fetch_add(1, Ordering::Relaxed) + 1),
+            _ => {}
+        }
     }
 
     /// Empties a slot; nobody is told.

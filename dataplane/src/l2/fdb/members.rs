@@ -37,7 +37,7 @@ struct Port {
 }
 
 /// What the lock of the table holds.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Members {
     /// By slot: `previous:32 | next:32` in the list of its port.
     links: Vec<u64>,
@@ -47,6 +47,8 @@ pub(super) struct Members {
     moves: Vec<u32>,
     ports: Vec<Port>,
     learned: u32,
+    /// The longest that a list has been.
+    longest: u32,
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "the two halves are taken apart")]
@@ -67,6 +69,7 @@ impl Members {
             moves: vec![0; slots + 1],
             ports: Vec::new(),
             learned: 0,
+            longest: 0,
         }
     }
 
@@ -81,8 +84,20 @@ impl Members {
             *moves = 0;
         }
         self.learned += 1;
-        self.port(port).len += 1;
+        self.lengthen(port);
         self.put_last(slot, port, seen);
+    }
+
+    fn lengthen(&mut self, port: PortId) {
+        let members = self.port(port);
+        members.len += 1;
+        let len = members.len;
+        self.longest = self.longest.max(len);
+    }
+
+    /// The length of the longest list now, and what it has been at most.
+    pub(super) fn most(&self) -> (u32, u32) {
+        (self.ports.iter().map(|port| port.len).max().unwrap_or(0), self.longest)
     }
 
     /// Takes an entry out.
@@ -98,7 +113,7 @@ impl Members {
         self.unlink(slot, from);
         let members = self.port(from);
         members.len = members.len.saturating_sub(1);
-        self.port(to).len += 1;
+        self.lengthen(to);
         self.put_last(slot, to, seen);
     }
 

@@ -166,7 +166,7 @@ fn a_neighbor_that_once_answered_keeps_its_place_while_it_is_asked_for() {
 #[test]
 fn frames_that_wait_leave_the_worker_buffers_to_receive_into() {
     for (buffers, room) in [(4, 1), (256, 64), (512, 128), (65_536, 128)] {
-        let mut waiting = Waiting::beside(buffers);
+        let mut waiting = Waiting::beside(buffers, MAX_WAITING);
         let mut held = 0;
         for n in 0.. {
             if !waiting.has_room(LINK, address(n)) {

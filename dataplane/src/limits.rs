@@ -1,0 +1,160 @@
+//! How full is what has a limit, and how full it has been.
+//!
+//! A peak is kept where an entry is made, in a cache line that is written there anyway, or by the worker
+//! that owns the thing: no frame of an established connection pays for it.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::clock::Timestamp;
+use crate::engine::EngineOptions;
+use crate::l3::fragments::MAX_DATAGRAMS;
+use crate::l3::neighbor::{MAX_WAITING_FOR_ONE, Waiting};
+use crate::shared::Tables;
+use crate::stats::{Gauge, WorkerCounters};
+use crate::verdict::DropReason;
+
+/// The most that a number has been. Anybody may raise it.
+#[derive(Debug, Default)]
+pub(crate) struct Peak(AtomicU32);
+
+impl Peak {
+    pub(crate) fn note(&self, now: u32) {
+        if now > self.0.load(Ordering::Relaxed) {
+            self.0.fetch_max(now, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn value(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How full something is. Where each worker, port or link has its own, the fullest one is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitUse {
+    /// Its stable name: that of the key of the configuration, where there is one.
+    pub name: &'static str,
+    /// Now.
+    pub current: u64,
+    /// At most since the start.
+    pub peak: u64,
+    /// What it may hold.
+    pub limit: u64,
+    /// As what a frame is dropped that finds no room; `None`: none is.
+    pub drop_reason: Option<DropReason>,
+}
+
+impl LimitUse {
+    fn new(name: &'static str, used: (u32, u32), limit: u32, reason: Option<DropReason>) -> Self {
+        let (current, peak) = used;
+        Self {
+            name,
+            current: current.into(),
+            peak: peak.max(current).into(),
+            limit: limit.into(),
+            drop_reason: reason,
+        }
+    }
+}
+
+/// Every limit of the engine, as the options set them.
+pub(crate) fn of(
+    options: &EngineOptions,
+    tables: &Tables,
+    workers: &[std::sync::Arc<WorkerCounters>],
+    captures: (u32, u32),
+    now: Timestamp,
+) -> Vec<LimitUse> {
+    use DropReason::{
+        ConntrackFull, FragmentUntracked, NeighborQueueFull, NeighborTableFull, NoBuffer,
+    };
+    let heaviest = |gauge: fn(&WorkerCounters) -> &Gauge| {
+        workers.iter().map(|counters| gauge(counters).view()).fold((0, 0), most)
+    };
+    let size = |frames: usize| u32::try_from(frames).unwrap_or(u32::MAX);
+    let waiting = Waiting::room_beside(options.buffers_per_worker, options.waiting_frames);
+    let room = tables.connections.room();
+    let fdb = tables.fdb.stats();
+    let neighbors = tables.neighbors.uses();
+    let fragments = size(tables.fragments.len() + tables.fragments6.len());
+    tables.fragments_peak.note(fragments);
+    let burst = options.icmp_errors.burst();
+    let errors = workers.iter().map(|counters| counters.errors.view(now)).fold((0, 0), most);
+    // As it was a moment ago: by a clock that runs ahead there would be more.
+    let errors = (errors.0.min(burst), errors.1);
+    vec![
+        LimitUse::new("conntrack", room.uses(), room.limit(), Some(ConntrackFull)),
+        LimitUse::new("fdb", (fdb.entries, tables.fdb.peak()), fdb.limit, None),
+        LimitUse::new("fdb_per_port", tables.fdb.heaviest(), options.fdb_per_port.max(1), None),
+        LimitUse::new("neighbors", neighbors.all.0, neighbors.all.1, Some(NeighborTableFull)),
+        LimitUse::new(
+            "neighbors_per_network",
+            neighbors.network.0,
+            neighbors.network.1,
+            Some(NeighborTableFull),
+        ),
+        LimitUse::new(
+            "neighbors_per_uplink",
+            neighbors.uplink.0,
+            neighbors.uplink.1,
+            Some(NeighborTableFull),
+        ),
+        LimitUse::new(
+            "neighbors_unanswered",
+            neighbors.unheard.0,
+            neighbors.unheard.1,
+            Some(NeighborTableFull),
+        ),
+        LimitUse::new(
+            "waiting_frames",
+            heaviest(|counters| &counters.waiting),
+            size(waiting),
+            Some(NeighborQueueFull),
+        ),
+        LimitUse::new(
+            "waiting_frames_per_neighbor",
+            heaviest(|counters| &counters.waiting_for_one),
+            size(MAX_WAITING_FOR_ONE.min(waiting)),
+            Some(NeighborQueueFull),
+        ),
+        LimitUse::new(
+            "fragments",
+            (fragments, tables.fragments_peak.value()),
+            size(2 * MAX_DATAGRAMS),
+            Some(FragmentUntracked),
+        ),
+        LimitUse::new(
+            "buffers",
+            heaviest(|counters| &counters.buffers),
+            size(options.buffers_per_worker),
+            Some(NoBuffer),
+        ),
+        LimitUse::new("icmp_errors", errors, burst, None),
+        LimitUse::new("capture_frames", captures, crate::capture::QUEUE, None),
+    ]
+}
+
+fn most(a: (u32, u32), b: (u32, u32)) -> (u32, u32) {
+    (a.0.max(b.0), a.1.max(b.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peak_only_rises() {
+        let peak = Peak::default();
+        for (now, expected) in [(3, 3), (7, 7), (5, 7), (0, 7)] {
+            peak.note(now);
+            assert_eq!(peak.value(), expected);
+        }
+    }
+
+    #[test]
+    fn no_use_is_above_its_peak() {
+        // Read one after the other, while entries are made.
+        let shown = LimitUse::new("x", (9, 8), 10, None);
+        assert_eq!((shown.current, shown.peak), (9, 9));
+    }
+}

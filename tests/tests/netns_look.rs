@@ -1,0 +1,153 @@
+//! Looking inside a running daemon: what would become of a packet, and how full everything is.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::host::namespace::Process;
+use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
+use tests::host::{GATEWAY, HOST_IP, Host, Uplink, WIRE, one, rows};
+
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+const NET_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
+
+fn host_with_app() -> Host {
+    let host = Host::start(Uplink::Shared);
+    host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1");
+    host
+}
+
+/// The facts of a stage, as `NAME VALUE` lines.
+fn facts(trace: &Value, stage: &str) -> String {
+    let steps = rows(&trace["steps"]);
+    let step = steps.iter().find(|step| step["stage"] == stage);
+    let facts = rows(&step.unwrap_or_else(|| panic!("no {stage}: {trace}"))["facts"]);
+    let line = |fact: &Value| {
+        format!("{} {}\n", fact["name"].as_str().unwrap(), fact["value"].as_str().unwrap())
+    };
+    facts.iter().map(line).collect()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_trace_says_what_then_happens_and_does_nothing() {
+    let host = host_with_app();
+    let a = host.sandbox("a", "--network app -p 8080:7000");
+    let b = host.sandbox("b", "--network app");
+    let trace = |words: &str| {
+        let mut arguments = vec!["trace", "--sandbox", &a.name, "--json", "--"];
+        arguments.extend(words.split(' '));
+        let text = host.ok(arguments);
+        serde_json::from_str::<Value>(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    };
+    // The router is asked for once, so that it is known.
+    assert_ping(&a.ns, GATEWAY, 63);
+    host.ok(["conntrack", "flush"]);
+    let quiet = || {
+        let drops = host.json(["drops"]);
+        let sums = rows(&host.json(["stats"]))
+            .iter()
+            .map(|port| port["tx_frames"].clone())
+            .collect::<Vec<_>>();
+        (rows(&host.json(["conntrack", "list"])).len(), drops, sums)
+    };
+    let before = quiet();
+    let out = trace(&format!("tcp {}:40000 > {GATEWAY}:7000 syn", a.ip));
+    assert_eq!(out["verdict"], "forward", "{out}");
+    assert_eq!(out["port"], format!("{}/eth0", a.name).as_str());
+    assert_eq!(out["sent"][0]["port"], WIRE);
+    assert!(facts(&out, "admit").contains("network app"), "{out}");
+    assert!(facts(&out, "translate").contains("nat snat"), "{out}");
+    let near = trace(&format!("udp {}:1 {}:2 len 100", a.ip, b.ip));
+    assert_eq!(near["sent"][0]["port"], format!("{}/eth0", b.name).as_str(), "{near}");
+    let spoofed = trace("udp 10.91.1.200:1 > 10.91.1.1:2");
+    assert_eq!(
+        (&spoofed["verdict"], &spoofed["drop_reason"]),
+        (&"drop".into(), &"spoofed_ipv4".into())
+    );
+    let echo = trace(&format!("icmp echo {} > {NET_GATEWAY}", a.ip));
+    assert_eq!(echo["verdict"], "answer", "{echo}");
+    let expired = trace(&format!("udp {}:1 > {GATEWAY}:2 ttl 1", a.ip));
+    assert_eq!(expired["drop_reason"], "ttl_exceeded");
+    let asked = trace(&format!("tcp {}:40000 > {HOST_IP}:8080", a.ip));
+    assert!(facts(&asked, "dnat").contains(&format!("of {}", a.name)), "{asked}");
+    // From outside, for people.
+    let line = format!("tcp {GATEWAY}:5000 > {HOST_IP}:8080");
+    let text = host.ok(["trace", "--uplink", WIRE, &line]);
+    assert!(text.contains("verdict: forward") && text.contains("dnat"), "{text}");
+    assert_eq!(quiet(), before, "nothing came of it");
+    // It says what then happens.
+    let _server = TcpServer::start(&a.ns, (ANY, 7000));
+    let _client = TcpClient::connect(&host.outside, (HOST_IP, 8080));
+
+    host.refused(
+        2,
+        &["packet", "ttl"],
+        ["trace", "--sandbox", &a.name, "udp 1.2.3.4:1 1.2.3.5:2 ttl x"],
+    );
+    host.refused(3, &["nosuch"], ["trace", "--sandbox", "nosuch", "udp 1.2.3.4:1 1.2.3.5:2"]);
+    host.refused(
+        4,
+        &["nobody", "10.91.1.77", "to MAC"],
+        ["trace", "--sandbox", &a.name, &format!("udp {}:1 10.91.1.77:2", a.ip)],
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn captured_frames_are_traced_one_after_the_other() {
+    let host = host_with_app();
+    let a = host.sandbox("a", "--network app");
+    let file = host.path("ping.pcapng");
+    let path = file.to_str().unwrap().to_owned();
+    let mut command =
+        host.ctl_command(["capture", "--sandbox", &a.name, "-w", &path, "-c", "2", "icmp"]);
+    let mut capture = Process::start(&mut command);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_ping(&a.ns, GATEWAY, 63);
+    assert!(capture.wait(Duration::from_secs(5)).success());
+    host.ok(["conntrack", "flush"]);
+    let traces = rows(&host.json(["trace", "--sandbox", &a.name, "--pcap", &path]));
+    assert_eq!(traces.len(), 2);
+    assert_eq!(traces[0]["verdict"], "forward", "{:?}", traces[0]);
+    let first = rows(&host.json(["trace", "--sandbox", &a.name, "--pcap", &path, "-c", "1"]));
+    assert_eq!(first, traces[..1]);
+    assert_eq!(rows(&host.json(["conntrack", "list"])).len(), 0);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn status_shows_every_limit() {
+    let mut host = Host::prepare(Uplink::Shared);
+    host.configure("[limits]\nconntrack = 2048\nwaiting_frames = 7\nneighbors_per_network = 9\n");
+    host.launch();
+    host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1");
+    let a = host.sandbox("a", "--network app");
+    assert_ping(&a.ns, GATEWAY, 63);
+    let status = one(&host.json(["status"]));
+    let limits = rows(&status["limits"]);
+    let of = |name: &str| {
+        let found = limits.iter().find(|limit| limit["name"] == name);
+        found.unwrap_or_else(|| panic!("{name}: {status}")).clone()
+    };
+    assert_eq!((&of("conntrack")["limit"], &of("conntrack")["peak"]), (&2048.into(), &1.into()));
+    assert_eq!(of("conntrack")["drop_reason"], "conntrack_full");
+    assert_eq!(of("waiting_frames")["limit"], 7);
+    assert_eq!(of("neighbors_per_network")["limit"], 9);
+    assert_eq!(of("neighbors_per_uplink")["peak"], 1);
+    for limit in &limits {
+        let number = |name: &str| limit[name].as_u64().unwrap();
+        assert!(
+            number("current") <= number("peak") && number("peak") <= number("limit"),
+            "{limit}"
+        );
+    }
+    let text = host.ok(["status"]);
+    assert!(text.contains("conntrack_full") && text.contains("waiting_frames"), "{text}");
+}
