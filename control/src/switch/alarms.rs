@@ -32,6 +32,25 @@ const SIGNS: [(DropReason, &str, &str); 3] = [
     ),
 ];
 
+/// The same of what is the whole switch's.
+const EVERYWHERE: [(DropReason, &str, &str); 2] = [
+    (
+        DropReason::ConntrackFull,
+        "conntrack_full",
+        "the connection table is full: new connections are refused, those that are there go on; find \
+         who has them by `vswitchctl conntrack list`, or raise limits.conntrack",
+    ),
+    (
+        DropReason::SnatPortsExhausted,
+        "snat_ports_exhausted",
+        "no outside port is free for new connections to one destination; widen the uplink's \
+         nat_ports, or find who has so many by `vswitchctl conntrack list`",
+    ),
+];
+
+/// No port has this number.
+const NOWHERE: PortId = PortId(0);
+
 /// It is over when nothing has come for so long; then the next one is told again.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -64,7 +83,7 @@ impl Alarms {
 
     fn forget_all_but(&mut self, ports: &[Where]) {
         let ports: HashSet<PortId> = ports.iter().map(|there| there.port).collect();
-        self.seen.retain(|(port, _), _| ports.contains(port));
+        self.seen.retain(|(port, _), _| ports.contains(port) || *port == NOWHERE);
     }
 }
 
@@ -107,12 +126,35 @@ impl World {
 }
 
 impl Switch {
+    /// `uplink NAME: ` of the only one, else the names of all.
+    fn uplink_names(&self) -> String {
+        let world = self.world();
+        let names: Vec<&str> = world.attached.uplinks.keys().map(String::as_str).collect();
+        match names.as_slice() {
+            [] => String::new(),
+            [one] => format!("uplink {one}: "),
+            several => format!("one of the uplinks {}: ", several.join(", ")),
+        }
+    }
+
     /// Tells what has begun since the last look.
     pub fn tell_alarms(&self) {
         let places = self.world().places();
         let now = Instant::now();
         let mut alarms = self.alarms.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         alarms.forget_all_but(&places);
+        let totals = self.engine.conntrack_stats();
+        for (reason, event, meaning) in EVERYWHERE {
+            let (count, which) = match reason {
+                DropReason::SnatPortsExhausted => (totals.ports_exhausted, self.uplink_names()),
+                _ => (totals.full, String::new()),
+            };
+            if alarms.begins(NOWHERE, reason, count, now) {
+                let detail = format!("{which}{meaning}");
+                tracing::warn!("{event}: {detail}");
+                self.emit(event, None, None, Some(detail));
+            }
+        }
         for place in places {
             let Some(stats) = self.engine.port_stats(place.port) else { continue };
             for (reason, event, meaning) in SIGNS {
@@ -151,6 +193,15 @@ mod tests {
         assert!(!at(1, 260, 105), "59 seconds are no pause");
         assert!(!at(1, 400, 105));
         assert!(at(1, 402, 106));
+    }
+
+    #[test]
+    fn what_is_everybody_s_outlives_the_ports() {
+        let mut alarms = Alarms::default();
+        let now = Instant::now();
+        assert!(alarms.begins(NOWHERE, DropReason::ConntrackFull, 3, now));
+        alarms.forget_all_but(&[]);
+        assert!(!alarms.begins(NOWHERE, DropReason::ConntrackFull, 9, now));
     }
 
     #[test]

@@ -167,7 +167,10 @@ fn interface_of(
             Error::not_found(format!("sandbox {name:?}: is not in network {network:?}"))
         });
     }
-    let speaks = sandbox.endpoints.iter().find(|e| Some(IpAddr::V4(e.ipv4)) == src);
+    let speaks = sandbox.endpoints.iter().find(|endpoint| {
+        let six = endpoint.ipv6.map(|net| IpAddr::V6(net.addr()));
+        src.is_some_and(|src| src == IpAddr::V4(endpoint.ipv4) || Some(src) == six)
+    });
     let usual = speaks.or_else(|| world.desired.gateway_endpoint(sandbox));
     let endpoint = usual.or_else(|| sandbox.endpoints.first());
     endpoint
