@@ -21,7 +21,7 @@ use crate::ipam;
 use crate::model::{HOST_NETWORK, is_unswitched};
 use crate::name::Name;
 use crate::options::{EndpointOptions, NetworkOptions};
-use crate::publish::PublishSpec;
+use crate::publish::{PublishSpec, meet};
 
 pub use way_out::{interface, route, route_destination, uplink};
 
@@ -355,8 +355,7 @@ pub fn publish_overlap(a: &PublishSpec, b: &PublishSpec) -> bool {
     if a.chooses() || b.chooses() {
         return false;
     }
-    let same_address = a.host_ip.is_none() || b.host_ip.is_none() || a.host_ip == b.host_ip;
-    a.proto == b.proto && same_address && a_ports.overlaps(b_ports)
+    a.proto == b.proto && meet(a.host_ip, b.host_ip) && a_ports.overlaps(b_ports)
 }
 
 /// Checks an FDB entry to be added.

@@ -215,29 +215,33 @@ fn compile_uplink(id: UplinkId, mode: UplinkMode, state: &UplinkState, spec: &mu
     spec.ports.push(PortConfig { id: state.port, role, mtu: state.mtu });
 }
 
-/// Published ports lead to the endpoint with the default route. Without a device there is no rule:
-/// the outside then gets no answer instead of one from a neighbor query that nobody serves.
+/// Published ports lead to the endpoint with the default route, of each family that it has. Without
+/// a device there is no rule: the outside then gets no answer instead of one from a neighbor query
+/// that nobody serves.
 fn compile_publishes(
     sandbox: &Sandbox,
     desired: &Desired,
     attached: &Attached,
     spec: &mut SnapshotSpec,
 ) {
-    let Some(endpoint) = desired.gateway_endpoint(sandbox) else { return };
-    let Some(network) = desired.networks.get(&endpoint.network) else { return };
-    if !attached.endpoints.contains_key(&(sandbox.name.clone(), endpoint.ifname.clone())) {
-        return;
-    }
-    for publish in &sandbox.publishes {
-        spec.dnat.push(DnatRule {
-            id: publish.id,
-            proto: publish.proto.number(),
-            host_ip: publish.host_ip.map(IpAddr::V4),
-            host_ports: (publish.host_ports.first(), publish.host_ports.last()),
-            to: endpoint.ipv4.into(),
-            to_port: publish.ports.first(),
-            network: network.network_id(),
-        });
+    for (endpoint, to) in desired.ways_in(sandbox) {
+        let key = (sandbox.name.clone(), endpoint.ifname.clone());
+        let network = desired.networks.get(&endpoint.network);
+        let Some(network) = network.filter(|_| attached.endpoints.contains_key(&key)) else {
+            continue;
+        };
+        for publish in &sandbox.publishes {
+            let Some((id, host_ip)) = publish.half(to) else { continue };
+            spec.dnat.push(DnatRule {
+                id,
+                proto: publish.proto.number(),
+                host_ip: Some(host_ip).filter(|ip| !ip.is_unspecified()),
+                host_ports: (publish.host_ports.first(), publish.host_ports.last()),
+                to,
+                to_port: publish.ports.first(),
+                network: network.network_id(),
+            });
+        }
     }
 }
 

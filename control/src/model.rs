@@ -17,7 +17,7 @@ use crate::ipam::{Prefix, SubnetPlan};
 use crate::name::Name;
 use crate::netns::NETNS_DIR;
 use crate::options::LinkKind;
-use crate::publish::{PortRange, Proto};
+use crate::publish::{PortRange, Proto, bracketed, meet};
 
 /// The name of the network that exists from the first start on.
 pub const BRIDGE_NETWORK: &str = "bridge";
@@ -272,8 +272,9 @@ pub struct Publish {
     pub id: u32,
     /// Protocol.
     pub proto: Proto,
-    /// Only at this address of the host; `None`: at all of them.
-    pub host_ip: Option<Ipv4Addr>,
+    /// Only at this address of the host, the unspecified one standing for all of its family;
+    /// `None`: at all of them.
+    pub host_ip: Option<IpAddr>,
     /// Ports outside.
     pub host_ports: PortRange,
     /// Ports inside, as many.
@@ -315,13 +316,43 @@ impl Namespace {
     }
 }
 
+/// Marks the number of the rule that leads to the sandbox's IPv6 address: it has one of its own
+/// beside that of IPv4, of the same mapping.
+const IPV6_RULE: u32 = 1 << 31;
+
 impl Publish {
+    /// The number after `last`: never 0, and never one with the mark of IPv6.
+    #[must_use]
+    pub const fn next_id(last: u32) -> u32 {
+        (last & !IPV6_RULE) % (IPV6_RULE - 1) + 1
+    }
+
+    /// The numbers of its rules, that of IPv4 first.
+    #[must_use]
+    pub const fn rules(id: u32) -> [u32; 2] {
+        [id & !IPV6_RULE, id | IPV6_RULE]
+    }
+
+    /// The half of it that leads to `address` of the sandbox: the rule's number, and at which of the
+    /// host's addresses of that family, the unspecified one standing for all. `None`: it is of the
+    /// other family.
+    #[must_use]
+    pub fn half(&self, address: IpAddr) -> Option<(u32, IpAddr)> {
+        let [v4, v6] = Self::rules(self.id);
+        let (id, any) = match address {
+            IpAddr::V4(_) => (v4, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            IpAddr::V6(_) => (v6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        };
+        let host_ip = self.host_ip.unwrap_or(any);
+        (host_ip.is_ipv4() == any.is_ipv4()).then_some((id, host_ip))
+    }
+
     /// `[HOSTIP:]PORTS/PROTO`, for messages.
     #[must_use]
     pub fn host_side(&self) -> String {
         let Self { proto, host_ip, host_ports, .. } = self;
         match host_ip {
-            Some(ip) => format!("{ip}:{host_ports}/{proto}"),
+            Some(ip) => format!("{}:{host_ports}/{proto}", bracketed(*ip)),
             None => format!("{host_ports}/{proto}"),
         }
     }
@@ -331,10 +362,7 @@ impl Publish {
     pub fn clashes(&self, other: &Self) -> bool {
         self.proto == other.proto
             && self.host_ports.overlaps(other.host_ports)
-            && match (self.host_ip, other.host_ip) {
-                (Some(a), Some(b)) => a == b,
-                _ => true,
-            }
+            && meet(self.host_ip, other.host_ip)
     }
 }
 
@@ -534,6 +562,15 @@ impl Desired {
             let network = self.networks.get(&endpoint.network)?;
             Some((endpoint, endpoint.ipv6.filter(|_| !network.internal)?))
         })
+    }
+
+    /// Where the published ports of a sandbox lead, one for each family: to which endpoint, and its
+    /// address.
+    #[must_use]
+    pub fn ways_in<'a>(&'a self, sandbox: &'a Sandbox) -> Vec<(&'a Endpoint, IpAddr)> {
+        let v4 = self.gateway_endpoint(sandbox).map(|e| (e, IpAddr::V4(e.ipv4)));
+        let v6 = self.gateway_endpoint6(sandbox).map(|(e, own)| (e, IpAddr::V6(own.addr())));
+        v4.into_iter().chain(v6).collect()
     }
 
     /// The ways out of a sandbox, one for each family: by which endpoint and gateway.

@@ -13,7 +13,8 @@
 //! the address (`ip_route_output_key_hash_rcu`).
 //!
 //! Invariants: a reservation holds every port of its range or none; dropping it ends its sockets
-//! and the connections through them. Limits: IPv4; a range beyond [`MAX_SERVED_PORTS`] is held by
+//! and the connections through them. Each family has sockets of its own
+//! (`IPV6_V6ONLY`). Limits: a range beyond [`MAX_SERVED_PORTS`] is held by
 //! sockets that nobody can connect to; one that [`LongRanges`] has no room for is only checked
 //! against the host's sockets; SCTP is not bound either; a program that binds to a device first
 //! (`SO_BINDTODEVICE`) can take a port of ours on that device.
@@ -25,7 +26,7 @@ mod tests;
 mod udp;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,7 +89,7 @@ pub enum ProxyError {
     },
     /// The address is not one of the host.
     #[error("{0} is not an address of this host")]
-    NotOurs(Ipv4Addr),
+    NotOurs(IpAddr),
     /// The host's sockets could not be listed.
     #[error(transparent)]
     Sockets(#[from] SocketsError),
@@ -140,12 +141,12 @@ impl From<ProxyError> for Error {
 pub struct Publication {
     /// Protocol.
     pub proto: Proto,
-    /// Address on the host; unspecified: any.
-    pub host_ip: Ipv4Addr,
+    /// Address on the host; unspecified: any of its family.
+    pub host_ip: IpAddr,
     /// Ports on the host.
     pub host_ports: PortRange,
-    /// The container.
-    pub to: Ipv4Addr,
+    /// The container, by an address of the same family.
+    pub to: IpAddr,
     /// The container's port for the first of `host_ports`.
     pub to_port: u16,
 }
@@ -190,7 +191,7 @@ pub struct Reservation {
 #[derive(Debug)]
 struct Rest {
     proto: Proto,
-    host_ip: Ipv4Addr,
+    host_ip: IpAddr,
     ports: Vec<u16>,
 }
 

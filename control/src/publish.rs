@@ -4,7 +4,7 @@
 //! a range of host ports for one port the first free one of that range.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -155,11 +155,38 @@ fn port(text: &str) -> Result<u16> {
     }
 }
 
+/// Whether a port that is published at `host_ip` is published at this address of the host. `None`
+/// is every address, the unspecified one every address of its family.
+#[must_use]
+pub fn is_at(host_ip: Option<IpAddr>, address: IpAddr) -> bool {
+    host_ip
+        .is_none_or(|ip| ip == address || ip.is_unspecified() && ip.is_ipv4() == address.is_ipv4())
+}
+
+/// Whether two host addresses, as in [`is_at`], have one in common.
+#[must_use]
+pub fn meet(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
+    match (a, b) {
+        (Some(one), Some(other)) => is_at(a, other) || is_at(b, one),
+        _ => true,
+    }
+}
+
+/// An address before a colon.
+#[must_use]
+pub fn bracketed(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    }
+}
+
 /// A published port or range of ports as the user wrote it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PublishSpec {
-    /// Only at this host address; `None`: at every one.
-    pub host_ip: Option<Ipv4Addr>,
+    /// Only at this host address, the unspecified one standing for all of its family; `None`: at
+    /// every one.
+    pub host_ip: Option<IpAddr>,
     /// Host ports, as many as `ports`; `None`: any free ones; a range for one of `ports`: the first
     /// free one of it.
     pub host_ports: Option<PortRange>,
@@ -187,8 +214,8 @@ serde_as_text!(
 impl fmt::Display for PublishSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.host_ip, self.host_ports) {
-            (Some(ip), Some(host)) => write!(f, "{ip}:{host}:")?,
-            (Some(ip), None) => write!(f, "{ip}::")?,
+            (Some(ip), Some(host)) => write!(f, "{}:{host}:", bracketed(ip))?,
+            (Some(ip), None) => write!(f, "{}::", bracketed(ip))?,
             (None, Some(host)) => write!(f, "{host}:")?,
             (None, None) => {}
         }
@@ -246,37 +273,43 @@ fn parse(text: &str) -> Result<PublishSpec> {
             ports.len()
         )));
     }
-    // `0.0.0.0` is how Docker writes "every address".
-    let host_ip = host_ip.filter(|ip| !ip.is_unspecified());
     Ok(PublishSpec { host_ip, host_ports, ports, proto })
 }
 
 /// Splits `[HOSTIP:]HOSTPORT` at the colon that belongs to neither an address nor a port.
-fn host_ip_and_port(host: &str) -> Result<(Option<Ipv4Addr>, &str)> {
-    const NO_V6: &str = "IPv6 host addresses are not built yet; publish at an IPv4 address";
+fn host_ip_and_port(host: &str) -> Result<(Option<IpAddr>, &str)> {
+    let no_port = |ip: &str| {
+        Error::invalid(format!(
+            "host port missing after {ip}; write {ip}:HOSTPORT:PORT, or {ip}::PORT for any free one"
+        ))
+    };
     if let Some(bracketed) = host.strip_prefix('[') {
         let Some((ip, port)) = bracketed.split_once(']') else {
             return Err(Error::invalid("']' missing after the IPv6 host address"));
         };
-        return match ip.parse::<std::net::Ipv6Addr>() {
-            Ok(_) if port.is_empty() || port.starts_with(':') => {
-                Err(Error::invalid(format!("host address [{ip}]: {NO_V6}")))
-            }
-            _ => Err(Error::invalid(format!("host address [{ip}]: not an IPv6 address"))),
+        let fault = |fault: &str| Error::invalid(format!("host address [{ip}]: {fault}"));
+        let v6: std::net::Ipv6Addr = ip.parse().map_err(|_| fault("not an IPv6 address"))?;
+        if v6.to_ipv4_mapped().is_some() || v6.is_unicast_link_local() || v6.is_multicast() {
+            return Err(fault("not one that the host answers everywhere at; give a global one"));
+        }
+        return match port.strip_prefix(':') {
+            Some(port) => Ok((Some(v6.into()), port)),
+            None if port.is_empty() => Err(no_port(&format!("[{v6}]"))),
+            None => Err(fault("is followed by more than a port")),
         };
     }
     let Some((ip, port)) = host.rsplit_once(':') else {
         // `127.0.0.1:80` means a host port to Docker, and `127.0.0.1` is none.
         return match host.parse::<IpAddr>() {
-            Ok(ip) => Err(Error::invalid(format!(
-                "host port missing after {ip}; write {ip}:HOSTPORT:PORT, or {ip}::PORT for any free one"
-            ))),
+            Ok(ip) => Err(no_port(&bracketed(ip))),
             Err(_) => Ok((None, host)),
         };
     };
     match ip.parse::<IpAddr>() {
-        Ok(IpAddr::V4(ip)) => Ok((Some(ip), port)),
-        Ok(IpAddr::V6(ip)) => Err(Error::invalid(format!("host address {ip}: {NO_V6}"))),
+        Ok(IpAddr::V4(ip)) => Ok((Some(ip.into()), port)),
+        Ok(IpAddr::V6(ip)) => {
+            Err(Error::invalid(format!("host address {ip}: write it in brackets, [{ip}]")))
+        }
         Err(_) => Err(Error::invalid(format!("host address {ip:?}: not an IP address"))),
     }
 }
@@ -293,7 +326,9 @@ mod tests {
 
     #[test]
     fn docker_forms() {
-        let lo = Some(Ipv4Addr::LOCALHOST);
+        let lo = Some(IpAddr::from([127, 0, 0, 1]));
+        let (any4, any6) = (Some(IpAddr::from([0; 4])), Some(IpAddr::from([0; 16])));
+        let v6 = Some("fd00::1".parse().unwrap());
         let table = [
             ("80", None, None, range(80, 80), Proto::Tcp),
             ("80/udp", None, None, range(80, 80), Proto::Udp),
@@ -305,8 +340,11 @@ mod tests {
             ("127.0.0.1:8080:80/tcp", lo, Some(range(8080, 8080)), range(80, 80), Proto::Tcp),
             ("127.0.0.1::80", lo, None, range(80, 80), Proto::Tcp),
             ("127.0.0.1::80-81/udp", lo, None, range(80, 81), Proto::Udp),
-            ("0.0.0.0:53:53/udp", None, Some(range(53, 53)), range(53, 53), Proto::Udp),
-            ("0.0.0.0::53", None, None, range(53, 53), Proto::Tcp),
+            ("0.0.0.0:53:53/udp", any4, Some(range(53, 53)), range(53, 53), Proto::Udp),
+            ("0.0.0.0::53", any4, None, range(53, 53), Proto::Tcp),
+            ("[::]:8080:80", any6, Some(range(8080, 8080)), range(80, 80), Proto::Tcp),
+            ("[fd00::1]:80-89:80-89/udp", v6, Some(range(80, 89)), range(80, 89), Proto::Udp),
+            ("[fd00::1]::80", v6, None, range(80, 80), Proto::Tcp),
         ];
         for (text, host_ip, host_ports, ports, proto) in table {
             let spec: PublishSpec = text.parse().unwrap();
@@ -333,9 +371,12 @@ mod tests {
             ("127.0.0.1:80", "host port missing after 127.0.0.1"),
             ("1.2.3:80:80", "host address \"1.2.3\": not an IP address"),
             ("300.0.0.1:80:80", "not an IP address"),
-            ("[::1]:80:80", "IPv6 host addresses are not built yet"),
-            ("[::1]::80", "IPv6 host addresses are not built yet"),
-            ("::1:80:80", "IPv6 host addresses are not built yet"),
+            ("[::1]:80", "host port missing after [::1]; write [::1]:HOSTPORT:PORT"),
+            ("::1:80:80", "host address ::1: write it in brackets, [::1]"),
+            ("[::1]80:80", "is followed by more than a port"),
+            ("[fe80::1]:80:80", "give a global one"),
+            ("[::ffff:192.0.2.1]:80:80", "give a global one"),
+            ("[192.0.2.1]:80:80", "not an IPv6 address"),
             ("[::g]:80:80", "not an IPv6 address"),
             ("[::1:80:80", "']' missing"),
             ("a:b:c:80", "not an IP address"),
@@ -357,20 +398,44 @@ mod tests {
         assert!(!range(1, 5).contains(range(5, 6)) && !range(2, 5).contains(range(1, 2)));
     }
 
+    #[test]
+    fn host_addresses_meet_in_their_family() {
+        let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let table = [
+            (None, ip("fd00::1"), true),
+            (None, None, true),
+            (ip("0.0.0.0"), ip("192.0.2.1"), true),
+            (ip("::"), ip("fd00::1"), true),
+            (ip("0.0.0.0"), ip("::"), false),
+            (ip("::"), ip("192.0.2.1"), false),
+            (ip("fd00::1"), ip("fd00::2"), false),
+            (ip("fd00::1"), ip("fd00::1"), true),
+        ];
+        for (a, b, met) in table {
+            assert_eq!((meet(a, b), meet(b, a)), (met, met), "{a:?} {b:?}");
+        }
+        assert!(is_at(ip("::"), "fd00::9".parse().unwrap()));
+        assert!(!is_at(ip("fd00::9"), "::".parse().unwrap()), "the one is not all");
+    }
+
     fn any_range() -> impl Strategy<Value = PortRange> {
         (1u16.., 1u16..).prop_map(|(a, b)| range(a.min(b), a.max(b)))
     }
 
     fn any_spec() -> impl Strategy<Value = PublishSpec> {
         let proto = prop_oneof![Just(Proto::Tcp), Just(Proto::Udp), Just(Proto::Sctp)];
-        (any::<Option<u32>>(), any::<Option<u16>>(), any_range(), proto).prop_map(
+        (any::<Option<IpAddr>>(), any::<Option<u16>>(), any_range(), proto).prop_map(
             |(ip, host, ports, proto)| {
                 let host_ports = host.map(|wanted| {
                     let length = ports.len() - 1;
                     let first = wanted.clamp(1, u16::MAX - length);
                     range(first, first + length)
                 });
-                let host_ip = ip.map(Ipv4Addr::from).filter(|ip| !ip.is_unspecified());
+                let odd = |ip: &IpAddr| {
+                    matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()
+                        || v6.is_unicast_link_local() || v6.is_multicast())
+                };
+                let host_ip = ip.filter(|ip| !odd(ip));
                 PublishSpec { host_ip, host_ports, ports, proto }
             },
         )

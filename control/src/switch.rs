@@ -101,7 +101,7 @@ struct Work {
     store: Store,
     /// Addresses by network.
     pools: HashMap<Name, network::Pools>,
-    /// Host ports held for published ports, by [`crate::model::Publish::id`].
+    /// Host ports held for published ports, by [`crate::model::Publish::half`].
     reservations: HashMap<u32, port::Reservation>,
     /// Where the search for a free host port continues.
     next_free_port: u16,
@@ -293,7 +293,7 @@ impl Switch {
 
     /// True: it has changed.
     fn note_host(&self, facts: HostFacts) -> bool {
-        self.own.set(facts.addresses.iter().map(|(_, net)| net.addr()).collect());
+        self.own.set(facts.nets().map(|(_, net)| net.addr()).collect());
         let mut world = self.world_mut();
         let changed = world.host != facts;
         world.host = facts;

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::host::namespace::Namespace;
 use tests::host::traffic::{TcpClient, TcpServer, UdpServer, assert_ping, udp_ask};
-use tests::host::{Host, Sandbox, Uplink, eventually, one, rows};
+use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, eventually, one, rows};
 
 /// How long the daemon may take to see what was done behind its back, or by a new file.
 const SEES: Duration = Duration::from_secs(10);
@@ -372,6 +372,115 @@ fn a_host_without_ipv6_has_networks_with_it() {
     host.ok(["network", "rm", "app"]);
     assert_eq!(host.json(["status"])["warnings"], json!([]));
     assert!(!Path::new("/run/netns").join(&a.name).exists());
+}
+
+/// The outside machine, the daemon's own address there, and a host with both as its only way out.
+const OUTSIDE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const OURS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+
+fn with_a_way_out() -> Host {
+    let mut host = prepared(Uplink::Dedicated);
+    host.outside.ip(&format!("-6 address add {OUTSIDE}/64 dev up0 nodad"));
+    host.launch();
+    let line = "uplink add up0 --mode dedicated --address 192.0.2.2/24 --address 2001:db8::2/64 \
+                --gateway 192.0.2.1 --gateway 2001:db8::1";
+    host.ok(line.split_whitespace());
+    host
+}
+
+#[test]
+#[ignore = "needs root"]
+fn both_families_lead_out_and_to_the_host() {
+    let host = with_a_way_out();
+    host.network("app", "--ipv6");
+    let a = host.sandbox("a", "--network app");
+    let _servers = (
+        TcpServer::start(&host.outside, (Ipv6Addr::UNSPECIFIED, 7000)),
+        UdpServer::start(&host.outside, (Ipv6Addr::UNSPECIFIED, 7001)),
+        TcpServer::start(&host.ns, (Ipv6Addr::UNSPECIFIED, 7002)),
+        TcpServer::start(&a.ns, (Ipv6Addr::UNSPECIFIED, 7003)),
+    );
+    assert_ping(&a.ns, OUTSIDE, 63);
+    assert_ping(&a.ns, GATEWAY, 63);
+    let mut out = TcpClient::connect(&a.ns, (OUTSIDE, 7000));
+    assert_eq!(out.seen_as.ip(), IpAddr::from(OURS));
+    out.echo("out");
+    assert_eq!(udp_ask(&a.ns, (OUTSIDE, 7001)).map(|seen| seen.ip()), Some(OURS.into()));
+    // To the host by the gateway's address, and back.
+    let own = address(&host, &a);
+    let gateway = Ipv6Addr::from_bits(own.to_bits() - 1);
+    assert_ping(&a.ns, gateway, 64);
+    assert_eq!(TcpClient::connect(&a.ns, (gateway, 7002)).seen_as.ip(), IpAddr::from(own));
+    assert_ping(&host.ns, own, 64);
+    TcpClient::connect(&host.ns, (own, 7003)).echo("the host");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn ports_are_published_in_both_families() {
+    let mut host = with_a_way_out();
+    host.network("app", "--ipv6");
+    host.network("plain", "--subnet 10.92.0.0/24");
+    let web = host.sandbox("web", "--network app -p 8080:80 -p 5353:53/udp -p [::]:8081:80");
+    let _servers = [
+        TcpServer::start(&web.ns, (Ipv4Addr::UNSPECIFIED, 80)),
+        TcpServer::start(&web.ns, (address(&host, &web), 80)),
+    ];
+    let _udp = UdpServer::start(&web.ns, (address(&host, &web), 53));
+    let outside = |to: IpAddr, port| TcpClient::try_connect(&host.outside, (to, port));
+    let seen = |to: IpAddr, port| outside(to, port).map(|client| client.seen_as.ip()).ok();
+    let (v4, v6) = (IpAddr::from(HOST_IP), IpAddr::from(OURS));
+    assert_eq!((seen(v4, 8080), seen(v6, 8080)), (Some(GATEWAY.into()), Some(OUTSIDE.into())));
+    assert_eq!((seen(v4, 8081), seen(v6, 8081)), (None, Some(OUTSIDE.into())));
+    assert_eq!(udp_ask(&host.outside, (v6, 5353)).map(|seen| seen.ip()), Some(OUTSIDE.into()));
+    // The host's own programs, and nobody else's, have the ports.
+    for to in [IpAddr::from([127, 0, 0, 1]), Ipv6Addr::LOCALHOST.into()] {
+        TcpClient::connect(&host.ns, (to, 8080)).echo("the host itself");
+        assert!(host.ns.enter(|| std::net::TcpListener::bind((to, 8080))).is_err(), "{to}");
+    }
+    let shown = |host: &Host| -> Vec<String> {
+        let row = |row: &Value| format!("{} {}", row["host_ip"], row["host_port"]);
+        rows(&host.json(["port", "ls"])).iter().map(row).collect()
+    };
+    let all = ["\"0.0.0.0\" 8080", "\"::\" 8080", "\"::\" 8081", "\"0.0.0.0\" 5353", "\"::\" 5353"];
+    assert_eq!(shown(&host), all);
+    let rules = host.json(["nat", "rules"]).to_string();
+    assert!(rules.contains("tcp *:8080") && rules.contains("tcp [::]:8080"), "{rules}");
+
+    // One without IPv6 is refused there, by name or by the host.
+    let refused = |code, words: &[&str], line: String| {
+        host.refused(code, words, line.split_whitespace());
+    };
+    let create = |flags: &str| format!("sandbox create {} {flags}", host.name("no"));
+    refused(2, &["has no IPv6 address", "--ipv6"], create("--network plain -p [::]:9090:80"));
+    refused(4, &["8080/tcp", "published"], create("--network app -p [::]:8080:80"));
+    refused(4, &["8081/tcp", "published"], create("--network plain -p 8081:80"));
+    let plain = host.sandbox("plain", "--network plain -p 9090:80");
+    let _server = TcpServer::start(&plain.ns, (Ipv4Addr::UNSPECIFIED, 80));
+    assert_eq!(seen(v4, 9090), Some(GATEWAY.into()));
+    assert_eq!(seen(v6, 9090), None);
+    // With IPv6 it is there, as soon as it is connected.
+    host.ok(["network", "connect", "app", &plain.name]);
+    let added = one(&host.json(["sandbox", "inspect", &plain.name]));
+    let its: Ipv6Addr = added["endpoints"][1]["ipv6"].as_str().unwrap().parse().unwrap();
+    let _server6 = TcpServer::start(&plain.ns, (its, 80));
+    assert_eq!(seen(v6, 9090), Some(OUTSIDE.into()));
+    TcpClient::connect(&host.ns, (Ipv6Addr::LOCALHOST, 9090)).echo("the host itself");
+
+    // What runs goes on, and the other half goes with its mapping.
+    let mut running = outside(v6, 8080).unwrap();
+    running.echo("before");
+    let before = shown(&host);
+    host.stop(Signal::SIGKILL);
+    host.launch();
+    running.try_echo("after", GOES_ON).unwrap();
+    assert_eq!(shown(&host), before);
+    TcpClient::connect(&host.ns, (Ipv6Addr::LOCALHOST, 8080)).echo("the host itself");
+    host.ok(["port", "unpublish", &web.name, "8080:80"]);
+    let gone = |to: IpAddr| TcpClient::try_connect(&host.outside, (to, 8080)).is_err();
+    assert!(gone(v4) && gone(v6));
+    assert!(running.try_echo("gone", Duration::from_secs(1)).is_err());
+    assert_eq!(TcpClient::connect(&host.outside, (v6, 8081)).seen_as.ip(), IpAddr::from(OUTSIDE));
 }
 
 #[test]

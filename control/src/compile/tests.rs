@@ -157,6 +157,32 @@ fn published_ports_lead_to_the_network_with_a_way_in() {
 }
 
 #[test]
+fn a_port_is_published_in_the_families_that_it_names_and_the_sandbox_has() {
+    let (mut desired, attached) = dual_scene();
+    let rules = |desired: &Desired| {
+        let rules = spec(desired, &attached).dnat.into_iter();
+        rules.map(|rule| (rule.id, rule.host_ip, rule.to)).collect::<Vec<_>>()
+    };
+    let to = |text: &str| text.parse::<IpAddr>().unwrap();
+    let (v4, v6) = (to("10.1.0.2"), to("fd00:1::2"));
+    let mut at = |host_ip: Option<IpAddr>| {
+        desired.sandboxes.get_mut("web").unwrap().publishes[0].host_ip = host_ip;
+        rules(&desired)
+    };
+    assert_eq!(at(None), [(77, None, v4), (77 | 1 << 31, None, v6)]);
+    assert_eq!(at(Some(to("0.0.0.0"))), [(77, None, v4)]);
+    assert_eq!(at(Some(to("::"))), [(77 | 1 << 31, None, v6)]);
+    let host = Some(to("2001:db8::2"));
+    assert_eq!(at(host), [(77 | 1 << 31, host, v6)]);
+    desired.sandboxes.get_mut("web").unwrap().endpoints[1].ipv6 = None;
+    assert_eq!(rules(&desired), []);
+    assert_eq!(
+        [Publish::next_id(0), Publish::next_id(77), Publish::next_id(i32::MAX as u32)],
+        [1, 78, 1]
+    );
+}
+
+#[test]
 fn snat_never_uses_a_port_that_is_published_for_its_protocol() {
     let (desired, attached) = scene();
     let snapshot = Snapshot::build(spec(&desired, &attached)).unwrap();

@@ -53,12 +53,14 @@ pub struct BoundSocket {
 
 impl BoundSocket {
     /// Whether a service on `address` (unspecified: any) at the same port would collide.
-    fn overlaps(&self, address: Ipv4Addr) -> bool {
-        // `::` takes IPv4 too unless told otherwise.
-        self.address.is_unspecified()
-            || as_ipv4(self.address).is_some_and(|own| {
-                own.is_unspecified() || address.is_unspecified() || own == address
-            })
+    fn overlaps(&self, address: IpAddr) -> bool {
+        let met = |own: IpAddr| own.is_unspecified() || address.is_unspecified() || own == address;
+        match (self.address, address) {
+            // `::` takes IPv4 too unless told otherwise.
+            (IpAddr::V6(own), IpAddr::V4(_)) if own.is_unspecified() => true,
+            (own, IpAddr::V4(_)) => as_ipv4(own).is_some_and(|own| met(own.into())),
+            (own, IpAddr::V6(_)) => as_ipv4(own).is_none() && met(own),
+        }
     }
 
     /// Whether it is a connection from one of `addresses` to another machine.
@@ -130,7 +132,7 @@ impl HostPorts {
     /// The first port of the range at which the host itself serves on `address` (unspecified: on
     /// any).
     #[must_use]
-    pub fn first_busy(&self, proto: Proto, address: Ipv4Addr, ports: PortRange) -> Option<u16> {
+    pub fn first_busy(&self, proto: Proto, address: IpAddr, ports: PortRange) -> Option<u16> {
         self.sockets
             .iter()
             .filter(|socket| socket.proto == proto && socket.serves && socket.overlaps(address))
@@ -141,7 +143,7 @@ impl HostPorts {
 
     /// Whether any socket has the port on `address`, one that nobody owns any more included.
     #[must_use]
-    pub fn has_socket(&self, proto: Proto, address: Ipv4Addr, port: u16) -> bool {
+    pub fn has_socket(&self, proto: Proto, address: IpAddr, port: u16) -> bool {
         self.sockets
             .iter()
             .any(|socket| socket.proto == proto && socket.port == port && socket.overlaps(address))
@@ -426,9 +428,9 @@ mod tests {
         let closed = BoundSocket { peer: None, ..connection("192.0.2.2", "198.51.100.7") };
         assert_eq!(found(closed, Proto::Tcp), None);
         let ports = HostPorts { sockets: vec![closed], ..HostPorts::default() };
-        assert!(ports.has_socket(Proto::Tcp, Ipv4Addr::UNSPECIFIED, 40_000));
-        assert!(!ports.has_socket(Proto::Tcp, Ipv4Addr::LOCALHOST, 40_000));
-        assert!(!ports.has_socket(Proto::Tcp, at[0], 40_001));
+        assert!(ports.has_socket(Proto::Tcp, Ipv4Addr::UNSPECIFIED.into(), 40_000));
+        assert!(!ports.has_socket(Proto::Tcp, Ipv4Addr::LOCALHOST.into(), 40_000));
+        assert!(!ports.has_socket(Proto::Tcp, at[0].into(), 40_001));
     }
 
     #[test]
@@ -450,7 +452,7 @@ mod tests {
         assert_eq!(
             ports.first_busy(
                 Proto::Tcp,
-                Ipv4Addr::UNSPECIFIED,
+                Ipv4Addr::UNSPECIFIED.into(),
                 PortRange::new(8000, 9000).unwrap()
             ),
             Some(8080)
@@ -458,7 +460,7 @@ mod tests {
         assert_eq!(
             ports.first_busy(
                 Proto::Udp,
-                Ipv4Addr::UNSPECIFIED,
+                Ipv4Addr::UNSPECIFIED.into(),
                 PortRange::new(8000, 9000).unwrap()
             ),
             None
@@ -466,7 +468,11 @@ mod tests {
         drop((tcp, udp));
         let ports = HostPorts::read_in(&netns).unwrap();
         assert_eq!(
-            ports.first_busy(Proto::Tcp, Ipv4Addr::UNSPECIFIED, PortRange::new(1, 65535).unwrap()),
+            ports.first_busy(
+                Proto::Tcp,
+                Ipv4Addr::UNSPECIFIED.into(),
+                PortRange::new(1, 65535).unwrap()
+            ),
             None
         );
     }

@@ -1,11 +1,10 @@
 //! Which addresses are the host's own.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::SockaddrIn;
 
 /// An address that is not known may be new: then the kernel is asked, but not more often than this,
 /// whatever strangers send.
@@ -17,13 +16,13 @@ pub struct OwnAddresses(Arc<RwLock<Known>>);
 
 #[derive(Debug, Default)]
 struct Known {
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
     asked: Option<Instant>,
 }
 
 impl OwnAddresses {
     /// The host has these now.
-    pub fn set(&self, addresses: Vec<Ipv4Addr>) {
+    pub fn set(&self, addresses: Vec<IpAddr>) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).addresses = addresses;
     }
 
@@ -31,7 +30,6 @@ impl OwnAddresses {
     /// kernel lets none of them in from outside as a source (martian).
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        let IpAddr::V4(address) = address else { return false };
         address.is_loopback()
             || self.0.read().unwrap_or_else(PoisonError::into_inner).addresses.contains(&address)
             || self.0.write().unwrap_or_else(PoisonError::into_inner).ask(address)
@@ -39,13 +37,16 @@ impl OwnAddresses {
 }
 
 impl Known {
-    fn ask(&mut self, address: Ipv4Addr) -> bool {
+    fn ask(&mut self, address: IpAddr) -> bool {
         if self.asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN) {
             self.asked = Some(Instant::now());
             if let Ok(interfaces) = getifaddrs() {
                 self.addresses = interfaces
                     .filter_map(|interface| interface.address)
-                    .filter_map(|address| address.as_sockaddr_in().map(SockaddrIn::ip))
+                    .filter_map(|address| {
+                        let v4 = address.as_sockaddr_in().map(|own| IpAddr::V4(own.ip()));
+                        v4.or_else(|| address.as_sockaddr_in6().map(|own| IpAddr::V6(own.ip())))
+                    })
                     .collect();
             }
         }
@@ -62,22 +63,26 @@ mod tests {
         let own = OwnAddresses::default();
         let copy = own.clone();
         // TEST-NET-3 (RFC 5737).
-        let address = Ipv4Addr::new(203, 0, 113, 77);
-        assert!(!copy.contains(address.into()));
-        own.set(vec![address]);
-        assert!(copy.contains(address.into()));
-        own.set(Vec::new());
-        assert!(!copy.contains(address.into()));
+        let addresses = [IpAddr::from([203, 0, 113, 77]), "2001:db8::77".parse().unwrap()];
+        for address in addresses {
+            assert!(!copy.contains(address));
+            own.set(vec![address]);
+            assert!(copy.contains(address));
+            own.set(Vec::new());
+            assert!(!copy.contains(address));
+        }
         assert!(copy.contains([127, 0, 0, 5].into()));
+        assert!(copy.contains("::1".parse().unwrap()));
     }
 
     #[test]
     fn what_is_new_is_asked_for_at_times() {
         let mut known = Known::default();
-        assert!(known.ask(Ipv4Addr::LOCALHOST));
+        let local = IpAddr::from([127, 0, 0, 1]);
+        assert!(known.ask(local));
         known.addresses.clear();
-        assert!(!known.ask(Ipv4Addr::LOCALHOST), "asked a moment ago");
+        assert!(!known.ask(local), "asked a moment ago");
         known.asked = Instant::now().checked_sub(ASK_AGAIN);
-        assert!(known.ask(Ipv4Addr::LOCALHOST));
+        assert!(known.ask(local));
     }
 }

@@ -14,12 +14,11 @@ const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const NO_ROOM: LongRanges = LongRanges { room: 0, shared: false };
 
 fn publication(proto: Proto, count: u16, to: SocketAddr) -> Publication {
-    let SocketAddr::V4(to) = to else { panic!("IPv4 only") };
     Publication {
         proto,
-        host_ip: LOCAL,
+        host_ip: LOCAL.into(),
         host_ports: PortRange::new(1, count).unwrap(),
-        to: *to.ip(),
+        to: to.ip(),
         to_port: to.port(),
     }
 }
@@ -118,7 +117,7 @@ async fn a_taken_port_is_a_conflict_and_nothing_stays_reserved() {
     let held = reserve(&again, NO_ROOM, &OwnAddresses::default()).unwrap();
     assert_eq!(held.ports(), ports);
 
-    let foreign = Publication { host_ip: Ipv4Addr::new(192, 0, 2, 9), ..again };
+    let foreign = Publication { host_ip: [192, 0, 2, 9].into(), ..again };
     let error = reserve(&foreign, NO_ROOM, &OwnAddresses::default()).unwrap_err();
     assert_eq!(error.to_string(), "192.0.2.9 is not an address of this host");
 }
@@ -156,7 +155,7 @@ async fn whoever_is_not_the_host_is_reset() {
     let runtime = tokio::runtime::Handle::current();
     let own = OwnAddresses::default();
     let any = Publication {
-        host_ip: Ipv4Addr::UNSPECIFIED,
+        host_ip: Ipv4Addr::UNSPECIFIED.into(),
         host_ports: PortRange::new(8080, 8080).unwrap(),
         ..publication(Proto::Tcp, 1, SocketAddr::from((LOCAL, 9)))
     };
@@ -195,7 +194,7 @@ async fn long_ranges_are_held_and_refused() {
             let room = LongRanges { room: 400, shared: true };
             for proto in [Proto::Tcp, Proto::Udp] {
                 let range = |first, last| Publication {
-                    host_ip: Ipv4Addr::UNSPECIFIED,
+                    host_ip: Ipv4Addr::UNSPECIFIED.into(),
                     host_ports: PortRange::new(first, last).unwrap(),
                     ..publication(proto, 1, SocketAddr::from((LOCAL, 9)))
                 };
@@ -265,7 +264,7 @@ async fn what_a_connection_keeps_is_held_when_it_has_ended() {
 async fn every_program_is_kept_off_a_reserved_port() {
     for proto in [Proto::Tcp, Proto::Udp] {
         let anywhere = Publication {
-            host_ip: Ipv4Addr::UNSPECIFIED,
+            host_ip: Ipv4Addr::UNSPECIFIED.into(),
             ..publication(proto, 1, SocketAddr::from((LOCAL, 9)))
         };
         let held = reserve_any(&anywhere).unwrap();
@@ -310,5 +309,46 @@ async fn a_released_port_is_free_at_once() {
         }
         within(reserved.release()).await;
         std::net::UdpSocket::bind((LOCAL, port)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn each_family_has_sockets_of_its_own() {
+    let v6 = IpAddr::from(std::net::Ipv6Addr::LOCALHOST);
+    if std::net::TcpListener::bind((v6, 0)).is_err() {
+        // A host without IPv6 has nothing to tell apart.
+        return;
+    }
+    let server = TcpListener::bind((v6, 0)).await.unwrap();
+    let target = server.local_addr().unwrap();
+    for proto in [Proto::Tcp, Proto::Udp] {
+        let both = [[0; 4].into(), IpAddr::from([0; 16])];
+        let reserved = loop {
+            let free = std::net::TcpListener::bind((LOCAL, 0)).unwrap().local_addr().unwrap();
+            let host_ports = PortRange::new(free.port(), free.port()).unwrap();
+            let side =
+                |host_ip| Publication { host_ip, host_ports, ..publication(proto, 1, target) };
+            let own = OwnAddresses::default();
+            let made = both.map(|host_ip| reserve(&side(host_ip), NO_ROOM, &own));
+            if let [Ok(v4), Ok(v6)] = made {
+                break [v4, v6];
+            }
+        };
+        let port = reserved[0].ports().first();
+        for any in both {
+            let again = match proto {
+                Proto::Udp => std::net::UdpSocket::bind((any, port)).err(),
+                _ => std::net::TcpListener::bind((any, port)).err(),
+            };
+            assert_eq!(again.unwrap().kind(), std::io::ErrorKind::AddrInUse, "{proto} {any}");
+        }
+        if proto == Proto::Tcp {
+            let mut client = TcpStream::connect((v6, port)).await.unwrap();
+            let (mut served, _) = within(server.accept()).await.unwrap();
+            client.write_all(b"six").await.unwrap();
+            let mut buffer = [0; 3];
+            within(served.read_exact(&mut buffer)).await.unwrap();
+            assert_eq!(&buffer, b"six");
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,7 +98,11 @@ async fn open(
     replies: &mut JoinSet<()>,
 ) -> Option<Client> {
     let permit = Arc::clone(limit).try_acquire_owned().ok()?;
-    let inside = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok()?;
+    let any = match target {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let inside = UdpSocket::bind((any, 0)).await.ok()?;
     inside.connect(target).await.ok()?;
     let inside = Arc::new(inside);
     let task = replies.spawn(pass_answers(Arc::clone(socket), Arc::clone(&inside), from, permit));

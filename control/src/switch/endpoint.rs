@@ -117,9 +117,15 @@ impl Switch {
             ],
             undo,
         )?;
-        let key = (sandbox.name.clone(), endpoint.ifname);
+        let key = (sandbox.name.clone(), endpoint.ifname.clone());
         self.world_mut().attached.endpoints.insert(key, port);
-        self.publish()
+        self.publish()?;
+        if endpoint.ipv6.is_some() {
+            // Its ports may lead to both families from now on.
+            let sandbox = self.sandbox_record(&sandbox.name)?;
+            self.hold_ipv6(work, &sandbox);
+        }
+        Ok(())
     }
 
     /// Takes a sandbox's interface in a network away.
@@ -159,7 +165,12 @@ impl Switch {
         let endpoint = after.endpoints.remove(at);
         let leads_nowhere = {
             let world = self.world();
-            !after.publishes.is_empty() && world.desired.gateway_endpoint(&after).is_none()
+            let ways = world.desired.ways_in(&after);
+            after.publishes.iter().any(|publish| {
+                publish.host_ip.map_or(ways.is_empty(), |_| {
+                    ways.iter().all(|(_, to)| publish.half(*to).is_none())
+                })
+            })
         };
         if leads_nowhere {
             return Err(Error::conflict(format!(

@@ -27,7 +27,8 @@ impl Switch {
         let mut undo = Undo::default();
         match self.publish_in(&mut work, sandbox, specs, &mut undo).await {
             Ok(added) => {
-                Ok(added.iter().map(|publish| view::port_mapping(name, publish)).collect())
+                let world = self.world();
+                Ok(added.iter().flat_map(|p| world.desired.mappings_of(name, p)).collect())
             }
             Err(error) => {
                 self.roll_back(&mut work, undo).await;
@@ -65,11 +66,13 @@ impl Switch {
         let mut work = self.work.lock().await;
         let mut sandbox = self.sandbox_record(name)?;
         let mut removed: Vec<Publish> = Vec::new();
+        let mut mappings = Vec::new();
         for spec in specs {
             let before = sandbox.publishes.len();
             sandbox.publishes.retain(|publish| {
                 let hit = names(spec, publish);
                 if hit {
+                    mappings.extend(self.world().desired.mappings_of(name, publish));
                     removed.push(*publish);
                 }
                 !hit
@@ -91,7 +94,7 @@ impl Switch {
             let detail = view::describe_publish(publish);
             self.emit("port_unpublish", None, Some(name), Some(detail));
         }
-        Ok(removed.iter().map(|publish| view::port_mapping(name, publish)).collect())
+        Ok(mappings)
     }
 
     /// Gives workers and steering the rules as they are now.
@@ -112,20 +115,21 @@ impl Switch {
 }
 
 /// Whether the user means this mapping. A host port left out means every one, and a range to choose
-/// one from every one of that range.
+/// one from every one of that range; a host address left out every one, and all of a family also
+/// those of both.
 fn names(spec: &PublishSpec, publish: &Publish) -> bool {
     spec.proto == publish.proto
         && spec.ports == publish.ports
         && spec.host_ports.is_none_or(|ports| {
             ports == publish.host_ports || spec.chooses() && ports.contains(publish.host_ports)
         })
-        && spec.host_ip.is_none_or(|ip| publish.host_ip == Some(ip))
+        && spec.host_ip.is_none_or(|ip| {
+            publish.host_ip.map_or(ip.is_unspecified(), |published| published == ip)
+        })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
     use crate::publish::{PortRange, Proto};
 
@@ -138,7 +142,7 @@ mod tests {
         let publish = Publish {
             id: 1,
             proto: Proto::Tcp,
-            host_ip: Some(Ipv4Addr::LOCALHOST),
+            host_ip: Some([127, 0, 0, 1].into()),
             host_ports: range(8080, 8080),
             ports: range(80, 80),
         };
@@ -150,6 +154,8 @@ mod tests {
             ("80/udp", false),
             ("8081:80", false),
             ("10.0.0.1:8080:80", false),
+            ("[::1]:8080:80", false),
+            ("0.0.0.0:8080:80", false),
             ("81", false),
             ("8000-8100:80", true),
             ("8080-8081:80", true),
@@ -157,6 +163,16 @@ mod tests {
             ("8079-8080:79-80", false),
         ] {
             assert_eq!(names(&text.parse().unwrap(), &publish), hit, "{text}");
+        }
+        let everywhere = Publish { host_ip: None, ..publish };
+        for (text, hit) in [
+            ("8080:80", true),
+            ("0.0.0.0:8080:80", true),
+            ("[::]:8080:80", true),
+            ("[::1]:8080:80", false),
+            ("127.0.0.1:8080:80", false),
+        ] {
+            assert_eq!(names(&text.parse().unwrap(), &everywhere), hit, "{text}");
         }
     }
 }

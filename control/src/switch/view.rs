@@ -5,7 +5,7 @@
 mod tables;
 mod trace;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use dataplane::packet::types::PortId;
@@ -19,9 +19,11 @@ use crate::api::types::{
 };
 use crate::error::{Error, Result};
 use crate::model::{
-    Endpoint, HOST_NETWORK, NONE_NETWORK, Namespace, Network, Origin, Publish, Sandbox, Uplink,
+    Desired, Endpoint, HOST_NETWORK, NONE_NETWORK, Namespace, Network, Origin, Publish, Sandbox,
+    Uplink,
 };
 use crate::name::Name;
+use crate::publish::bracketed;
 
 /// Public ids of the networks that have no record: never those of another, which are random.
 const HOST_UID: &str = "0000000000000000000000000000000000000000000000000000000000000001";
@@ -76,7 +78,7 @@ impl Switch {
     #[must_use]
     pub fn ports(&self) -> Vec<PortMapping> {
         let world = self.world();
-        world.desired.sandboxes.values().flat_map(mappings).collect()
+        world.desired.sandboxes.values().flat_map(|sandbox| world.mappings(sandbox)).collect()
     }
 
     /// Every uplink, sorted by interface.
@@ -248,8 +250,16 @@ impl World {
             netns: sandbox.namespace_path().unwrap_or_else(own_namespace),
             adopted: matches!(sandbox.namespace, Namespace::Adopted { .. }),
             endpoints,
-            ports: mappings(sandbox),
+            ports: self.mappings(sandbox),
         }
+    }
+
+    fn mappings(&self, sandbox: &Sandbox) -> Vec<PortMapping> {
+        let publishes = sandbox.publishes.iter();
+        let mut mappings: Vec<PortMapping> =
+            publishes.flat_map(|p| self.desired.mappings_of(&sandbox.name, p)).collect();
+        mappings.sort_by_key(|mapping| (mapping.proto, mapping.host_port, mapping.host_ip));
+        mappings
     }
 
     fn uplink_view(&self, uplink: &Uplink) -> types::Uplink {
@@ -307,30 +317,32 @@ fn predefined(name: &str, driver: Driver, uid: &str) -> Option<types::Network> {
     })
 }
 
-fn mappings(sandbox: &Sandbox) -> Vec<PortMapping> {
-    let mut mappings: Vec<PortMapping> =
-        sandbox.publishes.iter().map(|publish| port_mapping(&sandbox.name, publish)).collect();
-    mappings.sort_by_key(|mapping| (mapping.proto, mapping.host_port, mapping.host_ip));
-    mappings
-}
-
-/// A published port as the API shows it.
-#[must_use]
-pub fn port_mapping(sandbox: &Name, publish: &Publish) -> PortMapping {
-    PortMapping {
-        sandbox: sandbox.clone(),
-        proto: publish.proto,
-        host_ip: IpAddr::V4(publish.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED)),
-        host_port: publish.host_ports.first(),
-        host_port_end: publish.host_ports.last(),
-        port: publish.ports.first(),
-        port_end: publish.ports.last(),
+impl Desired {
+    /// A published port as the API shows it: a row for each family that it is published in.
+    pub(super) fn mappings_of(&self, name: &Name, publish: &Publish) -> Vec<PortMapping> {
+        let sandbox = self.sandboxes.get(name);
+        let has_ipv6 = sandbox.is_some_and(|sandbox| self.gateway_endpoint6(sandbox).is_some());
+        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let host_ips = match publish.host_ip {
+            Some(host_ip) => vec![host_ip],
+            None => any.into_iter().filter(|ip| ip.is_ipv4() || has_ipv6).collect(),
+        };
+        let mapping = |host_ip| PortMapping {
+            sandbox: name.clone(),
+            proto: publish.proto,
+            host_ip,
+            host_port: publish.host_ports.first(),
+            host_port_end: publish.host_ports.last(),
+            port: publish.ports.first(),
+            port_end: publish.ports.last(),
+        };
+        host_ips.into_iter().map(mapping).collect()
     }
 }
 
 /// `HOSTIP:PORTS -> PORTS/PROTO`, for events.
 #[must_use]
 pub fn describe_publish(publish: &Publish) -> String {
-    let host_ip = publish.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let host_ip = bracketed(publish.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()));
     format!("{host_ip}:{} -> {}/{}", publish.host_ports, publish.ports, publish.proto)
 }

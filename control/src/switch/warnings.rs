@@ -5,13 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Switch, Work, World};
 use crate::compile::{UplinkState, subtract};
 use crate::model::Origin;
 use crate::name::Name;
-use crate::publish::{PortRange, Proto};
+use crate::publish::{PortRange, Proto, is_at};
 
 /// Warnings kept at most; older ones are in the log.
 const KEPT: usize = 32;
@@ -213,11 +213,16 @@ impl World {
             .desired
             .publishes()
             .map(|(_, publish)| publish)
-            .filter(|p| p.proto == proto && (p.host_ip.is_none() || p.host_ip == address))
+            .filter(|p| p.proto == proto && is_at(p.host_ip, any_or(address)))
             .map(|publish| publish.host_ports)
             .collect();
         subtract(&state.nat_ports, &taken).is_empty()
     }
+}
+
+/// What only ports that are published everywhere are published at.
+fn any_or(address: Option<Ipv4Addr>) -> IpAddr {
+    address.unwrap_or(Ipv4Addr::UNSPECIFIED).into()
 }
 
 /// An uplink that has no port left for NAT.
@@ -290,7 +295,7 @@ mod tests {
         assert_eq!(world.warnings().len(), 4);
         assert!(world.warnings()[3].contains("no udp port is left for NAT"));
         // Elsewhere it takes nothing from NAT.
-        sandbox.publishes[0].host_ip = Some(Ipv4Addr::LOCALHOST);
+        sandbox.publishes[0].host_ip = Some(Ipv4Addr::LOCALHOST.into());
         world.desired.apply(Edit::PutSandbox(sandbox));
         assert_eq!(world.warnings().len(), 3);
         world.attached.uplinks.get_mut("up0").unwrap().nat_ports.clear();

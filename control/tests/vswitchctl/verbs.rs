@@ -490,7 +490,7 @@ fn bad_lines_end_with_2_and_one_line() {
         ("uplink add e --gateway fd00::1 --gateway fd00::2", "two gateways of IPv6"),
         ("route add fd00::/48 via 192.0.2.1", "not of the same family"),
         ("sandbox create s --network host -p 80:80", "-p needs an interface"),
-        ("sandbox create s -p [::1]:80:80", "IPv6 host addresses are not built yet"),
+        ("sandbox create s -p ::1:80:80", "write it in brackets, [::1]"),
         ("run --network none --ip 10.0.0.1 true", "--ip needs an interface"),
         ("uplink add e --mode dedicated", "add --address CIDR"),
         ("capture --network a hots 10.0.0.1", "\"hots\" is not known"),

@@ -1,5 +1,7 @@
 //! Which host ports a sandbox gets: those that were named, one of a range, or any free ones.
 
+use std::net::IpAddr;
+
 use super::hold::Target;
 use crate::compile::merge;
 use crate::error::{Error, Result};
@@ -43,7 +45,7 @@ impl Switch {
         let wanted = specs
             .iter()
             .map(|spec| {
-                counters.publish = counters.publish.wrapping_add(1);
+                counters.publish = Publish::next_id(counters.publish);
                 wanted(spec, counters.publish, target)
             })
             .collect::<Result<Vec<Publish>>>()?;
@@ -65,7 +67,7 @@ impl Switch {
                         let text = wanted.host_side();
                         return Err(Error::conflict(format!("port {text} is published twice")));
                     }
-                    self.reserve(work, &wanted, target.address, &host)?;
+                    self.reserve(work, &wanted, target, &host)?;
                     wanted
                 }
                 None => self.reserve_free(work, &choice)?,
@@ -145,7 +147,7 @@ impl Switch {
         let mut first = window.0;
         while let Some(host_ports) = next_gap(first, window.1, count, taken) {
             let candidate = Publish { host_ports, ..choice.wanted };
-            match self.try_reserve(work, &candidate, choice.target.address, choice.host) {
+            match self.try_reserve(work, &candidate, choice.target, choice.host) {
                 Ok(()) => return Ok(Some(candidate)),
                 Err(
                     ProxyError::Busy { port, .. }
@@ -188,10 +190,16 @@ fn wanted(spec: &PublishSpec, id: u32, target: Target) -> Result<Publish> {
             "publish {spec}: SCTP is not built yet; publish tcp or udp"
         )));
     }
+    if spec.host_ip.is_some_and(|ip| ip.is_ipv6()) && target.ipv6.is_none() {
+        return Err(Error::invalid(format!(
+            "publish {spec}: it has no IPv6 address that is reachable from outside; connect it to a \
+             network with --ipv6, or publish at an IPv4 address"
+        )));
+    }
     Ok(Publish {
         id,
         proto: spec.proto,
-        host_ip: spec.host_ip.or(target.binding),
+        host_ip: spec.host_ip.or(target.binding.map(IpAddr::V4)),
         host_ports: spec.host_ports.unwrap_or(spec.ports),
         ports: spec.ports,
     })

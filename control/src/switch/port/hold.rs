@@ -1,7 +1,7 @@
 //! Host ports held for as long as they are published: reserved when chosen, again at every start
 //! and when they lead elsewhere, and tried again while they cannot be had.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::api::types::{Driver, UplinkMode};
 use crate::error::{Error, Result};
@@ -9,13 +9,24 @@ use crate::model::{Publish, Sandbox, Uplink};
 use crate::netlink::sockets::HostPorts;
 use crate::options::NetworkOptions;
 use crate::proxy::{self, LongRanges, ProxyError, Publication, Reservation};
+use crate::publish::is_at;
 use crate::switch::{Switch, Work, World, blocking};
 
 /// Where a sandbox's published ports lead, and at which host address unless they say.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Target {
-    pub(super) address: Ipv4Addr,
+    pub(super) ipv4: Ipv4Addr,
+    pub(super) ipv6: Option<Ipv6Addr>,
     pub(super) binding: Option<Ipv4Addr>,
+}
+
+impl Target {
+    /// The halves of a mapping: the rule's number, at which host address, and to where.
+    fn halves(self, publish: &Publish) -> impl Iterator<Item = (u32, IpAddr, IpAddr)> {
+        let all = [Some(IpAddr::V4(self.ipv4)), self.ipv6.map(IpAddr::V6)].into_iter().flatten();
+        let publish = *publish;
+        all.filter_map(move |to| publish.half(to).map(|(rule, host_ip)| (rule, host_ip, to)))
+    }
 }
 
 impl Switch {
@@ -33,14 +44,15 @@ impl Switch {
             .get(&endpoint.network)
             .and_then(|network| NetworkOptions::parse(Driver::Bridge, &network.options).ok())
             .and_then(|options| options.host_binding);
-        Ok(Target { address: endpoint.ipv4, binding })
+        let ipv6 = world.desired.gateway_endpoint6(sandbox).map(|(_, own)| own.addr());
+        Ok(Target { ipv4: endpoint.ipv4, ipv6, binding })
     }
 
     pub(super) fn reserve(
         &self,
         work: &mut Work,
         publish: &Publish,
-        target: Ipv4Addr,
+        target: Target,
         host: &HostPorts,
     ) -> Result<()> {
         self.try_reserve(work, publish, target, host).map_err(|error| {
@@ -55,39 +67,69 @@ impl Switch {
         })
     }
 
+    /// Both halves, or none.
     pub(super) fn try_reserve(
         &self,
         work: &mut Work,
         publish: &Publish,
-        target: Ipv4Addr,
+        target: Target,
         host: &HostPorts,
     ) -> std::result::Result<(), ProxyError> {
-        let Publish { proto, host_ip, host_ports, .. } = *publish;
+        let mut made = Vec::with_capacity(2);
+        for (rule, host_ip, to) in target.halves(publish) {
+            let more = made.iter().map(|(_, made): &(u32, Reservation)| made.held()).sum();
+            let half = self.reserve_half(work, publish, (host_ip, to), host, more)?;
+            made.extend(half.map(|reservation| (rule, reservation)));
+        }
+        work.reservations.extend(made);
+        Ok(())
+    }
+
+    /// `None`: nothing of the host's stack can be there. `more` ports are held beside those that are
+    /// known.
+    fn reserve_half(
+        &self,
+        work: &Work,
+        publish: &Publish,
+        (host_ip, to): (IpAddr, IpAddr),
+        host: &HostPorts,
+        more: usize,
+    ) -> std::result::Result<Option<Reservation>, ProxyError> {
+        let Publish { proto, host_ports, .. } = *publish;
         let shared = {
             let world = self.world();
-            // Nothing of the host's stack can be at an address that is the engine's alone.
-            if host_ip.is_some_and(|ip| world.is_dedicated(ip)) {
-                return Ok(());
+            // It is the engine's alone.
+            if world.is_dedicated(host_ip) {
+                return Ok(None);
             }
             let addresses = world.shared_addresses(host_ip);
             if let Some(port) = world.first_connected(host, publish, &addresses) {
                 return Err(ProxyError::Connected { port, proto });
             }
             // An uplink that is waiting for its interface may come back with any address.
-            !addresses.is_empty() || host_ip.is_none() && world.has_shared_uplink()
+            !addresses.is_empty() || host_ip == Ipv4Addr::UNSPECIFIED && world.has_shared_uplink()
         };
-        let held = work.reservations.values().map(Reservation::held).sum();
-        let publication = Publication {
-            proto,
-            host_ip: host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
-            host_ports,
-            to: target,
-            to_port: publish.ports.first(),
-        };
-        let reservation =
-            blocking(|| proxy::reserve(&publication, LongRanges::new(held, shared), &self.own))?;
-        work.reservations.insert(publish.id, reservation);
-        Ok(())
+        let held: usize = work.reservations.values().map(Reservation::held).sum();
+        let publication =
+            Publication { proto, host_ip, host_ports, to, to_port: publish.ports.first() };
+        let long = LongRanges::new(held + more, shared);
+        blocking(|| proxy::reserve(&publication, long, &self.own)).map(Some)
+    }
+
+    /// Holds the IPv6 halves of the ports of a sandbox that has IPv6 now. Those of IPv4 go on.
+    pub(in crate::switch) fn hold_ipv6(&self, work: &mut Work, sandbox: &Sandbox) {
+        let (Ok(target), Ok(host)) = (self.target_of(sandbox), self.host_ports()) else { return };
+        for publish in &sandbox.publishes {
+            let half = target.halves(publish).find(|(_, _, to)| to.is_ipv6());
+            let Some((rule, host_ip, to)) = half else { continue };
+            if work.reservations.contains_key(&rule) {
+                continue;
+            }
+            match self.reserve_half(work, publish, (host_ip, to), &host, 0) {
+                Ok(reservation) => work.reservations.extend(reservation.map(|r| (rule, r))),
+                Err(error) => self.note_unheld(sandbox, publish, &error.into()),
+            }
+        }
     }
 
     /// Holds the ports of a sandbox's records anew: they lead elsewhere. What cannot be held is
@@ -164,7 +206,7 @@ impl Switch {
     ) {
         let outcome = self.target_of(sandbox).and_then(|target| {
             let host = host.as_ref().map_err(Clone::clone)?;
-            Ok(self.try_reserve(work, publish, target.address, host)?)
+            Ok(self.try_reserve(work, publish, target, host)?)
         });
         let text = publish.host_side();
         match outcome {
@@ -173,13 +215,16 @@ impl Switch {
                     tracing::info!("sandbox {:?}: port {text} is held now", sandbox.name);
                 }
             }
-            Err(error) => {
-                let reason = format!("sandbox {:?}: published port {text}: {error}", sandbox.name);
-                let known = self.world_mut().unheld.insert(publish.id, reason.clone());
-                if known.as_ref() != Some(&reason) {
-                    tracing::warn!("{reason}");
-                }
-            }
+            Err(error) => self.note_unheld(sandbox, publish, &error),
+        }
+    }
+
+    fn note_unheld(&self, sandbox: &Sandbox, publish: &Publish, error: &Error) {
+        let text = publish.host_side();
+        let reason = format!("sandbox {:?}: published port {text}: {error}", sandbox.name);
+        let known = self.world_mut().unheld.insert(publish.id, reason.clone());
+        if known.as_ref() != Some(&reason) {
+            tracing::warn!("{reason}");
         }
     }
 
@@ -196,7 +241,7 @@ impl Switch {
             let addresses: Vec<Ipv4Addr> = on_link
                 .iter()
                 .copied()
-                .filter(|address| publish.host_ip.is_none_or(|ip| ip == *address))
+                .filter(|address| is_at(publish.host_ip, (*address).into()))
                 .collect();
             let owner = format!("published by sandbox {:?}", sandbox.name);
             if let Some(port) = world.first_connected(&host, publish, &addresses) {
@@ -224,18 +269,21 @@ impl Switch {
 impl Work {
     /// Lets host ports go; returns when they are free.
     pub(in crate::switch) async fn unreserve(&mut self, publish: u32) {
-        if let Some(reservation) = self.reservations.remove(&publish) {
-            reservation.release().await;
+        for rule in Publish::rules(publish) {
+            if let Some(reservation) = self.reservations.remove(&rule) {
+                reservation.release().await;
+            }
         }
     }
 
     fn only_checked(&self, publish: &Publish) -> bool {
-        self.reservations.get(&publish.id).is_some_and(Reservation::is_only_checked)
+        let mut held = Publish::rules(publish.id).into_iter();
+        held.any(|rule| self.reservations.get(&rule).is_some_and(Reservation::is_only_checked))
     }
 }
 
 impl World {
-    fn is_dedicated(&self, address: Ipv4Addr) -> bool {
+    fn is_dedicated(&self, address: IpAddr) -> bool {
         self.desired.uplinks.values().any(|uplink| {
             uplink.mode == UplinkMode::Dedicated
                 && uplink.addresses.iter().any(|net| net.addr() == address)
@@ -251,11 +299,11 @@ impl World {
     }
 
     /// Addresses of shared uplinks at which a port published at `host_ip` is served.
-    fn shared_addresses(&self, host_ip: Option<Ipv4Addr>) -> Vec<Ipv4Addr> {
+    fn shared_addresses(&self, host_ip: IpAddr) -> Vec<Ipv4Addr> {
         self.shared_uplinks()
             .filter_map(|uplink| self.attached.uplinks.get(&uplink.interface))
             .flat_map(|state| state.addresses.iter().map(|net| net.addr()))
-            .filter(|address| host_ip.is_none_or(|ip| ip == *address))
+            .filter(|address| is_at(Some(host_ip), (*address).into()))
             .collect()
     }
 

@@ -14,7 +14,7 @@ use crate::error::{Result, ResultExt};
 use crate::model::{Publish, Uplink};
 use crate::netlink::tc::Qdisc;
 use crate::place::Place;
-use crate::publish::{PortRange, Proto};
+use crate::publish::{PortRange, Proto, is_at};
 use crate::switch::{Switch, Work};
 
 /// What an attached uplink holds beside its port.
@@ -119,7 +119,7 @@ fn bitmaps(address: Ipv4Addr, free: &[PortRange], published: &[Publish]) -> [Por
     let with = |proto: Proto| {
         let mut bitmap = nat.clone();
         for publish in published {
-            if publish.proto == proto && publish.host_ip.is_none_or(|ip| ip == address) {
+            if publish.proto == proto && is_at(publish.host_ip, address.into()) {
                 bitmap.insert_range(publish.host_ports.first(), publish.host_ports.last());
             }
         }
@@ -145,8 +145,9 @@ mod tests {
         let (here, there) = (Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(192, 0, 2, 3));
         let published = [
             publish(Proto::Tcp, None, range(8080, 8081)),
-            publish(Proto::Udp, Some(here), range(53, 53)),
-            publish(Proto::Tcp, Some(there), range(99, 99)),
+            publish(Proto::Udp, Some(here.into()), range(53, 53)),
+            publish(Proto::Udp, Some("::".parse().unwrap()), range(54, 54)),
+            publish(Proto::Tcp, Some(there.into()), range(99, 99)),
         ];
         let [tcp, udp, icmp] = bitmaps(here, &[range(61_000, 65_535)], &published);
         assert_eq!((tcp.count(), udp.count(), icmp.count()), (4536 + 2, 4536 + 1, 4536));

@@ -1,6 +1,7 @@
 //! What the API shows of the engine's tables and counters, with names in place of numbers.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use dataplane::engine::{FdbKind, FlowTuple, LimitUse, Link, NatRule, StaticRefused};
 use dataplane::io::IoBackend;
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::{Desired, Network, is_unswitched};
 use crate::name::Name;
 use crate::options::NetworkOptions;
+use crate::publish::bracketed;
 use crate::switch::{Switch, World};
 
 /// Who is behind a port.
@@ -342,17 +344,22 @@ impl Switch {
         let world = self.world();
         let mut rules = Vec::new();
         for (sandbox, publish) in world.desired.publishes() {
-            let endpoint = world.desired.gateway_endpoint(sandbox);
-            let (packets, bytes) = self.engine.rule_counters(NatRule::Dnat(publish.id));
-            let address = publish.host_ip.map_or_else(|| "*".to_owned(), |ip| ip.to_string());
-            rules.push(types::NatRule {
-                kind: "dnat".to_owned(),
-                network: endpoint.map(|endpoint| endpoint.network.clone()),
-                r#match: format!("{} {address}:{}", publish.proto, publish.host_ports),
-                to: endpoint.map_or_else(String::new, |e| format!("{}:{}", e.ipv4, publish.ports)),
-                packets,
-                bytes,
-            });
+            for (endpoint, to) in world.desired.ways_in(sandbox) {
+                let Some((id, host_ip)) = publish.half(to) else { continue };
+                let (packets, bytes) = self.engine.rule_counters(NatRule::Dnat(id));
+                let address = match host_ip {
+                    IpAddr::V4(any) if any.is_unspecified() => "*".to_owned(),
+                    other => bracketed(other),
+                };
+                rules.push(types::NatRule {
+                    kind: "dnat".to_owned(),
+                    network: Some(endpoint.network.clone()),
+                    r#match: format!("{} {address}:{}", publish.proto, publish.host_ports),
+                    to: format!("{}:{}", bracketed(to), publish.ports),
+                    packets,
+                    bytes,
+                });
+            }
         }
         for network in world.desired.networks.values().filter(|network| !network.internal) {
             let masquerade = NetworkOptions::parse(types::Driver::Bridge, &network.options)
@@ -362,14 +369,17 @@ impl Switch {
             }
             let (packets, bytes) =
                 self.engine.rule_counters(NatRule::Masquerade(network.network_id()));
-            let subnets: Vec<String> =
-                network.subnets.iter().map(|plan| plan.subnet.to_string()).collect();
+            let subnets: Vec<String> = network.prefixes().map(|net| net.to_string()).collect();
             let outside: Vec<String> = world
                 .attached
                 .uplinks
                 .iter()
-                .filter_map(|(interface, state)| {
-                    Some(format!("{} ({interface})", state.addresses.first()?.addr()))
+                .flat_map(|(interface, state)| {
+                    let v4 = state.addresses.first().map(|net| IpAddr::V4(net.addr()));
+                    let v6 = state.ipv6.addresses.first().map(|net| IpAddr::V6(net.addr()));
+                    let v6 = v6.filter(|_| network.has_ipv6());
+                    let own = v4.into_iter().chain(v6);
+                    own.map(move |address| format!("{address} ({interface})"))
                 })
                 .collect();
             rules.push(types::NatRule {
