@@ -169,21 +169,22 @@ fn recognise(
         last.to = cx.express.links.find(&head, cx.express.epoch);
         last.head = head;
     }
-    match last.to {
+    // By reference: the address of an IPv6 sender is not to be copied for every frame.
+    match &last.to {
         Some(To::Port { port, mtu, sender }) => {
-            let fits = frame.len() <= ETH_LEN + usize::from(mtu);
-            if !fits || !quick::is_plain(&frame.vnet) || !links::passes(frame, head.kind(), &sender)
+            let fits = frame.len() <= ETH_LEN + usize::from(*mtu);
+            if !fits || !quick::is_plain(&frame.vnet) || !links::passes(frame, head.kind(), sender)
             {
                 return;
             }
             // What it claims of its checksum nobody has to believe.
             frame.vnet = VnetHdr::default();
-            lane.verdict = Some(Verdict::Forward(port));
+            lane.verdict = Some(Verdict::Forward(*port));
             lane.is_by_link = true;
         }
         Some(To::Router { zone }) => {
             let Some(quick) = Quick::read(frame) else { return };
-            let tuple = Tuple::of_quick(&quick, zone);
+            let tuple = Tuple::of_quick(&quick, *zone);
             let connections = &cx.tables.connections;
             let hash = match last.tuple {
                 Some((same, hash)) if same == tuple => hash,
