@@ -141,6 +141,7 @@ impl Switch {
             buffers_per_worker: 2 * ROUND,
             workers: WORKERS,
             conntrack_limit: limit,
+            conntrack_per_endpoint: limit,
             ..EngineOptions::default()
         };
         let mut switch = Self::new(&options, container_and_uplink(guard, nat_ports))?;

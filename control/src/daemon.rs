@@ -244,6 +244,11 @@ fn start_engine(config: &Config, store: &Store) -> Result<Engine> {
         workers: config.daemon.worker_count(),
         buffers_per_worker: config.limits.buffers,
         conntrack_limit: config.limits.conntrack,
+        conntrack_per_endpoint: config.limits.conntrack_per_endpoint,
+        new_connections_per_endpoint: config
+            .limits
+            .new_connections_per_endpoint
+            .unwrap_or(u32::MAX),
         conntrack_file: Some(conntrack_file),
         conntrack6_file: Some(conntrack6_file),
         fdb_limit: config.limits.fdb,

@@ -33,6 +33,11 @@ pub struct EngineOptions {
     pub buffers_per_worker: usize,
     /// Connections tracked at most, of both families together.
     pub conntrack_limit: u32,
+    /// Connections of one endpoint at most: those it began, and as many again that came from outside for
+    /// what it publishes. Also those of a network from addresses that are no endpoint's.
+    pub conntrack_per_endpoint: u32,
+    /// Connections that one endpoint begins in a second at most, or that come for it.
+    pub new_connections_per_endpoint: u32,
     /// Where the connections of IPv4 live, so that they outlive the process. `None`: in anonymous
     /// memory. A file of an earlier run is adopted when it is sound.
     pub conntrack_file: Option<PathBuf>,
@@ -74,6 +79,8 @@ impl Default for EngineOptions {
             workers: 1,
             buffers_per_worker: 512,
             conntrack_limit: 262_144,
+            conntrack_per_endpoint: 131_072,
+            new_connections_per_endpoint: u32::MAX,
             conntrack_file: None,
             conntrack6_file: None,
             fdb_limit: 65_536,
@@ -269,6 +276,8 @@ pub struct ConntrackStats {
     pub clashes: u64,
     /// New connections refused because no outside port was free.
     pub ports_exhausted: u64,
+    /// Connections that nobody had answered, ended to make room for others.
+    pub evicted: u64,
 }
 
 impl ConntrackStats {
@@ -284,6 +293,8 @@ impl ConntrackStats {
             full: self.full + other.full,
             clashes: self.clashes + other.clashes,
             ports_exhausted: self.ports_exhausted + other.ports_exhausted,
+            // One account for both.
+            evicted: self.evicted,
         }
     }
 }

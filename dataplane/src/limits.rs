@@ -66,7 +66,8 @@ pub(crate) fn of(
     now: Timestamp,
 ) -> Vec<LimitUse> {
     use DropReason::{
-        ConntrackFull, FragmentUntracked, NeighborQueueFull, NeighborTableFull, NoBuffer,
+        ConntrackFull, EndpointLimit, FragmentUntracked, NeighborQueueFull, NeighborTableFull,
+        NoBuffer,
     };
     let heaviest = |gauge: fn(&WorkerCounters) -> &Gauge| {
         workers.iter().map(|counters| gauge(counters).view()).fold((0, 0), most)
@@ -84,6 +85,12 @@ pub(crate) fn of(
     let errors = (errors.0.min(burst), errors.1);
     vec![
         LimitUse::new("conntrack", room.uses(), room.limit(), Some(ConntrackFull)),
+        LimitUse::new(
+            "conntrack_per_endpoint",
+            (room.accounts().heaviest(), room.accounts().peak()),
+            options.conntrack_per_endpoint,
+            Some(EndpointLimit),
+        ),
         LimitUse::new("fdb", (fdb.entries, tables.fdb.peak()), fdb.limit, None),
         LimitUse::new("fdb_per_port", tables.fdb.heaviest(), options.fdb_per_port.max(1), None),
         LimitUse::new("neighbors", neighbors.all.0, neighbors.all.1, Some(NeighborTableFull)),

@@ -51,6 +51,10 @@ impl Tables {
         let secs = now.as_secs();
         let (connections, earlier) = table(options.conntrack_file.as_deref(), &room, secs)?;
         let (connections6, earlier6) = table(options.conntrack6_file.as_deref(), &room, secs)?;
+        // Not before: what an earlier run let in stays.
+        let (most, a_second) =
+            (options.conntrack_per_endpoint, options.new_connections_per_endpoint);
+        room.accounts().limit(most, a_second);
         Ok(Self {
             fdb: Fdb::new(options.fdb_limit, options.fdb_per_port, HashKey::random()?)?,
             connections,
@@ -69,7 +73,7 @@ impl Tables {
     /// # Errors
     /// When memory cannot be had.
     pub(crate) fn copy(&self) -> io::Result<Self> {
-        let room = Room::new(self.connections.limit());
+        let room = self.connections.room().like();
         Ok(Self {
             fdb: self.fdb.copy()?,
             connections: self.connections.copy(&room)?,

@@ -45,6 +45,10 @@ drop_reasons! {
     ConntrackInvalid = "conntrack_invalid",
     /// What a DHCP server says, from an endpoint that is not trusted.
     DhcpUntrusted = "dhcp_untrusted",
+    /// The endpoint, or the address it speaks from, has as many connections as it may have.
+    EndpointLimit = "endpoint_limit",
+    /// The endpoint has begun as many connections in this second as it may begin.
+    EndpointRate = "endpoint_rate",
     /// A fragment whose first fragment was not seen, so that it belongs to no connection.
     FragmentUntracked = "fragment_untracked",
     /// The host's stack passed it on for somebody else: the source is no address of the host.

@@ -199,6 +199,8 @@ pub fn small() -> EngineOptions {
         workers: 1,
         buffers_per_worker: 256,
         conntrack_limit: 4096,
+        conntrack_per_endpoint: 4096,
+        new_connections_per_endpoint: u32::MAX,
         conntrack_file: None,
         conntrack6_file: None,
         fdb_limit: 1024,

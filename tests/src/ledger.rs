@@ -6,7 +6,7 @@
 //! | `rx`, `tx`, `merged`, `replicated`, `generated`, `consumed`, `queued`, `drop.REASON` | all workers |
 //! | `PORT.rx`, `PORT.rx_bytes`, `PORT.tx`, `PORT.tx_bytes`, `PORT.drop.REASON`, `PORT.tx_drop.REASON` | a port |
 //! | `fdb.learned`, `fdb.moves`, `fdb.evictions`, `neighbors` | tables |
-//! | `conn.entries`, `conn.inserted`, `conn.expired`, `conn.flushed`, `conn.full`, `conn.clashes`, `conn.ports_exhausted` | connections |
+//! | `conn.entries`, `conn.inserted`, `conn.expired`, `conn.flushed`, `conn.full`, `conn.clashes`, `conn.ports_exhausted`, `conn.evicted` | connections |
 //! | `dnat.N.packets`, `dnat.N.bytes`, `masquerade.N.packets`, `masquerade.N.bytes` | rules |
 
 use std::collections::BTreeMap;
@@ -63,6 +63,7 @@ impl Ledger {
         ledger.add("conn.full", signed(conn.full));
         ledger.add("conn.clashes", signed(conn.clashes));
         ledger.add("conn.ports_exhausted", signed(conn.ports_exhausted));
+        ledger.add("conn.evicted", signed(conn.evicted));
         let snapshot = plane.snapshot();
         for rule in snapshot.dnat.rules() {
             ledger.rule(plane, &format!("dnat.{}", rule.id), NatRule::Dnat(rule.id));

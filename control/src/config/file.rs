@@ -213,6 +213,7 @@ pub struct TimeoutsSection {
 pub struct LimitsSection {
     pub conntrack: Option<Ranged<1024, 16_777_216>>,
     pub conntrack_per_endpoint: Option<Ranged<1, 16_777_216>>,
+    pub new_connections_per_endpoint: Option<Ranged<1, 16_777_216>>,
     pub fdb: Option<Ranged<1024, 16_777_216>>,
     pub fdb_per_port: Option<Ranged<1, 16_777_216>>,
     pub fragments: Option<Ranged<1, 65_536>>,

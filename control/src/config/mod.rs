@@ -179,6 +179,10 @@ impl Default for Defaults {
 pub struct Limits {
     /// Connections tracked at most.
     pub conntrack: u32,
+    /// Connections of one endpoint at most.
+    pub conntrack_per_endpoint: u32,
+    /// Connections that one endpoint begins in a second at most; `None`: as many as it likes.
+    pub new_connections_per_endpoint: Option<u32>,
     /// MAC addresses learned at most, over all networks.
     pub fdb: u32,
     /// MAC addresses learned at most behind one port.
@@ -199,6 +203,8 @@ impl Default for Limits {
         let engine = dataplane::EngineOptions::default();
         Self {
             conntrack: engine.conntrack_limit,
+            conntrack_per_endpoint: engine.conntrack_per_endpoint,
+            new_connections_per_endpoint: None,
             fdb: engine.fdb_limit,
             fdb_per_port: engine.fdb_per_port,
             buffers: engine.buffers_per_worker,

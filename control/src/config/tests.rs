@@ -71,6 +71,7 @@ fn every_section() {
         fdb_ageing = 5
         [limits]
         conntrack = 2048
+        new_connections_per_endpoint = 50
         fdb = 4096
         fdb_per_port = 7
         buffers = 256
@@ -107,6 +108,8 @@ fn every_section() {
     assert_eq!(config.fdb_ageing, Duration::from_secs(5));
     let limits = Limits {
         conntrack: 2048,
+        conntrack_per_endpoint: 1024,
+        new_connections_per_endpoint: Some(50),
         fdb: 4096,
         fdb_per_port: 7,
         buffers: 256,

@@ -216,6 +216,12 @@ fn limits(section: &LimitsSection, config: &mut Config) {
     if let Some(limit) = section.conntrack {
         config.limits.conntrack = limit.0;
     }
+    // Half of the table, whatever its size, unless told otherwise.
+    config.limits.conntrack_per_endpoint =
+        section.conntrack_per_endpoint.map_or(config.limits.conntrack / 2, |limit| limit.0);
+    if let Some(rate) = section.new_connections_per_endpoint {
+        config.limits.new_connections_per_endpoint = Some(rate.0);
+    }
     if let Some(limit) = section.fdb {
         config.limits.fdb = limit.0;
     }
@@ -237,10 +243,7 @@ fn limits(section: &LimitsSection, config: &mut Config) {
     if let Some(rate) = section.icmp_errors_per_second {
         config.limits.icmp_errors.per_second = rate.0;
     }
-    let unbuilt = [
-        ("limits.conntrack_per_endpoint", section.conntrack_per_endpoint.is_some()),
-        ("limits.fragments", section.fragments.is_some()),
-    ];
+    let unbuilt = [("limits.fragments", section.fragments.is_some())];
     for (key, given) in unbuilt {
         if given {
             without_effect(config, key);

@@ -3,6 +3,7 @@
 use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use super::accounts::{Payer, is_open};
 use super::entry::{ConnId, DNAT, Hit, Insert, NewConnection, SEEN_REPLY};
 use super::key::{Hot, Key};
 use super::table::{ConnTable, FreeList, HEADER, SHARDS, STEP};
@@ -35,8 +36,8 @@ impl<K: Key> ConnTable<K> {
         hashes: [u64; 2],
         now: u32,
     ) -> Insert<K> {
-        if self.room.is_full() {
-            self.reclaim(now);
+        if self.room.is_full() && self.reclaim(now) == 0 && self.room.is_full() {
+            self.evict_for(new);
         }
         loop {
             match self.try_insert(new, hashes, now) {
@@ -73,7 +74,7 @@ impl<K: Key> ConnTable<K> {
         if new.reply == new.original {
             return Ok(Insert::ReplyTaken);
         }
-        Ok(self.enter(new, hashes))
+        Ok(self.enter(new, hashes, now))
     }
 
     /// Whether a tuple with this hash probably has a connection, expired or not. False: it has none.
@@ -87,8 +88,15 @@ impl<K: Key> ConnTable<K> {
     }
 
     /// Enters a connection whose tuples, locked, are free.
-    fn enter(&self, new: &NewConnection<K>, hashes: [u64; 2]) -> Insert<K> {
+    fn enter(&self, new: &NewConnection<K>, hashes: [u64; 2], now: u32) -> Insert<K> {
+        let payer = Payer::of(new.original, new.reply, new.flags);
+        let is_open =
+            is_open(new.original.proto(), Meta::new(0, new.state, new.flags, new.network));
+        if let Err(overdrawn) = self.room.accounts().book(payer, is_open, now) {
+            return Insert::Overdrawn(overdrawn);
+        }
         let Some(index) = self.allocate() else {
+            self.room.accounts().unbook(payer, is_open);
             self.totals.full.fetch_add(1, Ordering::Relaxed);
             return Insert::Full;
         };
@@ -226,8 +234,13 @@ impl<K: Key> ConnTable<K> {
 
     fn release(&self, id: ConnId) {
         let Some(hot) = self.hot(id.index) else { return };
+        let [original, reply] =
+            [hot.original, hot.reply].map(|cells| K::load(cells, Ordering::Relaxed));
         let meta = Meta::new(id.version.wrapping_add(1), 0, 0, NetworkId(0));
-        hot.meta.store(meta.0, Ordering::Release);
+        // What a packet changes in this moment is in the old word, or not at all.
+        let was = Meta(hot.meta.swap(meta.0, Ordering::AcqRel));
+        let payer = Payer::of(original, reply, was.flags());
+        self.room.accounts().unbook(payer, is_open(original.proto(), was));
         let mut free = self.free.lock();
         // No version: nobody who is late with a deadline for it writes here any more.
         hot.deadline.store(u64::from(free.head), Ordering::Relaxed);
@@ -238,7 +251,11 @@ impl<K: Key> ConnTable<K> {
     }
 
     /// Ends a connection; false when it has ended already.
-    fn remove_if(&self, index: u32, ends: impl Fn(&Hot<'_, K::Cells>, Meta) -> bool) -> bool {
+    pub(super) fn remove_if(
+        &self,
+        index: u32,
+        ends: impl Fn(&Hot<'_, K::Cells>, Meta) -> bool,
+    ) -> bool {
         let Some(hot) = self.hot(index) else { return false };
         let tuples = || [hot.original, hot.reply].map(|cells| K::load(cells, Ordering::Acquire));
         let meta = Meta(hot.meta.load(Ordering::Acquire));

@@ -1,5 +1,6 @@
 //! A connection as it is entered and as a lookup finds it.
 
+use super::accounts::Overdrawn;
 use super::key::Key;
 use super::tuple::{Direction, Tuple};
 use super::words::Meta;
@@ -8,12 +9,15 @@ use crate::packet::types::NetworkId;
 /// The reply side has sent.
 pub const SEEN_REPLY: u8 = 1;
 /// Both sides have spoken and the first one again; TCP: it was established. For people only, as
-/// `conntrack -L` shows it: nothing is evicted.
+/// `conntrack -L` shows it: what may be evicted is decided by less.
 pub const ASSURED: u8 = 2;
 /// The source was rewritten.
 pub const SNAT: u8 = 4;
 /// The destination was rewritten.
 pub const DNAT: u8 = 8;
+
+/// Booked to its network, as the address it was begun from is not the sender's own.
+pub const POOLED: u8 = 16;
 
 /// A connection's number, good until the connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,7 +66,7 @@ impl<K: Key> Hit<K> {
         self.meta.state()
     }
 
-    /// [`SEEN_REPLY`], [`ASSURED`], [`SNAT`], [`DNAT`].
+    /// [`SEEN_REPLY`], [`ASSURED`], [`SNAT`], [`DNAT`], [`POOLED`].
     #[must_use]
     #[inline]
     pub const fn flags(&self) -> u8 {
@@ -103,6 +107,8 @@ pub enum Insert<K = Tuple> {
     Exists(Hit<K>),
     /// No entry is free.
     Full,
+    /// Its endpoint has too many.
+    Overdrawn(Overdrawn),
     /// Done.
     Inserted(ConnId),
     /// The reply tuple belongs to another connection: take another port.

@@ -6,17 +6,20 @@
 //! - [`table`]: the entries and their two-way index, for one family; entering and ending, what packets
 //!   change, and what an earlier run left are beside it in `change`, `note` and `adopt`; a copy to try things out on is
 //!   made in `copy`.
-//! - `room`: the limit that the tables of both families share.
+//! - `room`: the limit that the tables of both families share; `accounts`: whose the connections are;
+//!   `evict`: who has to go when there is no room.
 //! - [`tcp`]: the TCP state machine.
 //! - [`window`]: its sequence numbers.
 //! - [`timeout`]: how long an idle connection lives.
 //! - [`expiry`]: the incremental sweep.
 
+mod accounts;
 mod adopt;
 mod change;
 mod cold;
 mod copy;
 pub mod entry;
+mod evict;
 pub mod expiry;
 mod key;
 mod note;
@@ -32,6 +35,7 @@ mod view;
 pub mod window;
 mod words;
 
+pub use accounts::{Accounts, Overdrawn};
 pub use adopt::EarlierRun;
 pub use entry::{ConnId, Hit, Insert, NewConnection};
 pub use key::Key;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
+use super::accounts::{Payer, is_open};
 use super::entry::{ConnId, Hit};
 use super::key::Key;
 use super::table::ConnTable;
@@ -54,10 +55,13 @@ impl<K: Key> ConnTable<K> {
         }
         if meta.state() != state || meta.flags() | flags != meta.flags() {
             let next = Meta::new(meta.version(), state, meta.flags() | flags, meta.network());
+            // Read before: should the entry be another connection's by now, the exchange fails.
+            let tuples = [hot.original, hot.reply].map(|cells| K::load(cells, Ordering::Acquire));
             let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
             if hot.meta.compare_exchange(meta.0, next.0, success, failure).is_err() {
                 return false;
             }
+            self.note_open(tuples, meta, next);
         }
         if hit.deadline != deadline {
             let was = hot.deadline.load(Ordering::Relaxed);
@@ -72,6 +76,15 @@ impl<K: Key> ConnTable<K> {
         // Counters may get a packet of the connection that was here before: for people only.
         cold.count(bytes);
         true
+    }
+
+    /// Tells the account of a connection that has been answered, or that begins anew.
+    fn note_open(&self, [original, reply]: [K; 2], was: Meta, is: Meta) {
+        let proto = original.proto();
+        let open = is_open(proto, is);
+        if open != is_open(proto, was) {
+            self.room.accounts().reopen(Payer::of(original, reply, is.flags()), open);
+        }
     }
 
     /// What the side that sends in the hit's direction has said, and what the other has.

@@ -1,9 +1,10 @@
-//! How many connections there may be. The tables of both families share one number, so that neither
+//! How many connections there may be, and for whom. The tables of both families share it, so that neither
 //! needs a limit of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::accounts::Accounts;
 use crate::limits::Peak;
 
 /// Places for connections; clones share them.
@@ -11,6 +12,7 @@ use crate::limits::Peak;
 pub struct Room {
     limit: u32,
     places: Arc<Places>,
+    accounts: Arc<Accounts>,
 }
 
 /// Written together, so in one cache line.
@@ -24,7 +26,7 @@ impl Room {
     /// Room for so many connections, one at least.
     #[must_use]
     pub fn new(limit: u32) -> Self {
-        Self { limit: limit.max(1), places: Arc::default() }
+        Self { limit: limit.max(1), places: Arc::default(), accounts: Arc::default() }
     }
 
     /// Connections at most.
@@ -38,6 +40,17 @@ impl Room {
         // One that is refused takes a place for a moment.
         let used = self.places.used.load(Ordering::Relaxed).min(self.limit);
         (used, self.places.peak.value())
+    }
+
+    /// As much room, empty, with the same accounts and limits: for a copy of the tables.
+    pub(crate) fn like(&self) -> Self {
+        Self { accounts: Arc::new(self.accounts.copy()), ..Self::new(self.limit) }
+    }
+
+    /// Whose the places are.
+    #[must_use]
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 
     /// Whether there is no place.

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::entry::{NewConnection, SNAT};
+use super::entry::{NewConnection, SEEN_REPLY, SNAT};
 use super::key::Key;
 use super::tuple::{Tuple, Zone};
 use super::tuple6::Tuple6;
@@ -89,4 +89,15 @@ pub(super) fn connection<K: Sample>(
         rule: 0,
         deadline,
     }
+}
+
+/// The same, answered already: one that is never ended for another.
+pub(super) fn answered<K: Sample>(
+    src: u8,
+    port: u16,
+    outside_port: u16,
+    deadline: u32,
+) -> NewConnection<K> {
+    let new = connection(src, port, outside_port, deadline);
+    NewConnection { flags: new.flags | SEEN_REPLY, ..new }
 }

@@ -40,6 +40,7 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use super::accounts::Accounts;
 use super::cold::{COLD_HALVES, Cold};
 use super::entry::{ConnId, Hit};
 use super::key::{Hot, Key};
@@ -231,6 +232,12 @@ impl<K: Key> ConnTable<K> {
     /// The room that it shares.
     pub(crate) const fn room(&self) -> &Room {
         &self.room
+    }
+
+    /// Whose the connections are.
+    #[must_use]
+    pub fn accounts(&self) -> &Accounts {
+        self.room.accounts()
     }
 
     /// Whether no connection can be entered before another ends.

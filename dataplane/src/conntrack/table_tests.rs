@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::entry::{DNAT, Insert, NewConnection, SEEN_REPLY};
 use super::super::expiry::Sweep;
-use super::super::samples::{Sample, connection, for_both_families, tuple};
+use super::super::samples::{Sample, answered, connection, for_both_families, tuple};
 use super::super::tuple6::Tuple6;
 use super::*;
 use crate::clock::Timestamp;
@@ -63,13 +63,13 @@ fn an_expired_connection_does_not_stand_in_the_way<K: Sample>() {
 
 fn full_is_said_and_room_comes_back<K: Sample>() {
     let table = table::<K>(4);
-    let ids: Vec<_> = (0..4u16).map(|n| table.insert(&connection::<K>(1, n, n, 100), 0)).collect();
-    assert_eq!(table.insert(&connection::<K>(1, 9, 9, 100), 0), Insert::Full);
-    assert_eq!(table.lookup(connection::<K>(1, 9, 9, 100).reply, 0), None, "neither tuple");
+    let ids: Vec<_> = (0..4u16).map(|n| table.insert(&answered::<K>(1, n, n, 100), 0)).collect();
+    assert_eq!(table.insert(&answered::<K>(1, 9, 9, 100), 0), Insert::Full);
+    assert_eq!(table.lookup(answered::<K>(1, 9, 9, 100).reply, 0), None, "neither tuple");
     let Insert::Inserted(id) = ids[2] else { panic!("not inserted") };
     assert!(table.remove(id));
     assert!(!table.remove(id), "a number kept too long is noticed");
-    assert!(matches!(table.insert(&connection::<K>(1, 9, 9, 100), 0), Insert::Inserted(_)));
+    assert!(matches!(table.insert(&answered::<K>(1, 9, 9, 100), 0), Insert::Inserted(_)));
 }
 
 fn a_table_full_of_expired_connections_takes_new_ones_at_once<K: Sample>() {
@@ -78,12 +78,12 @@ fn a_table_full_of_expired_connections_takes_new_ones_at_once<K: Sample>() {
     for n in 0..LIMIT {
         // The last tenth goes on.
         let deadline = if n < LIMIT / 10 * 9 { 100 } else { 1000 };
-        table.insert(&connection::<K>(1, n, n, deadline), 0);
+        table.insert(&answered::<K>(1, n, n, deadline), 0);
     }
-    assert_eq!(table.insert(&connection::<K>(2, 0, 10_000, 500), 99), Insert::Full);
+    assert_eq!(table.insert(&answered::<K>(2, 0, 10_000, 500), 99), Insert::Full);
     let mut refused = 0;
     for n in 0..LIMIT / 10 * 9 {
-        let inserted = table.insert(&connection::<K>(2, n, 10_000 + n, 500), 100);
+        let inserted = table.insert(&answered::<K>(2, n, 10_000 + n, 500), 100);
         refused += u32::from(!matches!(inserted, Insert::Inserted(_)));
         assert!(table.len() <= LIMIT.into());
     }
@@ -311,16 +311,16 @@ fn both_families_have_one_limit() {
     let v4 = ConnTable::<Tuple>::within(&room, key).unwrap();
     let v6 = ConnTable::<Tuple6>::within(&room, key).unwrap();
     for n in 0..3 {
-        assert!(matches!(v6.insert(&connection(1, n, n, 100), 0), Insert::Inserted(_)));
+        assert!(matches!(v6.insert(&answered(1, n, n, 100), 0), Insert::Inserted(_)));
     }
-    assert!(matches!(v4.insert(&connection(1, 0, 0, 200), 0), Insert::Inserted(_)));
-    assert_eq!(v4.insert(&connection(1, 1, 1, 200), 0), Insert::Full);
+    assert!(matches!(v4.insert(&answered(1, 0, 0, 200), 0), Insert::Inserted(_)));
+    assert_eq!(v4.insert(&answered(1, 1, 1, 200), 0), Insert::Full);
     assert_eq!((v4.len(), v6.len(), v4.stats().full, v6.stats().full), (1, 3, 1, 0));
     assert!(v4.is_full() && v6.is_full());
     // What has expired in the one makes room in the other, once it is looked for.
-    assert_eq!(v4.insert(&connection(1, 1, 1, 200), 100), Insert::Full);
+    assert_eq!(v4.insert(&answered(1, 1, 1, 200), 100), Insert::Full);
     assert_eq!((v4.reclaim(100), v6.reclaim(100)), (0, 3));
-    assert!(matches!(v4.insert(&connection(1, 1, 1, 200), 100), Insert::Inserted(_)));
+    assert!(matches!(v4.insert(&answered(1, 1, 1, 200), 100), Insert::Inserted(_)));
     let stats = v4.stats().and(&v6.stats());
     assert_eq!((stats.entries, stats.limit, stats.inserted, stats.expired), (2, 4, 5, 3));
 }

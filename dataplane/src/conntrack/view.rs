@@ -111,6 +111,7 @@ impl<K: Key> ConnTable<K> {
             full: totals.full.load(Ordering::Relaxed),
             clashes: totals.clashes.load(Ordering::Relaxed),
             ports_exhausted: totals.ports_exhausted.load(Ordering::Relaxed),
+            evicted: self.room.accounts().evicted(),
         }
     }
 }

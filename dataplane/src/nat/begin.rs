@@ -2,10 +2,12 @@
 //! packet that is dropped leaves no trace. One that then waits for a neighbor in vain takes its
 //! connection along (`l3::waiting::give_up`).
 
+use std::net::IpAddr;
+
 use crate::config::{LocalAddress, Network, UplinkConfig};
-use crate::conntrack::entry::{DNAT, SNAT};
+use crate::conntrack::entry::{DNAT, POOLED, SNAT};
 use crate::conntrack::tcp::TcpState;
-use crate::conntrack::{Hit, Insert, Key, NewConnection, Zone, timeout};
+use crate::conntrack::{Hit, Insert, Key, NewConnection, Overdrawn, Zone, timeout};
 use crate::core::Cx;
 use crate::engine::{Link, NatRule};
 use crate::family::Address;
@@ -19,7 +21,7 @@ use crate::nat::local;
 use crate::nat::port_alloc::Candidates;
 use crate::nat::translate::{established, finish, not_ours, way_out};
 use crate::packet::headers::L4;
-use crate::packet::types::{NetworkId, ip_proto};
+use crate::packet::types::{NetworkId, PortId, ip_proto};
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
@@ -82,7 +84,8 @@ pub(super) fn begin<P: Ip>(
         original: tuple,
         reply: to.reversed(zone_of(way.hop.link)),
         state,
-        flags: if target.is_some() { DNAT } else { 0 },
+        flags: if target.is_some() { DNAT } else { 0 }
+            | booking(cx, frame.ingress, lane.from, ip.src()),
         network: inside_network(lane.from, target.as_ref()),
         rule: target.map_or(0, |t| t.rule),
         deadline: cx.secs.saturating_add(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX)),
@@ -104,6 +107,15 @@ pub(super) fn begin<P: Ip>(
     let seen = Seen::of(frame, ip);
     note(cx, &seen, &hit, &seen.begins(state), service);
     finish::<P>(cx, frame, lane, tuple, &hit, &way)
+}
+
+/// To whom a connection is booked: to the endpoint that the packet came from where the address is its
+/// own, else to the network.
+fn booking(cx: &Cx<'_>, ingress: PortId, from: From, src: impl Into<IpAddr>) -> u8 {
+    let network = from.network().and_then(|id| cx.config.network(id));
+    let owner = network.and_then(|network| network.endpoints.get(src));
+    let is_own = from.network().is_none() || owner.is_some_and(|(_, port)| *port == ingress);
+    if is_own { 0 } else { POOLED }
 }
 
 /// The state a connection begins in; `None` when this packet cannot begin one.
@@ -250,10 +262,18 @@ fn commit<K: Tracked>(
         }
         together = TOGETHER.min(together * 2);
     }
-    // Some may belong to connections that have expired without having been swept.
+    // Some may belong to connections that have expired without having been swept, or to a flood of such
+    // as nobody answers, which must not keep this server from others.
     for port in again.filter(|port| !is_published(cx, to, address, *port)) {
         new.reply = reply(port);
-        match insert(cx, &new) {
+        let hashes = [original, connections.hash(new.reply)];
+        let mut inserted = insert_hashed(cx, &new, hashes);
+        if matches!(inserted, Err(Refusal::Drop(DropReason::SnatPortsExhausted)))
+            && connections.evict_from(hashes[1], new.reply, &new)
+        {
+            inserted = insert_hashed(cx, &new, hashes);
+        }
+        match inserted {
             Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => {}
             other => return other,
         }
@@ -291,10 +311,16 @@ fn insert_hashed<K: Tracked>(
         // The room is the other family's too: what of that has expired must not stand in the way.
         K::reclaim_of_other(cx.tables, cx.secs);
     }
-    match connections.insert_hashed(new, hashes, cx.secs) {
+    let mut inserted = connections.insert_hashed(new, hashes, cx.secs);
+    if inserted == Insert::Full && K::evict_of_other(cx.tables, new) {
+        inserted = connections.insert_hashed(new, hashes, cx.secs);
+    }
+    match inserted {
         Insert::Inserted(id) => Ok(Hit::begun(id, new)),
         Insert::Exists(hit) => Err(Refusal::Exists(hit)),
         Insert::Full => Err(Refusal::Drop(DropReason::ConntrackFull)),
+        Insert::Overdrawn(Overdrawn::Limit) => Err(Refusal::Drop(DropReason::EndpointLimit)),
+        Insert::Overdrawn(Overdrawn::Rate) => Err(Refusal::Drop(DropReason::EndpointRate)),
         Insert::ReplyTaken => Err(Refusal::Drop(DropReason::SnatPortsExhausted)),
     }
 }

@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::config::LocalAddress;
-use crate::conntrack::{ConnTable, Key, Tuple, Tuple6, Zone};
+use crate::conntrack::{ConnTable, Key, NewConnection, Tuple, Tuple6, Zone};
 use crate::core::Cx;
 use crate::frame::Frame;
 use crate::l3::fragments::Fragments;
@@ -29,6 +29,9 @@ pub(crate) trait Tracked: Key {
 
     /// Ends what has expired of the other family's, which takes of the same room.
     fn reclaim_of_other(tables: &Tables, now: u32);
+
+    /// Ends one of the other family's to make room for a new one; false: none can go.
+    fn evict_of_other(tables: &Tables, new: &NewConnection<Self>) -> bool;
 
     /// The fragmented datagrams of the family.
     fn fragments(tables: &Tables) -> &Fragments<Self>;
@@ -55,6 +58,10 @@ impl Tracked for Tuple {
         tables.connections6.reclaim(now);
     }
 
+    fn evict_of_other(tables: &Tables, new: &NewConnection<Self>) -> bool {
+        tables.connections6.evict_for(new)
+    }
+
     fn fragments(tables: &Tables) -> &Fragments<Self> {
         &tables.fragments
     }
@@ -75,6 +82,10 @@ impl Tracked for Tuple6 {
 
     fn reclaim_of_other(tables: &Tables, now: u32) {
         tables.connections.reclaim(now);
+    }
+
+    fn evict_of_other(tables: &Tables, new: &NewConnection<Self>) -> bool {
+        tables.connections.evict_for(new)
     }
 
     fn fragments(tables: &Tables) -> &Fragments<Self> {

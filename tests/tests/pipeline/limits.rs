@@ -36,6 +36,8 @@ fn a_full_connection_table_refuses_new_ones_and_keeps_the_others() {
         lab.rx(A.port, packet(n))
             .tx(UP.port, packet(n).src(UP.ip).routed(UP.mac, ROUTER.mac))
             .masqueraded(&packet(n));
+        let back = udp(&SERVER, 53, &UP, 40_000 + n);
+        lab.rx(UP.port, &back).tx(A.port, back.clone().dst(A.ip).routed(GATEWAY1.mac, A.mac));
     }
     lab.rx(A.port, packet(4)).moved("conn.full", 1).dropped("a", "conntrack_full");
     lab.rx(A.port, packet(0)).tx(UP.port, packet(0).src(UP.ip).routed(UP.mac, ROUTER.mac));

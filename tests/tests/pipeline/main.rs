@@ -22,6 +22,7 @@ mod limits;
 mod nat;
 mod nd;
 mod offload;
+mod quotas;
 mod shortcuts;
 mod storm;
 mod tcp;

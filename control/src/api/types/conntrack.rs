@@ -215,6 +215,8 @@ pub struct ConntrackStats {
     pub clashes: u64,
     /// New connections refused because no outside port was free.
     pub ports_exhausted: u64,
+    /// Connections that nobody had answered, ended to make room for others.
+    pub evicted: u64,
 }
 
 /// A NAT rule with what it did.

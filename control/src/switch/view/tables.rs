@@ -335,6 +335,7 @@ impl Switch {
             full: stats.full,
             clashes: stats.clashes,
             ports_exhausted: stats.ports_exhausted,
+            evicted: stats.evicted,
         }
     }
 

@@ -1,0 +1,218 @@
+//! A sandbox with raw sockets against its neighbors: each attack has its counter, and costs nobody
+//! else what they came for.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use dataplane::packet::types::tcp_flags::SYN;
+use dataplane::packet::types::{Mac, PortId};
+use tests::host::namespace::Namespace;
+use tests::host::raw::RawSender;
+use tests::host::{GATEWAY, Host, Sandbox, Uplink, rows};
+use tests::packet::{self, Wire, tcp};
+
+/// Connections that the daemon of a test tracks at most.
+const LIMIT: u64 = 4096;
+const CONFIGURED: &str = "[limits]\nconntrack = 4096\n";
+/// Fewer than that by far, as they stay in the table for two minutes each.
+const VISITS: u32 = 300;
+
+/// The first MAC in what `ip` says.
+fn mac_in(shown: &str, word: &str) -> Mac {
+    let text = shown.split(word).nth(1).unwrap().split_whitespace().next().unwrap();
+    text.parse().unwrap()
+}
+
+/// What a sandbox is to the engine, with its way out.
+fn attacker(sandbox: &Sandbox) -> (packet::Host, Mac) {
+    let mac = mac_in(&sandbox.ns.ip("-o link show eth0"), "link/ether ");
+    let gateway = sandbox.ns.ip("-4 route show default");
+    let gateway = gateway.split("via ").nth(1).unwrap().split_whitespace().next().unwrap();
+    sandbox.ns.ok(&format!("ping -c 1 -W 2 {gateway}"));
+    let router = mac_in(&sandbox.ns.ip(&format!("neighbor show {gateway}")), "lladdr ");
+    (packet::Host { port: PortId(0), mac, ip: sandbox.ip }, router)
+}
+
+/// SYNs to a machine outside, each of another connection, as fast as they can be sent.
+struct SynFlood {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SynFlood {
+    fn start(sandbox: &Sandbox, to: Ipv4Addr, service: Option<u16>) -> Self {
+        let (from, router) = attacker(sandbox);
+        let mut sender = RawSender::open(&sandbox.ns, "eth0");
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (told, count) = (Arc::clone(&stop), Arc::clone(&sent));
+        let thread = thread::spawn(move || {
+            let target = packet::Host { port: PortId(0), mac: router, ip: to };
+            while !told.load(Ordering::Relaxed) {
+                let n = count.fetch_add(1, Ordering::Relaxed);
+                let [.., a, b, c, d] = n.to_be_bytes();
+                let source = 1024 | u16::from_be_bytes([c, d]);
+                let port = service.unwrap_or(20_000 + u16::from_be_bytes([a, b]) % 100);
+                let syn = tcp(&from, source, &target, port, SYN).via(router);
+                sender.send(&Wire::from(&syn).bytes);
+            }
+        });
+        Self { stop, sent, thread: Some(thread) }
+    }
+
+    fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for SynFlood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A server that greets and closes.
+struct Greeter {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Greeter {
+    fn start(ns: &Namespace, port: u16) -> Self {
+        let listener = ns.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            while !told.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((mut stream, _)) => drop(stream.write_all(b"hello")),
+                    Err(_) => thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Greeter {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Connects, is greeted, and waits for the end, a few hundred times; none may fail. How long it took.
+fn visits(from: &Sandbox, to: (Ipv4Addr, u16)) -> Duration {
+    let began = Instant::now();
+    for count in 0..VISITS {
+        let connect = || TcpStream::connect_timeout(&to.into(), Duration::from_secs(5));
+        let stream = from.ns.enter(connect);
+        let mut stream = stream.unwrap_or_else(|error| panic!("visit {count} of {to:?}: {error}"));
+        let mut greeting = String::new();
+        stream.read_to_string(&mut greeting).unwrap();
+        assert_eq!(greeting, "hello");
+    }
+    began.elapsed()
+}
+
+fn drops(host: &Host, reason: &str) -> u64 {
+    let shown = rows(&host.json(["drops"]));
+    shown
+        .iter()
+        .filter(|row| row["reason"] == reason)
+        .map(|row| row["frames"].as_u64().unwrap())
+        .sum()
+}
+
+fn conntrack(host: &Host, what: &str) -> u64 {
+    host.json(["conntrack", "stats"])[what].as_u64().unwrap()
+}
+
+/// Nothing answers but with RST or not at all: what a flood leaves is never agreed on.
+fn flooded() -> (Host, [Sandbox; 3]) {
+    let mut host = Host::prepare(Uplink::Dedicated);
+    host.configure(CONFIGURED);
+    host.launch();
+    host.ok(["uplink", "add", "up0", "--mode", "dedicated", "--address", "192.0.2.2/24"]
+        .into_iter()
+        .chain(["--gateway", "192.0.2.1"]));
+    let sandboxes = ["one", "two", "neighbor"].map(|name| host.sandbox(name, ""));
+    (host, sandboxes)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_syn_flood_costs_a_neighbor_no_connection() {
+    let (host, [one, two, neighbor]) = flooded();
+    // Nobody takes SYNs to these ports, and nobody answers them either.
+    host.outside.ok("nft add table ip t");
+    host.outside.ok("nft add chain ip t c { type filter hook input priority 0 ; }");
+    host.outside.ok("nft add rule ip t c tcp dport 20000-20099 drop");
+    let _greeter = Greeter::start(&host.outside, 7000);
+    let before = visits(&neighbor, (GATEWAY, 7000));
+    let mut talk = neighbor.ns.enter(|| TcpStream::connect((GATEWAY, 7000))).unwrap();
+    let floods = [&one, &two].map(|sandbox| SynFlood::start(sandbox, GATEWAY, None));
+    tests::host::eventually(Duration::from_secs(20), "the table is full", || {
+        conntrack(&host, "entries") >= LIMIT
+    });
+    let during = visits(&neighbor, (GATEWAY, 7000));
+    let sent: u64 = floods.iter().map(SynFlood::sent).sum();
+    drop(floods);
+    let (evicted, limited) = (conntrack(&host, "evicted"), drops(&host, "endpoint_limit"));
+    println!(
+        "{VISITS} visits in {before:?} alone, in {during:?} beside {sent} SYNs; {evicted} evicted, \
+         {limited} over the limit"
+    );
+    assert!(evicted > 0 || limited > 0);
+    assert!(conntrack(&host, "entries") <= LIMIT);
+    let refused = rows(&host.json(["drops", "--sandbox", &neighbor.name]));
+    let refused: Vec<_> = refused.iter().filter(|row| row["frames"] != 0).collect();
+    assert!(refused.is_empty(), "{refused:?}");
+    let mut greeting = String::new();
+    talk.read_to_string(&mut greeting).unwrap();
+    assert_eq!(greeting, "hello");
+}
+
+/// All outside ports to one server are taken by connections that it does not answer.
+#[test]
+#[ignore = "needs root"]
+fn a_flood_to_one_service_keeps_no_neighbor_from_it() {
+    let (host, [one, _, neighbor]) = flooded();
+    host.ok(["uplink", "rm", "up0"]);
+    host.ok(["uplink", "add", "up0", "--mode", "dedicated", "--address", "192.0.2.2/24"]
+        .into_iter()
+        .chain(["--gateway", "192.0.2.1", "--nat-ports", "30000-30999"]));
+    // The flood's SYNs are dropped, by what only they have: no options.
+    host.outside.ok("nft add table ip t");
+    host.outside.ok("nft add chain ip t c { type filter hook input priority 0 ; }");
+    host.outside.ok(
+        "nft add rule ip t c tcp dport 7000 tcp flags syn / syn,ack tcp option maxseg missing drop",
+    );
+    let _greeter = Greeter::start(&host.outside, 7000);
+    let flood = SynFlood::start(&one, GATEWAY, Some(7000));
+    tests::host::eventually(Duration::from_secs(20), "all ports are taken", || {
+        drops(&host, "snat_ports_exhausted") > 0
+    });
+    let during = visits(&neighbor, (GATEWAY, 7000));
+    let sent = flood.sent();
+    drop(flood);
+    println!("{VISITS} visits in {during:?} beside {sent} SYNs");
+    assert!(conntrack(&host, "evicted") >= 1);
+    assert_eq!(host.json(["drops", "--sandbox", &neighbor.name]).as_array().map_or(0, Vec::len), 0);
+}

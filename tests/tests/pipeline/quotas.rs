@@ -1,0 +1,170 @@
+//! What an endpoint may have of the connection table and of outside ports, and who pays when there is
+//! no room.
+
+use dataplane::EngineOptions;
+use dataplane::packet::types::tcp_flags::{ACK, SYN};
+use tests::lab::{
+    A, B, CLIENT, GATEWAY1, Lab, ROUTER, SERVER, UP, publish_tcp, small, topology, without_guard,
+};
+use tests::packet::{Host, Packet, icmp_error, tcp, udp};
+
+/// A table for so many connections, and so many of each endpoint.
+fn limits(all: u32, each: u32) -> EngineOptions {
+    EngineOptions { conntrack_limit: all, conntrack_per_endpoint: each, ..small() }
+}
+
+fn query(from: &Host, n: u16) -> Packet {
+    udp(from, 40_000 + n, &SERVER, 53).via(GATEWAY1.mac)
+}
+
+fn begin(lab: &mut Lab, packet: &Packet, from: &Host) {
+    lab.rx(from.port, packet).masqueraded(packet).take_one(UP.port);
+}
+
+/// Connections that a host began.
+fn count(lab: &Lab, of: &Host) -> usize {
+    lab.connections().iter().filter(|connection| connection.original.src == of.ip).count()
+}
+
+#[test]
+fn a_flood_makes_room_for_others_and_keeps_conversations() {
+    let mut lab = Lab::with(&limits(8, 8), topology());
+    begin(&mut lab, &query(&A, 0), &A);
+    let back = udp(&SERVER, 53, &UP, 40_000);
+    lab.rx(UP.port, &back).tx(A.port, back.clone().dst(A.ip).routed(GATEWAY1.mac, A.mac));
+    for n in 1..8 {
+        begin(&mut lab, &query(&A, n), &A);
+    }
+    // One of the flood goes for the next of the flood, and for those of another, until that one has as
+    // many unanswered ones.
+    for (n, from) in [(10, &A), (11, &B), (12, &B), (13, &B)] {
+        let packet = query(from, n);
+        lab.rx(from.port, &packet)
+            .masqueraded(&packet)
+            .moved("conn.entries", -1)
+            .moved("conn.evicted", 1)
+            .take_one(UP.port);
+    }
+    assert_eq!((count(&lab, &A), count(&lab, &B)), (5, 3));
+    let again = query(&A, 0);
+    lab.rx(A.port, &again).tx(UP.port, again.src(UP.ip).routed(UP.mac, ROUTER.mac));
+}
+
+#[test]
+fn a_half_open_handshake_may_go_and_an_open_one_not() {
+    let mut lab = Lab::with(&limits(2, 2), topology());
+    let syn = |from, port| tcp(from, port, &SERVER, 80, SYN).via(GATEWAY1.mac);
+    let answer = |port| tcp(&SERVER, 80, &UP, port, SYN | ACK);
+    for port in [1000, 1001] {
+        begin(&mut lab, &syn(&A, port), &A);
+        let back = answer(port);
+        lab.rx(UP.port, &back).tx(A.port, back.clone().dst(A.ip).routed(GATEWAY1.mac, A.mac));
+    }
+    let ack = syn(&A, 1000).flags(ACK).seq(1001);
+    lab.rx(A.port, &ack).tx(UP.port, ack.src(UP.ip).routed(UP.mac, ROUTER.mac));
+    let other = syn(&B, 2000);
+    lab.rx(B.port, &other)
+        .masqueraded(&other)
+        .moved("conn.entries", -1)
+        .moved("conn.evicted", 1)
+        .take_one(UP.port);
+    let left: Vec<_> = lab.connections().iter().map(|c| (c.original.src_port, c.state)).collect();
+    assert_eq!(left, [(1000, "ESTABLISHED"), (2000, "SYN_SENT")]);
+    // B has one that nobody has answered, and A, who asks, has one connection: no more than that.
+    let next = syn(&A, 1002);
+    lab.rx(A.port, &next).moved("conn.full", 1).dropped("a", "conntrack_full");
+}
+
+#[test]
+fn an_endpoint_has_no_more_connections_than_it_may() {
+    let mut spec = topology();
+    spec.dnat = vec![publish_tcp(7, 8080, &A, 80)];
+    let mut lab = Lab::with(&limits(16, 2), spec);
+    for n in 0..2 {
+        begin(&mut lab, &query(&A, n), &A);
+    }
+    lab.rx(A.port, query(&A, 2)).dropped("a", "endpoint_limit");
+    begin(&mut lab, &query(&B, 2), &B);
+    // Those who come from outside are counted apart.
+    for port in [1, 2] {
+        let syn = tcp(&CLIENT, port, &UP, 8080, SYN);
+        lab.rx(UP.port, &syn)
+            .moved("conn.new", 1)
+            .moved("dnat.7.packets", 1)
+            .moved("dnat.7.bytes", 40)
+            .take_one(A.port);
+    }
+    let syn = tcp(&CLIENT, 3, &UP, 8080, SYN);
+    lab.rx(UP.port, &syn).dropped("up", "endpoint_limit");
+    // What there is goes on, and what has ended makes room.
+    let again = query(&A, 0);
+    lab.rx(A.port, &again).tx(UP.port, again.src(UP.ip).routed(UP.mac, ROUTER.mac));
+    lab.after(std::time::Duration::from_secs(31)).only_balanced();
+    begin(&mut lab, &query(&A, 3), &A);
+}
+
+#[test]
+fn an_endpoint_begins_no_more_connections_in_a_second_than_it_may() {
+    let options = EngineOptions { new_connections_per_endpoint: 3, ..small() };
+    let mut lab = Lab::with(&options, topology());
+    for n in 0..3 {
+        begin(&mut lab, &query(&A, n), &A);
+    }
+    lab.rx(A.port, query(&A, 3)).dropped("a", "endpoint_rate");
+    begin(&mut lab, &query(&B, 3), &B);
+    let again = query(&A, 0);
+    lab.rx(A.port, &again).tx(UP.port, again.src(UP.ip).routed(UP.mac, ROUTER.mac));
+    lab.after(std::time::Duration::from_secs(1)).only_balanced();
+    begin(&mut lab, &query(&A, 3), &A);
+}
+
+#[test]
+fn whoever_speaks_from_other_addresses_spends_what_the_network_has() {
+    let mut spec = topology();
+    without_guard(&mut spec);
+    let mut lab = Lab::with(&limits(16, 2), spec);
+    // A takes B's address, and one of nobody.
+    let [as_other, nobody] =
+        [B.ip, [10, 1, 0, 77].into()].map(|ip| Host { port: A.port, mac: A.mac, ip });
+    for packet in [query(&as_other, 0), query(&nobody, 1)] {
+        lab.rx(A.port, &packet).masqueraded(&packet).take_one(UP.port);
+    }
+    lab.rx(A.port, query(&nobody, 2)).dropped("a", "endpoint_limit");
+    for n in 3..5 {
+        begin(&mut lab, &query(&A, n), &A);
+        begin(&mut lab, &query(&B, n), &B);
+    }
+}
+
+#[test]
+fn a_flood_to_a_server_keeps_no_port_from_others() {
+    let mut spec = topology();
+    spec.uplinks[0].nat_ports = vec![(50_000, 50_003)];
+    let mut lab = Lab::new(spec);
+    let syn = |from, port| tcp(from, port, &SERVER, 80, SYN).via(GATEWAY1.mac);
+    for port in 40_000..40_004 {
+        begin(&mut lab, &syn(&A, port), &A);
+    }
+    // Whoever holds them all is told.
+    let more = syn(&A, 40_004);
+    let told = icmp_error(&GATEWAY1, &A, 3, 13, &more, 548).tos(0xc0).ident(0);
+    lab.rx(A.port, &more)
+        .tx(A.port, told)
+        .moved("generated", 1)
+        .moved("conn.ports_exhausted", 1)
+        .dropped("a", "snat_ports_exhausted");
+    // Another gets one, with the server's answer.
+    let other = syn(&B, 45_000);
+    let out = lab
+        .rx(B.port, &other)
+        .masqueraded(&other)
+        .moved("conn.entries", -1)
+        .moved("conn.evicted", 1)
+        .take_one(UP.port);
+    let port = u16::from_be_bytes([out.bytes[34], out.bytes[35]]);
+    assert!((50_000..50_004).contains(&port), "{port}");
+    let back = tcp(&SERVER, 80, &UP, port, SYN | ACK);
+    let inside = tcp(&SERVER, 80, &B, 45_000, SYN | ACK);
+    lab.rx(UP.port, back).tx(B.port, inside.routed(GATEWAY1.mac, B.mac));
+    assert_eq!((count(&lab, &A), count(&lab, &B)), (3, 1));
+}
