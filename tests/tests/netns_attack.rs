@@ -136,7 +136,7 @@ fn drops(host: &Host, reason: &str) -> u64 {
     shown
         .iter()
         .filter(|row| row["reason"] == reason)
-        .map(|row| row["frames"].as_u64().unwrap())
+        .map(|row| row["count"].as_u64().unwrap())
         .sum()
 }
 
@@ -182,7 +182,7 @@ fn a_syn_flood_costs_a_neighbor_no_connection() {
     assert!(evicted > 0 || limited > 0);
     assert!(conntrack(&host, "entries") <= LIMIT);
     let refused = rows(&host.json(["drops", "--sandbox", &neighbor.name]));
-    let refused: Vec<_> = refused.iter().filter(|row| row["frames"] != 0).collect();
+    let refused: Vec<_> = refused.iter().filter(|row| row["count"] != 0).collect();
     assert!(refused.is_empty(), "{refused:?}");
     let mut greeting = String::new();
     talk.read_to_string(&mut greeting).unwrap();
@@ -213,6 +213,7 @@ fn a_flood_to_one_service_keeps_no_neighbor_from_it() {
     let sent = flood.sent();
     drop(flood);
     println!("{VISITS} visits in {during:?} beside {sent} SYNs");
+    println!("{} {}", host.ok(["drops", "--sandbox", &neighbor.name]), host.ok(["stats"]));
     assert!(conntrack(&host, "evicted") >= 1);
     assert_eq!(host.json(["drops", "--sandbox", &neighbor.name]).as_array().map_or(0, Vec::len), 0);
 }

@@ -39,8 +39,16 @@ impl<K: Key> ConnTable<K> {
         if self.room.is_full() && self.reclaim(now) == 0 && self.room.is_full() {
             self.evict_for(new);
         }
+        let mut again = true;
         loop {
             match self.try_insert(new, hashes, now) {
+                Ok(Insert::Full) => {
+                    if std::mem::take(&mut again) && self.evict_near(hashes, new) {
+                        continue;
+                    }
+                    self.totals.full.fetch_add(1, Ordering::Relaxed);
+                    return Insert::Full;
+                }
                 Ok(insert) => return insert,
                 // What has expired but not been swept must not stand in the way. It goes without the
                 // locks, because its other tuple may lie in a third shard.
@@ -97,7 +105,6 @@ impl<K: Key> ConnTable<K> {
         }
         let Some(index) = self.allocate() else {
             self.room.accounts().unbook(payer, is_open);
-            self.totals.full.fetch_add(1, Ordering::Relaxed);
             return Insert::Full;
         };
         let id = self.fill(index, new);
@@ -108,7 +115,6 @@ impl<K: Key> ConnTable<K> {
             });
         if !claimed {
             self.release(id);
-            self.totals.full.fetch_add(1, Ordering::Relaxed);
             return Insert::Full;
         }
         self.totals.inserted.fetch_add(1, Ordering::Relaxed);

@@ -7,11 +7,14 @@ use super::accounts::{Payer, is_open};
 use super::entry::{ConnId, NewConnection};
 use super::key::Key;
 use super::table::ConnTable;
-use super::words::Meta;
+use super::words::{Meta, slot_index};
 
-/// Entries looked at for one that can go: 16 KiB of memory in IPv4, read in order. Of a flood that has a
-/// tenth of a table, such a walk misses one time in a million.
+/// Entries looked at for one that can go. Of a flood that has a tenth of a table, all of them miss one
+/// time in a million.
 const LOOK: u32 = 128;
+/// The golden ratio's fractional part, times 2^32: steps of it come everywhere. Entries that lie together
+/// were begun together, so that a walk in order could meet nothing but what one client has left.
+const GOLDEN: u32 = 0x9e37_79b9;
 
 /// What can go.
 struct Candidate {
@@ -27,11 +30,31 @@ impl<K: Key> ConnTable<K> {
     #[cold]
     pub(crate) fn evict_for<N: Key>(&self, new: &NewConnection<N>) -> bool {
         let payer = Payer::of(new.original, new.reply, new.flags);
-        let from = self.reclaim.fetch_add(LOOK, Ordering::Relaxed);
-        let used = self.high_water();
-        let next = (0..LOOK).filter_map(|step| from.wrapping_add(step).checked_rem(used));
-        let can_go = next.filter_map(|index| self.candidate(index, payer));
+        let from = self.evict.fetch_add(LOOK, Ordering::Relaxed);
+        let used = u64::from(self.high_water());
+        let places = (0..LOOK).map(|step| from.wrapping_add(step).wrapping_mul(GOLDEN));
+        #[allow(clippy::cast_possible_truncation, reason = "less than the number of entries")]
+        let indexes = places.map(|place| ((u64::from(place) * used) >> 32) as u32);
+        let can_go = indexes.filter_map(|index| self.candidate(index, payer));
         can_go.max_by_key(|it| it.open).is_some_and(|candidate| self.evict(&candidate))
+    }
+
+    /// Ends a connection to make room in the index for a new one whose tuples have these hashes.
+    #[cold]
+    pub(super) fn evict_near(&self, hashes: [u64; 2], new: &NewConnection<K>) -> bool {
+        let payer = Payer::of(new.original, new.reply, new.flags);
+        let near = |hash| {
+            let slots = self.buckets(hash).into_iter().flatten();
+            let entries = slots.map(|slot| slot_index(slot.load(Ordering::Relaxed)));
+            let used = entries.filter_map(|number| number.checked_sub(1));
+            let can_go = used.filter_map(|index| self.candidate(index, payer));
+            can_go.max_by_key(|it| it.open)
+        };
+        let mut found = false;
+        for candidate in hashes.into_iter().filter_map(near) {
+            found |= self.evict(&candidate);
+        }
+        found
     }
 
     /// Ends the connection whose tuple stands in the way of a new one, if it is another account's and can

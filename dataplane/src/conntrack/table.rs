@@ -101,6 +101,8 @@ pub struct ConnTable<K: Key = Tuple> {
     pub(super) free: Mutex<FreeList>,
     /// Where the next packet that finds the table full looks.
     pub(super) reclaim: AtomicU32,
+    /// The same for what can be ended for it.
+    pub(super) evict: AtomicU32,
     pub(super) shards: Vec<Mutex<()>>,
     pub(super) totals: Totals,
     key: PhantomData<fn() -> K>,
@@ -184,6 +186,7 @@ impl<K: Key> ConnTable<K> {
             high_water: AtomicU32::new(0),
             free: Mutex::new(FreeList { reserved, ..FreeList::default() }),
             reclaim: AtomicU32::new(0),
+            evict: AtomicU32::new(0),
             shards: (0..SHARDS).map(|_| Mutex::new(())).collect(),
             totals: Totals::default(),
             key: PhantomData,

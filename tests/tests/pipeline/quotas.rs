@@ -55,23 +55,23 @@ fn a_half_open_handshake_may_go_and_an_open_one_not() {
     let mut lab = Lab::with(&limits(2, 2), topology());
     let syn = |from, port| tcp(from, port, &SERVER, 80, SYN).via(GATEWAY1.mac);
     let answer = |port| tcp(&SERVER, 80, &UP, port, SYN | ACK);
-    for port in [1000, 1001] {
+    for port in [10_000, 10_001] {
         begin(&mut lab, &syn(&A, port), &A);
         let back = answer(port);
         lab.rx(UP.port, &back).tx(A.port, back.clone().dst(A.ip).routed(GATEWAY1.mac, A.mac));
     }
-    let ack = syn(&A, 1000).flags(ACK).seq(1001);
+    let ack = syn(&A, 10_000).flags(ACK).seq(1001);
     lab.rx(A.port, &ack).tx(UP.port, ack.src(UP.ip).routed(UP.mac, ROUTER.mac));
-    let other = syn(&B, 2000);
+    let other = syn(&B, 20_000);
     lab.rx(B.port, &other)
         .masqueraded(&other)
         .moved("conn.entries", -1)
         .moved("conn.evicted", 1)
         .take_one(UP.port);
     let left: Vec<_> = lab.connections().iter().map(|c| (c.original.src_port, c.state)).collect();
-    assert_eq!(left, [(1000, "ESTABLISHED"), (2000, "SYN_SENT")]);
+    assert_eq!(left, [(10_000, "ESTABLISHED"), (20_000, "SYN_SENT")]);
     // B has one that nobody has answered, and A, who asks, has one connection: no more than that.
-    let next = syn(&A, 1002);
+    let next = syn(&A, 10_002);
     lab.rx(A.port, &next).moved("conn.full", 1).dropped("a", "conntrack_full");
 }
 

@@ -7,7 +7,9 @@ use super::*;
 use crate::hash::HashKey;
 
 for_both_families! {
+    a_block_of_conversations_hides_no_flood
     a_conversation_never_goes
+    a_flood_at_the_limit_finds_room_in_the_index_too
     a_flood_makes_room_for_others
     a_flood_makes_room_for_itself
     a_port_that_a_flood_holds_is_given_to_another
@@ -23,7 +25,8 @@ fn fill<K: Sample>(table: &ConnTable<K>, src: u8, count: u16, answered: bool) {
     for n in 0..count {
         let port = 1000 * u16::from(src) + n;
         let new = connection::<K>(src, port, port, 100);
-        assert!(matches!(table.insert(&new, 0), Insert::Inserted(_)), "{src} {n}");
+        let inserted = table.insert(&new, 0);
+        assert!(matches!(inserted, Insert::Inserted(_)), "{src} {n}: {inserted:?}");
         if answered {
             let hit = table.lookup(new.reply, 0).unwrap();
             assert!(table.touch(&hit, 1, 0, SEEN_REPLY, 100));
@@ -60,6 +63,28 @@ fn nobody_pays_for_one_that_has_more<K: Sample>() {
     let more = connection::<K>(1, 9, 9, 100);
     assert_eq!(table.insert(&more, 0), Insert::Full);
     assert_eq!((count(&table, 1), count(&table, 2), table.stats().evicted), (13, 3, 0));
+}
+
+fn a_block_of_conversations_hides_no_flood<K: Sample>() {
+    let table = table::<K>(1000);
+    fill(&table, 2, 500, true);
+    fill(&table, 1, 500, false);
+    fill(&table, 3, 250, false);
+    assert_eq!((count(&table, 1), count(&table, 2), table.stats().full), (250, 500, 0));
+}
+
+/// Where what is full is not the table, but the few places that a tuple can be in.
+fn a_flood_at_the_limit_finds_room_in_the_index_too<K: Sample>() {
+    const LIMIT: u16 = 1000;
+    let table = table::<K>(LIMIT.into());
+    for port in 0..20 * LIMIT {
+        let inserted = table.insert(&connection::<K>(1, port, port, 100), 0);
+        assert!(matches!(inserted, Insert::Inserted(_)), "{port}: {inserted:?}");
+    }
+    // In a thousand or so, one finds its places taken.
+    assert_eq!(table.stats().full, 0);
+    assert_eq!(table.stats().evicted, u64::from(20 * LIMIT) - u64::from(table.len()));
+    assert!(table.len() > u32::from(LIMIT) / 10 * 9, "{}", table.len());
 }
 
 fn a_conversation_never_goes<K: Sample>() {
