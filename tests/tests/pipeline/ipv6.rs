@@ -350,6 +350,10 @@ fn both_versions_share_the_room() {
     lab.rx(A.port, datagram()).masqueraded(&datagram()).take_one(UP.port);
     let six = datagram().v6();
     lab.rx(A.port, &six).masqueraded(&six).take_one(UP.port);
+    // What has been answered does not go for others.
+    for back in [udp(&SERVER, 53, &UP, 4000), udp(&SERVER, 53, &UP, 4000).v6()] {
+        lab.rx(UP.port, &back).tx(A.port, back.clone().dst(A.ip).routed(GATEWAY1.mac, A.mac));
+    }
     for refused in [datagram().sport(1), datagram().v6().sport(1)] {
         lab.rx(A.port, refused).moved("conn.full", 1).dropped("a", "conntrack_full");
     }
