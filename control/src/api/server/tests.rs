@@ -140,7 +140,7 @@ fn what_is_not_served_is_refused_in_one_line() {
                     "POST /v1/trace",
                     "{\"uplink\":\"u\",\"packet\":\"tcp x\"}",
                     Kind::Invalid,
-                    "source \\\"x\\\"",
+                    "source \"x\"",
                 ),
                 ("GET /v1/capture?network=none", "", Kind::Conflict, "no interface to capture at"),
                 ("GET /v1/capture?network=bridge&count=0", "", Kind::Invalid, "count must be 1"),
