@@ -93,6 +93,7 @@ impl Switch {
             workers: WORKERS,
             fdb_limit: count.saturating_mul(2).max(65_536),
             fdb_per_port: count,
+            fragment_limit: 4096,
             ..EngineOptions::default()
         };
         let switch = Self::new(&options, two_ports())?;

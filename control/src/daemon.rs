@@ -256,6 +256,7 @@ fn start_engine(config: &Config, store: &Store) -> Result<Engine> {
         neighbors: config.limits.neighbors,
         waiting_frames: config.limits.waiting_frames,
         icmp_errors: config.limits.icmp_errors,
+        fragment_limit: config.limits.fragments,
         io: config.daemon.io_choice(),
         gro: config.daemon.gro,
         placement: config.daemon.placement.into(),

@@ -229,6 +229,7 @@ mod tests {
             conntrack_limit: 16,
             fdb_limit: 16,
             fdb_per_port: 16,
+            fragment_limit: 16,
             ..EngineOptions::default()
         };
         let plane = Plane::new(&options).unwrap();

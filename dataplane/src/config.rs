@@ -229,6 +229,10 @@ pub struct Timeouts {
     pub icmp: Duration,
     /// Other protocols. Linux: 600 s.
     pub other: Duration,
+    /// Unfinished datagrams. RFC 791 §3.2 recommends 15 s for reassembly, Linux `ipfrag_time` is 30 s.
+    pub fragments: Duration,
+    /// The same of IPv6. RFC 8200 §4.5: 60 s.
+    pub fragments_v6: Duration,
 }
 
 impl Default for Timeouts {
@@ -243,6 +247,8 @@ impl Default for Timeouts {
             udp_dns: Duration::from_secs(30),
             icmp: Duration::from_secs(60),
             other: Duration::from_secs(600),
+            fragments: Duration::from_secs(30),
+            fragments_v6: Duration::from_secs(60),
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::frame::Frame;
 use crate::hash::HashKey;
 use crate::io::{Offloads, TxReport};
 use crate::l2::storm::Storms;
+use crate::l3::fragments::early::Early;
 use crate::l3::hop::Reach;
 use crate::l3::neighbor::{Remembered, Waiting};
 use crate::l3::ra;
@@ -29,7 +30,7 @@ use crate::publish::Subscriber;
 use crate::shared::Tables;
 use crate::stats::{PortCounters, WorkerCounters};
 use crate::trace::{Notes, WorkerState};
-use crate::verdict::Verdict;
+use crate::verdict::{DropReason, Verdict};
 
 /// Frames processed at a time at most.
 pub const BATCH: usize = 64;
@@ -53,6 +54,7 @@ pub(crate) struct Cx<'a> {
     pub(crate) ports: &'a mut PortTable,
     pub(crate) storms: &'a mut Storms,
     pub(crate) waiting: &'a mut Waiting,
+    pub(crate) early: &'a mut Early,
     pub(crate) express: &'a mut Express,
     /// The number of `config`.
     pub(crate) generation: u64,
@@ -91,12 +93,15 @@ pub struct Core {
     ports: PortTable,
     storms: Storms,
     waiting: Waiting,
+    early: Early,
     express: Express,
     remembered: Remembered,
     outside: Option<Ipv4Addr>,
     errors: Limiter,
     rng: PortRng,
     lanes: Vec<Lane>,
+    /// Another worker may have news of fragments that wait here.
+    expectant: bool,
     sweep: Sweep,
     sweep6: Sweep,
     advertised: ra::Schedule,
@@ -136,12 +141,14 @@ impl Core {
             ports: PortTable::default(),
             storms: Storms::default(),
             waiting,
+            early: Early::new(worker),
             express: Express::new(worker),
             remembered: Remembered::default(),
             outside: None,
             errors: Limiter::new(icmp_errors),
             rng: PortRng::new(key),
             lanes: Vec::with_capacity(2 * BATCH),
+            expectant: false,
             sweep: Sweep::default(),
             sweep6: Sweep::default(),
             advertised: ra::Schedule::default(),
@@ -164,8 +171,15 @@ impl Core {
         self.storms.add(port);
     }
 
-    /// Forgets a port. Nothing is queued for it between batches.
+    /// Forgets a port. Nothing is queued for it between batches; of fragments that came by it and wait,
+    /// nothing comes any more.
     pub(crate) fn remove_port(&mut self, port: PortId) {
+        while let Some(group) = self.early.take_from(port) {
+            for held in &group.held {
+                self.ports.drop_rx(&self.counters, held.ingress, DropReason::FragmentUntracked);
+            }
+        }
+        self.counters.queued.set((self.waiting.len() + self.early.len()) as u64);
         self.ports.remove(port);
     }
 
@@ -212,7 +226,8 @@ impl Core {
         }
         pipeline::process(&mut self.cx(now), batch, &mut lanes, out);
         self.lanes = lanes;
-        self.counters.queued.set(self.waiting.len() as u64);
+        self.expectant = self.early.is_expectant(now);
+        self.counters.queued.set((self.waiting.len() + self.early.len()) as u64);
         self.counters.waiting.set(self.waiting.len());
     }
 
@@ -226,6 +241,7 @@ impl Core {
             ports: &mut self.ports,
             storms: &mut self.storms,
             waiting: &mut self.waiting,
+            early: &mut self.early,
             express: &mut self.express,
             generation: self.config.generation(),
             remembered: &mut self.remembered,
@@ -255,6 +271,7 @@ impl Core {
     pub(crate) fn resume(&mut self, state: WorkerState) {
         let WorkerState { worker, ports, storms, waiting, errors, rng } = state;
         self.worker = worker;
+        self.early = Early::new(worker);
         for (port, offloads) in ports {
             self.ports.add(port, offloads, PortCounters::new(0), worker);
         }
@@ -270,7 +287,7 @@ impl Core {
         notes: &mut Notes,
     ) -> (Verdict, Option<(Link, IpAddr)>) {
         let walked = pipeline::walk(&mut self.cx(now), frame, notes, out);
-        self.counters.queued.set(self.waiting.len() as u64);
+        self.counters.queued.set((self.waiting.len() + self.early.len()) as u64);
         walked
     }
 
@@ -283,19 +300,23 @@ impl Core {
         }
     }
 
-    /// Work that is not about a frame: waiting frames and, on the first worker, expiry. Call it
+    /// Work that is not about a frame: frames that wait and, on the first worker, expiry. Call it
     /// now and then, also when there are no frames.
     pub fn housekeep(&mut self, now: Timestamp, out: &mut dyn Transmit) {
-        if self.waiting.len() > 0 {
+        if self.worker == 0 && now.since(self.swept) >= HOUSEKEEPING {
+            self.sweep(now, out);
+        }
+        if self.waiting.len() > 0 || self.tables.fragments.has_news(self.worker) {
             self.process(&mut Vec::new(), now, out);
         }
         self.gauge(now);
-        if self.worker != 0 || now.since(self.swept) < HOUSEKEEPING {
-            return;
-        }
+        self.expectant = self.early.is_expectant(now);
+    }
+
+    /// Forgets what has expired, and advertises gateways.
+    fn sweep(&mut self, now: Timestamp, out: &mut dyn Transmit) {
         self.swept = now;
-        let fragments = self.tables.fragments.len() + self.tables.fragments6.len();
-        let fragments = u32::try_from(fragments).unwrap_or(u32::MAX);
+        let fragments = u32::try_from(self.tables.fragments.len()).unwrap_or(u32::MAX);
         self.tables.fragments_peak.note(fragments);
         self.config.refresh();
         self.sweep.step(&self.tables.connections, now);
@@ -303,7 +324,6 @@ impl Core {
         if now.since(self.cleared) >= CLEAR_FRAGMENTS {
             self.cleared = now;
             self.tables.fragments.expire(now);
-            self.tables.fragments6.expire(now);
         }
         if self.advertised.is_due(self.config.current(), now, &mut self.rng) {
             self.run(&mut Vec::new(), now, out, true);
@@ -323,9 +343,15 @@ impl Core {
         self.waiting.holds_from(port)
     }
 
-    /// Whether frames wait for neighbors, so that [`Core::housekeep`] is needed soon.
+    /// Whether frames wait for what another worker may receive, so that [`Core::housekeep`] is needed soon.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        self.waiting.len() > 0
+        self.waiting.len() > 0 || self.expectant
+    }
+
+    /// Fragments that wait for the first of their datagram, for which they need no buffer.
+    #[must_use]
+    pub fn waiting_fragments(&self) -> usize {
+        self.early.len()
     }
 }

@@ -14,6 +14,7 @@ use crate::l2::forward::fits;
 use crate::l2::storm;
 use crate::l3::neighbor::Held;
 use crate::l3::waiting;
+use crate::nat::fragment;
 use crate::packet::gro::Gro;
 use crate::packet::types::{NetworkId, PortId};
 use crate::packet::{offload, parse, segment};
@@ -374,6 +375,7 @@ pub(crate) fn stage(
                 cx.pool.put(frame);
             }
             Some(Verdict::Hold) => hold(cx, frame, lane),
+            Some(Verdict::HoldFragment) => fragment::hold(cx, frame, lane),
             Some(Verdict::Drop(reason)) => {
                 cx.ports.drop_rx(cx.counters, frame.ingress, reason);
                 cx.pool.put(frame);

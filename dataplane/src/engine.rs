@@ -14,6 +14,7 @@ use crate::config::Snapshot;
 use crate::crew::Crew;
 use crate::io::{IoBackend, IoChoice, Port, Tether};
 pub use crate::l2::fdb::StaticRefused;
+use crate::l3::fragments;
 use crate::l3::neighbor::MAX_WAITING;
 pub use crate::l3::neighbor::NeighborLimits;
 pub use crate::limiter::ErrorRate;
@@ -53,6 +54,8 @@ pub struct EngineOptions {
     pub waiting_frames: usize,
     /// ICMP errors that a worker sends.
     pub icmp_errors: ErrorRate,
+    /// Unfinished datagrams whose fragments are followed at most.
+    pub fragment_limit: u32,
     /// How devices are read and written.
     pub io: IoChoice,
     /// Merge TCP segments that wait for the same device (GRO).
@@ -88,6 +91,7 @@ impl Default for EngineOptions {
             neighbors: NeighborLimits::default(),
             waiting_frames: MAX_WAITING,
             icmp_errors: ErrorRate::default(),
+            fragment_limit: fragments::DEFAULT_LIMIT,
             io: IoChoice::Auto,
             gro: true,
             placement: Placement::Load,
@@ -128,7 +132,7 @@ pub struct WorkerStats {
     pub merged: u64,
     /// Frames that ended here by design: ARP and echo for us, what is left to the host's stack.
     pub consumed: u64,
-    /// Frames waiting for a neighbor now.
+    /// Frames waiting for a neighbor, or fragments for the first of their datagram, now.
     pub queued: u64,
     /// Drops, indexed by [`crate::verdict::DropReason::index`].
     pub drops: Vec<u64>,

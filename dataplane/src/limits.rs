@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::clock::Timestamp;
 use crate::engine::EngineOptions;
-use crate::l3::fragments::MAX_DATAGRAMS;
 use crate::l3::neighbor::{MAX_WAITING_FOR_ONE, Waiting};
 use crate::shared::Tables;
 use crate::stats::{Gauge, WorkerCounters};
@@ -66,8 +65,7 @@ pub(crate) fn of(
     now: Timestamp,
 ) -> Vec<LimitUse> {
     use DropReason::{
-        ConntrackFull, EndpointLimit, FragmentUntracked, NeighborQueueFull, NeighborTableFull,
-        NoBuffer,
+        ConntrackFull, EndpointLimit, FragmentLimit, NeighborQueueFull, NeighborTableFull, NoBuffer,
     };
     let heaviest = |gauge: fn(&WorkerCounters) -> &Gauge| {
         workers.iter().map(|counters| gauge(counters).view()).fold((0, 0), most)
@@ -77,7 +75,7 @@ pub(crate) fn of(
     let room = tables.connections.room();
     let fdb = tables.fdb.stats();
     let neighbors = tables.neighbors.uses();
-    let fragments = size(tables.fragments.len() + tables.fragments6.len());
+    let fragments = size(tables.fragments.len());
     tables.fragments_peak.note(fragments);
     let burst = options.icmp_errors.burst();
     let errors = workers.iter().map(|counters| counters.errors.view(now)).fold((0, 0), most);
@@ -127,8 +125,8 @@ pub(crate) fn of(
         LimitUse::new(
             "fragments",
             (fragments, tables.fragments_peak.value()),
-            size(2 * MAX_DATAGRAMS),
-            Some(FragmentUntracked),
+            size(tables.fragments.limit()),
+            Some(FragmentLimit),
         ),
         LimitUse::new(
             "buffers",

@@ -59,6 +59,8 @@ pub(crate) struct Lane {
     pub(crate) mtu: u16,
     /// With [`Verdict::Hold`].
     pub(crate) hold: Option<Hold>,
+    /// With [`Verdict::HoldFragment`]: the number of its datagram.
+    pub(crate) datagram: u64,
 }
 
 /// What a frame waits for.
@@ -131,7 +133,7 @@ impl Lane {
         self.verdict.is_none() && self.shortcut == Shortcut::None
     }
 
-    const EMPTY: Self = Self {
+    pub(crate) const EMPTY: Self = Self {
         tuple: Tuple { addresses: 0, rest: 0 },
         hash: 0,
         src_hash: 0,
@@ -150,6 +152,7 @@ impl Lane {
         tuple6: Tuple6::NONE,
         mtu: 0,
         hold: None,
+        datagram: 0,
     };
 
     /// Forgets the frame before. Lanes are used again and again: filling one in is cheaper than moving
@@ -306,7 +309,15 @@ pub(crate) fn process(
     if lanes.len() < frames.len() {
         lanes.resize_with(frames.len(), || Lane::EMPTY);
     }
-    let lanes = lanes.get_mut(..frames.len()).unwrap_or_default();
+    let batch = lanes.get_mut(..frames.len()).unwrap_or_default();
+    stages(cx, frames, batch, out);
+    // Those that waited for a first fragment which came with this batch, or at another worker.
+    if cx.tables.fragments.has_news(cx.early.worker()) {
+        nat::fragment::release(cx, frames, lanes, out);
+    }
+}
+
+fn stages(cx: &mut Cx<'_>, frames: &mut Vec<Frame>, lanes: &mut [Lane], out: &mut dyn Transmit) {
     let left = express::stage(cx, frames, lanes);
     let mut whole = false;
     if left.switch {

@@ -26,11 +26,9 @@ pub struct Tables {
     pub connections: ConnTable,
     /// Connections of IPv6. Both have the same limit together.
     pub connections6: ConnTable<Tuple6>,
-    /// Datagrams whose later fragments are expected.
+    /// Datagrams that are in the middle of coming in fragments.
     pub fragments: Fragments,
-    /// The same of IPv6.
-    pub fragments6: Fragments<Tuple6>,
-    /// The most that there were of both families when somebody looked.
+    /// The most that there were when somebody looked.
     pub(crate) fragments_peak: Peak,
     /// What became of the connections of an earlier run.
     pub earlier: EarlierRun,
@@ -60,8 +58,7 @@ impl Tables {
             connections,
             connections6,
             earlier: earlier.and(earlier6),
-            fragments: Fragments::default(),
-            fragments6: Fragments::default(),
+            fragments: Fragments::new(options.fragment_limit, options.workers.max(1)),
             fragments_peak: Peak::default(),
             neighbors: Neighbors::new(options.neighbors),
             rules: DashMap::default(),
@@ -79,8 +76,7 @@ impl Tables {
             connections: self.connections.copy(&room)?,
             connections6: self.connections6.copy(&room)?,
             earlier: self.earlier,
-            fragments: self.fragments.clone(),
-            fragments6: self.fragments6.clone(),
+            fragments: self.fragments.copy(),
             fragments_peak: Peak::default(),
             neighbors: self.neighbors.copy(),
             rules: DashMap::default(),

@@ -49,7 +49,15 @@ drop_reasons! {
     EndpointLimit = "endpoint_limit",
     /// The endpoint has begun as many connections in this second as it may begin.
     EndpointRate = "endpoint_rate",
-    /// A fragment whose first fragment was not seen, so that it belongs to no connection.
+    /// A fragment of the same octets as another one of its datagram.
+    FragmentDuplicate = "fragment_duplicate",
+    /// A fragment of one datagram too many of those that are unfinished, or of a datagram with too many.
+    FragmentLimit = "fragment_limit",
+    /// A fragment that no datagram can have, or that contradicts another one of its datagram.
+    FragmentMalformed = "fragment_malformed",
+    /// A fragment that overlaps another one of its datagram, or is of a datagram with such.
+    FragmentOverlap = "fragment_overlap",
+    /// A fragment whose first fragment did not come or did not pass, so that it belongs to no connection.
     FragmentUntracked = "fragment_untracked",
     /// The host's stack passed it on for somebody else: the source is no address of the host.
     HostForwarded = "host_forwarded",
@@ -170,6 +178,8 @@ pub enum Verdict {
     Forward(PortId),
     /// To this port, in fragments that fit the link.
     ForwardInPieces(PortId),
+    /// It waits until the first fragment of its datagram has come.
+    HoldFragment,
     /// It waits until the neighbor is known.
     Hold,
 }

@@ -36,7 +36,8 @@ const PORT_BUDGET: usize = 32;
 const BATCH_BYTES: usize = 512 * 1024;
 /// The longest sleep: housekeeping is due then.
 const IDLE: Duration = Duration::from_millis(100);
-/// The longest sleep while frames wait for a neighbor whose answer another worker may receive.
+/// The longest sleep while frames wait for a neighbor's answer or a first fragment, which another worker
+/// may receive.
 const WAITING: Duration = Duration::from_millis(1);
 
 /// What the engine tells a worker. `done` is answered when it is.

@@ -16,16 +16,35 @@ const MORE: u16 = 0x2000;
 pub fn in_two(packet: &Packet, cut: usize) -> [Vec<u8>; 2] {
     let whole = packet.bytes();
     assert!(cut.is_multiple_of(8) && HEADERS + cut < whole.len());
-    let offset = u16::try_from(cut / 8).expect("an offset");
-    let piece = |from: usize, to: usize, word: u16| {
-        let mut bytes = [&whole[..HEADERS], &whole[from..to]].concat();
-        let len = u16::try_from(bytes.len() - 14).expect("a length");
-        bytes[16..18].copy_from_slice(&len.to_be_bytes());
-        bytes[20..22].copy_from_slice(&word.to_be_bytes());
-        bytes[24..26].copy_from_slice(&[0, 0]);
-        let sum = !sums::sum(&bytes[14..HEADERS]);
-        bytes[24..26].copy_from_slice(&sum.to_be_bytes());
-        bytes
-    };
-    [piece(HEADERS, HEADERS + cut, MORE), piece(HEADERS + cut, whole.len(), offset)]
+    [piece(&whole, 0, cut), piece(&whole, cut, whole.len() - HEADERS)]
+}
+
+/// A packet in fragments of so many bytes, a multiple of eight; the last one may be shorter.
+///
+/// # Panics
+/// When the packet is longer than an IP packet can be.
+#[must_use]
+pub fn in_pieces(packet: &Packet, len: usize) -> Vec<Vec<u8>> {
+    let whole = packet.bytes();
+    assert!(len.is_multiple_of(8));
+    let end = whole.len() - HEADERS;
+    (0..end).step_by(len).map(|from| piece(&whole, from, end.min(from + len))).collect()
+}
+
+/// The fragment of a whole frame that carries these bytes of what IP carries.
+///
+/// # Panics
+/// When there are no such bytes.
+#[must_use]
+pub fn piece(whole: &[u8], from: usize, to: usize) -> Vec<u8> {
+    let offset = u16::try_from(from / 8).expect("an offset");
+    let more = if HEADERS + to < whole.len() { MORE } else { 0 };
+    let mut bytes = [&whole[..HEADERS], &whole[HEADERS + from..HEADERS + to]].concat();
+    let len = u16::try_from(bytes.len() - 14).expect("a length");
+    bytes[16..18].copy_from_slice(&len.to_be_bytes());
+    bytes[20..22].copy_from_slice(&(offset | more).to_be_bytes());
+    bytes[24..26].copy_from_slice(&[0, 0]);
+    let sum = !sums::sum(&bytes[14..HEADERS]);
+    bytes[24..26].copy_from_slice(&sum.to_be_bytes());
+    bytes
 }

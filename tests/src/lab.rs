@@ -208,6 +208,7 @@ pub fn small() -> EngineOptions {
         neighbors: NeighborLimits::default(),
         waiting_frames: 128,
         icmp_errors: ErrorRate::default(),
+        fragment_limit: 256,
         io: crate::io_choice(),
         gro: true,
         placement: Placement::Spread,
@@ -421,6 +422,8 @@ impl Lab {
         for core in &mut self.cores {
             free += core.pool().available();
             size += core.pool().size();
+            // Without a buffer.
+            waiting -= core.waiting_fragments();
         }
         assert_eq!(free + waiting, size, "buffers lost or doubled; {waiting} frames wait");
     }

@@ -102,7 +102,8 @@ impl Rig {
     fn check(&mut self, what: &str) {
         let stats = self.core.stats();
         assert!(stats.is_balanced(), "{what}: {stats:?}");
-        let waiting = usize::try_from(stats.queued).unwrap();
+        let queued = usize::try_from(stats.queued).unwrap();
+        let waiting = queued - self.core.waiting_fragments();
         let pool = self.core.pool();
         assert_eq!(pool.available() + waiting, pool.size(), "{what}: a buffer was lost");
     }

@@ -187,6 +187,8 @@ pub struct Limits {
     pub fdb: u32,
     /// MAC addresses learned at most behind one port.
     pub fdb_per_port: u32,
+    /// Unfinished datagrams whose fragments are followed at most.
+    pub fragments: u32,
     /// Frame buffers of each worker.
     pub buffers: usize,
     /// Neighbors at most.
@@ -207,6 +209,7 @@ impl Default for Limits {
             new_connections_per_endpoint: None,
             fdb: engine.fdb_limit,
             fdb_per_port: engine.fdb_per_port,
+            fragments: engine.fragment_limit,
             buffers: engine.buffers_per_worker,
             neighbors: engine.neighbors,
             waiting_frames: engine.waiting_frames,

@@ -68,12 +68,15 @@ fn every_section() {
         dns = false
         [timeouts]
         udp = 31
+        fragments = 6
+        fragments_v6 = 7
         fdb_ageing = 5
         [limits]
         conntrack = 2048
         new_connections_per_endpoint = 50
         fdb = 4096
         fdb_per_port = 7
+        fragments = 8
         buffers = 256
         neighbors = 300
         neighbors_per_network = 30
@@ -106,12 +109,15 @@ fn every_section() {
     assert_eq!(config.defaults.mtu, 9000);
     assert_eq!(config.timeouts.udp, Duration::from_secs(31));
     assert_eq!(config.fdb_ageing, Duration::from_secs(5));
+    assert_eq!(config.timeouts.fragments, Duration::from_secs(6));
+    assert_eq!(config.timeouts.fragments_v6, Duration::from_secs(7));
     let limits = Limits {
         conntrack: 2048,
         conntrack_per_endpoint: 1024,
         new_connections_per_endpoint: Some(50),
         fdb: 4096,
         fdb_per_port: 7,
+        fragments: 8,
         buffers: 256,
         neighbors: NeighborLimits { all: 300, network: 30 },
         waiting_frames: 20,
@@ -262,10 +268,8 @@ fn faults_name_line_and_key() {
 
 #[test]
 fn keys_of_parts_not_built_yet_are_noted() {
-    let config =
-        parse("[defaults]\ndns = true\n[timeouts]\nsctp_other = 60\n[limits]\nfragments = 1024\n")
-            .unwrap();
-    assert_eq!(config.warnings.len(), 3);
+    let config = parse("[defaults]\ndns = true\n[timeouts]\nsctp_other = 60\n").unwrap();
+    assert_eq!(config.warnings.len(), 2);
     assert!(config.warnings[1].starts_with("timeouts.sctp_other: not built yet"));
 }
 

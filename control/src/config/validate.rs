@@ -198,12 +198,12 @@ fn timeouts(section: &TimeoutsSection, config: &mut Config) {
     set(&mut to.udp_dns, section.udp_dns);
     set(&mut to.icmp, section.icmp);
     set(&mut to.other, section.other);
+    set(&mut to.fragments, section.fragments);
+    set(&mut to.fragments_v6, section.fragments_v6);
     set(&mut config.fdb_ageing, section.fdb_ageing);
     let unbuilt = [
         ("timeouts.sctp_established", section.sctp_established),
         ("timeouts.sctp_other", section.sctp_other),
-        ("timeouts.fragments", section.fragments),
-        ("timeouts.fragments_v6", section.fragments_v6),
     ];
     for (key, value) in unbuilt {
         if value.is_some() {
@@ -243,11 +243,8 @@ fn limits(section: &LimitsSection, config: &mut Config) {
     if let Some(rate) = section.icmp_errors_per_second {
         config.limits.icmp_errors.per_second = rate.0;
     }
-    let unbuilt = [("limits.fragments", section.fragments.is_some())];
-    for (key, given) in unbuilt {
-        if given {
-            without_effect(config, key);
-        }
+    if let Some(limit) = section.fragments {
+        config.limits.fragments = limit.0;
     }
 }
 

@@ -2,14 +2,16 @@
 //! IPv6. Each family has its own code made of it: nothing compares with the family at run time.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
-use crate::config::LocalAddress;
+use crate::config::{LocalAddress, Timeouts};
 use crate::conntrack::{ConnTable, Key, NewConnection, Tuple, Tuple6, Zone};
 use crate::core::Cx;
 use crate::frame::Frame;
-use crate::l3::fragments::Fragments;
+use crate::l3::fragments::Piece;
 use crate::packet::headers::{Headers, Ipv4, Ipv6, L4, Net};
 use crate::packet::icmp::InnerL4;
+use crate::packet::parse::IPV6_LEN;
 use crate::packet::rewrite::{self, Rewrite};
 use crate::packet::types::ip_proto;
 use crate::packet::{icmp, icmp6, ndp, rewrite6};
@@ -32,9 +34,6 @@ pub(crate) trait Tracked: Key {
 
     /// Ends one of the other family's to make room for a new one; false: none can go.
     fn evict_of_other(tables: &Tables, new: &NewConnection<Self>) -> bool;
-
-    /// The fragmented datagrams of the family.
-    fn fragments(tables: &Tables) -> &Fragments<Self>;
 
     /// Notes the address that a new connection speaks from: the next one's probably too.
     fn note_outside(_cx: &mut Cx<'_>, _address: Self::Addr) {}
@@ -62,10 +61,6 @@ impl Tracked for Tuple {
         tables.connections6.evict_for(new)
     }
 
-    fn fragments(tables: &Tables) -> &Fragments<Self> {
-        &tables.fragments
-    }
-
     fn note_outside(cx: &mut Cx<'_>, address: Ipv4Addr) {
         *cx.outside = Some(address);
     }
@@ -86,10 +81,6 @@ impl Tracked for Tuple6 {
 
     fn evict_of_other(tables: &Tables, new: &NewConnection<Self>) -> bool {
         tables.connections.evict_for(new)
-    }
-
-    fn fragments(tables: &Tables) -> &Fragments<Self> {
-        &tables.fragments6
     }
 
     /// RFC 4291 §2.5.6.
@@ -145,6 +136,10 @@ pub(crate) trait Ip: Copy {
     /// What fragments of one datagram have in common beside their addresses: protocol, where all say
     /// it, and identification.
     fn fragment_of(&self) -> (u8, u32);
+    /// The octets of a datagram that this fragment carries. `None`: no datagram can have it.
+    fn piece(&self) -> Option<Piece>;
+    /// How long fragments of an unfinished datagram are followed.
+    fn fragment_timeout(timeouts: &Timeouts) -> Duration;
     /// Whether a router may cut it into fragments.
     fn may_be_cut(&self) -> bool;
 
@@ -269,6 +264,16 @@ impl Ip for Ipv4 {
         (self.proto, u32::from(self.id))
     }
 
+    fn piece(&self) -> Option<Piece> {
+        let header_len = usize::from(self.header_len);
+        let len = usize::try_from(self.total_len).ok()?.checked_sub(header_len)?;
+        Piece::new(self.frag_offset, len, self.more_fragments, header_len)
+    }
+
+    fn fragment_timeout(timeouts: &Timeouts) -> Duration {
+        timeouts.fragments
+    }
+
     #[inline(always)]
     fn may_be_cut(&self) -> bool {
         !self.dont_fragment
@@ -381,6 +386,17 @@ impl Ip for Ipv6 {
     /// Only the first fragment says what the datagram carries (RFC 8200 §4.5).
     fn fragment_of(&self) -> (u8, u32) {
         (0, self.frag_id)
+    }
+
+    fn piece(&self) -> Option<Piece> {
+        let len = Self::end(self).checked_sub(self.fragment_start())?;
+        // Of the whole the fixed header does not count, nor has it a fragment header.
+        let headers = usize::from(self.fragment_at).saturating_sub(IPV6_LEN);
+        Piece::new(self.frag_offset, len, self.more_fragments, headers)
+    }
+
+    fn fragment_timeout(timeouts: &Timeouts) -> Duration {
+        timeouts.fragments_v6
     }
 
     /// RFC 8200 §5.

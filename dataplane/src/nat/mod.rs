@@ -6,11 +6,13 @@
 //! - `translate`: what becomes of it.
 //! - `begin`: a new connection, in the order DNAT, route, SNAT, commit.
 //! - `related`: ICMP errors about a connection.
+//! - `fragment`: fragments, in whatever order they come.
 //! - `ip`: what all of them ask of a packet, of either family.
 
 mod begin;
 pub mod dnat;
 mod established;
+pub(crate) mod fragment;
 pub mod free_ports;
 pub(crate) mod ip;
 mod local;

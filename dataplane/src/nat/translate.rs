@@ -10,8 +10,7 @@ use crate::l3::hop::{self, Hop, Reach};
 use crate::l3::report::{Trouble, report};
 use crate::nat::established::{Seen, judge, settle, travel};
 use crate::nat::ip::{Addr, Ip, Tracked};
-use crate::nat::lookup::zone;
-use crate::nat::{begin, local, related};
+use crate::nat::{begin, fragment, local, related};
 use crate::packet::headers::{Ipv6, L4, Net};
 use crate::packet::rewrite::{self, Rewrite};
 use crate::packet::types::ip_proto;
@@ -36,7 +35,9 @@ pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) {
 #[inline(always)]
 fn one(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) -> Result<Verdict, DropReason> {
     match lane.headers.net {
+        Net::Ipv4(ip) if ip.is_fragment() => fragment::pass(cx, frame, lane, &ip),
         Net::Ipv4(ip) => packet(cx, frame, lane, &ip),
+        Net::Ipv6(ip) if ip.is_fragment() => fragment::pass(cx, frame, lane, &ip),
         Net::Ipv6(ip) => ipv6(cx, frame, lane, &ip),
         _ => Err(DropReason::NoService),
     }
@@ -53,8 +54,9 @@ fn ipv6(
     packet(cx, frame, lane, ip)
 }
 
+/// A packet that has, or may begin, a connection of its own.
 #[inline(always)]
-fn packet<P: Ip>(
+pub(super) fn packet<P: Ip>(
     cx: &mut Cx<'_>,
     frame: &mut Frame,
     lane: &mut Lane,
@@ -66,34 +68,13 @@ fn packet<P: Ip>(
         return related::translate(cx, frame, lane, ip);
     }
     if !lane.is_tracked {
-        return trackless(cx, frame, lane, ip);
+        return local::untracked(cx, frame, lane, ip);
     }
     let tuple = P::tuple_in(lane);
     match P::Tuple::table(cx.tables).lookup_hashed(lane.hash, tuple, cx.secs) {
         Some(hit) => established(cx, frame, lane, ip, tuple, hit),
         None => begin::begin(cx, frame, lane, ip, tuple),
     }
-}
-
-/// A packet without ports: a later fragment goes the way of its first one.
-fn trackless<P: Ip>(
-    cx: &mut Cx<'_>,
-    frame: &mut Frame,
-    lane: &mut Lane,
-    ip: &P,
-) -> Result<Verdict, DropReason> {
-    let fragments = P::Tuple::fragments(cx.tables);
-    if ip.l4() == L4::LaterFragment
-        && let Some(tuple) = fragments.tuple(ip, zone(lane.from), cx.now)
-        && let Some(hit) = P::Tuple::table(cx.tables).lookup(tuple, cx.secs)
-    {
-        let verdict = established(cx, frame, lane, ip, tuple, hit);
-        if !ip.more_fragments() {
-            fragments.finish(ip, tuple.zone());
-        }
-        return verdict;
-    }
-    local::untracked(cx, frame, lane, ip)
 }
 
 /// A packet of a connection we know.
@@ -204,9 +185,6 @@ pub(super) fn finish<P: Ip>(
     way: &WayOut,
 ) -> Result<Verdict, DropReason> {
     let Some(ip) = P::of(&mut lane.headers) else { return Err(DropReason::NoService) };
-    if ip.more_fragments() && ip.l4() != L4::LaterFragment {
-        P::Tuple::fragments(cx.tables).follow(ip, tuple, cx.now);
-    }
     // What follows the packet is padding of the link it came by.
     frame.truncate(ip.end());
     ip.decrement(frame)?;

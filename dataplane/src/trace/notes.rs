@@ -143,7 +143,9 @@ impl Notes {
             Some(Verdict::ForwardInPieces(port)) => {
                 step.facts.push(("forward_in_pieces", Fact::Port(port)));
             }
-            Some(Verdict::Hold) => step.facts.push(("verdict", Fact::Word("hold"))),
+            Some(Verdict::Hold | Verdict::HoldFragment) => {
+                step.facts.push(("verdict", Fact::Word("hold")))
+            }
         }
     }
 

@@ -312,6 +312,38 @@ fn a_packet_waits_for_its_neighbor() {
 }
 
 #[test]
+fn fragments_in_reverse_and_with_others_overlapping() {
+    let mut lab = lab(|_| {});
+    let packet = datagram().long(1200);
+    let [first, second] = in_two(&packet, 800);
+    let [first_out, second_out] = in_two(&outside(&packet), 800);
+    let length = first.bytes.len() as i64 - 14;
+    lab.rx(A.port, &second).moved("queued", 1);
+    lab.rx(A.port, &second).dropped("a", "fragment_duplicate");
+    lab.rx(A.port, &first)
+        .tx(UP.port, first_out)
+        .tx(UP.port, second_out)
+        .moved("queued", -1)
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", length);
+    assert!(lab.plane.tables().fragments.is_empty());
+    // By one group of eight octets.
+    let [_, overlapping] = in_two(&packet, 792);
+    lab.rx(A.port, &second).moved("queued", 1);
+    lab.rx(A.port, overlapping)
+        .dropped("a", "fragment_overlap")
+        .dropped("a", "fragment_overlap")
+        .moved("queued", -1);
+    lab.rx(A.port, &first).dropped("a", "fragment_overlap");
+    // For a minute (RFC 8200 §4.5).
+    drop(lab.after(Duration::from_secs(59)).tolerate("conn.entries").tolerate("conn.expired"));
+    lab.rx(A.port, &second).dropped("a", "fragment_overlap");
+    lab.after(Duration::from_secs(1));
+    lab.rx(A.port, &second).moved("queued", 1);
+}
+
+#[test]
 fn an_uplink_without_ipv6_hears_none() {
     let mut lab = Lab::default();
     lab.rx(UP.port, udp(&CLIENT, 1, &UP, 2).v6()).moved("consumed", 1);

@@ -10,6 +10,7 @@
 
 mod arp;
 mod batches;
+mod fragments;
 mod gateway;
 mod gro;
 mod guard;

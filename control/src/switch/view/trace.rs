@@ -264,12 +264,12 @@ impl Names {
             {
                 ("drop", lost)
             }
-            Verdict::Hold if lost.is_some() => ("drop", lost),
+            Verdict::Hold | Verdict::HoldFragment if lost.is_some() => ("drop", lost),
             Verdict::Answer => ("answer", None),
             Verdict::Consume => ("consume", None),
             Verdict::Flood(_) => ("flood", None),
             Verdict::Forward(_) | Verdict::ForwardInPieces(_) => ("forward", None),
-            Verdict::Hold => ("hold", None),
+            Verdict::Hold | Verdict::HoldFragment => ("hold", None),
         };
         let waits_for = traced.waits_for.filter(|_| verdict == "hold");
         types::Trace {

@@ -1,0 +1,191 @@
+//! Fragments of routed packets: the first one has a connection or begins one, the others follow it, those
+//! that overtook it later. See [`crate::l3::fragments`].
+
+use crate::conntrack::Key;
+use crate::core::{BATCH, Cx, Transmit};
+use crate::egress;
+use crate::frame::Frame;
+use crate::l3::fragments::early::{Group, Held};
+use crate::l3::fragments::{Carries, Datagram, Entered, News, Source};
+use crate::nat::ip::{Ip, Tracked};
+use crate::nat::local;
+use crate::nat::lookup::zone;
+use crate::nat::translate::{established, not_ours, packet};
+use crate::packet::headers::Net;
+use crate::packet::parse::parse_net;
+use crate::packet::types::PortId;
+use crate::pipeline::{From, Lane};
+use crate::verdict::{DropReason, Verdict};
+
+/// A fragment, first or later.
+#[inline(never)]
+pub(super) fn pass<P: Ip>(
+    cx: &mut Cx<'_>,
+    frame: &mut Frame,
+    lane: &mut Lane,
+    ip: &P,
+) -> Result<Verdict, DropReason> {
+    let piece = ip.piece().ok_or(DropReason::FragmentMalformed)?;
+    let datagram = Datagram::of(ip, source(frame.ingress, lane, ip));
+    let lifetime = P::fragment_timeout(&cx.config.timeouts);
+    let fragments = &cx.tables.fragments;
+    match fragments.enter(datagram, piece, cx.early.worker(), cx.now, lifetime) {
+        Entered::First(number) => {
+            let passed = packet(cx, frame, lane, ip);
+            let carries = lane.is_tracked.then(|| P::tuple_in(lane)).map(|tuple| Carries {
+                src_port: tuple.src_port(),
+                dst_port: tuple.dst_port(),
+                proto: tuple.proto(),
+            });
+            cx.tables.fragments.settle(&datagram, number, passed.is_ok().then_some(carries));
+            passed
+        }
+        Entered::Follow(carries) => follow(cx, frame, lane, ip, carries),
+        Entered::Wait(number) => {
+            lane.datagram = number;
+            Ok(Verdict::HoldFragment)
+        }
+        Entered::Drop(DropReason::FragmentUntracked) => {
+            not_ours(cx, lane.from, DropReason::FragmentUntracked)
+        }
+        Entered::Drop(reason) => Err(reason),
+    }
+}
+
+fn source(ingress: PortId, lane: &Lane, ip: &impl Ip) -> Source {
+    match lane.from {
+        From::Endpoint(_) | From::Host(_) => Source::Port(ingress),
+        From::Uplink(_) | From::Nowhere => Source::Outside(ip.src().into()),
+    }
+}
+
+/// A later fragment, whose first one has passed and carried this.
+fn follow<P: Ip>(
+    cx: &mut Cx<'_>,
+    frame: &mut Frame,
+    lane: &mut Lane,
+    ip: &P,
+    carries: Option<Carries>,
+) -> Result<Verdict, DropReason> {
+    if let Some(Carries { src_port, dst_port, proto }) = carries {
+        let zone = zone(lane.from);
+        let tuple = P::Tuple::new(ip.src(), ip.dst(), src_port, dst_port, zone, proto);
+        if let Some(hit) = P::Tuple::table(cx.tables).lookup(tuple, cx.secs) {
+            return established(cx, frame, lane, ip, tuple, hit);
+        }
+    }
+    local::untracked(cx, frame, lane, ip)
+}
+
+/// Lets a fragment wait for its first one; others that have waited longer make room for it.
+#[cold]
+pub(crate) fn hold(cx: &mut Cx<'_>, frame: Frame, lane: &Lane) {
+    let number = lane.datagram;
+    let held = Held::new(&frame, lane.from);
+    cx.pool.put(frame);
+    let datagram = match &lane.headers.net {
+        Net::Ipv4(ip) => Datagram::of(ip, source(held.ingress, lane, ip)),
+        Net::Ipv6(ip) => Datagram::of(ip, source(held.ingress, lane, ip)),
+        _ => return give_up(cx, &held, DropReason::FragmentUntracked),
+    };
+    let port = cx.early.port_of(number).unwrap_or(held.ingress);
+    while let Some(oldest) = cx.early.push_out_for(&held, port) {
+        cx.tables.fragments.give_up(&oldest.datagram, oldest.number);
+        let is_own = oldest.number == number;
+        give_up_all(cx, &oldest, DropReason::FragmentLimit);
+        if is_own {
+            return give_up(cx, &held, DropReason::FragmentLimit);
+        }
+    }
+    cx.early.push(datagram, number, port, held, cx.now);
+}
+
+/// Lets go on what waited for a first fragment that has come, and drops what waited in vain.
+#[cold]
+pub(crate) fn release(
+    cx: &mut Cx<'_>,
+    frames: &mut Vec<Frame>,
+    lanes: &mut Vec<Lane>,
+    out: &mut dyn Transmit,
+) {
+    let mut all = cx.early.take_list();
+    cx.tables.fragments.take_news(cx.early.worker(), &mut all);
+    for (number, news) in all.drain(..) {
+        let Some(group) = cx.early.take(number) else { continue };
+        match news {
+            News::Follow(carries) => {
+                for some in group.held.chunks(BATCH) {
+                    send(cx, some, carries, frames, lanes, out);
+                }
+            }
+            News::Drop(reason) => give_up_all(cx, &group, reason),
+        }
+    }
+    cx.early.give_list(all);
+}
+
+/// Takes fragments through what they have waited for, and sends them.
+fn send(
+    cx: &mut Cx<'_>,
+    all: &[Held],
+    carries: Option<Carries>,
+    frames: &mut Vec<Frame>,
+    lanes: &mut Vec<Lane>,
+    out: &mut dyn Transmit,
+) {
+    if lanes.len() < all.len() {
+        lanes.resize_with(all.len(), || Lane::EMPTY);
+    }
+    for held in all {
+        let (Some(lane), Some(mut frame)) = (lanes.get_mut(frames.len()), cx.pool.take()) else {
+            give_up(cx, held, DropReason::NoBuffer);
+            continue;
+        };
+        held.restore(&mut frame);
+        lane.reset();
+        lane.begin(&frame);
+        lane.from = held.from;
+        parse_net(frame.bytes(), &mut lane.headers);
+        lane.verdict = Some(again(cx, &mut frame, lane, carries).unwrap_or_else(Verdict::Drop));
+        frames.push(frame);
+    }
+    let lanes = lanes.get_mut(..frames.len()).unwrap_or_default();
+    egress::stage(cx, frames, lanes, out);
+}
+
+fn again(
+    cx: &mut Cx<'_>,
+    frame: &mut Frame,
+    lane: &mut Lane,
+    carries: Option<Carries>,
+) -> Result<Verdict, DropReason> {
+    if cx.config.port(frame.ingress).is_none() {
+        return Err(DropReason::PortUnconfigured);
+    }
+    match lane.headers.net {
+        Net::Ipv4(ip) => follow(cx, frame, lane, &ip, carries),
+        Net::Ipv6(ip) => follow(cx, frame, lane, &ip, carries),
+        _ => Err(DropReason::FragmentUntracked),
+    }
+}
+
+fn give_up_all(cx: &mut Cx<'_>, group: &Group, reason: DropReason) {
+    for held in &group.held {
+        give_up(cx, held, reason);
+    }
+}
+
+/// Ends a fragment that waits. What the host's stack has received too is its business, unless it cannot be
+/// of use to anybody.
+fn give_up(cx: &Cx<'_>, held: &Held, reason: DropReason) {
+    let end = match reason {
+        DropReason::FragmentUntracked | DropReason::FragmentLimit => {
+            not_ours(cx, held.from, reason)
+        }
+        reason => Err(reason),
+    };
+    match end {
+        Err(reason) => cx.ports.drop_rx(cx.counters, held.ingress, reason),
+        Ok(_) => cx.counters.consumed.add(1),
+    }
+}

@@ -1,0 +1,366 @@
+//! Fragments through the gateway: in any order, repeated, overlapping, from those who mean well and from
+//! those who do not.
+
+use std::time::Duration;
+
+use dataplane::EngineOptions;
+use dataplane::config::{SnapshotSpec, UplinkMode};
+use dataplane::packet::types::tcp_flags::SYN;
+use dataplane::packet::types::{PortId, ip_proto};
+use dataplane::verdict::DropReason;
+use tests::fragments::{in_pieces, in_two, piece};
+use tests::lab::{
+    A, B, C, CLIENT, D, GATEWAY1, HOST_ADDRESS, Lab, ROUTER, SERVER, Step, UP, publish, small,
+    topology, without_guard,
+};
+use tests::packet::{Host, Packet, Wire, echo, reassemble, tcp, udp};
+
+/// In Ethernet's frames.
+const FRAGMENT: usize = 1480;
+const RULE: u32 = 7;
+
+/// A datagram to the outside, in four fragments.
+fn outbound(from: &Host) -> Packet {
+    udp(from, 4000, &SERVER, 53).via(GATEWAY1.mac).may_fragment().long(5000)
+}
+
+fn published() -> SnapshotSpec {
+    let mut spec = topology();
+    spec.dnat = vec![publish(RULE, ip_proto::UDP, 5353, &B, 53)];
+    spec
+}
+
+/// Fragments in the order of their offsets.
+fn sorted(mut wires: Vec<Wire>) -> Vec<Wire> {
+    wires.sort_by_key(|wire| u16::from_be_bytes([wire.bytes[20], wire.bytes[21]]) & 0x1fff);
+    wires
+}
+
+/// The step may begin a connection, and fragments may begin to wait or end it.
+fn with_any_connection(step: Step<'_>) -> Step<'_> {
+    let counters =
+        ["queued", "conn.entries", "conn.inserted", "masquerade.1.packets", "masquerade.1.bytes"];
+    counters.into_iter().fold(step, |step, name| step.tolerate(name))
+}
+
+/// Fragments of `packet` arrive by `from`'s port in reverse; what comes out by `to` when the first is there.
+#[track_caller]
+fn reversed(lab: &mut Lab, from: &Host, packet: &Packet, to: &Host, rule: &str) -> Vec<Wire> {
+    let pieces = in_pieces(packet, FRAGMENT);
+    let (first, later) = pieces.split_first().unwrap();
+    for piece in later.iter().rev() {
+        lab.rx(from.port, &piece[..]).moved("queued", 1);
+    }
+    let mut step = lab.rx(from.port, &first[..]).moved("queued", -(later.len() as i64));
+    if !rule.is_empty() {
+        step = step
+            .moved("conn.new", 1)
+            .moved(&format!("{rule}.packets"), 1)
+            .moved(&format!("{rule}.bytes"), first.len() as i64 - 14);
+    }
+    step.take(to.port)
+}
+
+#[test]
+fn reversed_out_through_snat() {
+    let mut lab = Lab::default();
+    let datagram = outbound(&A);
+    let out = reversed(&mut lab, &A, &datagram, &UP, "masquerade.1");
+    let expected: Wire = datagram.src(UP.ip).routed(UP.mac, ROUTER.mac).into();
+    // The first, then the others in the order in which they came.
+    assert_eq!(reassemble(&sorted(out.clone())), expected);
+    let offsets: Vec<_> =
+        out.iter().map(|w| u16::from_be_bytes([w.bytes[20], w.bytes[21]]) & 0x1fff).collect();
+    assert_eq!(offsets, [0, 555, 370, 185]);
+    assert_eq!(lab.connection().packets, [4, 0]);
+    assert!(lab.plane.tables().fragments.is_empty(), "it is complete");
+}
+
+#[test]
+fn reversed_in_through_dnat_and_back() {
+    let mut lab = Lab::new(published());
+    let datagram = udp(&CLIENT, 4000, &UP, 5353).may_fragment().long(5000);
+    let came = reversed(&mut lab, &UP, &datagram, &B, "dnat.7");
+    let expected = datagram.dst(B.ip).dport(53).routed(GATEWAY1.mac, B.mac);
+    assert_eq!(reassemble(&sorted(came)), expected.into());
+    let answer = udp(&B, 53, &CLIENT, 4000).via(GATEWAY1.mac).may_fragment().long(5000);
+    let back = reversed(&mut lab, &B, &answer, &UP, "");
+    let expected = answer.src(UP.ip).sport(5353).routed(UP.mac, ROUTER.mac);
+    assert_eq!(reassemble(&sorted(back)), expected.into());
+    assert_eq!(lab.connection().packets, [4, 4]);
+}
+
+#[test]
+fn reversed_through_a_hairpin() {
+    for client in [A, B] {
+        let mut lab = Lab::new(published());
+        let datagram = udp(&client, 4000, &UP, 5353).via(GATEWAY1.mac).may_fragment().long(5000);
+        let came = sorted(reversed(&mut lab, &client, &datagram, &B, "dnat.7"));
+        let port = u16::from_be_bytes([came[0].bytes[34], came[0].bytes[35]]);
+        let expected =
+            datagram.src(UP.ip).sport(port).dst(B.ip).dport(53).routed(GATEWAY1.mac, B.mac);
+        assert_eq!(reassemble(&came), expected.into());
+        let answer = udp(&B, 53, &UP, port).via(GATEWAY1.mac).may_fragment().long(5000);
+        let back = reversed(&mut lab, &B, &answer, &client, "");
+        let expected = answer
+            .src(UP.ip)
+            .sport(5353)
+            .dst(client.ip)
+            .dport(4000)
+            .routed(GATEWAY1.mac, client.mac);
+        assert_eq!(reassemble(&sorted(back)), expected.into());
+    }
+}
+
+#[test]
+fn reversed_echo_within_a_network_and_to_the_host() {
+    let mut lab = Lab::default();
+    let ping = echo(&A, &SERVER, 9).via(GATEWAY1.mac).may_fragment().long(5000);
+    let out = reversed(&mut lab, &A, &ping, &UP, "masquerade.1");
+    assert_eq!(reassemble(&sorted(out)), ping.src(UP.ip).routed(UP.mac, ROUTER.mac).into());
+    // The host's own stack gets them as they are.
+    let to_host = udp(&A, 4000, &GATEWAY1, 53).dst(HOST_ADDRESS).may_fragment().long(5000);
+    let came = reversed(&mut lab, &A, &to_host, &GATEWAY1, "");
+    assert_eq!(reassemble(&sorted(came)), to_host.into());
+}
+
+#[test]
+fn a_batch_in_disorder() {
+    let mut lab = Lab::default();
+    let datagram = outbound(&A);
+    let pieces = in_pieces(&datagram, FRAGMENT);
+    let batch = [2, 0, 3, 1].map(|n: usize| (A.port, pieces[n].clone().into()));
+    let out = lab
+        .batch(batch.into())
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", 1500)
+        .take(UP.port);
+    let expected = datagram.src(UP.ip).routed(UP.mac, ROUTER.mac);
+    assert_eq!(reassemble(&sorted(out)), expected.into());
+}
+
+#[test]
+fn at_different_workers() {
+    let mut lab = Lab::with(&EngineOptions { workers: 3, ..small() }, topology());
+    let datagram = outbound(&A);
+    let pieces = in_pieces(&datagram, FRAGMENT);
+    let wire = |n: usize| vec![(A.port, pieces[n].clone().into())];
+    lab.batch_on(1, wire(1)).moved("queued", 1);
+    lab.batch_on(2, wire(3)).moved("queued", 1);
+    let mut out = lab
+        .batch_on(0, wire(0))
+        .moved("conn.new", 1)
+        .moved("masquerade.1.packets", 1)
+        .moved("masquerade.1.bytes", 1500)
+        .take(UP.port);
+    out.extend(lab.batch_on(2, wire(2)).moved("queued", -1).take(UP.port));
+    out.extend(lab.after(Duration::from_millis(1)).moved("queued", -1).take(UP.port));
+    let expected = datagram.src(UP.ip).routed(UP.mac, ROUTER.mac);
+    assert_eq!(reassemble(&sorted(out)), expected.into());
+}
+
+/// As Linux' selftest ip_defrag.c sends: all at odd places first, and the shortest fragments there are.
+#[test]
+fn thousands_of_fragments_that_overtake_the_first() {
+    let mut lab = Lab::default();
+    let datagram = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).may_fragment().long(59_992);
+    let pieces = in_pieces(&datagram, 8);
+    assert_eq!(pieces.len(), 7500);
+    let (even, odd) = ((0..7500).step_by(2), (1..7500).step_by(2));
+    let order: Vec<usize> = odd.chain(even).collect();
+    let mut out = Vec::new();
+    for some in order.chunks(64) {
+        let batch = some.iter().map(|n| (A.port, pieces[*n].clone().into())).collect();
+        out.extend(with_any_connection(lab.batch(batch)).take(UP.port));
+    }
+    let expected = datagram.src(UP.ip).routed(UP.mac, ROUTER.mac);
+    assert_eq!(reassemble(&sorted(out)), expected.into());
+}
+
+#[test]
+fn a_first_fragment_without_its_transport_header_is_refused() {
+    let mut lab = Lab::default();
+    let whole = tcp(&A, 4000, &SERVER, 80, SYN).via(GATEWAY1.mac).may_fragment();
+    let [tiny, rest] = in_two(&whole, 16);
+    lab.rx(A.port, rest).moved("queued", 1);
+    lab.rx(A.port, tiny).dropped("a", "l4_malformed");
+    lab.after(Duration::from_secs(31)).moved("queued", -1).dropped("a", "fragment_untracked");
+}
+
+#[test]
+fn what_waits_in_vain_is_dropped_when_its_time_is_over() {
+    let mut spec = topology();
+    spec.timeouts.fragments = Duration::from_secs(5);
+    let mut lab = Lab::new(spec);
+    let pieces = in_pieces(&outbound(&A), FRAGMENT);
+    lab.rx(A.port, &pieces[1][..]).moved("queued", 1);
+    lab.rx(A.port, &pieces[3][..]).moved("queued", 1);
+    lab.after(Duration::from_secs(4));
+    lab.after(Duration::from_secs(1))
+        .moved("queued", -2)
+        .dropped("a", "fragment_untracked")
+        .dropped("a", "fragment_untracked");
+    assert!(lab.plane.tables().fragments.is_empty());
+    // Only the first one of another datagram: nothing waits, and it is forgotten too.
+    with_any_connection(lab.rx(A.port, &pieces[0][..])).take_one(UP.port);
+    lab.after(Duration::from_secs(5));
+    assert!(lab.plane.tables().fragments.is_empty());
+    lab.rx(A.port, &pieces[1][..]).moved("queued", 1);
+}
+
+#[test]
+fn what_waits_for_a_first_fragment_that_is_dropped_goes_with_it() {
+    let mut lab = Lab::default();
+    let datagram = udp(&A, 1, &D, 2).via(GATEWAY1.mac).may_fragment().long(5000);
+    let pieces = in_pieces(&datagram, FRAGMENT);
+    lab.rx(A.port, &pieces[1][..]).moved("queued", 1);
+    lab.rx(A.port, &pieces[0][..])
+        .dropped("a", "inter_network")
+        .dropped("a", "fragment_untracked")
+        .moved("queued", -1);
+    lab.rx(A.port, &pieces[2][..]).dropped("a", "fragment_untracked");
+}
+
+#[test]
+fn an_overlap_drops_the_datagram_and_a_duplicate_only_itself() {
+    let mut lab = Lab::default();
+    let datagram = outbound(&A);
+    let whole = datagram.bytes();
+    let part = |from: usize, to: usize| piece(&whole, from, to);
+    lab.rx(A.port, part(1480, 2960)).moved("queued", 1);
+    lab.rx(A.port, part(1480, 2960)).dropped("a", "fragment_duplicate");
+    lab.rx(A.port, part(2952, 4440))
+        .dropped("a", "fragment_overlap")
+        .moved("queued", -1)
+        .dropped("a", "fragment_overlap");
+    lab.rx(A.port, part(0, 1480)).dropped("a", "fragment_overlap");
+    lab.rx(A.port, part(4440, 5008)).dropped("a", "fragment_overlap");
+    // Another datagram is another one.
+    let other = datagram.ident(0x4321);
+    let out = reversed(&mut lab, &A, &other, &UP, "masquerade.1");
+    assert_eq!(reassemble(&sorted(out)), other.src(UP.ip).routed(UP.mac, ROUTER.mac).into());
+}
+
+#[test]
+fn malformed_fragments_are_dropped() {
+    let mut lab = Lab::default();
+    let whole = outbound(&A).bytes();
+    // Not of groups of eight, though others follow.
+    lab.rx(A.port, piece(&whole, 0, 1477)).dropped("a", "fragment_malformed");
+    // Behind where the datagram ends, once that is known.
+    lab.rx(A.port, piece(&whole, 4440, 5008)).moved("queued", 1);
+    let longer = outbound(&A).long(6000).bytes();
+    lab.rx(A.port, piece(&longer, 5008, 5504))
+        .dropped("a", "fragment_malformed")
+        .moved("queued", -1)
+        .dropped("a", "fragment_malformed");
+}
+
+#[test]
+fn fragments_of_the_hosts_own_are_left_to_it() {
+    let mut spec = topology();
+    spec.uplinks[0].mode = UplinkMode::Shared;
+    let mut lab = Lab::new(spec);
+    let pieces = in_pieces(&udp(&CLIENT, 53, &UP, 40_000).may_fragment().long(5000), FRAGMENT);
+    // Its first fragment was steered past us.
+    lab.rx(UP.port, &pieces[1][..]).moved("queued", 1);
+    lab.after(Duration::from_secs(31)).moved("queued", -1).moved("consumed", 1);
+}
+
+/// Orphans: later fragments of datagrams that have no first one, `from` numbers of them on.
+fn orphans(from: u32, count: u32, src: impl Fn(u32) -> Packet) -> Vec<(PortId, Wire)> {
+    let one = |n: u32| {
+        let whole = src(n).ident(n as u16).may_fragment().long(2900).bytes();
+        (A.port, piece(&whole, FRAGMENT, 2 * FRAGMENT - 80).into())
+    };
+    (from..from + count).map(one).collect()
+}
+
+/// A bystander's datagram passes whole, though its first fragment comes last.
+#[track_caller]
+fn bystander_passes(lab: &mut Lab, ident: u16) {
+    let datagram = outbound(&B).ident(ident);
+    let pieces = in_pieces(&datagram, FRAGMENT);
+    let mut out = Vec::new();
+    for piece in pieces.iter().rev() {
+        out.extend(with_any_connection(lab.rx(B.port, &piece[..])).take(UP.port));
+    }
+    let expected = datagram.src(UP.ip).routed(UP.mac, ROUTER.mac);
+    assert_eq!(reassemble(&sorted(out)), expected.into(), "bystander's datagram {ident}");
+}
+
+const FLOOD: u32 = 100_000;
+
+/// 10^5 orphans from one port; `src` makes the packets. A bystander's fragments that waited before it began go on
+/// after it, and others pass meanwhile.
+fn orphan_flood(lab: &mut Lab, most: i64, src: impl Fn(u32) -> Packet) {
+    let patient = outbound(&C);
+    let pieces = in_pieces(&patient, FRAGMENT);
+    for piece in &pieces[1..] {
+        lab.rx(C.port, &piece[..]).moved("queued", 1);
+    }
+    for (round, from) in (0..FLOOD).step_by(64).enumerate() {
+        lab.batch(orphans(from, 64.min(FLOOD - from), &src)).only_balanced();
+        if round.is_multiple_of(200) {
+            bystander_passes(lab, round as u16);
+            let queued = lab.batch(Vec::new()).queued();
+            assert!(queued <= most, "{queued} fragments wait");
+        }
+    }
+    let out = sorted(with_any_connection(lab.rx(C.port, &pieces[0][..])).take(UP.port));
+    // B speaks by its port already.
+    let port = u16::from_be_bytes([out[0].bytes[34], out[0].bytes[35]]);
+    let expected = patient.src(UP.ip).sport(port).routed(UP.mac, ROUTER.mac);
+    assert_eq!(reassemble(&out), expected.into());
+    lab.after(Duration::from_secs(31)).only_balanced();
+    assert_eq!(lab.batch(Vec::new()).queued(), 0);
+    assert!(lab.plane.tables().fragments.is_empty());
+}
+
+#[test]
+fn a_flood_of_orphans_from_one_source_stops_nobody() {
+    let mut lab = Lab::with(&EngineOptions { fragment_limit: 4096, ..small() }, topology());
+    // An eighth of the table, and what waits of C.
+    orphan_flood(&mut lab, 512 + 3, |n| udp(&A, n as u16, &SERVER, 53).via(GATEWAY1.mac));
+    let stats = lab.plane.port_stats(A.port).unwrap();
+    assert_eq!(stats.rx_drops.iter().sum::<u64>(), u64::from(FLOOD));
+    assert_eq!(lab.plane.port_stats(B.port).unwrap().rx_drops.iter().sum::<u64>(), 0);
+}
+
+#[test]
+fn a_flood_of_orphans_from_invented_sources_stops_nobody() {
+    let mut spec = topology();
+    without_guard(&mut spec);
+    let mut lab = Lab::with(&EngineOptions { fragment_limit: 4096, ..small() }, spec);
+    orphan_flood(&mut lab, 512 + 3, |n| {
+        let [_, a, b, c] = n.to_be_bytes();
+        udp(&A, 9, &SERVER, 53).via(GATEWAY1.mac).src([10, 128 | a, b, c].into())
+    });
+    assert_eq!(lab.plane.port_stats(B.port).unwrap().rx_drops.iter().sum::<u64>(), 0);
+}
+
+#[test]
+fn a_flood_of_overlapping_fragments_stops_nobody() {
+    let mut lab = Lab::with(&EngineOptions { fragment_limit: 4096, ..small() }, topology());
+    for (round, from) in (0..FLOOD / 2).step_by(32).enumerate() {
+        let mut batch = Vec::new();
+        for n in from..from + 32 {
+            let packet = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).ident(n as u16);
+            let whole = packet.may_fragment().long(2000).bytes();
+            batch.push((A.port, piece(&whole, 800, 1600).into()));
+            batch.push((A.port, piece(&whole, 792, 1608).into()));
+        }
+        lab.batch(batch).only_balanced();
+        if round.is_multiple_of(200) {
+            bystander_passes(&mut lab, round as u16);
+        }
+    }
+    let queued = lab.batch(Vec::new()).queued();
+    assert_eq!(queued, 0, "what overlaps does not wait");
+    assert_eq!(lab.plane.tables().fragments.len(), 512);
+    let drops = lab.plane.worker_stats()[0].clone();
+    let overlaps = drops.drops_for(DropReason::FragmentOverlap);
+    assert_eq!(overlaps, drops.dropped());
+    assert_eq!(overlaps, u64::from((FLOOD / 2).next_multiple_of(32)) * 2);
+}
