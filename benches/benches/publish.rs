@@ -37,6 +37,7 @@ fn spec(networks: u16) -> SnapshotSpec {
             mtu: 1500,
             storm_limit: 0,
             ra: false,
+            mss_clamp: true,
         });
         for (container, host) in (0..CONTAINERS).zip(2u8..) {
             let number = (network - 1) * CONTAINERS + container;

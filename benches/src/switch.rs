@@ -279,6 +279,7 @@ fn network() -> NetworkConfig {
         mtu: 1500,
         storm_limit: 0,
         ra: false,
+        mss_clamp: true,
     }
 }
 

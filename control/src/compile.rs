@@ -171,6 +171,7 @@ fn compile_network(
         mtu: network.mtu,
         storm_limit: options.storm_limit,
         ra: options.ra,
+        mss_clamp: options.mss_clamp,
     });
     if let Some(port) = attached.hosts.get(&network.name) {
         let role = PortRole::Host { network: network.network_id() };

@@ -39,6 +39,7 @@ const KNOWN: &[(&str, &[Driver], &[&str])] = {
         ("link", &[Bridge, Overlay], &[]),
         ("macvlan_mode", &[Macvlan], &[]),
         ("masquerade", &[Bridge, Overlay], &["com.docker.network.bridge.enable_ip_masquerade"]),
+        ("mss_clamp", &[Bridge, Overlay], &[]),
         ("mtu", &[Bridge, Macvlan, Ipvlan, Overlay], &["com.docker.network.driver.mtu"]),
         ("parent", &[Macvlan, Ipvlan], &[]),
         ("ra", &[Bridge, Overlay], &[]),
@@ -90,6 +91,8 @@ pub struct NetworkOptions {
     pub link: Option<LinkKind>,
     /// Rewrite the source of what leaves.
     pub masquerade: bool,
+    /// SYNs through the gateway offer no larger segments than both links take.
+    pub mss_clamp: bool,
     /// MTU; `None`: `defaults.mtu`.
     pub mtu: Option<u16>,
     /// The gateway tells hosts that it is a router of IPv6, where it has an address of it.
@@ -109,6 +112,7 @@ impl Default for NetworkOptions {
             iface_prefix: "eth".to_owned(),
             link: None,
             masquerade: true,
+            mss_clamp: true,
             mtu: None,
             ra: true,
             spoof_check: true,
@@ -196,6 +200,11 @@ impl NetworkOptions {
                 "masquerade" => {
                     parsed.masquerade = boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?;
                 }
+                "mss_clamp" => match value.as_str() {
+                    "auto" => parsed.mss_clamp = true,
+                    "off" => parsed.mss_clamp = false,
+                    _ => return Err(fault("is neither auto nor off")),
+                },
                 "mtu" => {
                     let mtu = value.parse().ok().filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu));
                     parsed.mtu = Some(mtu.ok_or_else(|| {
@@ -292,6 +301,7 @@ mod tests {
             ("com.docker.network.driver.mtu", "1400"),
             ("link", "tap"),
             ("ra", "0"),
+            ("mss_clamp", "off"),
             ("spoof_check", "f"),
             ("storm_limit", "0"),
         ]);
@@ -303,6 +313,7 @@ mod tests {
             iface_prefix: "net".to_owned(),
             link: Some(LinkKind::Tap),
             masquerade: false,
+            mss_clamp: false,
             mtu: Some(1400),
             ra: false,
             spoof_check: false,
@@ -319,7 +330,7 @@ mod tests {
         let table = [
             (
                 ("colour", "red"),
-                "option \"colour\" is unknown; known options of driver bridge are gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mtu, ra, spoof_check, storm_limit",
+                "option \"colour\" is unknown; known options of driver bridge are gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, ra, spoof_check, storm_limit",
             ),
             (("parent", "eth0"), "option \"parent\" is not one of driver bridge"),
             (("mtu", "575"), "option mtu=575: is not a number from 576 to 65521"),
@@ -329,6 +340,7 @@ mod tests {
             (("ra", "maybe"), "option ra=maybe: is neither true nor false"),
             (("gateway_mode", "x"), "is neither nat, routed nor isolated"),
             (("link", "x"), "is neither tap nor veth"),
+            (("mss_clamp", "true"), "is neither auto nor off"),
             (("iface_prefix", "a/b"), "must be 1 to 12"),
             (("iface_prefix", ""), "must be 1 to 12"),
             (("host_binding", "::1"), "is not an IPv4 address"),

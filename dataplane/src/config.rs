@@ -102,6 +102,8 @@ pub struct NetworkConfig {
     pub storm_limit: u32,
     /// The gateway sends router advertisements, if it has an address of IPv6.
     pub ra: bool,
+    /// Lower the segment size that SYNs offer to what the way takes.
+    pub mss_clamp: bool,
 }
 
 /// One subnet of a network.

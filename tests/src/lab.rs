@@ -159,6 +159,7 @@ pub fn network(id: NetworkId, gateway: &Host) -> NetworkConfig {
         mtu: MTU,
         storm_limit: 0,
         ra: false,
+        mss_clamp: true,
     }
 }
 

@@ -439,6 +439,15 @@ impl Packet {
         self
     }
 
+    /// TCP options (a multiple of four bytes).
+    #[must_use]
+    pub fn tcp_options(mut self, options: &[u8]) -> Self {
+        if let Transport::Tcp(tcp) = &mut self.transport {
+            tcp.set_options_raw(options).unwrap();
+        }
+        self
+    }
+
     /// What the transport carries.
     #[must_use]
     pub fn payload(mut self, payload: &[u8]) -> Self {

@@ -202,11 +202,12 @@ fn a_flood_of_fragments_stops_nobody_else() {
     let whole = udp(&bad_end, 9, &server, 9).may_fragment().long(2900);
     let began = Instant::now();
     for n in 0..FLOOD {
-        let bytes = whole.clone().ident((n & 0xffff) as u16).bytes();
+        let ident = u16::try_from(n % 0x1_0000).unwrap();
+        let bytes = whole.clone().ident(ident).bytes();
         flood.send(&piece(&bytes, 1480, 2880));
         flood.send(&piece(&bytes, 1472, 2888));
         if n % 10_000 == 0 {
-            let sound = datagram(&good_end, &server, 1 + (n / 10_000) as u16, 8000);
+            let sound = datagram(&good_end, &server, ident, 8000);
             for piece in in_pieces(&sound, 1480).iter().rev() {
                 out.send(piece);
             }

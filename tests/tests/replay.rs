@@ -109,6 +109,7 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
             mtu: 1500,
             storm_limit: 0,
             ra: false,
+            mss_clamp: true,
         }],
         uplinks: vec![UplinkConfig {
             id: UPLINK,

@@ -57,7 +57,7 @@ fn endpoint(network: &str, ifname: &str, address: &str) -> Endpoint {
 fn scene() -> (Desired, Attached) {
     let mut desired = Desired::default();
     desired.apply(Edit::PutNetwork(network("app", 1, false, &[("icc", "false")])));
-    let open = [("spoof_check", "false"), ("storm_limit", "500")];
+    let open = [("spoof_check", "false"), ("storm_limit", "500"), ("mss_clamp", "off")];
     desired.apply(Edit::PutNetwork(network("db", 2, true, &open)));
     let mut trusted = endpoint("db", "eth0", "10.2.0.2");
     trusted.options.insert("trusted".to_owned(), "true".to_owned());
@@ -135,6 +135,7 @@ fn everything_attached_is_in_the_snapshot() {
     assert_eq!(app.gateway_mac.to_string(), "02:42:0a:01:00:01");
     assert_eq!((db.internal, db.icc), (true, true));
     assert_eq!((app.storm_limit, db.storm_limit), (10_000, 500));
+    assert_eq!((app.mss_clamp, db.mss_clamp), (true, false));
     let guards: Vec<(bool, bool)> = spec
         .ports
         .iter()

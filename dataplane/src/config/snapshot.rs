@@ -347,6 +347,7 @@ mod tests {
                 mtu: 1500,
                 storm_limit: 0,
                 ra: true,
+                mss_clamp: true,
             }],
             uplinks: vec![UplinkConfig {
                 id: UPLINK,

@@ -32,6 +32,7 @@ use crate::io::vnet_hdr::VnetHdr;
 use crate::packet::parse::ETH_LEN;
 use crate::packet::quick::{self, Quick};
 use crate::packet::types::PortId;
+use crate::packet::types::tcp_flags::SYN;
 use crate::pipeline::{Lane, Shortcut};
 use crate::verdict::Verdict;
 use links::{LinkHead, Links, To};
@@ -183,7 +184,10 @@ fn recognise(
             lane.is_by_link = true;
         }
         Some(To::Router { zone }) => {
-            let Some(quick) = Quick::read(frame) else { return };
+            // What a SYN offers is looked at each time.
+            let Some(quick) = Quick::read(frame).filter(|quick| quick.tcp_flags & SYN == 0) else {
+                return;
+            };
             let tuple = Tuple::of_quick(&quick, *zone);
             let connections = &cx.tables.connections;
             let hash = match last.tuple {

@@ -215,6 +215,7 @@ mod tests {
                 icc: true,
                 mtu: 1500,
                 storm_limit: 0,
+                mss_clamp: true,
                 ra: true,
             }],
             uplinks: vec![UplinkConfig {

@@ -8,6 +8,7 @@
 //! - `related`: ICMP errors about a connection.
 //! - `fragment`: fragments, in whatever order they come.
 //! - `ip`: what all of them ask of a packet, of either family.
+//! - `mss`: SYNs offer no larger segments than the way takes.
 
 mod begin;
 pub mod dnat;
@@ -17,6 +18,7 @@ pub mod free_ports;
 pub(crate) mod ip;
 mod local;
 pub(crate) mod lookup;
+mod mss;
 pub mod port_alloc;
 mod related;
 pub(crate) mod translate;

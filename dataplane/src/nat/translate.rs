@@ -10,7 +10,7 @@ use crate::l3::hop::{self, Hop, Reach};
 use crate::l3::report::{Trouble, report};
 use crate::nat::established::{Seen, judge, settle, travel};
 use crate::nat::ip::{Addr, Ip, Tracked};
-use crate::nat::{begin, fragment, local, related};
+use crate::nat::{begin, fragment, local, mss, related};
 use crate::packet::headers::{Ipv6, L4, Net};
 use crate::packet::rewrite::{self, Rewrite};
 use crate::packet::types::ip_proto;
@@ -192,6 +192,7 @@ pub(super) fn finish<P: Ip>(
     if !change.is_none() {
         ip.translate(frame, &change);
     }
+    mss::clamp(cx, frame, &lane.headers, lane.from, hit.network(), way.hop.mtu);
     remember(cx, frame, tuple, hit, way);
     Ok(leave(frame, lane, way, Some(hit)))
 }

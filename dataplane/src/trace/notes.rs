@@ -144,7 +144,7 @@ impl Notes {
                 step.facts.push(("forward_in_pieces", Fact::Port(port)));
             }
             Some(Verdict::Hold | Verdict::HoldFragment) => {
-                step.facts.push(("verdict", Fact::Word("hold")))
+                step.facts.push(("verdict", Fact::Word("hold")));
             }
         }
     }

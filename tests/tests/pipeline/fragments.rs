@@ -115,7 +115,7 @@ fn reversed_through_a_hairpin() {
 #[test]
 fn reversed_echo_within_a_network_and_to_the_host() {
     let mut lab = Lab::default();
-    let ping = echo(&A, &SERVER, 9).via(GATEWAY1.mac).may_fragment().long(5000);
+    let ping = echo(&A, &SERVER, 5009).via(GATEWAY1.mac).may_fragment().long(5000);
     let out = reversed(&mut lab, &A, &ping, &UP, "masquerade.1");
     assert_eq!(reassemble(&sorted(out)), ping.src(UP.ip).routed(UP.mac, ROUTER.mac).into());
     // The host's own stack gets them as they are.
@@ -163,7 +163,7 @@ fn at_different_workers() {
 /// As Linux' selftest ip_defrag.c sends: all at odd places first, and the shortest fragments there are.
 #[test]
 fn thousands_of_fragments_that_overtake_the_first() {
-    let mut lab = Lab::default();
+    let mut lab = Lab::with(&EngineOptions { fragment_limit: 4096, ..small() }, topology());
     let datagram = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).may_fragment().long(59_992);
     let pieces = in_pieces(&datagram, 8);
     assert_eq!(pieces.len(), 7500);

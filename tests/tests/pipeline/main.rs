@@ -20,6 +20,7 @@ mod ipv6;
 mod l2;
 mod lifecycle;
 mod limits;
+mod mss;
 mod nat;
 mod nd;
 mod offload;
