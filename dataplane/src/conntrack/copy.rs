@@ -60,7 +60,7 @@ impl<K: Key> ConnTable<K> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::{Sample, connection, for_both_families, tuple};
+    use super::super::samples::{Sample, answered, for_both_families, tuple};
     use super::*;
     use crate::conntrack::{Insert, Tuple, Tuple6};
     use crate::hash::HashKey;
@@ -68,7 +68,7 @@ mod tests {
     fn a_copy_has_the_same_connections_and_a_life_of_its_own<K: Sample>() {
         let table: ConnTable<K> = ConnTable::new(16, HashKey::new(1, 2)).unwrap();
         let enter = |table: &ConnTable<K>, n: u8| {
-            table.insert(&connection(n, 1000, 2000 + u16::from(n), 100), 1)
+            table.insert(&answered(n, 1000, 2000 + u16::from(n), 100), 1)
         };
         let mut ids = Vec::new();
         for n in 0..10 {

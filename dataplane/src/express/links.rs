@@ -79,7 +79,8 @@ pub(crate) enum Sender {
     /// It has none that anybody looks at.
     Unnamed,
     V4(u32),
-    V6([u8; 16]),
+    /// The one at this place of [`Links`]: whole, it would be copied for every frame.
+    V6(u8),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -90,8 +91,8 @@ struct Record {
     to: To,
 }
 
-/// A record is a cache line.
-const _: () = assert!(size_of::<Record>() == 64);
+/// A record is a cache line, and what is copied of it small.
+const _: () = assert!(size_of::<Record>() == 64 && size_of::<To>() == 12);
 
 /// Headers that a worker remembers. Who speaks at a time is few; more only go the whole way.
 const LINKS: usize = 64;
@@ -100,6 +101,8 @@ const LINKS: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Links {
     records: [Record; LINKS],
+    /// Senders of IPv6, beside their records.
+    senders6: [[u8; 16]; LINKS],
     /// The last header that was switched without being remembered.
     before: LinkHead,
 }
@@ -109,7 +112,7 @@ impl Default for Links {
         // Of no epoch.
         let none =
             Record { head: LinkHead::NONE, epoch: 0, to: To::Router { zone: Zone::OUTSIDE } };
-        Self { records: [none; LINKS], before: LinkHead::NONE }
+        Self { records: [none; LINKS], senders6: [[0; 16]; LINKS], before: LinkHead::NONE }
     }
 }
 
@@ -127,6 +130,29 @@ impl Links {
         }
     }
 
+    /// Remembers that a frame was switched. One whose packet is cut short is not remembered.
+    pub(crate) fn learn_port(
+        &mut self,
+        head: LinkHead,
+        epoch: u64,
+        frame: &Frame,
+        port: PortId,
+        mtu: u16,
+    ) {
+        let bytes = frame.bytes();
+        let sender = match head.kind() {
+            ethertype::IPV4 => ipv4_source_at(bytes, ETH_LEN).map(|ip| Sender::V4(ip.to_bits())),
+            ethertype::IPV6 => ipv6_source_at(bytes, ETH_LEN).and_then(|ip| {
+                *self.senders6.get_mut(head.place())? = ip.octets();
+                u8::try_from(head.place()).ok().map(Sender::V6)
+            }),
+            _ => Some(Sender::Unnamed),
+        };
+        if let Some(sender) = sender {
+            self.learn(head, epoch, To::Port { port, mtu, sender });
+        }
+    }
+
     /// Whether a header came twice in a row: one that does not is not worth remembering.
     #[inline]
     pub(crate) fn comes_again(&mut self, head: &LinkHead) -> bool {
@@ -139,22 +165,16 @@ impl Links {
 /// Whether a frame to be switched is of the sender that the guard has admitted, and is none that only a
 /// trusted port may send.
 #[inline(always)]
-pub(crate) fn passes(frame: &Frame, kind: u16, sender: &Sender) -> bool {
+pub(crate) fn passes(links: &Links, frame: &Frame, kind: u16, sender: Sender) -> bool {
     match sender {
         Sender::Unnamed => guard::is_ordinary(frame.bytes(), kind),
-        Sender::V4(source) => guard::is_ordinary_from(frame.bytes(), *source),
-        Sender::V6(source) => guard::is_ordinary_from6(frame.bytes(), source),
+        Sender::V4(source) => guard::is_ordinary_from(frame.bytes(), source),
+        Sender::V6(place) => passes6(links, frame, place),
     }
 }
 
-/// The sender of a frame without a tag and of this EtherType; `None`: its packet is cut short.
-#[inline]
-pub(crate) fn sender(frame: &Frame, kind: u16) -> Option<Sender> {
-    match kind {
-        ethertype::IPV4 => {
-            ipv4_source_at(frame.bytes(), ETH_LEN).map(|ip| Sender::V4(ip.to_bits()))
-        }
-        ethertype::IPV6 => ipv6_source_at(frame.bytes(), ETH_LEN).map(|ip| Sender::V6(ip.octets())),
-        _ => Some(Sender::Unnamed),
-    }
+#[inline(never)]
+fn passes6(links: &Links, frame: &Frame, place: u8) -> bool {
+    let sender = links.senders6.get(usize::from(place));
+    sender.is_some_and(|sender| guard::is_ordinary_from6(frame.bytes(), sender))
 }

@@ -170,17 +170,16 @@ fn recognise(
         last.to = cx.express.links.find(&head, cx.express.epoch);
         last.head = head;
     }
-    // By reference: the address of an IPv6 sender is not to be copied for every frame.
-    match &last.to {
+    match last.to {
         Some(To::Port { port, mtu, sender }) => {
-            let fits = frame.len() <= ETH_LEN + usize::from(*mtu);
-            if !fits || !quick::is_plain(&frame.vnet) || !links::passes(frame, head.kind(), sender)
-            {
+            let fits = frame.len() <= ETH_LEN + usize::from(mtu);
+            let passes = || links::passes(&cx.express.links, frame, head.kind(), sender);
+            if !fits || !quick::is_plain(&frame.vnet) || !passes() {
                 return;
             }
             // What it claims of its checksum nobody has to believe.
             frame.vnet = VnetHdr::default();
-            lane.verdict = Some(Verdict::Forward(*port));
+            lane.verdict = Some(Verdict::Forward(port));
             lane.is_by_link = true;
         }
         Some(To::Router { zone }) => {
@@ -188,7 +187,7 @@ fn recognise(
             let Some(quick) = Quick::read(frame).filter(|quick| quick.tcp_flags & SYN == 0) else {
                 return;
             };
-            let tuple = Tuple::of_quick(&quick, *zone);
+            let tuple = Tuple::of_quick(&quick, zone);
             let connections = &cx.tables.connections;
             let hash = match last.tuple {
                 Some((same, hash)) if same == tuple => hash,

@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::links::{LinkHead, To};
+use super::links::LinkHead;
 use crate::config::PortRole;
 use crate::core::Cx;
 use crate::frame::Frame;
@@ -79,9 +79,14 @@ impl Own<'_> {
             ethertype::IPV4 => {
                 ipv4_source_at(bytes, ETH_LEN).is_some_and(|source| self.ipv4.contains(&source))
             }
-            ethertype::IPV6 => guard6::is_own_source(bytes, ETH_LEN, self.ipv6),
+            ethertype::IPV6 => self.may_send6(bytes),
             _ => true,
         }
+    }
+
+    #[inline(never)]
+    fn may_send6(&self, bytes: &[u8]) -> bool {
+        guard6::is_own_source(bytes, ETH_LEN, self.ipv6)
     }
 }
 
@@ -153,6 +158,5 @@ fn mtu_between(cx: &Cx<'_>, key: u64, port: PortId) -> Option<u16> {
 #[cold]
 fn remember(cx: &mut Cx<'_>, frame: &Frame, port: PortId, mtu: u16) {
     let Some(head) = LinkHead::of(frame) else { return };
-    let Some(sender) = super::links::sender(frame, head.kind()) else { return };
-    cx.express.links.learn(head, cx.express.epoch, To::Port { port, mtu, sender });
+    cx.express.links.learn_port(head, cx.express.epoch, frame, port, mtu);
 }

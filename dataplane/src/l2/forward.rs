@@ -2,7 +2,7 @@
 
 use crate::config::{Network, PortRole};
 use crate::core::Cx;
-use crate::express::links::{self, LinkHead, To};
+use crate::express::links::{LinkHead, To};
 use crate::frame::Frame;
 use crate::l3::{arp, nd};
 use crate::nat::lookup::zone;
@@ -31,19 +31,17 @@ pub(crate) fn frame(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) {
 #[inline]
 fn remember(cx: &mut Cx<'_>, frame: &Frame, lane: &Lane) {
     let Some(head) = LinkHead::of(frame) else { return };
-    let to = match lane.verdict {
-        Some(Verdict::Forward(port)) => {
-            if !lane.comes_again {
-                return;
-            }
+    let epoch = cx.express.epoch;
+    match lane.verdict {
+        Some(Verdict::Forward(port)) if lane.comes_again => {
             let Some(egress) = cx.config.port(port) else { return };
-            let Some(sender) = links::sender(frame, lane.headers.ethertype) else { return };
-            To::Port { port, mtu: egress.config.mtu, sender }
+            cx.express.links.learn_port(head, epoch, frame, port, egress.config.mtu);
         }
-        None if lane.headers.ethertype == ethertype::IPV4 => To::Router { zone: zone(lane.from) },
-        _ => return,
-    };
-    cx.express.links.learn(head, cx.express.epoch, to);
+        None if lane.headers.ethertype == ethertype::IPV4 => {
+            cx.express.links.learn(head, epoch, To::Router { zone: zone(lane.from) });
+        }
+        _ => {}
+    }
 }
 
 /// `None`: the frame is for the gateway and goes on to be routed.
