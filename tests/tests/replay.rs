@@ -109,7 +109,8 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
             mtu: 1500,
             storm_limit: 0,
             ra: false,
-            mss_clamp: true,
+            // The kernel's router, whose frames are expected, was not told to.
+            mss_clamp: false,
         }],
         uplinks: vec![UplinkConfig {
             id: UPLINK,

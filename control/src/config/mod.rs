@@ -227,10 +227,12 @@ impl Limits {
         let share = |full: u32, least: u32, each: u64| {
             u32::try_from(bytes / each).unwrap_or(u32::MAX).clamp(least, full)
         };
+        let conntrack = share(full.conntrack, 16_384, MEMORY_PER_CONNECTION);
         let buffers = u32::try_from(full.buffers).unwrap_or(u32::MAX);
         let buffers = share(buffers, 256, MEMORY_PER_BUFFER);
         Self {
-            conntrack: share(full.conntrack, 16_384, MEMORY_PER_CONNECTION),
+            conntrack,
+            conntrack_per_endpoint: conntrack / 2,
             fdb: share(full.fdb, 4096, MEMORY_PER_MAC),
             buffers: usize::try_from(buffers).unwrap_or(full.buffers),
             neighbors: NeighborLimits {

@@ -46,7 +46,7 @@ fn a_small_host_gets_small_tables() {
     assert_eq!(of(1 << 20), Limits::default(), "more memory, the same tables");
     let half = of(2048);
     assert_eq!((half.conntrack, half.fdb, half.neighbors.all), (131_072, 32_768, 8192));
-    assert_eq!(half.buffers, 256);
+    assert_eq!((half.buffers, half.conntrack_per_endpoint), (256, 65_536));
     let least = of(16);
     assert_eq!((least.conntrack, least.fdb, least.neighbors.all), (16_384, 4096, 2048));
     assert_eq!(least.fdb_per_port, Limits::default().fdb_per_port);
