@@ -134,18 +134,29 @@ impl Accounts {
         self.evicted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Books a connection.
-    pub(super) fn book(&self, payer: Payer, is_open: bool, now: u32) -> Result<(), Overdrawn> {
-        let mut account = self.accounts.entry(payer).or_default();
+    /// Whether [`Accounts::book`] would book one more, as far as can be told without doing it.
+    pub(super) fn may_book(&self, payer: &Payer, now: u32) -> Result<(), Overdrawn> {
+        let Some(account) = self.accounts.get(payer) else { return Ok(()) };
+        self.check(&account, now)
+    }
+
+    fn check(&self, account: &Account, now: u32) -> Result<(), Overdrawn> {
         if account.connections >= self.limit.load(Ordering::Relaxed) {
             return Err(Overdrawn::Limit);
         }
+        if account.second == now && account.begun >= self.rate.load(Ordering::Relaxed) {
+            return Err(Overdrawn::Rate);
+        }
+        Ok(())
+    }
+
+    /// Books a connection.
+    pub(super) fn book(&self, payer: Payer, is_open: bool, now: u32) -> Result<(), Overdrawn> {
+        let mut account = self.accounts.entry(payer).or_default();
+        self.check(&account, now)?;
         if account.second != now {
             account.second = now;
             account.begun = 0;
-        }
-        if account.begun >= self.rate.load(Ordering::Relaxed) {
-            return Err(Overdrawn::Rate);
         }
         account.begun += 1;
         account.connections += 1;

@@ -26,18 +26,36 @@ const RECLAIM: u32 = 32;
 impl<K: Key> ConnTable<K> {
     /// Adds a connection: both tuples, or neither.
     pub fn insert(&self, new: &NewConnection<K>, now: u32) -> Insert<K> {
-        self.insert_hashed(new, [self.hash(new.original), self.hash(new.reply)], now)
+        let inserted =
+            self.insert_hashed(new, [self.hash(new.original), self.hash(new.reply)], now);
+        if inserted == Insert::Full {
+            self.note_full();
+        }
+        inserted
     }
 
-    /// [`ConnTable::insert`] with the hashes of both tuples computed before.
+    /// Counts a connection that is refused because there is no room.
+    pub(crate) fn note_full(&self) {
+        self.totals.full.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// [`ConnTable::insert`] with the hashes of both tuples computed before, for a caller that may find
+    /// room elsewhere: [`Insert::Full`] is not counted.
     pub(crate) fn insert_hashed(
         &self,
         new: &NewConnection<K>,
         hashes: [u64; 2],
         now: u32,
     ) -> Insert<K> {
-        if self.room.is_full() && self.reclaim(now) == 0 && self.room.is_full() {
-            self.evict_for(new);
+        if self.room.is_full() {
+            // Whoever may have no more makes nobody go.
+            let payer = Payer::of(new.original, new.reply, new.flags);
+            if let Err(overdrawn) = self.room.accounts().may_book(&payer, now) {
+                return Insert::Overdrawn(overdrawn);
+            }
+            if self.reclaim(now) == 0 && self.room.is_full() {
+                self.evict_for(new);
+            }
         }
         let mut again = true;
         loop {
@@ -46,7 +64,6 @@ impl<K: Key> ConnTable<K> {
                     if std::mem::take(&mut again) && self.evict_near(hashes, new) {
                         continue;
                     }
-                    self.totals.full.fetch_add(1, Ordering::Relaxed);
                     return Insert::Full;
                 }
                 Ok(insert) => return insert,

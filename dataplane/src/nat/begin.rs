@@ -104,7 +104,7 @@ pub(super) fn begin<P: Ip>(
     };
     count_rules(cx, &hit, target.as_ref(), u64::from(ip.total_len()));
     // Should the answer have come by another worker already, its state is the later one.
-    let seen = Seen::of(frame, ip);
+    let seen = Seen::of(frame, ip, tuple.proto());
     note(cx, &seen, &hit, &seen.begins(state), service);
     finish::<P>(cx, frame, lane, tuple, &hit, &way)
 }
@@ -312,13 +312,17 @@ fn insert_hashed<K: Tracked>(
         K::reclaim_of_other(cx.tables, cx.secs);
     }
     let mut inserted = connections.insert_hashed(new, hashes, cx.secs);
-    if inserted == Insert::Full && K::evict_of_other(cx.tables, new) {
+    // A tuple whose places in the index are taken is not helped by the other family.
+    if inserted == Insert::Full && connections.is_full() && K::evict_of_other(cx.tables, new) {
         inserted = connections.insert_hashed(new, hashes, cx.secs);
     }
     match inserted {
         Insert::Inserted(id) => Ok(Hit::begun(id, new)),
         Insert::Exists(hit) => Err(Refusal::Exists(hit)),
-        Insert::Full => Err(Refusal::Drop(DropReason::ConntrackFull)),
+        Insert::Full => {
+            connections.note_full();
+            Err(Refusal::Drop(DropReason::ConntrackFull))
+        }
         Insert::Overdrawn(Overdrawn::Limit) => Err(Refusal::Drop(DropReason::EndpointLimit)),
         Insert::Overdrawn(Overdrawn::Rate) => Err(Refusal::Drop(DropReason::EndpointRate)),
         Insert::ReplyTaken => Err(Refusal::Drop(DropReason::SnatPortsExhausted)),

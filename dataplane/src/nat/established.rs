@@ -26,8 +26,9 @@ pub(super) struct Seen {
 }
 
 impl Seen {
+    /// `proto` is the connection's: a later fragment of IPv6 may name any.
     #[inline]
-    pub(super) fn of(frame: &Frame, ip: &impl Ip) -> Self {
+    pub(super) fn of(frame: &Frame, ip: &impl Ip, proto: u8) -> Self {
         let segment = match ip.l4() {
             L4::Tcp { flags, header_len, .. } => {
                 let at = usize::from(ip.l4_offset());
@@ -36,7 +37,7 @@ impl Seen {
             }
             _ => None,
         };
-        Self { proto: ip.proto(), segment, len: u64::from(ip.total_len()) }
+        Self { proto, segment, len: u64::from(ip.total_len()) }
     }
 
     /// Of a packet that begins a connection, in this state.

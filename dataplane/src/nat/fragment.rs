@@ -45,11 +45,16 @@ pub(super) fn pass<P: Ip>(
             lane.datagram = number;
             Ok(Verdict::HoldFragment)
         }
-        Entered::Drop(DropReason::FragmentUntracked) => {
-            not_ours(cx, lane.from, DropReason::FragmentUntracked)
-        }
+        Entered::Drop(reason) if is_the_host_s(reason) => not_ours(cx, lane.from, reason),
         Entered::Drop(reason) => Err(reason),
     }
+}
+
+/// Whether the host's stack, where it has received the fragment too, may still make use of it: nothing is
+/// wrong with it.
+fn is_the_host_s(reason: DropReason) -> bool {
+    use DropReason::{FragmentDuplicate, FragmentLimit, FragmentUntracked};
+    matches!(reason, FragmentDuplicate | FragmentLimit | FragmentUntracked)
 }
 
 fn source(ingress: PortId, lane: &Lane, ip: &impl Ip) -> Source {
@@ -178,12 +183,7 @@ fn give_up_all(cx: &mut Cx<'_>, group: &Group, reason: DropReason) {
 /// Ends a fragment that waits. What the host's stack has received too is its business, unless it cannot be
 /// of use to anybody.
 fn give_up(cx: &Cx<'_>, held: &Held, reason: DropReason) {
-    let end = match reason {
-        DropReason::FragmentUntracked | DropReason::FragmentLimit => {
-            not_ours(cx, held.from, reason)
-        }
-        reason => Err(reason),
-    };
+    let end = if is_the_host_s(reason) { not_ours(cx, held.from, reason) } else { Err(reason) };
     match end {
         Err(reason) => cx.ports.drop_rx(cx.counters, held.ingress, reason),
         Ok(_) => cx.counters.consumed.add(1),

@@ -87,7 +87,7 @@ pub(super) fn established<P: Ip>(
     tuple: P::Tuple,
     mut hit: Hit<P::Tuple>,
 ) -> Result<Verdict, DropReason> {
-    let seen = Seen::of(frame, ip);
+    let seen = Seen::of(frame, ip, tuple.proto());
     let judged = judge(cx, &seen, &hit)?;
     let way = way_out(cx, frame, lane, ip, hit.other.src())?;
     let original = match hit.direction {

@@ -401,6 +401,38 @@ fn both_versions_share_the_room() {
 }
 
 #[test]
+fn one_version_makes_room_for_the_other() {
+    let options = dataplane::EngineOptions { conntrack_limit: 2, ..small() };
+    let mut lab = Lab::with(&options, dual());
+    let (now, link) = (lab.now, Link::Uplink(UPLINK));
+    lab.plane.tables().neighbors.confirm(link, ROUTER.ip6(), ROUTER.mac, true, now);
+    for sport in [4000, 4001] {
+        let six = datagram().v6().sport(sport);
+        lab.rx(A.port, &six).masqueraded(&six).take_one(UP.port);
+    }
+    // Nobody is refused, so that none is counted as refused.
+    let four = udp(&B, 4000, &SERVER, 53).via(GATEWAY1.mac);
+    lab.rx(B.port, &four)
+        .masqueraded(&four)
+        .moved("conn.entries", -1)
+        .moved("conn.evicted", 1)
+        .take_one(UP.port);
+}
+
+#[test]
+fn a_later_fragment_does_not_say_what_the_connection_is() {
+    let mut lab = lab(|_| {});
+    let packet = datagram().long(1200);
+    let [first, mut second] = in_two(&packet, 800);
+    lab.rx(A.port, first).only_balanced();
+    let lives = lab.connection().timeout;
+    // Next header of the fragment header, which only the first fragment's has to be right.
+    second.bytes[14 + 40] = 253;
+    lab.rx(A.port, second).only_balanced();
+    assert_eq!((lab.connection().packets, lab.connection().timeout), ([2, 0], lives));
+}
+
+#[test]
 fn no_frame_of_ipv6_is_routed_by_shortcut() {
     let mut lab = lab(without_guard);
     let there = datagram();

@@ -2,7 +2,7 @@
 
 use super::super::entry::SEEN_REPLY;
 use super::super::samples::{Sample, connection, for_both_families};
-use super::super::{ConnTable, Insert, Room, Tuple, Tuple6};
+use super::super::{ConnTable, Insert, Overdrawn, Room, Tuple, Tuple6};
 use super::*;
 use crate::hash::HashKey;
 
@@ -13,6 +13,7 @@ for_both_families! {
     a_flood_makes_room_for_others
     a_flood_makes_room_for_itself
     a_port_that_a_flood_holds_is_given_to_another
+    nobody_goes_for_one_that_may_have_no_more
     nobody_pays_for_one_that_has_more
 }
 
@@ -85,6 +86,35 @@ fn a_flood_at_the_limit_finds_room_in_the_index_too<K: Sample>() {
     assert_eq!(table.stats().full, 0);
     assert_eq!(table.stats().evicted, u64::from(20 * LIMIT) - u64::from(table.len()));
     assert!(table.len() > u32::from(LIMIT) / 10 * 9, "{}", table.len());
+}
+
+/// Neither for itself nor for anybody: it would have been refused all the same.
+fn nobody_goes_for_one_that_may_have_no_more<K: Sample>() {
+    let table = table::<K>(16);
+    table.accounts().limit(6, 4);
+    for second in [0, 1] {
+        for (src, count) in [(1, 2), (2, 2), (3, 4)] {
+            for n in 0..count {
+                let port = 1000 * u16::from(src) + 100 * second + n;
+                table.insert(&connection(src, port, port, 100), second.into());
+            }
+        }
+    }
+    assert_eq!(table.len(), 14, "3 has its six");
+    fill(&table, 4, 2, false);
+    let more = |src, now| table.insert(&connection::<K>(src, 9, 9, 100), now);
+    assert_eq!(more(3, 2), Insert::Overdrawn(Overdrawn::Limit));
+    assert_eq!((table.len(), table.stats().evicted), (16, 0));
+    table.accounts().limit(16, 4);
+    for n in 0..4 {
+        assert!(matches!(
+            table.insert(&connection(4, 50 + n, 50 + n, 100), 3),
+            Insert::Inserted(_)
+        ));
+    }
+    let evicted = table.stats().evicted;
+    assert_eq!(more(4, 3), Insert::Overdrawn(Overdrawn::Rate));
+    assert_eq!(table.stats().evicted, evicted);
 }
 
 fn a_conversation_never_goes<K: Sample>() {

@@ -15,7 +15,7 @@
 //!
 //! Limits: a number of datagrams at once ([`EngineOptions::fragment_limit`](crate::EngineOptions)), each for a time
 //! ([`Timeouts::fragments`](crate::config::Timeouts)). One [`Source`] has an eighth of them: its own oldest goes
-//! then. When all are taken the oldest of the source with the most goes, so that whoever leaves datagrams unfinished
+//! then. Addresses outside have three quarters together. When all are taken the oldest of the source with the most goes, so that whoever leaves datagrams unfinished
 //! keeps nobody out. 64 fragments of a datagram, and more only while few use that.
 
 pub(crate) mod early;
@@ -41,6 +41,9 @@ pub const DEFAULT_LIMIT: u32 = 4096;
 
 /// One source has one of so many parts of the table.
 const PARTS: usize = 8;
+
+/// One of so many parts of the table is never taken by addresses outside, all together: they can be made up.
+const KEPT_INSIDE: usize = 4;
 
 /// Fragments that every datagram may have: 64 KiB in the packets of Ethernet are 45, in IPv6's shortest 53.
 /// Datagrams with more share as many as a full table could have.
@@ -271,6 +274,14 @@ impl Fragments {
             let Some(oldest) = table.sources.oldest_of(source) else { break };
             self.forget(table, &oldest, DropReason::FragmentLimit);
         }
+        if matches!(source, Source::Outside(_)) {
+            let most = (table.limit - table.limit / KEPT_INSIDE).max(1);
+            while let (have, Some(oldest)) = table.sources.outside()
+                && have >= most
+            {
+                self.forget(table, &oldest, DropReason::FragmentLimit);
+            }
+        }
         while table.datagrams.len() >= table.limit {
             let heaviest = table.sources.heaviest();
             let Some(oldest) = heaviest.and_then(|heaviest| table.sources.oldest_of(heaviest))
@@ -372,7 +383,7 @@ impl Table {
         let is_over = |datagram: &Datagram| {
             self.datagrams.get(datagram).is_some_and(|entry| entry.deadline <= now)
         };
-        self.sources.oldest_while(is_over)
+        self.sources.those(is_over)
     }
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Sources {
     shares: HashMap<Source, Share>,
     /// The heaviest last.
     ranks: BTreeSet<Rank>,
+    /// Those of all addresses outside, by number.
+    outside: BTreeMap<u64, Datagram>,
 }
 
 impl Share {
@@ -45,12 +47,16 @@ impl Share {
 
 impl Sources {
     pub(super) fn begin(&mut self, number: u64, datagram: Datagram) {
+        if matches!(datagram.source, Source::Outside(_)) {
+            self.outside.insert(number, datagram);
+        }
         self.change(datagram.source, |share| {
             share.datagrams.insert(number, datagram);
         });
     }
 
     pub(super) fn end(&mut self, number: u64, datagram: &Datagram, pieces: usize) {
+        self.outside.remove(&number);
         self.change(datagram.source, |share| {
             share.datagrams.remove(&number);
             share.pieces -= pieces;
@@ -102,11 +108,14 @@ impl Sources {
         self.ranks.last().map(|(_, _, source)| *source)
     }
 
-    /// The oldest datagrams of every source, as long as `goes` says so.
-    pub(super) fn oldest_while(&self, goes: impl Fn(&Datagram) -> bool) -> Vec<Datagram> {
-        let of_one = |share: &Share| -> Vec<Datagram> {
-            share.datagrams.values().take_while(|datagram| goes(datagram)).copied().collect()
-        };
-        self.shares.values().flat_map(of_one).collect()
+    /// How many come from outside, where addresses can be made up, and the oldest of them.
+    pub(super) fn outside(&self) -> (usize, Option<Datagram>) {
+        (self.outside.len(), self.outside.first_key_value().map(|(_, datagram)| *datagram))
+    }
+
+    /// The datagrams of which `goes` says so.
+    pub(super) fn those(&self, goes: impl Fn(&Datagram) -> bool) -> Vec<Datagram> {
+        let all = self.shares.values().flat_map(|share| share.datagrams.values());
+        all.filter(|datagram| goes(datagram)).copied().collect()
     }
 }

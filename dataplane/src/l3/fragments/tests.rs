@@ -30,9 +30,10 @@ fn ip(id: u16, from: u16, to: u16, more: bool) -> Ipv4 {
     }
 }
 
-/// Addresses outside are sources of their own; everybody behind a port is one.
+/// Every sender has a port of its own.
 fn datagram(ip: &Ipv4) -> Datagram {
-    Datagram::of(ip, Source::Outside(ip.src.into()))
+    let [.., host] = ip.src.octets();
+    Datagram::of(ip, Source::Port(PortId(host.into())))
 }
 
 struct Table {
@@ -115,7 +116,7 @@ fn other_datagrams_are_others() {
         assert!(matches!(table.pass(&other), Entered::Wait(_)), "{other:?}");
     }
     let piece = later.piece().unwrap();
-    for port in [1, 2] {
+    for port in [11, 12] {
         let elsewhere = Datagram::of(&later, Source::Port(PortId(port)));
         let entered = table.fragments.enter(elsewhere, piece, 0, START, LIFETIME);
         assert!(matches!(entered, Entered::Wait(_)), "from port {port}");
@@ -327,6 +328,39 @@ fn all_addresses_behind_a_port_are_one_source() {
         table.fragments.enter(datagram, piece, 0, START, LIFETIME);
     }
     assert_eq!(table.fragments.len(), 8);
+}
+
+#[test]
+fn addresses_outside_leave_a_quarter_however_many_they_are() {
+    let table = Table::new(16);
+    let waits = [1, 2].map(|id| number(table.pass(&ip(id, 800, 1600, true))));
+    let mut numbers = Vec::new();
+    for host in 0..100 {
+        let invented = Ipv4 { src: Ipv4Addr::new(203, 0, 113, host), ..ip(7, 800, 1600, true) };
+        let datagram = Datagram::of(&invented, Source::Outside(invented.src.into()));
+        let piece = invented.piece().unwrap();
+        numbers.push(number(table.fragments.enter(datagram, piece, 1, START, LIFETIME)));
+        assert!(table.fragments.len() <= 14, "{}", table.fragments.len());
+    }
+    let told: Vec<_> = table.news(1).into_iter().map(|(number, _)| number).collect();
+    assert_eq!(told, numbers[..88], "the oldest of them");
+    for (id, number) in [1, 2].into_iter().zip(waits) {
+        table.pass(&ip(id, 0, 800, true));
+        assert_eq!(table.news(0), [(number, News::Follow(PORTS))], "two of one port stay");
+    }
+}
+
+#[test]
+fn what_lives_shorter_does_not_wait_for_what_was_there_before() {
+    let table = Table::new(64);
+    let enter = |id, lifetime| {
+        let ip = ip(id, 800, 1600, true);
+        table.fragments.enter(datagram(&ip), ip.piece().unwrap(), 0, START, lifetime);
+    };
+    enter(1, LIFETIME * 2);
+    enter(2, LIFETIME);
+    table.fragments.expire(START + LIFETIME);
+    assert_eq!(table.fragments.len(), 1);
 }
 
 #[test]
