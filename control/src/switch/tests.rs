@@ -1,5 +1,6 @@
 //! The switch in network namespaces of its own: what it makes, takes over, undoes and leaves.
 
+mod ipv6;
 mod records;
 mod uplinks;
 

@@ -85,6 +85,27 @@ impl Switch {
         Ok(())
     }
 
+    /// Each half by itself, as far as it is not held yet; the first error.
+    fn hold_halves(
+        &self,
+        work: &mut Work,
+        publish: &Publish,
+        target: Target,
+        host: &HostPorts,
+    ) -> std::result::Result<(), ProxyError> {
+        let mut outcome = Ok(());
+        for (rule, host_ip, to) in target.halves(publish) {
+            if work.reservations.get(&rule).is_some_and(|held| !held.is_only_checked()) {
+                continue;
+            }
+            match self.reserve_half(work, publish, (host_ip, to), host, 0) {
+                Ok(half) => work.reservations.extend(half.map(|made| (rule, made))),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        outcome
+    }
+
     /// `None`: nothing of the host's stack can be there. `more` ports are held beside those that are
     /// known.
     fn reserve_half(
@@ -116,19 +137,11 @@ impl Switch {
         blocking(|| proxy::reserve(&publication, long, &self.own)).map(Some)
     }
 
-    /// Holds the IPv6 halves of the ports of a sandbox that has IPv6 now. Those of IPv4 go on.
+    /// Holds what is not held yet of the ports of a sandbox: it has IPv6 now.
     pub(in crate::switch) fn hold_ipv6(&self, work: &mut Work, sandbox: &Sandbox) {
-        let (Ok(target), Ok(host)) = (self.target_of(sandbox), self.host_ports()) else { return };
+        let host = self.host_ports();
         for publish in &sandbox.publishes {
-            let half = target.halves(publish).find(|(_, _, to)| to.is_ipv6());
-            let Some((rule, host_ip, to)) = half else { continue };
-            if work.reservations.contains_key(&rule) {
-                continue;
-            }
-            match self.reserve_half(work, publish, (host_ip, to), &host, 0) {
-                Ok(reservation) => work.reservations.extend(reservation.map(|r| (rule, r))),
-                Err(error) => self.note_unheld(sandbox, publish, &error.into()),
-            }
+            self.hold(work, sandbox, publish, &host);
         }
     }
 
@@ -206,7 +219,7 @@ impl Switch {
     ) {
         let outcome = self.target_of(sandbox).and_then(|target| {
             let host = host.as_ref().map_err(Clone::clone)?;
-            Ok(self.try_reserve(work, publish, target, host)?)
+            Ok(self.hold_halves(work, publish, target, host)?)
         });
         let text = publish.host_side();
         match outcome {
