@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, Args, ValueEnum};
 use dataplane::io::pcap::PcapReader;
 
 use super::output::{Format, Reply, print};
@@ -44,13 +44,14 @@ pub struct Trace {
     json: bool,
     /// A packet: tcp|udp ADDRESS:PORT '>' ADDRESS:PORT, or icmp echo|reply ADDRESS '>' ADDRESS, then any of
     /// fin syn rst psh ack [N] urg, seq N, win N, id N, ttl N, len N, df, from MAC, to MAC
-    #[arg(value_name = "PACKET", trailing_var_arg = true)]
+    #[arg(value_name = "PACKET")]
     packet: Vec<String>,
 }
 
 impl Trace {
     pub(super) async fn run(self, client: &Client, format: Format) -> Result<u8> {
         let format = if self.json { Format::Json } else { format };
+        let (packet, format) = words(self.packet, format)?;
         let mut request = TraceRequest {
             sandbox: self.sandbox,
             network: self.network,
@@ -59,7 +60,7 @@ impl Trace {
         };
         match &self.pcap {
             Some(path) => request.frames = frames(path, self.count)?,
-            None => request.packet = Some(self.packet.join(" ").parse()?),
+            None => request.packet = Some(packet.join(" ").parse()?),
         }
         let traces: Vec<Traced> = client.post("/v1/trace", &request).await?;
         let text = match format {
@@ -71,6 +72,28 @@ impl Trace {
         print(text.as_bytes())?;
         Ok(0)
     }
+}
+
+/// The words of a packet, and how to print. None of them begins with a dash: what does, behind `--`, is a
+/// flag all the same.
+fn words(all: Vec<String>, mut format: Format) -> Result<(Vec<String>, Format)> {
+    let (mut packet, mut all) = (Vec::with_capacity(all.len()), all.into_iter());
+    while let Some(word) = all.next() {
+        let value = match word.as_str() {
+            "--json" => Some("json".to_owned()),
+            "--format" => Some(all.next().unwrap_or_default()),
+            other => other.strip_prefix("--format=").map(str::to_owned),
+        };
+        match value {
+            Some(value) => {
+                format = <Format as ValueEnum>::from_str(&value, false).map_err(|_| {
+                    Error::invalid(format!("format {value:?} is neither table nor json"))
+                })?;
+            }
+            None => packet.push(word),
+        }
+    }
+    Ok((packet, format))
 }
 
 fn frames(path: &Path, count: Option<u64>) -> Result<Vec<FrameHex>> {
@@ -125,4 +148,30 @@ fn show(trace: &Traced) -> String {
     };
     let _ = writeln!(text, "verdict: {}{more}", trace.verdict);
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_behind_the_dashes_are_no_words_of_the_packet() {
+        for (line, packet, format) in [
+            ("udp a > b ttl 9", "udp a > b ttl 9", Format::Table),
+            ("udp a > b --format json", "udp a > b", Format::Json),
+            ("--format=json udp a > b", "udp a > b", Format::Json),
+            ("udp a --json > b", "udp a > b", Format::Json),
+            ("--json udp a > b --format table", "udp a > b", Format::Table),
+            ("udp a > b --pcap x", "udp a > b --pcap x", Format::Table),
+        ] {
+            let all = line.split(' ').map(str::to_owned).collect();
+            let (words, chosen) = words(all, Format::Table).unwrap();
+            assert_eq!((words.join(" ").as_str(), chosen), (packet, format), "{line}");
+        }
+        for line in ["udp --format", "udp --format yaml", "--format= udp"] {
+            let all = line.split(' ').map(str::to_owned).collect();
+            let error = words(all, Format::Table).unwrap_err();
+            assert!(error.message.contains("neither table nor json"), "{line}: {}", error.message);
+        }
+    }
 }

@@ -15,7 +15,7 @@ use crate::api::types::{
 };
 use crate::check;
 use crate::error::{Error, Result};
-use crate::model::{Desired, Network, is_unswitched};
+use crate::model::{Desired, Network, Publish, is_unswitched};
 use crate::name::Name;
 use crate::options::NetworkOptions;
 use crate::publish::bracketed;
@@ -348,14 +348,10 @@ impl Switch {
             for (endpoint, to) in world.desired.ways_in(sandbox) {
                 let Some((id, host_ip)) = publish.half(to) else { continue };
                 let (packets, bytes) = self.engine.rule_counters(NatRule::Dnat(id));
-                let address = match host_ip {
-                    IpAddr::V4(any) if any.is_unspecified() => "*".to_owned(),
-                    other => bracketed(other),
-                };
                 rules.push(types::NatRule {
                     kind: "dnat".to_owned(),
                     network: Some(endpoint.network.clone()),
-                    r#match: format!("{} {address}:{}", publish.proto, publish.host_ports),
+                    r#match: rule_match(publish, host_ip),
                     to: format!("{}:{}", bracketed(to), publish.ports),
                     packets,
                     bytes,
@@ -509,6 +505,15 @@ fn connection_view(
         bytes: connection.bytes,
         network: names.get(&connection.network).cloned(),
     }
+}
+
+/// What a rule of a published port takes, the unspecified address of a family standing for all of it.
+pub(super) fn rule_match(publish: &Publish, host_ip: IpAddr) -> String {
+    let address = match host_ip {
+        IpAddr::V4(any) if any.is_unspecified() => "*".to_owned(),
+        other => bracketed(other),
+    };
+    format!("{} {address}:{}", publish.proto, publish.host_ports)
 }
 
 fn tuple_view(tuple: FlowTuple) -> Tuple {

@@ -12,7 +12,7 @@ use dataplane::packet::types::{Mac, NetworkId, PortId};
 use dataplane::trace::{Fact, SentFrame, Step, Traced};
 use dataplane::verdict::Verdict;
 
-use super::tables::{Owner, uplink_name};
+use super::tables::{Owner, rule_match, uplink_name};
 use super::unknown_sandbox;
 use crate::api::types::{
     self, DropCount, IpProtocol, TraceFact, TraceRequest, TraceSent, TraceStep,
@@ -112,10 +112,11 @@ impl Switch {
         let world = self.world();
         let networks = world.desired.networks.values();
         let networks = networks.map(|network| (network.network_id(), network.name.clone()));
-        let rules = world.desired.publishes().map(|(sandbox, publish)| {
-            let host = publish.host_ip.map_or_else(|| "*".to_owned(), |ip| ip.to_string());
-            let ports = format!("{} {host}:{}", publish.proto, publish.host_ports);
-            (publish.id, format!("{ports} of {}", sandbox.name))
+        let rules = world.desired.publishes().flat_map(|(sandbox, publish)| {
+            world.desired.ways_in(sandbox).into_iter().filter_map(move |(_, to)| {
+                let (rule, host_ip) = publish.half(to)?;
+                Some((rule, format!("{} of {}", rule_match(publish, host_ip), sandbox.name)))
+            })
         });
         let uplinks = world.desired.uplinks.values();
         let uplinks = uplinks.filter_map(|uplink| {
@@ -171,7 +172,10 @@ fn interface_of(
         let six = endpoint.ipv6.map(|net| IpAddr::V6(net.addr()));
         src.is_some_and(|src| src == IpAddr::V4(endpoint.ipv4) || Some(src) == six)
     });
-    let usual = speaks.or_else(|| world.desired.gateway_endpoint(sandbox));
+    let usual = speaks.or_else(|| match src {
+        Some(IpAddr::V6(_)) => world.desired.gateway_endpoint6(sandbox).map(|(usual, _)| usual),
+        _ => world.desired.gateway_endpoint(sandbox),
+    });
     let endpoint = usual.or_else(|| sandbox.endpoints.first());
     endpoint
         .map(|endpoint| endpoint.ifname.clone())
