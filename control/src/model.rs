@@ -573,6 +573,12 @@ impl Desired {
         v4.into_iter().chain(v6).collect()
     }
 
+    /// Whether a published port of a sandbox leads anywhere.
+    #[must_use]
+    pub fn leads_in(&self, sandbox: &Sandbox, publish: &Publish) -> bool {
+        self.ways_in(sandbox).iter().any(|(_, to)| publish.half(*to).is_some())
+    }
+
     /// The ways out of a sandbox, one for each family: by which endpoint and gateway.
     #[must_use]
     pub fn ways_out<'a>(&'a self, sandbox: &'a Sandbox) -> Vec<(&'a Endpoint, IpAddr)> {

@@ -367,6 +367,22 @@ impl Netns {
         Ok((off != "0").then_some("net.ipv6.conf.all.disable_ipv6 is set there"))
     }
 
+    /// Why a device that should have IPv6 has none, if so, as [`Self::without_ipv6`].
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn without_ipv6_at(&self, ifname: &str) -> Result<Option<&'static str>, NetnsError> {
+        if let Some(reason) = self.without_ipv6()? {
+            return Ok(Some(reason));
+        }
+        match self.read_sysctl(&format!("net/ipv6/conf/{ifname}/disable_ipv6")) {
+            Ok(off) => Ok((off != "0").then_some("disable_ipv6 of the interface is set there")),
+            // Its MTU is too short, or it is gone, which others notice.
+            Err(NetnsError::System { .. }) => Ok(Some("the kernel has no IPv6 for it")),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether a setting could not be made because there is no IPv6 for the device.
     fn has_no_ipv6(&self, ifname: &str, error: &NetnsError) -> Result<bool, NetnsError> {
         let NetnsError::System { source, .. } = error else { return Ok(false) };

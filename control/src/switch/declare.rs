@@ -381,9 +381,8 @@ fn obstacles(desired: &Desired, network: &Network, comparison: &mut Comparison) 
         let mut then = desired.clone();
         then.apply(Edit::PutNetwork(comparison.after.clone()));
         let led_here = |sandbox: &&Sandbox| {
-            !sandbox.publishes.is_empty()
-                && desired.gateway_endpoint(sandbox).is_some()
-                && then.gateway_endpoint(sandbox).is_none()
+            let mut all = sandbox.publishes.iter();
+            all.any(|p| desired.leads_in(sandbox, p) && !then.leads_in(sandbox, p))
         };
         if let Some(sandbox) = desired.sandboxes.values().find(led_here) {
             comparison.after.internal = false;

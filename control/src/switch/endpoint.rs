@@ -165,12 +165,7 @@ impl Switch {
         let endpoint = after.endpoints.remove(at);
         let leads_nowhere = {
             let world = self.world();
-            let ways = world.desired.ways_in(&after);
-            after.publishes.iter().any(|publish| {
-                publish.host_ip.map_or(ways.is_empty(), |_| {
-                    ways.iter().all(|(_, to)| publish.half(*to).is_none())
-                })
-            })
+            after.publishes.iter().any(|publish| !world.desired.leads_in(&after, publish))
         };
         if leads_nowhere {
             return Err(Error::conflict(format!(
@@ -381,13 +376,28 @@ impl Switch {
             let ways = world.desired.ways_out(sandbox).into_iter();
             ways.map(|(endpoint, gateway)| (endpoint.ifname.clone(), gateway)).collect()
         };
-        // After a boot without IPv6 there may be addresses in the records that no device has.
-        let possible = |gateway: &IpAddr| gateway.is_ipv4() || kernel_without_ipv6().is_none();
-        for (ifname, gateway) in ways.into_iter().filter(|(_, gateway)| possible(gateway)) {
-            let existing = place.netlink.default_route_to(gateway).await;
-            if existing.failed("read the default route")?.is_none() {
-                place.set_default_route(&ifname, gateway, IfExists::Fail).await?;
+        for (ifname, gateway) in ways {
+            // After a boot without IPv6 there may be addresses in the records that no device has.
+            if gateway.is_ipv6() && kernel_without_ipv6().is_some() {
+                continue;
             }
+            let existing = place.netlink.default_route_to(gateway).await;
+            if existing.failed("read the default route")?.is_some() {
+                continue;
+            }
+            // Whoever turned IPv6 off inside has no use for the route, and goes on by IPv4.
+            if gateway.is_ipv6()
+                && let Some(reason) =
+                    place.netns.without_ipv6_at(&ifname).failed("look for IPv6")?
+            {
+                let name = &sandbox.name;
+                self.warn(
+                    Subject::InSandbox(name.clone()),
+                    format!("sandbox {name:?}: {ifname} has no way out by IPv6: {reason}"),
+                );
+                continue;
+            }
+            place.set_default_route(&ifname, gateway, IfExists::Fail).await?;
         }
         Ok(())
     }

@@ -38,6 +38,18 @@ impl Comparison {
         self.live.retain(|name| !what.contains(&name.as_str()));
         self.fixed.push(reason);
     }
+
+    /// Leaves the MTU as it is in `network`, which has IPv6 as long as somebody uses it.
+    fn keep_mtu(&mut self, network: &Network) {
+        let declared = self.after.mtu;
+        self.after.mtu = network.mtu;
+        match network.options.get("mtu") {
+            Some(mtu) => self.after.options.insert("mtu".to_owned(), mtu.clone()),
+            None => self.after.options.remove("mtu"),
+        };
+        let reason = format!("mtu {} (declared: {declared}, too short for IPv6)", network.mtu);
+        self.cannot(&["mtu"], reason);
+    }
 }
 
 /// Compares. A declaration without a subnet is content with the one the network has.
@@ -74,6 +86,9 @@ pub(super) fn compare(
     if request.wants_ipv6() != network.has_ipv6() {
         let (is, declared) = (network.has_ipv6(), request.wants_ipv6());
         comparison.fixed.push(format!("ipv6 {is} (declared: {declared})"));
+        if is && comparison.after.mtu < check::MIN_MTU_WITH_IPV6 {
+            comparison.keep_mtu(network);
+        }
     } else if let Some(subnets6) = compare_subnets(request, &network.subnets6, &mut comparison)? {
         comparison.after.subnets6 = subnets6;
     }
@@ -263,6 +278,22 @@ mod tests {
             assert_eq!(comparison.fixed, [fixed]);
             assert_eq!(comparison.after, record());
         }
+        // IPv6 that stays keeps the MTU that it needs.
+        let mut six = record();
+        six.subnets6 = vec![
+            SubnetPlan::new("fd00::/64".parse().unwrap(), None, None, BTreeMap::new()).unwrap(),
+        ];
+        let mut request = declared();
+        request.options = BTreeMap::from([("mtu".to_owned(), "1000".to_owned())]);
+        request.labels.clear();
+        let kept = compare(&request, &six, 1500).unwrap();
+        let fixed =
+            ["ipv6 true (declared: false)", "mtu 1400 (declared: 1000, too short for IPv6)"];
+        assert_eq!(
+            (kept.fixed.as_slice(), kept.live.as_slice()),
+            (&fixed.map(String::from)[..], &["labels".to_owned()][..])
+        );
+        assert_eq!((kept.after.mtu, &kept.after.options), (1400, &six.options));
         // The rest changes all the same.
         let both = compared(|r| {
             r.subnets[0].gateway = Some([10, 1, 0, 254].into());
