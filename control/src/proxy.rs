@@ -275,10 +275,25 @@ pub fn reserve(
     if long.shared && overlap {
         return Err(ProxyError::TooMany { ports: host_ports, proto, first, last });
     }
-    match host.first_busy(proto, host_ip, host_ports) {
+    match first_busy(&host, publication) {
         Some(port) => Err(ProxyError::Busy { port, proto }),
         None => Ok(Reservation::unserved(host_ports, Vec::new(), None)),
     }
+}
+
+/// The first port at which the host itself serves. Its list does not say whether a socket at `::` takes
+/// IPv4 too (`IPV6_V6ONLY`), so the kernel is asked.
+fn first_busy(host: &HostPorts, publication: &Publication) -> Option<u16> {
+    let Publication { proto, host_ip, host_ports, .. } = *publication;
+    let mut left = Some(host_ports);
+    while let Some(ports) = left {
+        let port = host.first_busy(proto, host_ip, ports)?;
+        if bind::hold(proto, host_ip, port).is_err() {
+            return Some(port);
+        }
+        left = port.checked_add(1).and_then(|next| PortRange::new(next, ports.last()));
+    }
+    None
 }
 
 /// Holds every port but those that connections keep.

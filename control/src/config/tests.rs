@@ -244,6 +244,11 @@ fn faults_name_line_and_key() {
             "v.toml:2: defaults.pools: pool 10.0.0.0/16: holds no subnet of size 8",
         ),
         (
+            "[defaults]\npools = [{ base = \"fd00:20::/32\", size = 47 }]",
+            "v.toml:2: defaults.pools: pool fd00:20::/32: holds no subnet of size 47; give a size \
+             from 48 to 126",
+        ),
+        (
             "[defaults]\npools = [{ base = \"10.0.0.1/16\", size = 24 }]",
             "host bits set; write 10.0.0.0/16",
         ),

@@ -161,11 +161,11 @@ fn pools_of<N: Prefix>(
         if section.base.addr() != section.base.network() {
             return Err(fault(format!("has host bits set; write {}", base.trunc())));
         }
-        if !(base.length()..=longest).contains(&pool.size) {
+        let shortest = base.length().max(N::SHORTEST);
+        if !(shortest..=longest).contains(&pool.size) {
             return Err(fault(format!(
-                "holds no subnet of size {}; give a size from {} to {longest}",
-                pool.size,
-                base.length()
+                "holds no subnet of size {}; give a size from {shortest} to {longest}",
+                pool.size
             )));
         }
         ipam::for_containers(base).map_err(|error| fault(error.to_string()))?;

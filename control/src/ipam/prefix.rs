@@ -10,6 +10,8 @@ pub trait Prefix: Copy + Eq + Debug + Display + Into<IpNet> {
     /// An address of the family.
     type Address: Copy + Eq + Debug + Display + Into<IpAddr>;
 
+    /// The shortest prefix that a subnet may have.
+    const SHORTEST: u8;
     /// The longest prefix with a gateway and an endpoint in it.
     const LONGEST: u8;
     /// What the addresses of a subnet are that no host may have.
@@ -49,6 +51,7 @@ pub trait Prefix: Copy + Eq + Debug + Display + Into<IpNet> {
 impl Prefix for Ipv4Net {
     type Address = Ipv4Addr;
 
+    const SHORTEST: u8 = 0;
     /// RFC 3021: a /31 has no network and no broadcast address.
     const LONGEST: u8 = 31;
     const EDGE: &'static str = "the network or broadcast address";
@@ -100,6 +103,8 @@ impl Prefix for Ipv4Net {
 impl Prefix for Ipv6Net {
     type Address = Ipv6Addr;
 
+    /// What one site has (RFC 6177), and the most that a search for a free address goes through.
+    const SHORTEST: u8 = 48;
     const LONGEST: u8 = 126;
     /// RFC 4291 section 2.6.1. There is no broadcast address.
     const EDGE: &'static str = "the anycast address of the routers";

@@ -233,6 +233,33 @@ async fn long_ranges_are_held_and_refused() {
 
 #[tokio::test]
 #[ignore = "needs root"]
+async fn a_socket_of_ipv6_alone_keeps_no_port_of_ipv4() {
+    let netns = Netns::anonymous().unwrap();
+    netns.write_sysctl("net/ipv6/conf/all/disable_ipv6", "0").unwrap();
+    let runtime = tokio::runtime::Handle::current();
+    netns
+        .run(|| {
+            let _entered = runtime.enter();
+            let range = Publication {
+                host_ip: Ipv4Addr::UNSPECIFIED.into(),
+                host_ports: PortRange::new(20_000, 20_999).unwrap(),
+                ..publication(Proto::Tcp, 1, SocketAddr::from((LOCAL, 9)))
+            };
+            let any6 = std::net::Ipv6Addr::UNSPECIFIED;
+            let reserve = || reserve(&range, NO_ROOM, &OwnAddresses::default());
+            let alone = bind::serve(Proto::Tcp, any6.into(), 20_500).unwrap();
+            assert!(reserve().unwrap().is_only_checked());
+            drop(alone);
+            let both = std::net::TcpListener::bind((any6, 20_501)).unwrap();
+            let error = reserve().unwrap_err();
+            assert!(matches!(error, ProxyError::Busy { port: 20_501, .. }), "{error}");
+            drop(both);
+        })
+        .unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
 async fn what_a_connection_keeps_is_held_when_it_has_ended() {
     let netns = Netns::anonymous().unwrap();
     let runtime = tokio::runtime::Handle::current();

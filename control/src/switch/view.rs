@@ -343,6 +343,7 @@ impl Desired {
 /// `HOSTIP:PORTS -> PORTS/PROTO`, for events.
 #[must_use]
 pub fn describe_publish(publish: &Publish) -> String {
-    let host_ip = bracketed(publish.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()));
+    // Without an address it is published in each family that its sandbox has.
+    let host_ip = publish.host_ip.map_or_else(|| "*".to_owned(), bracketed);
     format!("{host_ip}:{} -> {}/{}", publish.host_ports, publish.ports, publish.proto)
 }
