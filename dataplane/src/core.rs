@@ -114,8 +114,8 @@ pub struct Core {
 
 /// How often the first worker looks for what has expired.
 const HOUSEKEEPING: std::time::Duration = std::time::Duration::from_millis(100);
-/// How often datagrams that wait for fragments no longer are forgotten.
-const CLEAR_FRAGMENTS: std::time::Duration = std::time::Duration::from_secs(1);
+/// How often datagrams that wait for fragments no longer are forgotten, and who has no connections.
+const CLEAR: std::time::Duration = std::time::Duration::from_secs(1);
 /// How often unused and silent neighbors are forgotten.
 const FORGET_NEIGHBORS: std::time::Duration = std::time::Duration::from_secs(5);
 /// FDB buckets looked at in one round of housekeeping: a table of 2^16 buckets in 26 s.
@@ -321,9 +321,10 @@ impl Core {
         self.config.refresh();
         self.sweep.step(&self.tables.connections, now);
         self.sweep6.step(&self.tables.connections6, now);
-        if now.since(self.cleared) >= CLEAR_FRAGMENTS {
+        if now.since(self.cleared) >= CLEAR {
             self.cleared = now;
             self.tables.fragments.expire(now);
+            self.tables.connections.accounts().forget_idle(now.as_secs());
         }
         if self.advertised.is_due(self.config.current(), now, &mut self.rng) {
             self.run(&mut Vec::new(), now, out, true);

@@ -92,8 +92,13 @@ impl<V> AddressMap<V> {
 
     /// All addresses, in no order.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let v4 = self.v4.keys().copied().map(IpAddr::V4);
-        v4.chain(self.v6.keys().copied().map(IpAddr::V6))
+        self.entries().map(|(address, _)| address)
+    }
+
+    /// All addresses with what is known of them, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = (IpAddr, &V)> {
+        let v4 = self.v4.iter().map(|(address, value)| (IpAddr::V4(*address), value));
+        v4.chain(self.v6.iter().map(|(address, value)| (IpAddr::V6(*address), value)))
     }
 }
 

@@ -170,7 +170,9 @@ impl Plane {
             }
         }
         let gone = Gone::between(&old, &next);
+        let owners = next.owners();
         self.config.publish(next);
+        self.tables.connections.accounts().regroup(owners);
         for network in old.networks() {
             let still = |mac: &Mac| {
                 self.config

@@ -12,7 +12,7 @@ use super::{
     ConfigError, DEFAULT_FDB_AGEING, NetworkConfig, PortConfig, PortRole, SnapshotSpec, Subnet,
     Timeouts, UplinkConfig, UplinkMode,
 };
-use crate::conntrack::Zone;
+use crate::conntrack::{Owners, Zone};
 use crate::family::{Address, AddressMap};
 use crate::l3::route::{Prefix, RouteTable, RouteTarget};
 use crate::nat::dnat::DnatTable;
@@ -295,6 +295,17 @@ impl Snapshot {
     /// Every uplink.
     pub fn uplinks(&self) -> impl Iterator<Item = &UplinkConfig> {
         self.uplinks.iter().flatten()
+    }
+
+    /// Which endpoint has which address, for [`crate::conntrack::Accounts`].
+    pub(crate) fn owners(&self) -> Owners {
+        let mut owners = Owners::default();
+        for network in self.networks() {
+            let zone = Zone::network(network.config.id);
+            let endpoints = network.endpoints.entries();
+            owners.extend(endpoints.map(|(address, (mac, _))| ((zone, address), *mac)));
+        }
+        owners
     }
 
     /// Every configured port.

@@ -1,26 +1,35 @@
 //! Who the connections are for: how many each endpoint has, how many of those nobody has answered,
 //! and how many it may have.
 //!
-//! A connection is booked to the endpoint that began it; one from outside to the endpoint it was
-//! published for, on an account of its own, so that a crowd outside does not use up what the sandbox
-//! may begin itself. What speaks from an address that is not the sender's own (the host's leg, a router
+//! A connection is booked to the address that began it; one from outside to the address it was
+//! published for. What speaks from an address that is not the sender's own (the host's leg, a router
 //! in a container) is booked to the network. Whose it is follows from the entry alone, as long as it
-//! lives.
+//! lives, so that booking and unbooking agree whatever the configuration has become in between.
+//!
+//! Limits are an endpoint's, of all its addresses together ([`Owner`]): which those are the configuration
+//! says ([`Accounts::regroup`]), and what is booked to an address goes along when it becomes another's.
+//! What came from outside has three quarters of an endpoint's places at most, so that a crowd there does
+//! not use up what the sandbox may begin itself.
 //!
 //! Invariants: every live entry of the tables is booked once, and those that [`is_open`] once more; an
-//! account without connections is forgotten, so that there are never more accounts than connections.
+//! account without connections is forgotten, so that there are never more accounts than connections; what
+//! an owner has is the sum of its accounts.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use dashmap::DashMap;
-use rustc_hash::FxBuildHasher;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::entry::{ASSURED, POOLED, SEEN_REPLY};
 use super::key::Key;
 use super::tuple::Zone;
 use super::words::Meta;
-use crate::packet::types::ip_proto;
+use crate::packet::types::{Mac, ip_proto};
+use crate::sync::Mutex;
+
+/// Of so many parts of an endpoint's places, one is kept from those who come from outside.
+const KEPT_INSIDE: u32 = 4;
 
 /// Whose a connection is. Addresses are those of endpoints, which control alone gives: they need no
 /// keyed hash.
@@ -45,6 +54,20 @@ impl Payer {
     }
 }
 
+/// Whose limits an account counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Owner {
+    /// An endpoint, whatever addresses it has: its MAC stays the same when its device is made anew.
+    Endpoint(Zone, Mac),
+    /// An address that is no endpoint's: behind a router in a container, or not configured yet.
+    Address(Zone, IpAddr),
+    /// All that is booked to a network.
+    Network(Zone),
+}
+
+/// The MAC of the endpoint that has an address in a zone.
+pub(crate) type Owners = FxHashMap<(Zone, IpAddr), Mac>;
+
 /// Whether a connection is one that the two sides have not agreed on: TCP whose handshake was never
 /// completed, refused ones too; anything else before the first answer. A full table may end those.
 pub(super) const fn is_open(proto: u8, meta: Meta) -> bool {
@@ -61,19 +84,70 @@ pub enum Overdrawn {
     Rate,
 }
 
-#[derive(Debug, Clone, Default)]
+/// What is booked to an address or a network.
+#[derive(Debug, Clone)]
 struct Account {
+    owner: Owner,
     connections: u32,
     open: u32,
-    /// The second that `begun` counts.
+}
+
+/// What an owner has: of its own, or from outside.
+#[derive(Debug, Clone, Copy, Default)]
+struct Side {
+    connections: u32,
+    open: u32,
+    /// The latest second in which one was begun, and how many were in it.
     second: u32,
     begun: u32,
 }
 
+#[derive(Debug, Clone, Copy, Default)]
+struct Balance {
+    own: Side,
+    inbound: Side,
+}
+
+impl Balance {
+    const fn connections(&self) -> u32 {
+        self.own.connections.saturating_add(self.inbound.connections)
+    }
+
+    const fn side(&self, is_inbound: bool) -> &Side {
+        if is_inbound { &self.inbound } else { &self.own }
+    }
+
+    const fn side_mut(&mut self, is_inbound: bool) -> &mut Side {
+        if is_inbound { &mut self.inbound } else { &mut self.own }
+    }
+}
+
+/// How whoever pays for a connection stands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing {
+    owner: Owner,
+    is_inbound: bool,
+    /// Connections that it has, of the kind that the connection is of: its own, or from outside.
+    pub(super) connections: u32,
+    /// How many of them nobody has answered.
+    pub(super) open: u32,
+}
+
+impl Standing {
+    /// Whether both are one.
+    pub(super) fn is_of(&self, other: &Self) -> bool {
+        (self.owner, self.is_inbound) == (other.owner, other.is_inbound)
+    }
+}
+
 /// The accounts. Shared by the tables of both families.
+///
+/// Locks: an account, then `owners` or a balance; never two of a kind.
 #[derive(Debug)]
 pub struct Accounts {
     accounts: DashMap<Payer, Account, FxBuildHasher>,
+    balances: DashMap<Owner, Balance, FxBuildHasher>,
+    owners: Mutex<Owners>,
     limit: AtomicU32,
     rate: AtomicU32,
     peak: AtomicU32,
@@ -84,6 +158,8 @@ impl Default for Accounts {
     fn default() -> Self {
         Self {
             accounts: DashMap::default(),
+            balances: DashMap::default(),
+            owners: Mutex::default(),
             limit: AtomicU32::new(u32::MAX),
             rate: AtomicU32::new(u32::MAX),
             peak: AtomicU32::new(0),
@@ -93,7 +169,7 @@ impl Default for Accounts {
 }
 
 impl Accounts {
-    /// Sets how many connections an account may have, and how many it may begin in a second. What there
+    /// Sets how many connections an endpoint may have, and how many it may begin in a second. What there
     /// is stays.
     pub fn limit(&self, connections: u32, a_second: u32) {
         self.limit.store(connections, Ordering::Relaxed);
@@ -105,6 +181,8 @@ impl Accounts {
         let word = |word: &AtomicU32| AtomicU32::new(word.load(Ordering::Relaxed));
         Self {
             accounts: self.accounts.clone(),
+            balances: self.balances.clone(),
+            owners: Mutex::new(self.owners.lock().clone()),
             limit: word(&self.limit),
             rate: word(&self.rate),
             peak: word(&self.peak),
@@ -112,16 +190,16 @@ impl Accounts {
         }
     }
 
-    /// The most connections that an account has had at a time.
+    /// The most connections that an owner has had at a time.
     #[must_use]
     pub fn peak(&self) -> u32 {
         self.peak.load(Ordering::Relaxed)
     }
 
-    /// The most connections that an account has now. Walks all of them.
+    /// The most connections that an owner has now. Walks all of them.
     #[must_use]
     pub fn heaviest(&self) -> u32 {
-        self.accounts.iter().map(|account| account.connections).max().unwrap_or(0)
+        self.balances.iter().map(|balance| balance.connections()).max().unwrap_or(0)
     }
 
     /// Connections that were ended to make room for others.
@@ -134,17 +212,64 @@ impl Accounts {
         self.evicted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether [`Accounts::book`] would book one more, as far as can be told without doing it.
-    pub(super) fn may_book(&self, payer: &Payer, now: u32) -> Result<(), Overdrawn> {
-        let Some(account) = self.accounts.get(payer) else { return Ok(()) };
-        self.check(&account, now)
+    /// Notes whose addresses are whose from now on. What is booked to an address that became another's
+    /// counts for that one.
+    pub(crate) fn regroup(&self, owners: Owners) {
+        {
+            let mut known = self.owners.lock();
+            if *known == owners {
+                return;
+            }
+            *known = owners;
+        }
+        // Whatever is booked to a fresh account from here on asks the new owners.
+        for mut account in self.accounts.iter_mut() {
+            let owner = self.owner_of(account.key());
+            let was = std::mem::replace(&mut account.owner, owner);
+            if was == owner {
+                continue;
+            }
+            let Account { connections, open, .. } = *account;
+            let is_inbound = account.key().is_inbound;
+            if let Some(mut balance) = self.balances.get_mut(&was) {
+                let side = balance.side_mut(is_inbound);
+                side.connections = side.connections.saturating_sub(connections);
+                side.open = side.open.saturating_sub(open);
+            }
+            let mut balance = self.balances.entry(owner).or_default();
+            let side = balance.side_mut(is_inbound);
+            side.connections += connections;
+            side.open += open;
+            self.note_peak(&balance);
+        }
     }
 
-    fn check(&self, account: &Account, now: u32) -> Result<(), Overdrawn> {
-        if account.connections >= self.limit.load(Ordering::Relaxed) {
+    fn owner_of(&self, payer: &Payer) -> Owner {
+        let zone = payer.zone;
+        let Some(address) = payer.address else { return Owner::Network(zone) };
+        match self.owners.lock().get(&(zone, address)) {
+            Some(mac) => Owner::Endpoint(zone, *mac),
+            None => Owner::Address(zone, address),
+        }
+    }
+
+    /// Whether [`Accounts::book`] would book one more, as far as can be told without doing it.
+    pub(super) fn may_book(&self, payer: &Payer, now: u32) -> Result<(), Overdrawn> {
+        let owner = self.owner_of(payer);
+        let Some(balance) = self.balances.get(&owner) else { return Ok(()) };
+        self.check(&balance, payer.is_inbound, now)
+    }
+
+    fn check(&self, balance: &Balance, is_inbound: bool, now: u32) -> Result<(), Overdrawn> {
+        let limit = self.limit.load(Ordering::Relaxed);
+        let side = balance.side(is_inbound);
+        if balance.connections() >= limit
+            || (is_inbound && side.connections >= limit - limit / KEPT_INSIDE)
+        {
             return Err(Overdrawn::Limit);
         }
-        if account.second == now && account.begun >= self.rate.load(Ordering::Relaxed) {
+        // A worker whose clock is a little behind counts for the second that has begun.
+        if side.second >= now && side.begun >= self.rate.load(Ordering::Relaxed) {
             return Err(Overdrawn::Rate);
         }
         Ok(())
@@ -152,45 +277,101 @@ impl Accounts {
 
     /// Books a connection.
     pub(super) fn book(&self, payer: Payer, is_open: bool, now: u32) -> Result<(), Overdrawn> {
-        let mut account = self.accounts.entry(payer).or_default();
-        self.check(&account, now)?;
-        if account.second != now {
-            account.second = now;
-            account.begun = 0;
+        let mut account = self.accounts.entry(payer).or_insert_with(|| Account {
+            owner: self.owner_of(&payer),
+            connections: 0,
+            open: 0,
+        });
+        if let Err(overdrawn) = self.book_to(account.owner, payer.is_inbound, is_open, now) {
+            let is_empty = account.connections == 0;
+            drop(account);
+            if is_empty {
+                self.accounts.remove_if(&payer, |_, account| account.connections == 0);
+            }
+            return Err(overdrawn);
         }
-        account.begun += 1;
         account.connections += 1;
         account.open += u32::from(is_open);
-        if account.connections > self.peak.load(Ordering::Relaxed) {
-            self.peak.fetch_max(account.connections, Ordering::Relaxed);
-        }
         Ok(())
+    }
+
+    fn book_to(
+        &self,
+        owner: Owner,
+        is_inbound: bool,
+        is_open: bool,
+        now: u32,
+    ) -> Result<(), Overdrawn> {
+        let mut balance = self.balances.entry(owner).or_default();
+        self.check(&balance, is_inbound, now)?;
+        let is_rated = self.rate.load(Ordering::Relaxed) != u32::MAX;
+        let side = balance.side_mut(is_inbound);
+        if side.second < now {
+            side.second = now;
+            side.begun = 0;
+        }
+        // What an earlier run left is entered before there is a limit, and was not begun now.
+        side.begun += u32::from(is_rated);
+        side.connections += 1;
+        side.open += u32::from(is_open);
+        self.note_peak(&balance);
+        Ok(())
+    }
+
+    fn note_peak(&self, balance: &Balance) {
+        let connections = balance.connections();
+        if connections > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(connections, Ordering::Relaxed);
+        }
     }
 
     /// A connection has ended.
     pub(super) fn unbook(&self, payer: Payer, was_open: bool) {
+        let was_open = u32::from(was_open);
         self.accounts.remove_if_mut(&payer, |_, account| {
             account.connections = account.connections.saturating_sub(1);
-            account.open = account.open.saturating_sub(u32::from(was_open));
+            account.open = account.open.saturating_sub(was_open);
+            if let Some(mut balance) = self.balances.get_mut(&account.owner) {
+                let side = balance.side_mut(payer.is_inbound);
+                side.connections = side.connections.saturating_sub(1);
+                side.open = side.open.saturating_sub(was_open);
+            }
             account.connections == 0
         });
     }
 
     /// A connection has been answered, or begins anew.
     pub(super) fn reopen(&self, payer: Payer, is_open: bool) {
+        let change = |open: u32| if is_open { open + 1 } else { open.saturating_sub(1) };
         if let Some(mut account) = self.accounts.get_mut(&payer) {
-            account.open = if is_open { account.open + 1 } else { account.open.saturating_sub(1) };
+            account.open = change(account.open);
+            if let Some(mut balance) = self.balances.get_mut(&account.owner) {
+                let side = balance.side_mut(payer.is_inbound);
+                side.open = change(side.open);
+            }
         }
     }
 
-    /// How many connections an account has, and how many of them nobody has answered.
-    pub(super) fn of(&self, payer: &Payer) -> (u32, u32) {
-        self.accounts.get(payer).map_or((0, 0), |account| (account.connections, account.open))
+    /// Forgets owners that have nothing and have begun nothing in this second. Not before, or whoever
+    /// ends its connections at once could begin more than it may.
+    pub(crate) fn forget_idle(&self, now: u32) {
+        let is_idle = |side: &Side| side.connections == 0 && side.second < now;
+        self.balances.retain(|_, balance| !(is_idle(&balance.own) && is_idle(&balance.inbound)));
+    }
+
+    /// How whoever pays stands.
+    pub(super) fn standing(&self, payer: &Payer) -> Standing {
+        // What there is of an account says whose it is without the lock that all share.
+        let owner = self.accounts.get(payer).map(|account| account.owner);
+        let owner = owner.unwrap_or_else(|| self.owner_of(payer));
+        let balance = self.balances.get(&owner).map_or_else(Balance::default, |balance| *balance);
+        let Side { connections, open, .. } = *balance.side(payer.is_inbound);
+        Standing { owner, is_inbound: payer.is_inbound, connections, open }
     }
 
     #[cfg(test)]
-    fn len(&self) -> usize {
-        self.accounts.len()
+    fn len(&self) -> (usize, usize) {
+        (self.accounts.len(), self.balances.len())
     }
 }
 

@@ -1,9 +1,9 @@
-//! Who has to go when there is no room: a connection that nobody has answered, of an account that has
-//! more than the one which asks. A flood pays for itself, and never at the cost of a conversation.
+//! Who has to go when there is no room: a connection that nobody has answered, of somebody who has
+//! more than the one who asks. A flood pays for itself, and never at the cost of a conversation.
 
 use std::sync::atomic::Ordering;
 
-use super::accounts::{Payer, is_open};
+use super::accounts::{Payer, Standing, is_open};
 use super::entry::{ConnId, NewConnection};
 use super::key::Key;
 use super::table::ConnTable;
@@ -19,9 +19,8 @@ const GOLDEN: u32 = 0x9e37_79b9;
 /// What can go.
 struct Candidate {
     id: ConnId,
-    payer: Payer,
-    /// Connections of its account that nobody has answered.
-    open: u32,
+    /// Of whoever pays for it.
+    standing: Standing,
 }
 
 impl<K: Key> ConnTable<K> {
@@ -29,26 +28,26 @@ impl<K: Key> ConnTable<K> {
     /// can.
     #[cold]
     pub(crate) fn evict_for<N: Key>(&self, new: &NewConnection<N>) -> bool {
-        let payer = Payer::of(new.original, new.reply, new.flags);
+        let asks = self.room.accounts().standing(&Payer::of(new.original, new.reply, new.flags));
         let from = self.evict.fetch_add(LOOK, Ordering::Relaxed);
         let used = u64::from(self.high_water());
         let places = (0..LOOK).map(|step| from.wrapping_add(step).wrapping_mul(GOLDEN));
         #[allow(clippy::cast_possible_truncation, reason = "less than the number of entries")]
         let indexes = places.map(|place| ((u64::from(place) * used) >> 32) as u32);
-        let can_go = indexes.filter_map(|index| self.candidate(index, payer));
-        can_go.max_by_key(|it| it.open).is_some_and(|candidate| self.evict(&candidate))
+        let can_go = indexes.filter_map(|index| self.candidate(index, &asks));
+        can_go.max_by_key(|it| it.standing.open).is_some_and(|candidate| self.evict(&candidate))
     }
 
     /// Ends a connection to make room in the index for a new one whose tuples have these hashes.
     #[cold]
     pub(super) fn evict_near(&self, hashes: [u64; 2], new: &NewConnection<K>) -> bool {
-        let payer = Payer::of(new.original, new.reply, new.flags);
+        let asks = self.room.accounts().standing(&Payer::of(new.original, new.reply, new.flags));
         let near = |hash| {
             let slots = self.buckets(hash).into_iter().flatten();
             let entries = slots.map(|slot| slot_index(slot.load(Ordering::Relaxed)));
             let used = entries.filter_map(|number| number.checked_sub(1));
-            let can_go = used.filter_map(|index| self.candidate(index, payer));
-            can_go.max_by_key(|it| it.open)
+            let can_go = used.filter_map(|index| self.candidate(index, &asks));
+            can_go.max_by_key(|it| it.standing.open)
         };
         let mut found = false;
         for candidate in hashes.into_iter().filter_map(near) {
@@ -57,31 +56,30 @@ impl<K: Key> ConnTable<K> {
         found
     }
 
-    /// Ends the connection whose tuple stands in the way of a new one, if it is another account's and can
+    /// Ends the connection whose tuple stands in the way of a new one, if it is somebody else's and can
     /// go.
     #[cold]
     pub(crate) fn evict_from(&self, hash: u64, tuple: K, new: &NewConnection<K>) -> bool {
         let Some(hit) = self.find(hash, tuple) else { return false };
-        let payer = Payer::of(new.original, new.reply, new.flags);
-        let candidate = self.candidate(hit.id.index, payer).filter(|it| it.id == hit.id);
+        let asks = self.room.accounts().standing(&Payer::of(new.original, new.reply, new.flags));
+        let candidate = self.candidate(hit.id.index, &asks).filter(|it| it.id == hit.id);
         // Whoever has used up a server's ports is told so, and keeps what it waits for.
-        let other = candidate.filter(|candidate| candidate.payer != payer);
+        let other = candidate.filter(|candidate| !candidate.standing.is_of(&asks));
         other.is_some_and(|candidate| self.evict(&candidate))
     }
 
-    /// The entry, if it may go for a connection of `asks`: one of the same account, or of one that has
+    /// The entry, if it may go for a connection of `asks`: one of the same, or of somebody who has
     /// more that nobody has answered than `asks` has connections.
-    fn candidate(&self, index: u32, asks: Payer) -> Option<Candidate> {
+    fn candidate(&self, index: u32, asks: &Standing) -> Option<Candidate> {
         let raw = self.raw_of(index, || 0)?;
         let new = raw.new;
         if !is_open(new.original.proto(), Meta::new(0, new.state, new.flags, new.network)) {
             return None;
         }
         let payer = Payer::of(new.original, new.reply, new.flags);
-        let accounts = self.room.accounts();
-        let (_, open) = accounts.of(&payer);
-        let may_go = payer == asks || open > accounts.of(&asks).0;
-        may_go.then_some(Candidate { id: ConnId { index, version: raw.version }, payer, open })
+        let standing = self.room.accounts().standing(&payer);
+        let may_go = standing.is_of(asks) || standing.open > asks.connections;
+        may_go.then_some(Candidate { id: ConnId { index, version: raw.version }, standing })
     }
 
     fn evict(&self, candidate: &Candidate) -> bool {

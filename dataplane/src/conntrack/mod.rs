@@ -35,6 +35,7 @@ mod view;
 pub mod window;
 mod words;
 
+pub(crate) use accounts::Owners;
 pub use accounts::{Accounts, Overdrawn};
 pub use adopt::EarlierRun;
 pub use entry::{ConnId, Hit, Insert, NewConnection};

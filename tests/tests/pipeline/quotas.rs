@@ -2,9 +2,12 @@
 //! no room.
 
 use dataplane::EngineOptions;
+use dataplane::config::{DnatRule, PortRole};
+use dataplane::engine::Link;
 use dataplane::packet::types::tcp_flags::{ACK, SYN};
 use tests::lab::{
-    A, B, CLIENT, GATEWAY1, Lab, ROUTER, SERVER, UP, publish_tcp, small, topology, without_guard,
+    A, B, CLIENT, GATEWAY1, Lab, ROUTER, SERVER, UP, UPLINK, dual, publish_tcp, small, topology,
+    without_guard,
 };
 use tests::packet::{Host, Packet, icmp_error, tcp, udp};
 
@@ -80,28 +83,75 @@ fn a_half_open_handshake_may_go_and_an_open_one_not() {
 fn an_endpoint_has_no_more_connections_than_it_may() {
     let mut spec = topology();
     spec.dnat = vec![publish_tcp(7, 8080, &A, 80)];
-    let mut lab = Lab::with(&limits(16, 2), spec);
-    for n in 0..2 {
-        begin(&mut lab, &query(&A, n), &A);
+    let mut lab = Lab::with(&limits(16, 4), spec);
+    let syn = |port| tcp(&CLIENT, port, &UP, 8080, SYN);
+    for port in 1..4 {
+        come(&mut lab, &syn(port), 7);
     }
-    lab.rx(A.port, query(&A, 2)).dropped("a", "endpoint_limit");
-    begin(&mut lab, &query(&B, 2), &B);
-    // Those who come from outside are counted apart.
-    for port in [1, 2] {
-        let syn = tcp(&CLIENT, port, &UP, 8080, SYN);
-        lab.rx(UP.port, &syn)
-            .moved("conn.new", 1)
-            .moved("dnat.7.packets", 1)
-            .moved("dnat.7.bytes", 40)
-            .take_one(A.port);
-    }
-    let syn = tcp(&CLIENT, 3, &UP, 8080, SYN);
-    lab.rx(UP.port, &syn).dropped("up", "endpoint_limit");
+    // A crowd outside has three quarters of it, and the rest is for what A begins itself.
+    lab.rx(UP.port, syn(4)).dropped("up", "endpoint_limit");
+    begin(&mut lab, &query(&A, 0), &A);
+    lab.rx(A.port, query(&A, 1)).dropped("a", "endpoint_limit");
+    begin(&mut lab, &query(&B, 1), &B);
     // What there is goes on, and what has ended makes room.
     let again = query(&A, 0);
     lab.rx(A.port, &again).tx(UP.port, again.src(UP.ip).routed(UP.mac, ROUTER.mac));
     lab.after(std::time::Duration::from_secs(31)).only_balanced();
     begin(&mut lab, &query(&A, 3), &A);
+}
+
+/// A connection from outside by a published port.
+fn come(lab: &mut Lab, packet: &Packet, rule: u32) {
+    lab.rx(UP.port, packet)
+        .moved("conn.new", 1)
+        .moved(&format!("dnat.{rule}.packets"), 1)
+        .moved(&format!("dnat.{rule}.bytes"), packet.ip_len() as i64)
+        .take_one(A.port);
+}
+
+#[test]
+fn the_addresses_of_an_endpoint_share_what_it_may_have() {
+    let mut spec = dual();
+    let rule = publish_tcp(7, 8080, &A, 80);
+    spec.dnat = vec![rule, DnatRule { id: 8, to: A.ip6().into(), ..rule }];
+    let mut lab = Lab::with(&limits(16, 5), spec);
+    let now = lab.now;
+    let link = Link::Uplink(UPLINK);
+    lab.plane.tables().neighbors.confirm(link, ROUTER.ip6(), ROUTER.mac, true, now);
+    begin(&mut lab, &query(&A, 0), &A);
+    begin(&mut lab, &query(&A, 1).v6(), &A);
+    let syn = |port| tcp(&CLIENT, port, &UP, 8080, SYN);
+    come(&mut lab, &syn(1), 7);
+    come(&mut lab, &syn(2).v6(), 8);
+    begin(&mut lab, &query(&A, 2), &A);
+    for more in [query(&A, 3), query(&A, 3).v6()] {
+        lab.rx(A.port, &more).dropped("a", "endpoint_limit");
+    }
+    for more in [syn(3), syn(3).v6()] {
+        lab.rx(UP.port, &more).dropped("up", "endpoint_limit");
+    }
+    begin(&mut lab, &query(&B, 3).v6(), &B);
+    let full = lab.plane.limits().into_iter().find(|limit| limit.name == "conntrack_per_endpoint");
+    assert_eq!(full.map(|limit| (limit.current, limit.peak, limit.limit)), Some((5, 5, 5)));
+
+    // An address that becomes B's takes what is booked to it along.
+    lab.reconfigure(|spec| {
+        for port in &mut spec.ports {
+            if let PortRole::Endpoint { ipv6, mac, .. } = &mut port.role {
+                match *mac {
+                    mac if mac == A.mac => ipv6.clear(),
+                    mac if mac == B.mac => ipv6.push(A.ip6()),
+                    _ => {}
+                }
+            }
+        }
+    });
+    begin(&mut lab, &query(&A, 4), &A);
+    begin(&mut lab, &query(&B, 5), &B);
+    begin(&mut lab, &query(&A, 5), &A);
+    lab.rx(A.port, query(&A, 6)).dropped("a", "endpoint_limit");
+    begin(&mut lab, &query(&B, 6), &B);
+    lab.rx(B.port, query(&B, 7)).dropped("b", "endpoint_limit");
 }
 
 #[test]
@@ -115,6 +165,9 @@ fn an_endpoint_begins_no_more_connections_in_a_second_than_it_may() {
     begin(&mut lab, &query(&B, 3), &B);
     let again = query(&A, 0);
     lab.rx(A.port, &again).tx(UP.port, again.src(UP.ip).routed(UP.mac, ROUTER.mac));
+    // Nor when all that it began has ended meanwhile.
+    lab.plane.flush_connections(&|connection| connection.original.src == A.ip);
+    lab.rx(A.port, query(&A, 3)).dropped("a", "endpoint_rate");
     lab.after(std::time::Duration::from_secs(1)).only_balanced();
     begin(&mut lab, &query(&A, 3), &A);
 }
