@@ -4,7 +4,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::accounts::{Payer, is_open};
 use super::entry::{ConnId, Hit};
-use super::key::Key;
+use super::key::{Hot, Key};
 use super::table::ConnTable;
 use super::tuple::Direction;
 use super::window::Side;
@@ -42,7 +42,8 @@ impl<K: Key> ConnTable<K> {
     /// Notes packets of a direction and, when it changed, state, flags and deadline. False, and
     /// nothing is noted: another worker has changed the state since `hit` was read, so that `state`
     /// may not be what follows.
-    #[inline]
+    // Called by both families, and so not inlined by itself; most packets change nothing but a counter.
+    #[inline(always)]
     pub fn touch(&self, hit: &Hit<K>, bytes: u64, state: u8, flags: u8, deadline: u32) -> bool {
         let cold = self.cold(hit.id.index, hit.direction);
         let (Some(hot), Some(cold)) = (self.hot(hit.id.index), cold) else { return true };
@@ -53,15 +54,10 @@ impl<K: Key> ConnTable<K> {
         if meta.state() != hit.state() {
             return false;
         }
-        if meta.state() != state || meta.flags() | flags != meta.flags() {
-            let next = Meta::new(meta.version(), state, meta.flags() | flags, meta.network());
-            // Read before: should the entry be another connection's by now, the exchange fails.
-            let tuples = [hot.original, hot.reply].map(|cells| K::load(cells, Ordering::Acquire));
-            let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
-            if hot.meta.compare_exchange(meta.0, next.0, success, failure).is_err() {
-                return false;
-            }
-            self.note_open(tuples, meta, next);
+        if (meta.state() != state || meta.flags() | flags != meta.flags())
+            && !self.change(&hot, meta, state, flags)
+        {
+            return false;
         }
         if hit.deadline != deadline {
             let was = hot.deadline.load(Ordering::Relaxed);
@@ -75,6 +71,20 @@ impl<K: Key> ConnTable<K> {
         }
         // Counters may get a packet of the connection that was here before: for people only.
         cold.count(bytes);
+        true
+    }
+
+    /// Gives a connection another state, and flags that it has not. False: another worker was there first.
+    #[inline(never)]
+    fn change(&self, hot: &Hot<'_, K::Cells>, meta: Meta, state: u8, flags: u8) -> bool {
+        let next = Meta::new(meta.version(), state, meta.flags() | flags, meta.network());
+        // Read before: should the entry be another connection's by now, the exchange fails.
+        let tuples = [hot.original, hot.reply].map(|cells| K::load(cells, Ordering::Acquire));
+        let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+        if hot.meta.compare_exchange(meta.0, next.0, success, failure).is_err() {
+            return false;
+        }
+        self.note_open(tuples, meta, next);
         true
     }
 
