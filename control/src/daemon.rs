@@ -14,6 +14,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use dataplane::conntrack::EarlierRun;
@@ -31,6 +32,7 @@ use crate::config::Config;
 use crate::config::args::{DaemonArgs, DaemonCommand, DaemonFlags};
 use crate::demo;
 use crate::error::{Error, Result, ResultExt};
+use crate::nat_log::NatLog;
 use crate::netlink::Monitor;
 use crate::netns::{MountNamespace, Netns, mount_namespace};
 use crate::place::Place;
@@ -195,6 +197,14 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
         return Err(error);
     }
 
+    let nat_log = NatLog::of(&config.daemon).map(|log| start_nat_log(log, &switch));
+    let nat_log = match nat_log.transpose() {
+        Ok(nat_log) => nat_log,
+        Err(error) => {
+            switch.stop().await;
+            return Err(error);
+        }
+    };
     let (stop, stopping) = watch::channel(false);
     let follower = tokio::spawn(follow(Arc::clone(&switch), monitor, stopping.clone()));
     let mut api = tokio::spawn(server::serve(listener, Arc::clone(&switch), stopping));
@@ -216,9 +226,22 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     // It ends by itself, within one look at the host.
     let _ = follower.await;
     switch.stop().await;
+    if let (Some(log), Some(thread)) = (switch.nat_log(), nat_log) {
+        log.stop();
+        // It ends within one look; one that panicked has said so.
+        let _ = thread.join();
+    }
     drop(socket);
     let purged = switch.world().purged;
     outcome.map(|()| if purged { End::Purged } else { End::Stopped })
+}
+
+/// Logs mappings by a thread of its own, so that a slow disk holds nothing else up.
+fn start_nat_log(log: Arc<NatLog>, switch: &Arc<Switch>) -> Result<JoinHandle<()>> {
+    switch.set_nat_log(Arc::clone(&log));
+    let switch = Arc::clone(switch);
+    let run = move || log.run(&switch);
+    thread::Builder::new().name("nat-log".to_owned()).spawn(run).failed("start the NAT log")
 }
 
 /// What a person should know about the connections of an earlier run.
@@ -338,6 +361,9 @@ impl Signals {
 
 /// Brings the networks in line with the file. Everything else of it takes effect at a restart.
 async fn reload(flags: &DaemonFlags, running: &Config, switch: &Switch) {
+    if let Some(log) = switch.nat_log() {
+        log.reopen();
+    }
     match declare(flags, running, switch).await {
         Ok(()) => tracing::info!("configuration read again"),
         Err(error) => tracing::error!("configuration not taken: {error}"),

@@ -18,6 +18,7 @@ pub mod ipam;
 pub mod lab;
 pub mod model;
 pub mod name;
+pub mod nat_log;
 pub mod netlink;
 pub mod netns;
 pub mod options;

@@ -31,7 +31,7 @@ mod warnings;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read as _;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use dataplane::Engine;
@@ -47,6 +47,7 @@ use crate::error::{Error, Result, ResultExt};
 use crate::host::HostFacts;
 use crate::model::{Counters, Desired, Edit, Intent};
 use crate::name::Name;
+use crate::nat_log::NatLog;
 use crate::netlink::Far;
 use crate::netlink::sockets::HostPorts;
 use crate::options::LinkKind;
@@ -92,6 +93,7 @@ pub struct Switch {
     own: OwnAddresses,
     events: broadcast::Sender<Event>,
     alarms: Mutex<Alarms>,
+    nat_log: OnceLock<Arc<NatLog>>,
     started: Instant,
 }
 
@@ -176,6 +178,7 @@ impl Switch {
             own: OwnAddresses::default(),
             events,
             alarms: Mutex::default(),
+            nat_log: OnceLock::new(),
             started: Instant::now(),
         })
     }
@@ -184,6 +187,18 @@ impl Switch {
     #[must_use]
     pub const fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Makes the log of mappings known, so that `status` warns of it; only once.
+    pub fn set_nat_log(&self, log: Arc<NatLog>) {
+        // A second one is not there: the daemon begins one at its start.
+        let _ = self.nat_log.set(log);
+    }
+
+    /// The log of mappings, if there is one.
+    #[must_use]
+    pub fn nat_log(&self) -> Option<&NatLog> {
+        self.nat_log.get().map(Arc::as_ref)
     }
 
     /// What there is now. Hold it for moments only.

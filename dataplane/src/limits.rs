@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::clock::Timestamp;
+use crate::conntrack::EVENT_QUEUE;
 use crate::engine::EngineOptions;
 use crate::l3::neighbor::{MAX_WAITING_FOR_ONE, Waiting};
 use crate::shared::Tables;
@@ -136,6 +137,7 @@ pub(crate) fn of(
         ),
         LimitUse::new("icmp_errors", errors, burst, None),
         LimitUse::new("capture_frames", captures, crate::capture::QUEUE, None),
+        LimitUse::new("conntrack_events", tables.connections.watchers().uses(), EVENT_QUEUE, None),
     ]
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::capture::{self, Capture, Sinks};
 use crate::clock::Timestamp;
 use crate::config::{Network, Snapshot};
-use crate::conntrack::EarlierRun;
+use crate::conntrack::{EarlierRun, EndReason, Watch};
 use crate::core::{Core, Start};
 use crate::engine::{
     Connection, ConntrackStats, EngineOptions, FdbEntry, FdbKind, FdbStats, LimitUse, Link,
@@ -198,8 +198,8 @@ impl Plane {
             }
         }
         for entry in self.tables.entries(now_secs()) {
-            if gone.ends(&entry.connection, entry.rule) {
-                self.tables.end(&entry);
+            if let Some(reason) = gone.ends(&entry.connection, entry.rule) {
+                self.tables.end(&entry, reason);
             }
         }
         self.tables.retain_rules(|rule| match rule {
@@ -306,7 +306,7 @@ impl Plane {
         self.tables
             .entries(now_secs())
             .filter(|entry| matches(&entry.connection))
-            .filter(|entry| self.tables.end(entry))
+            .filter(|entry| self.tables.end(entry, EndReason::Flushed))
             .count()
     }
 
@@ -318,8 +318,14 @@ impl Plane {
         self.tables
             .entries(now_secs())
             .filter(|entry| !has_place(&snapshot, &entry.connection, entry.rule))
-            .filter(|entry| self.tables.end(entry))
+            .filter(|entry| self.tables.end(entry, EndReason::EndpointGone))
             .count()
+    }
+
+    /// Is told of connections as they begin and end from now on, with `updates` also as they change.
+    #[must_use]
+    pub fn watch_connections(&self, updates: bool) -> Watch {
+        self.tables.connections.watchers().watch(updates)
     }
 
     /// What became of the connections that an earlier run left.
@@ -409,12 +415,16 @@ impl Gone {
             && self.outside.is_empty()
     }
 
-    fn ends(&self, connection: &Connection, rule: u32) -> bool {
-        (rule != 0 && self.rules.contains(&rule))
-            || self.networks.contains(&connection.network)
+    /// Why a connection ends, if it does.
+    fn ends(&self, connection: &Connection, rule: u32) -> Option<EndReason> {
+        if rule != 0 && self.rules.contains(&rule) {
+            return Some(EndReason::Unpublished);
+        }
+        let gone = self.networks.contains(&connection.network)
             || self.endpoints.contains(&connection.original.src)
             || self.endpoints.contains(&connection.reply.src)
             || (connection.snat && self.outside.contains(&connection.reply.dst))
-            || (connection.dnat && self.outside.contains(&connection.original.dst))
+            || (connection.dnat && self.outside.contains(&connection.original.dst));
+        gone.then_some(EndReason::EndpointGone)
     }
 }

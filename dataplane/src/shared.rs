@@ -9,7 +9,7 @@ use dashmap::DashMap;
 use rustc_hash::FxBuildHasher;
 
 use crate::clock::Timestamp;
-use crate::conntrack::{ConnId, ConnTable, EarlierRun, Entry, Key, Room, Tuple6};
+use crate::conntrack::{ConnId, ConnTable, EarlierRun, EndReason, Entry, Key, Room, Tuple6};
 use crate::engine::{ConntrackStats, EngineOptions, NatRule};
 use crate::hash::HashKey;
 use crate::l2::fdb::Fdb;
@@ -89,10 +89,10 @@ impl Tables {
     }
 
     /// Ends a connection; false when it has ended already.
-    pub(crate) fn end(&self, entry: &Entry) -> bool {
+    pub(crate) fn end(&self, entry: &Entry, reason: EndReason) -> bool {
         match entry.connection.original.src {
-            IpAddr::V4(_) => self.connections.remove(entry.id),
-            IpAddr::V6(_) => self.connections6.remove(entry.id),
+            IpAddr::V4(_) => self.connections.end(entry.id, reason),
+            IpAddr::V6(_) => self.connections6.end(entry.id, reason),
         }
     }
 

@@ -6,13 +6,16 @@
     reason = "test code: a failure here is a failed test"
 )]
 
+use std::fs;
 use std::net::Ipv4Addr;
+use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::host::namespace::Process;
 use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
-use tests::host::{GATEWAY, HOST_IP, Host, Uplink, WIRE, one, rows};
+use tests::host::{GATEWAY, HOST_IP, Host, Uplink, WIRE, eventually, one, rows};
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const NET_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
@@ -150,4 +153,95 @@ fn status_shows_every_limit() {
     }
     let text = host.ok(["status"]);
     assert!(text.contains("conntrack_full") && text.contains("waiting_frames"), "{text}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn events_tell_what_becomes_of_connections() {
+    let host = host_with_app();
+    let a = host.sandbox("a", "--network app");
+    let path = host.path("events");
+    let log = fs::File::create(&path).unwrap();
+    let mut command = host.ctl_command(["conntrack", "events", "--json", "--proto", "tcp"]);
+    let mut events = Process::start(command.stdout(Stdio::from(log)));
+    std::thread::sleep(Duration::from_millis(500));
+    let told = || {
+        let text = fs::read_to_string(&path).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+    };
+    let _server = TcpServer::start(&host.outside, (ANY, 7000));
+    let mut client = TcpClient::connect(&a.ns, (GATEWAY, 7000));
+    client.echo("hello");
+    assert_ping(&a.ns, GATEWAY, 63);
+    let has = |event: &str, state: &str| {
+        told().iter().any(|line| line["event"] == event && line["state"] == state)
+    };
+    let limit = Duration::from_secs(5);
+    eventually(limit, "it began", || has("new", "SYN_SENT"));
+    eventually(limit, "it is established", || has("update", "ESTABLISHED"));
+    host.ok(["conntrack", "flush"]);
+    eventually(limit, "it ended", || has("destroy", "ESTABLISHED"));
+    let all = told();
+    let first = all.iter().find(|line| line["event"] == "new").unwrap();
+    assert_eq!(
+        (&first["orig"]["dst"], &first["network"]),
+        (&GATEWAY.to_string().as_str().into(), &"app".into())
+    );
+    let end = all.iter().find(|line| line["event"] == "destroy").unwrap();
+    assert_eq!((&end["reason"], &end["nat"]), (&"flushed".into(), &"snat".into()));
+    assert!(end["packets"][0].as_u64().unwrap() >= 3 && end["time_ms"].as_u64().unwrap() > 0);
+    assert!(all.iter().all(|line| line["proto"] == "tcp"), "{all:#?}");
+    // Who is gone is told too.
+    let _client = TcpClient::connect(&a.ns, (GATEWAY, 7000));
+    host.ok(["sandbox", "rm", &a.name]);
+    eventually(limit, "its sandbox went", || {
+        told().iter().any(|line| line["reason"] == "endpoint_gone")
+    });
+    events.signal(Signal::SIGTERM);
+    events.wait(limit);
+    host.refused(3, &["nope"], ["conntrack", "events", "--network", "nope"]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn mappings_are_logged_without_destinations() {
+    let mut host = Host::prepare(Uplink::Shared);
+    let log = host.path("nat.log");
+    host.configure(&format!("[daemon]\nnat_log = {log:?}\n"));
+    host.launch();
+    host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1");
+    let a = host.sandbox("a", "--network app");
+    let _servers = [7000, 7001].map(|port| TcpServer::start(&host.outside, (ANY, port)));
+    let client = TcpClient::connect(&a.ns, (GATEWAY, 7000));
+    let inside = format!("inside={}", client.local());
+    let text = || fs::read_to_string(&log).unwrap_or_default();
+    let lines = |what: &str| {
+        let text = text();
+        text.lines().filter(|line| line.contains(what) && line.contains(&inside)).count()
+    };
+    let limit = Duration::from_secs(5);
+    eventually(limit, "it is allocated", || lines("allocate network=app proto=tcp") == 1);
+    assert!(!text().contains(&GATEWAY.to_string()), "{}", text());
+    assert!(text().contains(&format!("outside={HOST_IP}:")), "{}", text());
+    // Rotated meanwhile.
+    fs::rename(&log, host.path("nat.log.1")).unwrap();
+    host.ok(["conntrack", "flush"]);
+    eventually(limit, "it is released", || lines("release network=app proto=tcp") == 1);
+    assert_eq!(lines("allocate"), 0, "in the new file");
+    // A file that cannot be written stops nothing.
+    fs::remove_file(&log).unwrap();
+    fs::create_dir(&log).unwrap();
+    let mut other = TcpClient::connect(&a.ns, (GATEWAY, 7001));
+    other.echo("all the same");
+    eventually(limit, "status warns", || {
+        let warnings = rows(&one(&host.json(["status"]))["warnings"]);
+        warnings.iter().any(|line| line.as_str().unwrap().contains("nat_log"))
+    });
+    fs::remove_dir(&log).unwrap();
+    host.ok(["conntrack", "flush"]);
+    eventually(limit, "it is written again", || {
+        let text = text();
+        text.contains(&format!("allocate network=app proto=tcp inside={}", other.local()))
+            && text.contains("release")
+    });
 }

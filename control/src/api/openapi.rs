@@ -15,11 +15,11 @@ use utoipa::openapi::{
 use utoipa::{IntoParams, ToSchema};
 
 use super::types::{
-    CaptureQuery, ConnectRequest, Connection, ConntrackFilter, ConntrackStats, DisconnectRequest,
-    DropCount, DropsQuery, ErrorBody, Event, FdbAdd, FdbEntry, FdbFlush, FdbQuery, FdbRemove,
-    NatRule, Neighbor, Network, NetworkCreate, NetworkEndpoint, PortMapping, PortStats, Pruned,
-    PublishRequest, Purged, Removed, Route, RouteAdd, RouteRemove, Sandbox, SandboxCreate,
-    StatsQuery, Status, Trace, TraceRequest, Uplink, UplinkAdd,
+    CaptureQuery, ConnectRequest, Connection, ConnectionEvent, ConntrackFilter, ConntrackStats,
+    DisconnectRequest, DropCount, DropsQuery, ErrorBody, Event, FdbAdd, FdbEntry, FdbFlush,
+    FdbQuery, FdbRemove, NatRule, Neighbor, Network, NetworkCreate, NetworkEndpoint, PortMapping,
+    PortStats, Pruned, PublishRequest, Purged, Removed, Route, RouteAdd, RouteRemove, Sandbox,
+    SandboxCreate, StatsQuery, Status, Trace, TraceRequest, Uplink, UplinkAdd,
 };
 use crate::error::Kind;
 
@@ -180,6 +180,9 @@ fn operations() -> Vec<Operation> {
         post("/v1/conntrack/flush", "End the connections that match")
             .takes::<ConntrackFilter>()
             .answers(one::<Removed>()),
+        get("/v1/conntrack/events", "What happens to connections: one JSON object a line")
+            .query::<ConntrackFilter>()
+            .streams(NDJSON, one::<ConnectionEvent>()),
         get("/v1/conntrack/stats", "Totals of the connection table")
             .answers(one::<ConntrackStats>()),
         get("/v1/nat/rules", "NAT rules with their counters").answers(list::<NatRule>()),
@@ -305,6 +308,7 @@ mod tests {
         ("post", "/v1/fdb/flush"),
         ("get", "/v1/conntrack"),
         ("post", "/v1/conntrack/flush"),
+        ("get", "/v1/conntrack/events"),
         ("get", "/v1/conntrack/stats"),
         ("get", "/v1/nat/rules"),
         ("get", "/v1/drops"),

@@ -157,7 +157,7 @@ fn run(cli: Cli) -> Result<u8> {
                 Command::Route(args) => args.run(&client).await,
                 Command::Neigh(args) => args.run(&client).await,
                 Command::Fdb(args) => args.run(&client).await,
-                Command::Conntrack(args) => args.run(&client).await,
+                Command::Conntrack(args) => args.run(&client, format).await,
                 Command::Nat(args) => args.run(&client).await,
                 Command::Drops(args) => args.run(&client).await,
                 Command::Stats(args) => args.run(&client).await,

@@ -2,16 +2,17 @@
 
 use clap::{Args, Subcommand};
 
-use super::output::{Column, Reply, or_dash};
+use super::output::{Column, Format, Reply, or_dash, print};
 use super::{Outcome, values};
 use crate::api::client::Client;
 use crate::api::types::{
-    AddressMatch, Connection, ConnectionState, ConntrackFilter, ConntrackStats, DropCount,
-    DropsQuery, FdbAdd, FdbEntry, FdbFlush, FdbKind, FdbQuery, FdbRemove, IpProtocol, MacAddr,
-    NatKind, NatRule, PortStats, Removed, StatsQuery, Tuple,
+    AddressMatch, Connection, ConnectionEvent, ConnectionState, ConntrackFilter, ConntrackStats,
+    DropCount, DropsQuery, Event, FdbAdd, FdbEntry, FdbFlush, FdbKind, FdbQuery, FdbRemove,
+    IpProtocol, MacAddr, NatKind, NatRule, PortStats, Removed, StatsQuery, Tuple,
 };
+use crate::capture::summary::time_of_day;
 use crate::check;
-use crate::error::Result;
+use crate::error::{Result, ResultExt as _};
 use crate::name::Name;
 
 /// Verbs of the FDB.
@@ -130,6 +131,73 @@ pub enum ConntrackCommand {
     Flush(Matching),
     /// Totals of the connection table
     Stats,
+    /// Show connections as they begin, change and end
+    Events(Events),
+}
+
+/// `conntrack events`.
+#[derive(Debug, Args)]
+pub struct Events {
+    /// One JSON object a line, as with --format json
+    #[arg(long)]
+    json: bool,
+    /// Which
+    #[command(flatten)]
+    matching: Matching,
+}
+
+impl Events {
+    async fn run(self, client: &Client, format: Format) -> Result<Outcome> {
+        let json = self.json || format == Format::Json;
+        let mut stream = client.stream("/v1/conntrack/events", &self.matching.filter()).await?;
+        let mut rest = Vec::new();
+        while let Some(piece) = stream.next().await? {
+            rest.extend_from_slice(&piece);
+            // Whole lines only.
+            let Some(end) = rest.iter().rposition(|byte| *byte == b'\n') else { continue };
+            let lines: Vec<u8> = rest.drain(..=end).collect();
+            let text = if json { lines } else { for_people(&lines)?.into_bytes() };
+            if !print(&text)? {
+                break;
+            }
+        }
+        Ok(Outcome::Exit(0))
+    }
+}
+
+fn for_people(lines: &[u8]) -> Result<String> {
+    let mut text = String::new();
+    for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let shown = match serde_json::from_slice::<ConnectionEvent>(line) {
+            Ok(event) => one_line(&event),
+            // Not a connection: some were missed.
+            Err(_) => serde_json::from_slice::<Event>(line)
+                .map(|event| format!("{}: {}", event.event, or_dash(event.detail.as_ref())))
+                .failed("answer of the daemon to /v1/conntrack/events not understood")?,
+        };
+        text.push_str(&shown);
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// In the manner of `conntrack -E`.
+fn one_line(event: &ConnectionEvent) -> String {
+    let ConnectionEvent { time_ms, event, reason, connection } = event;
+    let mut text = format!(
+        "{} {event:<7} {} {} {} | {} network {}",
+        time_of_day(time_ms.saturating_mul(1_000_000)),
+        connection.proto,
+        connection.state,
+        tuple(&connection.orig),
+        tuple(&connection.reply),
+        or_dash(connection.network.as_ref()),
+    );
+    if let Some(reason) = reason {
+        let (packets, bytes) = (pair(connection.packets), pair(connection.bytes));
+        text.push_str(&format!(" {reason}, packets {packets}, bytes {bytes}"));
+    }
+    text
 }
 
 /// Which connections: all that is given must match.
@@ -201,8 +269,9 @@ fn pair([original, reply]: [u64; 2]) -> String {
 }
 
 impl ConntrackCommand {
-    pub(super) async fn run(self, client: &Client) -> Result<Outcome> {
+    pub(super) async fn run(self, client: &Client, format: Format) -> Result<Outcome> {
         match self {
+            Self::Events(args) => args.run(client, format).await,
             Self::List(matching) => {
                 let connections: Vec<Connection> =
                     client.query("/v1/conntrack", &matching.filter()).await?;

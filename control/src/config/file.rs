@@ -149,6 +149,8 @@ pub struct DaemonSection {
     pub gro: Option<bool>,
     pub docker_plugin_dir: Option<Spanned<PathBuf>>,
     pub metrics: Option<SocketAddr>,
+    pub nat_log: Option<Spanned<PathBuf>>,
+    pub nat_log_size: Option<Ranged<1, 1_048_576>>,
 }
 
 /// An element of `defaults.pools`.

@@ -73,6 +73,10 @@ pub struct Daemon {
     pub docker_plugin_dir: Option<PathBuf>,
     /// Where metrics are served; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Where mappings are logged; `None`: nowhere.
+    pub nat_log: Option<PathBuf>,
+    /// Mebibytes after which that file is set aside.
+    pub nat_log_size: u32,
 }
 
 /// How TAPs and uplinks are read and written.
@@ -139,6 +143,8 @@ impl Default for Daemon {
             gro: true,
             docker_plugin_dir: None,
             metrics: None,
+            nat_log: None,
+            nat_log_size: 1024,
         }
     }
 }

@@ -140,7 +140,7 @@ fn faults_name_line_and_key() {
     let table = [
         (
             "\n[daemon]\nsokcet = \"/x\"",
-            "v.toml:3: unknown key \"sokcet\" in [daemon]; known keys are socket, state_dir, run_dir, workers, placement, io, gro, docker_plugin_dir, metrics",
+            "v.toml:3: unknown key \"sokcet\" in [daemon]; known keys are socket, state_dir, run_dir, workers, placement, io, gro, docker_plugin_dir, metrics, nat_log, nat_log_size",
         ),
         (
             "[deamon]",
@@ -196,6 +196,15 @@ fn faults_name_line_and_key() {
         (
             "[[uplink]]\ninterface = \"e\"\nnat_ports = \"9-8\"",
             "v.toml:3: uplink.nat_ports: port range \"9-8\": ends before it begins",
+        ),
+        (
+            "[daemon]\nnat_log = \"nat.log\"",
+            "v.toml:2: daemon.nat_log: \"nat.log\" is not an absolute path; begin it with '/'",
+        ),
+        ("[daemon]\nnat_log = \"/\"", "v.toml:2: daemon.nat_log: \"/\" does not name a file"),
+        (
+            "[daemon]\nnat_log_size = 0",
+            "v.toml:2: daemon.nat_log_size: 0 is not a number from 1 to",
         ),
         ("[limits]\nbuffers = 255", "v.toml:2: limits.buffers: 255 is not a number from 256 to"),
         (

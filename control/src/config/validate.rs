@@ -91,6 +91,19 @@ fn daemon(section: DaemonSection, config: &mut Config, source: &Source<'_>) -> R
         absolute("docker_plugin_dir", section.docker_plugin_dir, &mut dir)?;
         config.daemon.docker_plugin_dir = Some(dir);
     }
+    if let Some(value) = section.nat_log {
+        let span = value.span();
+        let mut path = PathBuf::new();
+        absolute("nat_log", Some(value), &mut path)?;
+        if path.file_name().is_none() {
+            let message = format!("daemon.nat_log: {path:?} does not name a file");
+            return Err(source.fault(&span, &message));
+        }
+        config.daemon.nat_log = Some(path);
+    }
+    if let Some(size) = section.nat_log_size {
+        config.daemon.nat_log_size = size.0;
+    }
     config.daemon.workers =
         section.workers.map(|workers| usize::try_from(workers.0).unwrap_or(MAX_WORKERS));
     config.daemon.placement = section.placement.unwrap_or_default();

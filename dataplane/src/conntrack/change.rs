@@ -7,9 +7,11 @@ use super::accounts::{Payer, is_open};
 use super::entry::{ConnId, DNAT, Hit, Insert, NewConnection, SEEN_REPLY};
 use super::key::{Hot, Key};
 use super::table::{ConnTable, FreeList, HEADER, SHARDS, STEP};
+use super::tcp::TcpState;
 use super::tuple::Direction;
+use super::watch::{Change, EndReason};
 use super::words::{LIVE, Meta, deadline_of, deadline_word, slot_tag, slot_word};
-use crate::packet::types::NetworkId;
+use crate::packet::types::{NetworkId, ip_proto};
 use crate::sync::Mutex;
 
 /// The number of an entry that has expired and stands in the way.
@@ -135,6 +137,9 @@ impl<K: Key> ConnTable<K> {
             return Insert::Full;
         }
         self.totals.inserted.fetch_add(1, Ordering::Relaxed);
+        if self.watchers.any() {
+            self.tell(Change::New, index);
+        }
         Insert::Inserted(id)
     }
 
@@ -273,10 +278,19 @@ impl<K: Key> ConnTable<K> {
         self.room.give_back();
     }
 
+    /// Tells those who watch of a connection as it is.
+    #[cold]
+    pub(super) fn tell(&self, change: Change, index: u32) {
+        if let Some(connection) = self.connection(index) {
+            self.watchers.tell(change, &connection);
+        }
+    }
+
     /// Ends a connection; false when it has ended already.
     pub(super) fn remove_if(
         &self,
         index: u32,
+        reason: EndReason,
         ends: impl Fn(&Hot<'_, K::Cells>, Meta) -> bool,
     ) -> bool {
         let Some(hot) = self.hot(index) else { return false };
@@ -295,6 +309,14 @@ impl<K: Key> ConnTable<K> {
         {
             return false;
         }
+        if self.watchers.any() {
+            let is_tcp = tuples().iter().all(|tuple| tuple.proto() == ip_proto::TCP);
+            let closed = reason == EndReason::Timeout
+                && is_tcp
+                && TcpState::from_u8(now.state()).is_some_and(TcpState::is_over);
+            let reason = if closed { EndReason::Closed } else { reason };
+            self.tell(Change::Destroy(reason), index);
+        }
         self.unclaim(hashes[0], index, Direction::Original);
         self.unclaim(hashes[1], index, Direction::Reply);
         self.release(ConnId { index, version: meta.version() });
@@ -303,8 +325,9 @@ impl<K: Key> ConnTable<K> {
 
     /// Ends entry `index` if its time has come.
     pub fn expire(&self, index: u32, now: u32) -> bool {
-        let expired = self
-            .remove_if(index, |hot, _| deadline_of(hot.deadline.load(Ordering::Relaxed)) <= now);
+        let expired = self.remove_if(index, EndReason::Timeout, |hot, _| {
+            deadline_of(hot.deadline.load(Ordering::Relaxed)) <= now
+        });
         if expired {
             self.totals.expired.fetch_add(1, Ordering::Relaxed);
         }
@@ -313,7 +336,12 @@ impl<K: Key> ConnTable<K> {
 
     /// Ends a connection; false when it has ended already.
     pub fn remove(&self, id: ConnId) -> bool {
-        let removed = self.remove_if(id.index, |_, meta| meta.version() == id.version);
+        self.end(id, EndReason::Flushed)
+    }
+
+    /// The same for another reason than that somebody wanted it.
+    pub fn end(&self, id: ConnId, reason: EndReason) -> bool {
+        let removed = self.remove_if(id.index, reason, |_, meta| meta.version() == id.version);
         self.totals.flushed.fetch_add(u64::from(removed), Ordering::Relaxed);
         removed
     }
@@ -328,7 +356,7 @@ impl<K: Key> ConnTable<K> {
         }
         let left = cold.take_back(bytes);
         let ended = left == 0
-            && self.remove_if(id.index, |_, meta| {
+            && self.remove_if(id.index, EndReason::NoNeighbor, |_, meta| {
                 meta.version() == id.version && meta.flags() & SEEN_REPLY == 0
             });
         self.totals.expired.fetch_add(u64::from(ended), Ordering::Relaxed);

@@ -7,6 +7,7 @@ use super::accounts::{Payer, Standing, is_open};
 use super::entry::{ConnId, NewConnection};
 use super::key::Key;
 use super::table::ConnTable;
+use super::watch::EndReason;
 use super::words::{Meta, slot_index};
 
 /// Entries looked at for one that can go. Of a flood that has a tenth of a table, all of them miss one
@@ -83,7 +84,7 @@ impl<K: Key> ConnTable<K> {
     }
 
     fn evict(&self, candidate: &Candidate) -> bool {
-        let evicted = self.remove_if(candidate.id.index, |hot, meta| {
+        let evicted = self.remove_if(candidate.id.index, EndReason::Evicted, |hot, meta| {
             let proto = K::load(hot.original, Ordering::Acquire).proto();
             meta.version() == candidate.id.version && is_open(proto, meta)
         });

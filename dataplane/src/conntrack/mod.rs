@@ -32,6 +32,7 @@ pub mod timeout;
 pub mod tuple;
 mod tuple6;
 mod view;
+mod watch;
 pub mod window;
 mod words;
 
@@ -46,3 +47,5 @@ pub use tuple::{Direction, Tuple, Zone};
 pub use tuple6::Tuple6;
 pub(crate) use view::state_name;
 pub use view::{Entry, STATES};
+pub(crate) use watch::QUEUE as EVENT_QUEUE;
+pub use watch::{Change, ConnectionEvent, EndReason, Watch};

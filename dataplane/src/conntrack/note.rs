@@ -7,6 +7,7 @@ use super::entry::{ConnId, Hit};
 use super::key::{Hot, Key};
 use super::table::ConnTable;
 use super::tuple::Direction;
+use super::watch::Change;
 use super::window::Side;
 use super::words::{Meta, deadline_of, deadline_word, side_of, way_of, way_word};
 
@@ -55,7 +56,7 @@ impl<K: Key> ConnTable<K> {
             return false;
         }
         if (meta.state() != state || meta.flags() | flags != meta.flags())
-            && !self.change(&hot, meta, state, flags)
+            && !self.change(hit.id.index, &hot, meta, (state, flags))
         {
             return false;
         }
@@ -76,7 +77,13 @@ impl<K: Key> ConnTable<K> {
 
     /// Gives a connection another state, and flags that it has not. False: another worker was there first.
     #[inline(never)]
-    fn change(&self, hot: &Hot<'_, K::Cells>, meta: Meta, state: u8, flags: u8) -> bool {
+    fn change(
+        &self,
+        index: u32,
+        hot: &Hot<'_, K::Cells>,
+        meta: Meta,
+        (state, flags): (u8, u8),
+    ) -> bool {
         let next = Meta::new(meta.version(), state, meta.flags() | flags, meta.network());
         // Read before: should the entry be another connection's by now, the exchange fails.
         let tuples = [hot.original, hot.reply].map(|cells| K::load(cells, Ordering::Acquire));
@@ -85,6 +92,9 @@ impl<K: Key> ConnTable<K> {
             return false;
         }
         self.note_open(tuples, meta, next);
+        if self.watchers.any_updates() {
+            self.tell(Change::Update, index);
+        }
         true
     }
 

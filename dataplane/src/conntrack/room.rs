@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::accounts::Accounts;
+use super::watch::Watchers;
 use crate::limits::Peak;
 
 /// Places for connections; clones share them.
@@ -20,6 +21,7 @@ pub struct Room {
 struct Places {
     used: AtomicU32,
     peak: Peak,
+    watchers: Watchers,
 }
 
 impl Room {
@@ -51,6 +53,11 @@ impl Room {
     #[must_use]
     pub fn accounts(&self) -> &Accounts {
         &self.accounts
+    }
+
+    /// Who is told of the connections in it.
+    pub(super) fn watchers(&self) -> Watchers {
+        self.places.watchers.clone()
     }
 
     /// Whether there is no place.

@@ -46,6 +46,7 @@ use super::entry::{ConnId, Hit};
 use super::key::{Hot, Key};
 use super::room::Room;
 use super::tuple::{Direction, Tuple};
+use super::watch::Watchers;
 use super::words::{LIVE, Meta, deadline_of, slot_direction, slot_index, slot_tag};
 use crate::hash::{HashKey, TableHash};
 use crate::io::prefetch::prefetch;
@@ -105,6 +106,7 @@ pub struct ConnTable<K: Key = Tuple> {
     pub(super) evict: AtomicU32,
     pub(super) shards: Vec<Mutex<()>>,
     pub(super) totals: Totals,
+    pub(super) watchers: Watchers,
     key: PhantomData<fn() -> K>,
 }
 
@@ -189,6 +191,7 @@ impl<K: Key> ConnTable<K> {
             evict: AtomicU32::new(0),
             shards: (0..SHARDS).map(|_| Mutex::new(())).collect(),
             totals: Totals::default(),
+            watchers: room.watchers(),
             key: PhantomData,
         })
     }
@@ -241,6 +244,11 @@ impl<K: Key> ConnTable<K> {
     #[must_use]
     pub fn accounts(&self) -> &Accounts {
         self.room.accounts()
+    }
+
+    /// Those who are told of its connections, and of those of the tables that share the room.
+    pub(crate) const fn watchers(&self) -> &Watchers {
+        &self.watchers
     }
 
     /// Whether no connection can be entered before another ends.

@@ -85,6 +85,20 @@ impl TcpState {
         }
     }
 
+    /// Whether a state says that both sides have closed, or one has reset.
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        matches!(
+            self,
+            Self::LastAck
+                | Self::ReplyLastAck
+                | Self::TimeWait
+                | Self::Close
+                | Self::CloseDoubted
+                | Self::ReplyCloseDoubted
+        )
+    }
+
     /// The state of a connection whose first segment has these flags; only a SYN begins one.
     #[must_use]
     pub const fn first(flags: u8) -> Option<Self> {

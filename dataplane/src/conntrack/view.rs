@@ -11,6 +11,7 @@ use super::tcp::TcpState;
 use super::tuple::Direction;
 use super::window::Side;
 use super::words::{Meta, deadline_of, side_of};
+use crate::clock::Timestamp;
 use crate::engine::{Connection, ConntrackStats};
 use crate::packet::types::ip_proto;
 
@@ -76,26 +77,21 @@ impl<K: Key> ConnTable<K> {
     /// Every connection that has not expired.
     pub fn entries(&self, now: u32) -> impl Iterator<Item = Entry> {
         (0..self.high_water()).filter_map(move |index| {
-            let Raw { version, new, counters, .. } = self.raw(index)?;
-            let left = new.deadline.checked_sub(now).filter(|left| *left > 0)?;
-            let [[packets_o, bytes_o], [packets_r, bytes_r]] = counters;
+            let raw = self.raw(index)?;
+            let left = raw.new.deadline.checked_sub(now).filter(|left| *left > 0)?;
             Some(Entry {
-                id: ConnId { index, version },
-                rule: new.rule,
-                connection: Connection {
-                    proto: new.original.proto(),
-                    state: state_name(new.original.proto(), new.state, new.flags),
-                    original: new.original.flow(),
-                    reply: new.reply.flow(),
-                    snat: new.flags & SNAT != 0,
-                    dnat: new.flags & DNAT != 0,
-                    timeout: Duration::from_secs(u64::from(left)),
-                    packets: [packets_o, packets_r],
-                    bytes: [bytes_o, bytes_r],
-                    network: new.network,
-                },
+                id: ConnId { index, version: raw.version },
+                rule: raw.new.rule,
+                connection: raw.shown(left),
             })
         })
+    }
+
+    /// The connection of an entry, expired or not.
+    pub(super) fn connection(&self, index: u32) -> Option<Connection> {
+        let raw = self.raw(index)?;
+        let left = raw.new.deadline.saturating_sub(Timestamp::now().as_secs());
+        Some(raw.shown(left))
     }
 
     /// Totals.
@@ -112,6 +108,26 @@ impl<K: Key> ConnTable<K> {
             clashes: totals.clashes.load(Ordering::Relaxed),
             ports_exhausted: totals.ports_exhausted.load(Ordering::Relaxed),
             evicted: self.room.accounts().evicted(),
+        }
+    }
+}
+
+impl<K: Key> Raw<K> {
+    /// As people see it; it has so many seconds left.
+    fn shown(&self, left: u32) -> Connection {
+        let Self { new, counters, .. } = self;
+        let [[packets_o, bytes_o], [packets_r, bytes_r]] = *counters;
+        Connection {
+            proto: new.original.proto(),
+            state: state_name(new.original.proto(), new.state, new.flags),
+            original: new.original.flow(),
+            reply: new.reply.flow(),
+            snat: new.flags & SNAT != 0,
+            dnat: new.flags & DNAT != 0,
+            timeout: Duration::from_secs(u64::from(left)),
+            packets: [packets_o, packets_r],
+            bytes: [bytes_o, bytes_r],
+            network: new.network,
         }
     }
 }

@@ -35,6 +35,7 @@ pub(super) fn router(api: Api) -> Router {
     let with_query = Router::new()
         .route("/v1/fdb", get(fdb))
         .route("/v1/conntrack", get(connections))
+        .route("/v1/conntrack/events", get(connection_events))
         .route("/v1/drops", get(drops))
         .route("/v1/stats", get(stats))
         .route("/v1/capture", get(capture));
@@ -247,6 +248,13 @@ async fn flush_connections(
     Body(filter): Body<ConntrackFilter>,
 ) -> Answer<Removed> {
     removed(api.switch.flush_connections(&filter)?)
+}
+
+async fn connection_events(
+    State(api): State<Api>,
+    Params(filter): Params<ConntrackFilter>,
+) -> Result<Response, Failure> {
+    Ok(stream::connection_events(&api, filter)?)
 }
 
 async fn conntrack_stats(State(api): State<Api>) -> Json<types::ConntrackStats> {

@@ -2,11 +2,13 @@
 //! capture with the last of its ports, too.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use dataplane::conntrack::Watch;
 use dataplane::engine::Capture;
 use futures::stream;
 use tokio::sync::broadcast::error::RecvError;
@@ -14,15 +16,19 @@ use tokio::sync::{broadcast, watch};
 
 use super::Api;
 use crate::api::openapi::{NDJSON, PCAPNG};
-use crate::api::types::{CaptureQuery, Event};
+use crate::api::types::{CaptureQuery, ConntrackFilter, Event};
 use crate::capture::Recorder;
 use crate::error::{Error, Result};
+use crate::switch::Switch;
 
 /// Captured frames are whole.
 const SNAPLEN: usize = 65_535 + 18;
 
 /// How often an idle capture looks for frames.
 const CAPTURE_PAUSE: Duration = Duration::from_millis(10);
+
+/// How often an idle stream of connections looks for events.
+const EVENT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Bytes sent in one piece of a busy capture.
 const CAPTURE_PIECE: usize = 256 << 10;
@@ -48,18 +54,72 @@ async fn next_line(
     let event = match event {
         Ok(event) => event,
         Err(RecvError::Closed) => return None,
-        // Said in the stream, so that the reader knows to list everything anew.
-        Err(RecvError::Lagged(missed)) => Event {
-            time_ms: 0,
-            event: "missed".to_owned(),
-            network: None,
-            sandbox: None,
-            detail: Some(format!("{missed} events")),
-        },
+        Err(RecvError::Lagged(missed)) => missed_event(missed),
     };
     let mut line = serde_json::to_vec(&event).ok()?;
     line.push(b'\n');
     Some(line.into())
+}
+
+/// `GET /v1/conntrack/events`: what happens to connections from now on, one JSON object in a line.
+pub(super) fn connection_events(api: &Api, filter: ConntrackFilter) -> Result<Response> {
+    // A network that is not there is an error, not silence.
+    api.switch.check_filter(&filter)?;
+    let watch = api.switch.engine().watch_connections(true);
+    let state = (watch, filter, Arc::clone(&api.switch), api.stopping.clone());
+    let pieces = stream::unfold(state, |(watch, filter, switch, stopping)| async move {
+        loop {
+            let over = *stopping.borrow();
+            let piece = events_of(&watch, &filter, &switch);
+            if !piece.is_empty() {
+                let state = (watch, filter, switch, stopping);
+                return Some((Ok::<_, Infallible>(Bytes::from(piece)), state));
+            }
+            if over {
+                return None;
+            }
+            tokio::time::sleep(EVENT_PAUSE).await;
+        }
+    });
+    Ok(([(CONTENT_TYPE, NDJSON)], Body::from_stream(pieces)).into_response())
+}
+
+/// The lines of what has happened since the last look, as many as go into one piece.
+fn events_of(watch: &Watch, filter: &ConntrackFilter, switch: &Switch) -> Vec<u8> {
+    let mut piece = Vec::new();
+    let Some(first) = watch.next_event() else { return piece };
+    let names = switch.network_names();
+    let mut next = Some(first);
+    while let Some(event) = next {
+        if let Some(shown) = switch.connection_event(&event, filter, &names) {
+            append_line(&mut piece, &shown);
+        }
+        next = if piece.len() < CAPTURE_PIECE { watch.next_event() } else { None };
+    }
+    let missed = watch.take_missed();
+    if missed > 0 {
+        append_line(&mut piece, &missed_event(missed));
+    }
+    piece
+}
+
+fn append_line(piece: &mut Vec<u8>, value: &impl serde::Serialize) {
+    // Types of the API are always JSON.
+    if let Ok(mut line) = serde_json::to_vec(value) {
+        piece.append(&mut line);
+        piece.push(b'\n');
+    }
+}
+
+/// Said in the stream, so that the reader knows to list everything anew.
+fn missed_event(missed: u64) -> Event {
+    Event {
+        time_ms: 0,
+        event: "missed".to_owned(),
+        network: None,
+        sandbox: None,
+        detail: Some(format!("{missed} events")),
+    }
 }
 
 /// `GET /v1/capture`.

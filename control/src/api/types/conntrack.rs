@@ -148,6 +148,22 @@ pub struct Connection {
     pub network: Option<Name>,
 }
 
+/// One line of `GET /v1/conntrack/events`; or, where the reader was too slow for some, a line with
+/// `time_ms`, the `event` `missed` and in `detail` how many.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ConnectionEvent {
+    /// Milliseconds since the epoch.
+    pub time_ms: u64,
+    /// `new`, `update` or `destroy`.
+    pub event: String,
+    /// With `destroy`: `closed`, `endpoint_gone`, `evicted`, `flushed`, `no_neighbor`, `timeout` or `unpublished`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The connection as it is then; one that has ended, as it was last.
+    #[serde(flatten)]
+    pub connection: Connection,
+}
+
 /// `GET /v1/conntrack` and `POST /v1/conntrack/flush`: all that is given must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, IntoParams)]
 #[serde(deny_unknown_fields)]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use dataplane::conntrack::{Change, ConnectionEvent};
 use dataplane::engine::{FdbKind, FlowTuple, LimitUse, Link, NatRule, StaticRefused};
 use dataplane::io::IoBackend;
 use dataplane::packet::types::{NetworkId, PortId, UplinkId};
@@ -117,6 +118,7 @@ impl Switch {
             })
             .collect();
         let limits = self.engine.limits().iter().map(limit_view).collect();
+        let nat_log = self.nat_log.get().and_then(|log| log.warning());
         let world = self.world();
         let endpoints = world.desired.sandboxes.values().map(|s| s.endpoints.len()).sum();
         Status {
@@ -144,7 +146,7 @@ impl Switch {
                 refused: fdb.refused,
             },
             limits,
-            warnings: world.warnings(),
+            warnings: world.warnings().into_iter().chain(nat_log).collect(),
         }
     }
 
@@ -315,11 +317,47 @@ impl Switch {
             .flush_connections(&|connection| filter.matches(&connection_view(connection, &names))))
     }
 
+    /// Whether a filter can match anything.
+    ///
+    /// # Errors
+    /// When it names an unknown network.
+    pub fn check_filter(&self, filter: &ConntrackFilter) -> Result<()> {
+        self.world().network_exists(filter.network.as_ref())
+    }
+
     fn filter_names(&self, filter: &ConntrackFilter) -> Result<HashMap<NetworkId, Name>> {
+        self.world().network_exists(filter.network.as_ref())?;
+        Ok(self.network_names())
+    }
+
+    /// The names of the networks that the engine knows by number.
+    #[must_use]
+    pub fn network_names(&self) -> HashMap<NetworkId, Name> {
         let world = self.world();
-        world.network_exists(filter.network.as_ref())?;
         let networks = world.desired.networks.values();
-        Ok(networks.map(|network| (network.network_id(), network.name.clone())).collect())
+        networks.map(|network| (network.network_id(), network.name.clone())).collect()
+    }
+
+    /// What happened to a connection that the filter asks for.
+    #[must_use]
+    pub fn connection_event(
+        &self,
+        event: &ConnectionEvent,
+        filter: &ConntrackFilter,
+        names: &HashMap<NetworkId, Name>,
+    ) -> Option<types::ConnectionEvent> {
+        let connection = connection_view(&event.connection, names);
+        let (name, reason) = match event.change {
+            Change::Destroy(reason) => ("destroy", Some(reason.name().to_owned())),
+            Change::New => ("new", None),
+            Change::Update => ("update", None),
+        };
+        filter.matches(&connection).then(|| types::ConnectionEvent {
+            time_ms: event.unix_nanos / 1_000_000,
+            event: name.to_owned(),
+            reason,
+            connection,
+        })
     }
 
     /// Totals of the connection table.
