@@ -24,6 +24,7 @@ pub mod engine;
 mod express;
 pub mod family;
 pub mod frame;
+mod gone;
 pub mod hash;
 pub mod io;
 pub mod l2;

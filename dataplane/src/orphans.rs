@@ -1,20 +1,24 @@
-//! Connections of an earlier run that this run's configuration has no place for.
+//! Connections that a configuration has no place for.
 //!
 //! While the engine runs, a new configuration ends what it no longer allows by comparison with the
-//! one before ([`crate::plane`]). What an earlier run left has none before: each connection is held
+//! one before ([`crate::gone`]). What an earlier run left has none before: each connection is held
 //! against the configuration itself, once, when it is complete.
 
 use std::net::IpAddr;
 
 use crate::config::{Network, PortRole, Snapshot};
+use crate::conntrack::Entry;
 use crate::engine::Connection;
 use crate::l3::route::RouteTarget;
-use crate::packet::types::PortId;
+use crate::packet::types::{PortId, ip_proto};
 
 /// Whether a connection could have been begun under this configuration.
-pub(crate) fn has_place(snapshot: &Snapshot, connection: &Connection, rule: u32) -> bool {
+pub(crate) fn has_place(snapshot: &Snapshot, entry: &Entry) -> bool {
+    let connection = &entry.connection;
     snapshot.network(connection.network).is_some()
-        && rule_stands(snapshot, connection, rule)
+        && rule_stands(snapshot, connection, entry.rule)
+        && !is_published_over(snapshot, entry)
+        && !is_rerouted(snapshot, connection)
         && [connection.original.src, connection.reply.src].iter().all(|a| is_known(snapshot, *a))
         && speaks_from_ours(snapshot, connection)
         && (!connection.dnat || snapshot.local(connection.original.dst).is_some())
@@ -30,6 +34,39 @@ fn rule_stands(snapshot: &Snapshot, connection: &Connection, rule: u32) -> bool 
     target.is_some_and(|target| {
         (target.rule, target.address, target.port) == (rule, serves.src, serves.src_port)
     })
+}
+
+/// What is published leads elsewhere than the connection: it came by a wider rule than there is now, or it
+/// speaks from a port that is published by now. Packets from outside that look like answers would pass
+/// by whoever the port is for. A conversation over TCP goes on: the other side has agreed to it, and begins
+/// no other from that very port.
+pub(crate) fn is_published_over(snapshot: &Snapshot, entry: &Entry) -> bool {
+    let Entry { connection, rule, is_open, .. } = entry;
+    if !rule_stands(snapshot, connection, *rule) {
+        return true;
+    }
+    let (address, port) = (connection.reply.dst, connection.reply.dst_port);
+    connection.snat
+        && (connection.proto != ip_proto::TCP || *is_open)
+        && snapshot.local(address).is_some()
+        && snapshot.dnat.lookup(connection.proto, address, port).is_some()
+}
+
+/// It speaks from the address of a way out that its packets do not take any more: the answers would come
+/// to where nobody knows them, and the next router may drop what is not from there.
+pub(crate) fn is_rerouted(snapshot: &Snapshot, connection: &Connection) -> bool {
+    let Connection { original, reply, .. } = connection;
+    if !connection.snat || connection.dnat || reply.dst == original.src {
+        return false;
+    }
+    match snapshot.routes.lookup(reply.src) {
+        Some(RouteTarget::Uplink { uplink, .. }) => {
+            snapshot.uplink(uplink).is_none_or(|uplink| !uplink.has(reply.dst))
+        }
+        Some(RouteTarget::Network(_)) => true,
+        // Nothing leaves. The way may come back.
+        None => false,
+    }
 }
 
 /// Nobody but us and our endpoints has an address in a network, unless its guard is off.

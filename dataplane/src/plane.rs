@@ -1,19 +1,20 @@
 //! Tables and configuration without workers: what control changes and looks at.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::capture::{self, Capture, Sinks};
 use crate::clock::Timestamp;
-use crate::config::{Network, Snapshot};
+use crate::config::Snapshot;
 use crate::conntrack::{EarlierRun, EndReason, Watch};
 use crate::core::{Core, Start};
 use crate::engine::{
     Connection, ConntrackStats, EngineOptions, FdbEntry, FdbKind, FdbStats, LimitUse, Link,
     NatRule, NeighborEntry, PortStats, WorkerStats,
 };
+use crate::gone::Gone;
 use crate::hash::HashKey;
 use crate::io::{Missed, Offloads};
 use crate::l2::fdb::{Learned, StaticRefused};
@@ -38,6 +39,9 @@ pub struct Plane {
     ports: Mutex<BTreeMap<PortId, Registered>>,
     capture_peak: Arc<Peak>,
     options: EngineOptions,
+    /// What an earlier run left has been held against a complete configuration. Until then a part of it
+    /// says nothing of connections whose rules and ways are still to come.
+    has_judged: AtomicBool,
 }
 
 /// What is counted of a port.
@@ -53,8 +57,11 @@ impl Plane {
     /// # Errors
     /// When memory, the connection files or random keys cannot be had.
     pub fn new(options: &EngineOptions) -> io::Result<Self> {
+        let tables = Tables::new(options, Timestamp::now())?;
+        let has_judged = !matches!(tables.earlier, EarlierRun::TakenOver { .. });
         Ok(Self {
-            tables: Arc::new(Tables::new(options, Timestamp::now())?),
+            has_judged: AtomicBool::new(has_judged),
+            tables: Arc::new(tables),
             config: Publisher::new(Snapshot::default()),
             captures: Arc::new(Publisher::new(Sinks::new())),
             counters: (0..options.workers.max(1)).map(|_| Arc::default()).collect(),
@@ -169,7 +176,10 @@ impl Plane {
                 self.tables.fdb.insert(id, 0, *mac, *port, FdbKind::Local, secs);
             }
         }
-        let gone = Gone::between(&old, &next);
+        let mut gone = Gone::between(&old, &next);
+        if !self.has_judged.load(Ordering::Relaxed) {
+            gone.ignore_what_is_new();
+        }
         let owners = next.owners();
         self.config.publish(next);
         self.tables.connections.accounts().regroup(owners);
@@ -191,21 +201,19 @@ impl Plane {
     }
 
     fn forget(&self, gone: &Gone) {
-        for link in &gone.links {
+        for link in gone.links() {
             self.tables.neighbors.forget_link(*link);
             if let Link::Network(id) = link {
                 self.fdb_flush(Some(*id));
             }
         }
+        let snapshot = self.config.current();
         for entry in self.tables.entries(now_secs()) {
-            if let Some(reason) = gone.ends(&entry.connection, entry.rule) {
+            if let Some(reason) = gone.ends(&snapshot, &entry) {
                 self.tables.end(&entry, reason);
             }
         }
-        self.tables.retain_rules(|rule| match rule {
-            NatRule::Dnat(id) => !gone.rules.contains(&id),
-            NatRule::Masquerade(id) => !gone.links.contains(&Link::Network(id)),
-        });
+        self.tables.retain_rules(|rule| !gone.has_rule(rule));
     }
 
     /// The configuration in force.
@@ -315,9 +323,10 @@ impl Plane {
     /// run, once everything that exists is published. Returns how many.
     pub fn end_orphans(&self) -> usize {
         let snapshot = self.config.current();
+        self.has_judged.store(true, Ordering::Relaxed);
         self.tables
             .entries(now_secs())
-            .filter(|entry| !has_place(&snapshot, &entry.connection, entry.rule))
+            .filter(|entry| !has_place(&snapshot, entry))
             .filter(|entry| self.tables.end(entry, EndReason::EndpointGone))
             .count()
     }
@@ -359,72 +368,4 @@ impl Plane {
 
 fn now_secs() -> u32 {
     Timestamp::now().as_secs()
-}
-
-/// What a new snapshot no longer has, and with it the connections that end.
-#[derive(Debug, Default)]
-struct Gone {
-    rules: HashSet<u32>,
-    links: HashSet<Link>,
-    networks: HashSet<NetworkId>,
-    /// Addresses of endpoints that were removed. Networks never overlap, so they are unique.
-    endpoints: HashSet<IpAddr>,
-    /// Addresses that SNAT used.
-    outside: HashSet<IpAddr>,
-}
-
-impl Gone {
-    fn between(old: &Snapshot, next: &Snapshot) -> Self {
-        let mut gone = Self::default();
-        let rules: HashMap<u32, _> = next.dnat.rules().map(|rule| (rule.id, *rule)).collect();
-        for rule in old.dnat.rules().filter(|rule| rules.get(&rule.id) != Some(*rule)) {
-            gone.rules.insert(rule.id);
-        }
-        for network in old.networks() {
-            gone.network(network, next.network(network.config.id));
-        }
-        for uplink in old.uplinks() {
-            let now = next.uplink(uplink.id);
-            if now.is_none() {
-                gone.links.insert(Link::Uplink(uplink.id));
-            }
-            for (address, _) in &uplink.addresses {
-                if !now.is_some_and(|now| now.has(*address)) {
-                    gone.outside.insert(*address);
-                }
-            }
-        }
-        gone
-    }
-
-    fn network(&mut self, old: &Network, now: Option<&Network>) {
-        let id = old.config.id;
-        let Some(now) = now else {
-            self.links.insert(Link::Network(id));
-            self.networks.insert(id);
-            return;
-        };
-        let left = old.endpoints.addresses().filter(|address| !now.endpoints.contains(*address));
-        self.endpoints.extend(left);
-    }
-
-    fn is_empty(&self) -> bool {
-        self.rules.is_empty()
-            && self.links.is_empty()
-            && self.endpoints.is_empty()
-            && self.outside.is_empty()
-    }
-
-    /// Why a connection ends, if it does.
-    fn ends(&self, connection: &Connection, rule: u32) -> Option<EndReason> {
-        if rule != 0 && self.rules.contains(&rule) {
-            return Some(EndReason::Unpublished);
-        }
-        let gone = self.networks.contains(&connection.network)
-            || self.endpoints.contains(&connection.original.src)
-            || self.endpoints.contains(&connection.reply.src)
-            || (connection.snat && self.outside.contains(&connection.reply.dst))
-            || (connection.dnat && self.outside.contains(&connection.original.dst));
-        gone.then_some(EndReason::EndpointGone)
-    }
 }

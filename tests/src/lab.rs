@@ -63,6 +63,8 @@ pub const D: Host = host(5, [2, 0x42, 10, 2, 0, 2], [10, 2, 0, 2]);
 pub const GATEWAY2: Host = host(6, [2, 0x42, 10, 2, 0, 1], [10, 2, 0, 1]);
 /// The uplink itself: its MAC and outside address.
 pub const UP: Host = host(10, [2, 0, 0, 0, 0, 0x10], [203, 0, 113, 5]);
+/// The wire of another uplink, for tests that make one.
+pub const SECOND_UP: PortId = PortId(11);
 /// The router behind the uplink.
 pub const ROUTER: Host = host(10, [2, 0, 0, 0, 0, 0x11], [203, 0, 113, 1]);
 /// A server on the internet, behind the router.
@@ -294,6 +296,7 @@ impl Lab {
             (GATEWAY1.port, "host"),
             (D.port, "d"),
             (UP.port, "up"),
+            (SECOND_UP, "up2"),
         ];
         let outside = Outside::default();
         let names = names.into();

@@ -6,11 +6,12 @@
     reason = "test code: a failure here is a failed test"
 )]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tests::host::inventory::{Inventory, filters};
+use tests::host::namespace::Namespace;
 use tests::host::traffic::{TcpClient, TcpServer, UdpServer, assert_ping, udp_ask};
 use tests::host::{GATEWAY, HOST_IP, Host, Uplink, WIRE, eventually, rows};
 
@@ -92,6 +93,78 @@ fn the_host_keeps_its_services_rules_and_connections() {
     host.purge_offline();
     drop((incoming, outgoing, _host_tcp, _host_udp));
     Inventory::of_namespace(&host.ns).assert_same(&before, "a daemon on a shared uplink");
+}
+
+/// Sends a datagram to a server until it answers; as whom the server saw it.
+fn asks(socket: &UdpSocket, to: (Ipv4Addr, u16)) -> Option<SocketAddr> {
+    let mut buffer = [0; 2048];
+    (0..3).find_map(|_| {
+        socket.send_to(b"asks", to).unwrap();
+        let (length, from) = socket.recv_from(&mut buffer).ok()?;
+        let answer = String::from_utf8_lossy(&buffer[..length]);
+        let (seen, payload) = answer.split_once(' ')?;
+        (from == to.into() && payload == "asks").then(|| seen.parse().ok())?
+    })
+}
+
+fn udp_from(ns: &Namespace, port: u16) -> UdpSocket {
+    let socket = ns.enter(|| UdpSocket::bind((ANY, port))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    socket
+}
+
+/// Whoever inside spoke from the port of a service first would get what is for it: `nft_nat.sh` calls it a
+/// port shadow.
+#[test]
+#[ignore = "needs root"]
+fn a_udp_service_of_the_host_is_not_shadowed() {
+    let mut host = Host::prepare(Uplink::Shared);
+    let _service = UdpServer::start(&host.ns, (ANY, 7101));
+    host.launch();
+    host.network("app", "--subnet 10.91.1.0/24");
+    let web = host.sandbox("web", "--network app");
+    let client = udp_from(&host.outside, 5000);
+    let shadow = udp_from(&web.ns, 7101);
+    let mut buffer = [0; 2048];
+    // The first may be lost while a neighbor is asked for.
+    let seen = (0..3).find_map(|_| {
+        shadow.send_to(b"casts", (GATEWAY, 5000)).unwrap();
+        client.recv_from(&mut buffer).ok()
+    });
+    let (_, seen) = seen.unwrap();
+    assert!(seen.ip() == HOST_IP && seen.port() != 7101, "{seen}");
+    assert_eq!(asks(&client, (HOST_IP, 7101)), Some((GATEWAY, 5000).into()), "the service answers");
+}
+
+/// A client that goes on from one port reaches the sandbox that a port is published for, whatever took its
+/// datagrams before; and a sandbox that spoke from the port goes on from another.
+#[test]
+#[ignore = "needs root"]
+fn udp_that_began_before_the_publish_reaches_the_sandbox() {
+    let host = Host::start(Uplink::Shared);
+    host.network("app", "--subnet 10.91.1.0/24");
+    let before = host.sandbox("before", "--network app");
+    let client = udp_from(&host.outside, 5000);
+    let spoken = udp_from(&before.ns, 40_101);
+    let mut buffer = [0; 2048];
+    let seen = (0..3).find_map(|_| {
+        spoken.send_to(b"casts", (GATEWAY, 5000)).unwrap();
+        client.recv_from(&mut buffer).ok()
+    });
+    let port = seen.unwrap().1.port();
+    client.send_to(b"back", (HOST_IP, port)).unwrap();
+    assert_eq!(spoken.recv_from(&mut buffer).unwrap().0, 4, "it is that flow's");
+    let web = host.sandbox("web", &format!("--network app -p {port}:53/udp"));
+    let _server = UdpServer::start(&web.ns, (ANY, 53));
+    assert_eq!(asks(&client, (HOST_IP, port)), Some((GATEWAY, 5000).into()));
+    spoken.send_to(b"casts", (GATEWAY, 5000)).unwrap();
+    let (_, seen) = client.recv_from(&mut buffer).unwrap();
+    assert!(seen.ip() == HOST_IP && seen.port() != port, "{seen}");
+    // The next one to have the port.
+    host.ok(["sandbox", "rm", &web.name]);
+    let next = host.sandbox("next", &format!("--network app -p {port}:54/udp"));
+    let _server = UdpServer::start(&next.ns, (ANY, 54));
+    assert_eq!(asks(&client, (HOST_IP, port)), Some((GATEWAY, 5000).into()));
 }
 
 /// Counts the datagrams that reach a sandbox, answered or not.

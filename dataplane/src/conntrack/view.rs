@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::accounts::is_open;
 use super::cold::Cold;
 use super::entry::{ASSURED, ConnId, DNAT, NewConnection, SEEN_REPLY, SNAT};
 use super::key::Key;
@@ -22,6 +23,9 @@ pub struct Entry {
     pub id: ConnId,
     /// DNAT rule or zero.
     pub rule: u32,
+    /// The two sides have not agreed on it: TCP without a complete handshake, anything else that nobody
+    /// has answered.
+    pub is_open: bool,
     /// The rest.
     pub connection: Connection,
 }
@@ -82,6 +86,7 @@ impl<K: Key> ConnTable<K> {
             Some(Entry {
                 id: ConnId { index, version: raw.version },
                 rule: raw.new.rule,
+                is_open: raw.is_open(),
                 connection: raw.shown(left),
             })
         })
@@ -113,6 +118,11 @@ impl<K: Key> ConnTable<K> {
 }
 
 impl<K: Key> Raw<K> {
+    fn is_open(&self) -> bool {
+        let NewConnection { original, state, flags, network, .. } = self.new;
+        is_open(original.proto(), Meta::new(self.version, state, flags, network))
+    }
+
     /// As people see it; it has so many seconds left.
     fn shown(&self, left: u32) -> Connection {
         let Self { new, counters, .. } = self;

@@ -32,6 +32,10 @@ pub enum EndReason {
     NoNeighbor,
     /// No packet came for long enough.
     Timeout,
+    /// The port that it spoke from is published now, or a narrower rule leads where it came in.
+    Published,
+    /// Its way out is another now, with another address.
+    Rerouted,
     /// The published port that led it is gone, or leads elsewhere.
     Unpublished,
 }
@@ -46,6 +50,8 @@ impl EndReason {
             Self::Evicted => "evicted",
             Self::Flushed => "flushed",
             Self::NoNeighbor => "no_neighbor",
+            Self::Published => "published",
+            Self::Rerouted => "rerouted",
             Self::Timeout => "timeout",
             Self::Unpublished => "unpublished",
         }

@@ -121,7 +121,7 @@ pub enum RouteTarget {
 }
 
 /// The routes of both families.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct RouteTable {
     v4: Routes<u32>,
     v6: Routes<u128>,
@@ -157,12 +157,12 @@ impl RouteTable {
 }
 
 /// Routes by prefix length, longest first: one hash lookup for each length in use.
-#[derive(Debug, Clone)]
-struct Routes<B> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Routes<B: Eq + Hash> {
     by_len: Vec<(u8, FxHashMap<B, RouteTarget>)>,
 }
 
-impl<B> Default for Routes<B> {
+impl<B: Eq + Hash> Default for Routes<B> {
     fn default() -> Self {
         Self { by_len: Vec::new() }
     }

@@ -1,13 +1,13 @@
 //! Publishing another configuration: what goes ends, what stays goes on undisturbed.
 
 use dataplane::EngineOptions;
-use dataplane::config::{ConfigError, Snapshot, SnapshotSpec};
+use dataplane::config::{ConfigError, Snapshot, SnapshotSpec, StaticRoute, UplinkConfig};
 use dataplane::engine::{Connection, NatRule};
 use dataplane::packet::types::tcp_flags::{ACK, SYN};
-use dataplane::packet::types::{Mac, NetworkId, PortId};
+use dataplane::packet::types::{Mac, NetworkId, PortId, UplinkId, ip_proto};
 use tests::lab::{
-    A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, Lab, NET1, NET2, ROUTER, SERVER, UP, endpoint,
-    publish_tcp, small, topology, without_guard,
+    A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, Lab, NET1, NET2, ROUTER, SERVER, UP, endpoint, prefix,
+    publish, publish_tcp, small, topology, without_guard,
 };
 use tests::packet::{Host, Packet, arp_reply, ethernet, ip, speaks_ipv6, tcp, udp};
 
@@ -210,12 +210,18 @@ fn after_a_restart(change: impl FnOnce(&mut SnapshotSpec)) -> Vec<Connection> {
 #[test]
 fn what_an_earlier_run_began_goes_on_if_its_rule_endpoint_and_address_are_there() {
     type Change = fn(&mut SnapshotSpec);
-    let table: [(&str, Change, [bool; 3]); 9] = [
+    let table: [(&str, Change, [bool; 3]); 11] = [
         ("nothing changed", |_| {}, [true, true, true]),
         ("unpublished", |spec| spec.dnat.clear(), [false, true, true]),
         ("to another port", |spec| spec.dnat[0].to_port = 81, [false, true, true]),
         ("to another sandbox", |spec| spec.dnat[0].to = ip(C.ip), [false, true, true]),
         ("published anew", |spec| spec.dnat[0].id = 9, [false, true, true]),
+        (
+            "the outside port published",
+            |spec| spec.dnat.push(publish(9, ip_proto::UDP, 40_001, &B, 53)),
+            [true, false, true],
+        ),
+        ("another way out", by_another_uplink, [true, false, false]),
         ("no endpoint", |spec| spec.ports.retain(|p| p.id != A.port), [true, false, true]),
         ("no guard", without_guard_and_a, [true, true, true]),
         (
@@ -237,6 +243,13 @@ fn what_an_earlier_run_began_goes_on_if_its_rule_endpoint_and_address_are_there(
         let there = [CLIENT.ip, A.ip, D.ip].map(|of| left.iter().any(|c| c.original.src == ip(of)));
         assert_eq!(there, expected, "{what}");
     }
+}
+
+fn by_another_uplink(spec: &mut SnapshotSpec) {
+    let (id, address, via) = (UplinkId(1), ip([198, 18, 0, 5]), ip([198, 18, 0, 1]));
+    let addresses = vec![(address, prefix([198, 18, 0, 5].into(), 24))];
+    spec.uplinks.push(UplinkConfig { id, addresses, ..spec.uplinks[0].clone() });
+    spec.routes.push(StaticRoute { prefix: prefix(SERVER.ip, 24), via, uplink: id });
 }
 
 /// A router in a container speaks for others.

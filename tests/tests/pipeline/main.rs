@@ -17,6 +17,7 @@ mod guard;
 mod guard6;
 mod icmp;
 mod ipv6;
+mod judged_anew;
 mod l2;
 mod lifecycle;
 mod limits;
