@@ -38,6 +38,8 @@ fn spec(networks: u16) -> SnapshotSpec {
             storm_limit: 0,
             ra: false,
             mss_clamp: true,
+            endpoint_independent: false,
+            timeouts: None,
         });
         for (container, host) in (0..CONTAINERS).zip(2u8..) {
             let number = (network - 1) * CONTAINERS + container;

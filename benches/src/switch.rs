@@ -280,6 +280,8 @@ fn network() -> NetworkConfig {
         storm_limit: 0,
         ra: false,
         mss_clamp: true,
+        endpoint_independent: false,
+        timeouts: None,
     }
 }
 

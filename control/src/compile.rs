@@ -172,6 +172,8 @@ fn compile_network(
         storm_limit: options.storm_limit,
         ra: options.ra,
         mss_clamp: options.mss_clamp,
+        endpoint_independent: options.endpoint_independent,
+        timeouts: options.timers(&spec.timeouts).map(Box::new),
     });
     if let Some(port) = attached.hosts.get(&network.name) {
         let role = PortRole::Host { network: network.network_id() };

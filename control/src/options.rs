@@ -7,7 +7,9 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
+use dataplane::config::{MAX_TIMEOUT_SECS, Timeouts};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -26,6 +28,7 @@ const KNOWN: &[(&str, &[Driver], &[&str])] = {
     use Driver::{Bridge, Ipvlan, Macvlan, Overlay};
     &[
         ("encrypted", &[Overlay], &[]),
+        ("endpoint_independent", &[Bridge, Overlay], &[]),
         ("gateway_mode", &[Bridge], &["com.docker.network.bridge.gateway_mode_ipv4"]),
         ("host_access", &[Macvlan, Ipvlan], &[]),
         ("host_binding", &[Bridge], &["com.docker.network.bridge.host_binding_ipv4"]),
@@ -45,6 +48,15 @@ const KNOWN: &[(&str, &[Driver], &[&str])] = {
         ("ra", &[Bridge, Overlay], &[]),
         ("spoof_check", &[Bridge, Overlay], &[]),
         ("storm_limit", &[Bridge, Overlay], &[]),
+        ("timeout_icmp", &[Bridge, Overlay], &[]),
+        ("timeout_other", &[Bridge, Overlay], &[]),
+        ("timeout_tcp_closing", &[Bridge, Overlay], &[]),
+        ("timeout_tcp_established", &[Bridge, Overlay], &[]),
+        ("timeout_tcp_opening", &[Bridge, Overlay], &[]),
+        ("timeout_tcp_reset", &[Bridge, Overlay], &[]),
+        ("timeout_tcp_time_wait", &[Bridge, Overlay], &[]),
+        ("timeout_udp", &[Bridge, Overlay], &[]),
+        ("timeout_udp_dns", &[Bridge, Overlay], &[]),
         ("vni", &[Overlay], &["com.docker.network.driver.overlay.vxlanid_list"]),
     ]
 };
@@ -56,6 +68,22 @@ const STORM_LIMIT: u32 = 10_000;
 
 /// Highest storm limit: one frame a nanosecond.
 const MAX_STORM_LIMIT: u32 = 1_000_000_000;
+
+/// A timer of connections.
+type Timer = fn(&mut Timeouts) -> &mut Duration;
+
+/// The timers that a network may set, as options.
+const TIMERS: &[(&str, Timer)] = &[
+    ("timeout_icmp", |timeouts| &mut timeouts.icmp),
+    ("timeout_other", |timeouts| &mut timeouts.other),
+    ("timeout_tcp_closing", |timeouts| &mut timeouts.tcp_closing),
+    ("timeout_tcp_established", |timeouts| &mut timeouts.tcp_established),
+    ("timeout_tcp_opening", |timeouts| &mut timeouts.tcp_opening),
+    ("timeout_tcp_reset", |timeouts| &mut timeouts.tcp_reset),
+    ("timeout_tcp_time_wait", |timeouts| &mut timeouts.tcp_time_wait),
+    ("timeout_udp", |timeouts| &mut timeouts.udp),
+    ("timeout_udp_dns", |timeouts| &mut timeouts.udp_dns),
+];
 
 /// What a bridge network's gateway does for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +107,8 @@ pub enum LinkKind {
 /// The options of a bridge network as values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkOptions {
+    /// Whoever speaks from one port through an uplink does so from one outside port, to all.
+    pub endpoint_independent: bool,
     /// What the gateway does.
     pub gateway_mode: GatewayMode,
     /// Host address of published ports that name none; `None`: every one.
@@ -101,11 +131,14 @@ pub struct NetworkOptions {
     pub spoof_check: bool,
     /// Frames of one port that are sent to all others in a second; zero: as many as come.
     pub storm_limit: u32,
+    /// Seconds of the timers that are the network's own, by the names of their options.
+    pub timeouts: BTreeMap<&'static str, u32>,
 }
 
 impl Default for NetworkOptions {
     fn default() -> Self {
         Self {
+            endpoint_independent: false,
             gateway_mode: GatewayMode::default(),
             host_binding: None,
             icc: true,
@@ -117,6 +150,7 @@ impl Default for NetworkOptions {
             ra: true,
             spoof_check: true,
             storm_limit: STORM_LIMIT,
+            timeouts: BTreeMap::new(),
         }
     }
 }
@@ -171,6 +205,10 @@ impl NetworkOptions {
         for (key, value) in &canonical(driver, options)? {
             let fault = |fault: &str| Error::invalid(format!("option {key}={value}: {fault}"));
             match key.as_str() {
+                "endpoint_independent" => {
+                    parsed.endpoint_independent =
+                        boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?;
+                }
                 "gateway_mode" => match value.as_str() {
                     "nat" => parsed.gateway_mode = GatewayMode::Nat,
                     "routed" | "isolated" => {
@@ -221,10 +259,32 @@ impl NetworkOptions {
                         fault(&format!("is not a number from 0 to {MAX_STORM_LIMIT}; 0: no limit"))
                     })?;
                 }
-                _ => return Err(fault("is not built yet")),
+                key => {
+                    let Some((name, _)) = TIMERS.iter().find(|(name, _)| *name == key) else {
+                        return Err(fault("is not built yet"));
+                    };
+                    let range = 1..=MAX_TIMEOUT_SECS;
+                    let seconds = value.parse().ok().filter(|seconds| range.contains(seconds));
+                    let seconds = seconds.ok_or_else(|| {
+                        fault(&format!("is not a number of seconds from 1 to {MAX_TIMEOUT_SECS}"))
+                    })?;
+                    parsed.timeouts.insert(name, seconds);
+                }
             }
         }
         Ok(parsed)
+    }
+
+    /// The timers of its connections, if some are its own; the others are as everywhere.
+    #[must_use]
+    pub fn timers(&self, everywhere: &Timeouts) -> Option<Timeouts> {
+        let mut timeouts = *everywhere;
+        for (name, seconds) in &self.timeouts {
+            if let Some((_, timer)) = TIMERS.iter().find(|(known, _)| known == name) {
+                *timer(&mut timeouts) = Duration::from_secs(u64::from(*seconds));
+            }
+        }
+        (!self.timeouts.is_empty()).then_some(timeouts)
     }
 }
 
@@ -304,9 +364,12 @@ mod tests {
             ("mss_clamp", "off"),
             ("spoof_check", "f"),
             ("storm_limit", "0"),
+            ("endpoint_independent", "true"),
+            ("timeout_udp", "60"),
         ]);
         let parsed = NetworkOptions::parse(Driver::Bridge, &options).unwrap();
         let expected = NetworkOptions {
+            endpoint_independent: true,
             gateway_mode: GatewayMode::Nat,
             host_binding: Some(Ipv4Addr::LOCALHOST),
             icc: false,
@@ -318,6 +381,7 @@ mod tests {
             ra: false,
             spoof_check: false,
             storm_limit: 0,
+            timeouts: BTreeMap::from([("timeout_udp", 60)]),
         };
         assert_eq!(parsed, expected);
         let short = canonical(Driver::Bridge, &options).unwrap();
@@ -326,11 +390,26 @@ mod tests {
     }
 
     #[test]
+    fn every_timer_of_connections_can_be_a_networks_own() {
+        let everywhere = Timeouts { udp: Duration::from_secs(7), ..Timeouts::default() };
+        assert_eq!(NetworkOptions::default().timers(&everywhere), None);
+        for (at, (name, timer)) in TIMERS.iter().enumerate() {
+            let seconds = 1000 + at as u64;
+            let options = map(&[(name, &seconds.to_string())]);
+            let parsed = NetworkOptions::parse(Driver::Bridge, &options).unwrap();
+            let mut expected = everywhere;
+            *timer(&mut expected) = Duration::from_secs(seconds);
+            assert_eq!(parsed.timers(&everywhere), Some(expected), "{name}");
+        }
+        assert_eq!(TIMERS.len(), 9, "those of `[timeouts]` but for fragments, SCTP and the FDB");
+    }
+
+    #[test]
     fn faults_are_named() {
         let table = [
             (
                 ("colour", "red"),
-                "option \"colour\" is unknown; known options of driver bridge are gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, ra, spoof_check, storm_limit",
+                "option \"colour\" is unknown; known options of driver bridge are endpoint_independent, gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, ra, spoof_check, storm_limit, timeout_icmp, timeout_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
             ),
             (("parent", "eth0"), "option \"parent\" is not one of driver bridge"),
             (("mtu", "575"), "option mtu=575: is not a number from 576 to 65521"),
@@ -341,6 +420,9 @@ mod tests {
             (("gateway_mode", "x"), "is neither nat, routed nor isolated"),
             (("link", "x"), "is neither tap nor veth"),
             (("mss_clamp", "true"), "is neither auto nor off"),
+            (("endpoint_independent", "yes"), "is neither true nor false"),
+            (("timeout_udp", "0"), "is not a number of seconds from 1 to 31536000"),
+            (("timeout_tcp_established", "5d"), "is not a number of seconds from 1 to 31536000"),
             (("iface_prefix", "a/b"), "must be 1 to 12"),
             (("iface_prefix", ""), "must be 1 to 12"),
             (("host_binding", "::1"), "is not an IPv4 address"),

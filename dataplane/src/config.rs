@@ -104,6 +104,10 @@ pub struct NetworkConfig {
     pub ra: bool,
     /// Lower the segment size that SYNs offer to what the way takes.
     pub mss_clamp: bool,
+    /// Whoever speaks from one inside port through an uplink does so from one outside port, to all.
+    pub endpoint_independent: bool,
+    /// Idle timeouts of its connections, where they are not those of all.
+    pub timeouts: Option<Box<Timeouts>>,
 }
 
 /// One subnet of a network.
@@ -136,7 +140,7 @@ pub struct UplinkConfig {
     pub mode: UplinkMode,
     /// Source MAC of frames sent.
     pub mac: Mac,
-    /// Addresses and their on-link prefixes. The first one of the route's prefix is used for SNAT.
+    /// Addresses and their on-link prefixes. See [`UplinkConfig::source_for`] for which of them SNAT uses.
     pub addresses: Vec<(IpAddr, Prefix)>,
     /// Default next hop of IPv4.
     pub gateway: Option<Ipv4Addr>,
@@ -158,6 +162,21 @@ impl UplinkConfig {
         on_link.and_then(|(address, _)| A::of(*address)).or_else(|| self.first_address(neighbor))
     }
 
+    /// The address that an inside address speaks from to `neighbor`: always the same (RFC 4787 REQ-2), so
+    /// that whoever knows it by one connection knows it by all. Of several that have the neighbor on
+    /// their prefix each serves its share; with one more or less only those move that must (rendezvous hashing).
+    /// Further addresses of a shared uplink are the host's, for other things.
+    #[must_use]
+    pub fn source_for(&self, neighbor: IpAddr, inside: IpAddr) -> Option<IpAddr> {
+        let first = self.address_for(neighbor)?;
+        let on_link = |prefix: &Prefix| prefix.contains(neighbor);
+        let fit = || self.spoken().filter(|(_, p)| on_link(p)).map(|(address, _)| *address);
+        if self.mode == UplinkMode::Shared || fit().nth(1).is_none() {
+            return Some(first);
+        }
+        fit().max_by_key(|address| weight(inside, *address))
+    }
+
     /// The first address of the family of `to`.
     #[must_use]
     pub fn first_address<A: Address>(&self, to: A) -> Option<A> {
@@ -177,6 +196,22 @@ impl UplinkConfig {
         let address = address.into();
         self.addresses.iter().any(|(own, _)| *own == address)
     }
+}
+
+/// How much an inside address would like to speak from an outside one: FNV-1a over both, and the finalizer
+/// of SplitMix64 (Steele 2014) for its upper bits.
+fn weight(inside: IpAddr, outside: IpAddr) -> u64 {
+    let octets = |address| match address {
+        IpAddr::V4(v4) => Ipv4Addr::to_ipv6_mapped(&v4).octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let both = octets(inside).into_iter().chain(octets(outside));
+    let fnv = both.fold(0xcbf2_9ce4_8422_2325_u64, |hash, octet| {
+        (hash ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mixed = (fnv ^ (fnv >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 /// A route that control was told of.

@@ -162,6 +162,8 @@ pub fn network(id: NetworkId, gateway: &Host) -> NetworkConfig {
         storm_limit: 0,
         ra: false,
         mss_clamp: true,
+        endpoint_independent: false,
+        timeouts: None,
     }
 }
 

@@ -111,6 +111,8 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
             ra: false,
             // The kernel's router, whose frames are expected, was not told to.
             mss_clamp: false,
+            endpoint_independent: false,
+            timeouts: None,
         }],
         uplinks: vec![UplinkConfig {
             id: UPLINK,

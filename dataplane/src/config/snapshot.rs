@@ -36,6 +36,9 @@ pub struct Snapshot {
     local: AddressMap<LocalAddress>,
     /// See [`SnapshotSpec::timeouts`].
     pub timeouts: Timeouts,
+    /// By network, of those that have their own. Empty where there are none, so that packets need not look
+    /// at their network for it.
+    own_timeouts: Vec<Option<Timeouts>>,
     /// See [`SnapshotSpec::fdb_ageing`].
     pub fdb_ageing: Duration,
 }
@@ -178,6 +181,9 @@ impl Snapshot {
             }
         }
         let id = config.id.0;
+        if let Some(own) = &config.timeouts {
+            put(&mut self.own_timeouts, id, **own)?;
+        }
         let has_ipv6 = |s: &Subnet| s.prefix.is_of_family(Ipv6Addr::UNSPECIFIED);
         let routes_ipv6 = |s: &Subnet| s.gateway.is_some_and(|gateway| gateway.is_ipv6());
         let network = Network {
@@ -257,6 +263,16 @@ impl Snapshot {
         }
         let id = config.id.0;
         put(&mut self.ports, id, PortEntry { config, network: network_id, own6 })
+    }
+
+    /// Idle timeouts of the connections of a network.
+    #[must_use]
+    #[inline]
+    pub fn timeouts_of(&self, network: NetworkId) -> &Timeouts {
+        match self.own_timeouts.get(network.index()) {
+            Some(Some(own)) => own,
+            _ => &self.timeouts,
+        }
     }
 
     /// A configured port.
@@ -359,6 +375,8 @@ mod tests {
                 storm_limit: 0,
                 ra: true,
                 mss_clamp: true,
+                endpoint_independent: false,
+                timeouts: None,
             }],
             uplinks: vec![UplinkConfig {
                 id: UPLINK,
@@ -408,6 +426,33 @@ mod tests {
         assert_eq!(uplink.address_for(inside6(2)), Some(FAR6), "the first of its family");
         assert_eq!(uplink.address_for(Ipv4Addr::LOCALHOST), Some(V4));
         assert!(uplink.has(V6) && uplink.has(IpAddr::V4(V4)) && !uplink.has(NEAR6));
+    }
+
+    #[test]
+    fn several_addresses_share_who_is_inside() {
+        let mut spec = spec();
+        let uplink = &mut spec.uplinks[0];
+        let own = |last| IpAddr::from([192, 0, 2, last]);
+        uplink.addresses = (1..=4).map(|last| (own(last), Prefix::new(V4, 24))).collect();
+        uplink.addresses.push((own(99), Prefix::new(Ipv4Addr::new(192, 0, 2, 99), 32)));
+        let inside = |n: u8| IpAddr::from([10, 0, 0, n]);
+        let router = own(254);
+        let all = |uplink: &UplinkConfig| -> Vec<IpAddr> {
+            (0..=255).map(|n| uplink.source_for(router, inside(n)).unwrap()).collect()
+        };
+        let four = all(uplink);
+        for last in 1..=4 {
+            let served = four.iter().filter(|address| **address == own(last)).count();
+            assert!((40..90).contains(&served), "{last}: {served}");
+        }
+        // Who spoke from another address goes on from it.
+        uplink.addresses.remove(3);
+        let three = all(uplink);
+        for (four, three) in four.iter().zip(three) {
+            assert!(*four == three || *four == own(4));
+        }
+        uplink.mode = UplinkMode::Shared;
+        assert!(all(uplink).iter().all(|address| *address == own(1)));
     }
 
     #[test]

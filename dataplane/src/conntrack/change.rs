@@ -4,8 +4,9 @@ use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::accounts::{Payer, is_open};
-use super::entry::{ConnId, DNAT, Hit, Insert, NewConnection, SEEN_REPLY};
+use super::entry::{ConnId, DNAT, Hit, Insert, MAPPED, NewConnection, SEEN_REPLY};
 use super::key::{Hot, Key};
+use super::mappings::Inside;
 use super::table::{ConnTable, FreeList, HEADER, SHARDS, STEP};
 use super::tcp::TcpState;
 use super::tuple::Direction;
@@ -126,7 +127,11 @@ impl<K: Key> ConnTable<K> {
             self.room.accounts().unbook(payer, is_open);
             return Insert::Full;
         };
-        let id = self.fill(index, new);
+        let id = if new.flags & MAPPED == 0 || self.enter_mapping(new) {
+            self.fill(index, new)
+        } else {
+            self.fill(index, &NewConnection { flags: new.flags & !MAPPED, ..*new })
+        };
         let claimed = self.claim(hashes[1], index, Direction::Reply)
             && (self.claim(hashes[0], index, Direction::Original) || {
                 self.unclaim(hashes[1], index, Direction::Reply);
@@ -141,6 +146,11 @@ impl<K: Key> ConnTable<K> {
             self.tell(Change::New, index);
         }
         Insert::Inserted(id)
+    }
+
+    fn enter_mapping(&self, new: &NewConnection<K>) -> bool {
+        let inside = Inside::of(new.original, new.reply.dst());
+        self.room.mappings().enter(inside, new.reply.dst_port())
     }
 
     /// Makes room in a full table: ends what has expired among the next few entries, and says how many
@@ -269,6 +279,9 @@ impl<K: Key> ConnTable<K> {
         let was = Meta(hot.meta.swap(meta.0, Ordering::AcqRel));
         let payer = Payer::of(original, reply, was.flags());
         self.room.accounts().unbook(payer, is_open(original.proto(), was));
+        if was.flags() & MAPPED != 0 {
+            self.room.mappings().release(Inside::of(original, reply.dst()));
+        }
         let mut free = self.free.lock();
         // No version: nobody who is late with a deadline for it writes here any more.
         hot.deadline.store(u64::from(free.head), Ordering::Relaxed);

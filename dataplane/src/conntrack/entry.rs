@@ -19,6 +19,9 @@ pub const DNAT: u8 = 8;
 /// Booked to its network, as the address it was begun from is not the sender's own.
 pub const POOLED: u8 = 16;
 
+/// It goes by an endpoint-independent mapping.
+pub const MAPPED: u8 = 32;
+
 /// A connection's number, good until the connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnId {
@@ -66,7 +69,7 @@ impl<K: Key> Hit<K> {
         self.meta.state()
     }
 
-    /// [`SEEN_REPLY`], [`ASSURED`], [`SNAT`], [`DNAT`], [`POOLED`].
+    /// [`SEEN_REPLY`], [`ASSURED`], [`SNAT`], [`DNAT`], [`POOLED`], [`MAPPED`].
     #[must_use]
     #[inline]
     pub const fn flags(&self) -> u8 {

@@ -7,7 +7,8 @@
 //!   change, and what an earlier run left are beside it in `change`, `note` and `adopt`; a copy to try things out on is
 //!   made in `copy`.
 //! - `room`: the limit that the tables of both families share; `accounts`: whose the connections are;
-//!   `evict`: who has to go when there is no room.
+//!   `evict`: who has to go when there is no room; `mappings`: outside ports that are one inside port's alone.
+//! - `watch`: who is told of connections as they begin, change and end.
 //! - [`tcp`]: the TCP state machine.
 //! - [`window`]: its sequence numbers.
 //! - [`timeout`]: how long an idle connection lives.
@@ -22,6 +23,7 @@ pub mod entry;
 mod evict;
 pub mod expiry;
 mod key;
+mod mappings;
 mod note;
 mod room;
 #[cfg(test)]
@@ -41,6 +43,7 @@ pub use accounts::{Accounts, Overdrawn};
 pub use adopt::EarlierRun;
 pub use entry::{ConnId, Hit, Insert, NewConnection};
 pub use key::Key;
+pub(crate) use mappings::Inside;
 pub use room::Room;
 pub use table::ConnTable;
 pub use tuple::{Direction, Tuple, Zone};

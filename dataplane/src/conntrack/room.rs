@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::accounts::Accounts;
+use super::mappings::Mappings;
 use super::watch::Watchers;
 use crate::limits::Peak;
 
@@ -14,6 +15,7 @@ pub struct Room {
     limit: u32,
     places: Arc<Places>,
     accounts: Arc<Accounts>,
+    mappings: Arc<Mappings>,
 }
 
 /// Written together, so in one cache line.
@@ -28,7 +30,12 @@ impl Room {
     /// Room for so many connections, one at least.
     #[must_use]
     pub fn new(limit: u32) -> Self {
-        Self { limit: limit.max(1), places: Arc::default(), accounts: Arc::default() }
+        Self {
+            limit: limit.max(1),
+            places: Arc::default(),
+            accounts: Arc::default(),
+            mappings: Arc::default(),
+        }
     }
 
     /// Connections at most.
@@ -44,9 +51,18 @@ impl Room {
         (used, self.places.peak.value())
     }
 
-    /// As much room, empty, with the same accounts and limits: for a copy of the tables.
+    /// As much room, empty, with the same accounts, limits and mappings: for a copy of the tables.
     pub(crate) fn like(&self) -> Self {
-        Self { accounts: Arc::new(self.accounts.copy()), ..Self::new(self.limit) }
+        Self {
+            accounts: Arc::new(self.accounts.copy()),
+            mappings: Arc::new(self.mappings.copy()),
+            ..Self::new(self.limit)
+        }
+    }
+
+    /// The endpoint-independent mappings by which connections in it go.
+    pub(crate) fn mappings(&self) -> &Mappings {
+        &self.mappings
     }
 
     /// Whose the places are.

@@ -216,6 +216,8 @@ mod tests {
                 mtu: 1500,
                 storm_limit: 0,
                 mss_clamp: true,
+                endpoint_independent: false,
+                timeouts: None,
                 ra: true,
             }],
             uplinks: vec![UplinkConfig {

@@ -5,9 +5,9 @@
 use std::net::IpAddr;
 
 use crate::config::{LocalAddress, Network, UplinkConfig};
-use crate::conntrack::entry::{DNAT, POOLED, SNAT};
+use crate::conntrack::entry::{DNAT, MAPPED, POOLED, SNAT};
 use crate::conntrack::tcp::TcpState;
-use crate::conntrack::{Hit, Insert, Key, NewConnection, Overdrawn, Zone, timeout};
+use crate::conntrack::{Hit, Insert, Inside, Key, NewConnection, Overdrawn, Zone, timeout};
 use crate::core::Cx;
 use crate::engine::{Link, NatRule};
 use crate::family::Address;
@@ -79,14 +79,15 @@ pub(super) fn begin<P: Ip>(
     };
 
     let service = tuple.dst_port();
-    let idle = timeout::idle(&cx.config.timeouts, ip.proto(), service, state);
+    let network = inside_network(lane.from, target.as_ref());
+    let idle = timeout::idle(cx.config.timeouts_of(network), ip.proto(), service, state);
     let new = NewConnection {
         original: tuple,
         reply: to.reversed(zone_of(way.hop.link)),
         state,
         flags: if target.is_some() { DNAT } else { 0 }
             | booking(cx, frame.ingress, lane.from, ip.src()),
-        network: inside_network(lane.from, target.as_ref()),
+        network,
         rule: target.map_or(0, |t| t.rule),
         deadline: cx.secs.saturating_add(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX)),
     };
@@ -179,9 +180,11 @@ fn outside_source<'a, P: Ip>(
             if !network.config.masquerade {
                 return Ok(None);
             }
-            let address = uplink.address_for(hop.next_hop).and_then(Addr::<P>::of);
+            let address = uplink.source_for(hop.next_hop, ip.src().into()).and_then(Addr::<P>::of);
             let address = address.ok_or(DropReason::NoRoute)?;
-            Ok(Some((address, cx.config.free_ports.at(uplink, ip.proto(), address))))
+            let ports = cx.config.free_ports.at(uplink, ip.proto(), address);
+            let is_mapped = network.config.endpoint_independent;
+            Ok(Some(Source { address, ports, is_mapped }))
         }
         // Hairpin: the server must answer to us, so it sees the address that was spoken to
         // (RFC 4787 REQ-9a).
@@ -192,14 +195,20 @@ fn outside_source<'a, P: Ip>(
                 _ => cx.config.uplinks().find(|u| u.has(dst)),
             };
             let free = |uplink| cx.config.free_ports.at(uplink, ip.proto(), dst);
-            Ok(Some((dst, owner.map_or(HAIRPIN_PORTS, free))))
+            let ports = owner.map_or(HAIRPIN_PORTS, free);
+            Ok(Some(Source { address: dst, ports, is_mapped: false }))
         }
         Link::Network(_) => Ok(None),
     }
 }
 
 /// An address to speak from, and its ports.
-type Source<'a, A> = (A, &'a [(u16, u16)]);
+struct Source<'a, A> {
+    address: A,
+    ports: &'a [(u16, u16)],
+    /// By an endpoint-independent mapping.
+    is_mapped: bool,
+}
 
 enum Refusal<K> {
     Drop(DropReason),
@@ -214,11 +223,13 @@ fn commit<K: Tracked>(
     to: K,
     source: Option<Source<'_, K::Addr>>,
 ) -> Result<Hit<K>, Refusal<K>> {
-    let (address, ranges) = match source {
+    let Source { address, ports: ranges, is_mapped } = match source {
         Some(source) => source,
         None => match insert(cx, &new) {
             // The same client port by two published ports to one server: the second gets another.
-            Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => (to.src(), ANY_PORT),
+            Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => {
+                Source { address: to.src(), ports: ANY_PORT, is_mapped: false }
+            }
             other => return other,
         },
     };
@@ -229,8 +240,11 @@ fn commit<K: Tracked>(
         new.reply = to.with_src(address, 0).reversed(zone);
         return insert(cx, &new);
     }
-    let connections = K::table(cx.tables);
     let mut candidates = Candidates::new(ranges, to.src_port(), cx.rng);
+    if is_mapped {
+        return commit_mapped(cx, new, original, (to, address), (candidates, share_of(ranges)));
+    }
+    let connections = K::table(cx.tables);
     let again = candidates.clone();
     let reply = |port| spoken(to, address, port).reversed(zone);
     // The first one is free nearly always.
@@ -252,7 +266,7 @@ fn commit<K: Tracked>(
             // The inside port is worth a closer look: who had it may have expired.
             let taken = connections.may_be_taken(hash)
                 && (together > 1 || connections.lookup_hashed(hash, new.reply, cx.secs).is_some());
-            if taken || is_published(cx, to, address, port) {
+            if taken || is_kept(cx, to, address, port) {
                 continue;
             }
             match insert_hashed(cx, &new, [original, hash]) {
@@ -264,21 +278,73 @@ fn commit<K: Tracked>(
     }
     // Some may belong to connections that have expired without having been swept, or to a flood of such
     // as nobody answers, which must not keep this server from others.
-    for port in again.filter(|port| !is_published(cx, to, address, *port)) {
+    for port in again.filter(|port| !is_kept(cx, to, address, *port)) {
         new.reply = reply(port);
-        let hashes = [original, connections.hash(new.reply)];
-        let mut inserted = insert_hashed(cx, &new, hashes);
-        if matches!(inserted, Err(Refusal::Drop(DropReason::SnatPortsExhausted)))
-            && connections.evict_from(hashes[1], new.reply, &new)
-        {
-            inserted = insert_hashed(cx, &new, hashes);
-        }
-        match inserted {
+        match insert_or_evict(cx, &new, original) {
             Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => {}
             other => return other,
         }
     }
     Err(Refusal::Drop(DropReason::SnatPortsExhausted))
+}
+
+/// Enters the connection with the outside port that its inside one has, whomever it speaks to; or gives
+/// it one that is nobody's.
+fn commit_mapped<K: Tracked>(
+    cx: &Cx<'_>,
+    mut new: NewConnection<K>,
+    original: u64,
+    (to, address): (K, K::Addr),
+    (candidates, share): (Candidates<'_>, u32),
+) -> Result<Hit<K>, Refusal<K>> {
+    let connections = K::table(cx.tables);
+    let mappings = connections.room().mappings();
+    let inside = Inside::of(new.original, address);
+    let zone = new.reply.zone();
+    let reply = |port| spoken(to, address, port).reversed(zone);
+    let is_free = |port: &u16| {
+        !is_published(cx, to, address, *port) && connections.lookup(reply(*port), cx.secs).is_none()
+    };
+    let exhausted = Refusal::Drop(DropReason::SnatPortsExhausted);
+    let Some(port) = mappings.reserve(inside, share, candidates.filter(is_free)) else {
+        return Err(exhausted);
+    };
+    new.reply = reply(port);
+    new.flags |= MAPPED;
+    // Published while a conversation goes on from it: new ones are for whom it is published.
+    let inserted = if is_published(cx, to, address, port) {
+        Err(exhausted)
+    } else {
+        insert_or_evict(cx, &new, original)
+    };
+    // From here on the connection itself counts.
+    mappings.release(inside);
+    inserted
+}
+
+/// Outside ports that one inside address may have for itself alone: a quarter, so that none keeps all
+/// others from speaking.
+fn share_of(ranges: &[(u16, u16)]) -> u32 {
+    let all: u32 = ranges.iter().map(|(first, last)| u32::from(*last - *first) + 1).sum();
+    all.div_ceil(4)
+}
+
+/// Enters a connection whose outside port may be in the way of nobody but one that has expired, or one
+/// of a flood.
+fn insert_or_evict<K: Tracked>(
+    cx: &Cx<'_>,
+    new: &NewConnection<K>,
+    original: u64,
+) -> Result<Hit<K>, Refusal<K>> {
+    let connections = K::table(cx.tables);
+    let hashes = [original, connections.hash(new.reply)];
+    let inserted = insert_hashed(cx, new, hashes);
+    if matches!(inserted, Err(Refusal::Drop(DropReason::SnatPortsExhausted)))
+        && connections.evict_from(hashes[1], new.reply, new)
+    {
+        return insert_hashed(cx, new, hashes);
+    }
+    inserted
 }
 
 /// Outside ports whose places in the index are asked for together at most; fewer at first, because most
@@ -289,6 +355,12 @@ const TOGETHER: usize = 8;
 fn spoken<K: Tracked>(to: K, address: K::Addr, port: u16) -> K {
     let from = to.with_src(address, port);
     if to.proto() == K::ICMP { from.with_dst(to.dst(), port) } else { from }
+}
+
+/// A port that is another's alone: published, or mapped.
+fn is_kept<K: Tracked>(cx: &Cx<'_>, to: K, address: K::Addr, port: u16) -> bool {
+    is_published(cx, to, address, port)
+        || K::table(cx.tables).room().mappings().has(to.proto(), address, port)
 }
 
 /// A published port is never spoken from, whatever the ranges say.

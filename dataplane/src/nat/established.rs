@@ -122,7 +122,7 @@ pub(super) fn note<K: Tracked>(
         hit.flags() & SEEN_REPLY != 0 && matches!(hit.direction, Direction::Original)
     };
     let flags = flags | if assured { ASSURED } else { 0 };
-    let idle = timeout::idle(&cx.config.timeouts, seen.proto, service, state);
+    let idle = timeout::idle(cx.config.timeouts_of(hit.network()), seen.proto, service, state);
     let deadline = if judged.revives {
         cx.secs.saturating_add(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX))
     } else {

@@ -21,6 +21,7 @@ mod judged_anew;
 mod l2;
 mod lifecycle;
 mod limits;
+mod mappings;
 mod mss;
 mod nat;
 mod nd;
