@@ -12,7 +12,7 @@ use crate::io::vnet_hdr::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
 use crate::io::{Offloads, TxReport};
 use crate::l2::forward::fits;
 use crate::l2::storm;
-use crate::l3::neighbor::Held;
+use crate::l3::neighbor::{Held, Place};
 use crate::l3::waiting;
 use crate::nat::fragment;
 use crate::packet::gro::Gro;
@@ -398,14 +398,19 @@ fn hold(cx: &mut Cx<'_>, frame: Frame, lane: &mut Lane) {
         cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NoService);
         return cx.pool.put(frame);
     };
+    let place = cx.waiting.place(link, next_hop, frame.ingress);
     let held = Held { frame, link, next_hop, fragment, begun };
-    if cx.waiting.has_room(link, next_hop) {
-        cx.waiting.push(held);
-        let for_one = cx.waiting.count(link, next_hop);
-        cx.counters.waiting_for_one.note_peak(for_one);
-    } else {
-        waiting::give_up(cx, held, DropReason::NeighborQueueFull);
+    let room = match place {
+        Place::Free => None,
+        Place::InsteadOf(index) => cx.waiting.remove(index),
+        Place::None => return waiting::give_up(cx, held, DropReason::NeighborQueueFull),
+    };
+    if let Some(room) = room {
+        waiting::give_up(cx, room, DropReason::NeighborQueueFull);
     }
+    cx.waiting.push(held);
+    let for_one = cx.waiting.count(link, next_hop);
+    cx.counters.waiting_for_one.note_peak(for_one);
 }
 
 /// Sends a frame that waited, whole or in pieces.

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     ConfigError, DEFAULT_FDB_AGEING, NetworkConfig, PortConfig, PortRole, SnapshotSpec, Subnet,
@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub free_ports: FreePorts,
     /// Addresses at which published ports answer and which belong to the host or to us.
     local: AddressMap<LocalAddress>,
+    /// Routers: gateways of uplinks and next hops of routes.
+    next_hops: FxHashSet<(UplinkId, IpAddr)>,
     /// See [`SnapshotSpec::timeouts`].
     pub timeouts: Timeouts,
     /// By network, of those that have their own. Empty where there are none, so that packets need not look
@@ -158,6 +160,7 @@ impl Snapshot {
             }
             let target = RouteTarget::Uplink { uplink: route.uplink, via: Some(route.via) };
             snapshot.routes.insert(route.prefix, target);
+            snapshot.next_hops.insert((route.uplink, route.via));
         }
         for rule in &spec.dnat {
             snapshot.network(rule.network).ok_or(ConfigError::UnknownTarget)?;
@@ -219,6 +222,7 @@ impl Snapshot {
         for via in gateways.into_iter().flatten() {
             let target = RouteTarget::Uplink { uplink: config.id, via: Some(via) };
             self.routes.insert_if_absent(Prefix::new(via, 0), target);
+            self.next_hops.insert((config.id, via));
         }
         let id = config.id.0;
         put(&mut self.uplinks, id, config)
@@ -301,6 +305,12 @@ impl Snapshot {
     #[inline]
     pub fn local(&self, address: impl Into<IpAddr>) -> Option<LocalAddress> {
         self.local.get(address).copied()
+    }
+
+    /// Whether a neighbor on an uplink's wire is a router that was configured.
+    #[must_use]
+    pub fn is_next_hop(&self, uplink: UplinkId, address: IpAddr) -> bool {
+        self.next_hops.contains(&(uplink, address))
     }
 
     /// Every network.

@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
+use crate::config::Snapshot;
 use crate::core::Cx;
 use crate::engine::Link;
-use crate::l3::neighbor::Resolution;
+use crate::l3::neighbor::{Asker, Resolution};
 use crate::l3::route::RouteTarget;
 use crate::l3::{arp, nd};
 use crate::packet::types::{Mac, NetworkId, PortId};
@@ -48,9 +49,9 @@ pub(crate) fn route(cx: &Cx<'_>, dst: impl Into<IpAddr> + Copy) -> Result<Hop, D
     }
 }
 
-/// The way to the neighbor of a hop; asks for it when needed.
+/// The way to the neighbor of a hop, for a frame that came in by `ingress`; asks for it when needed.
 #[inline(always)]
-pub(crate) fn reach(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
+pub(crate) fn reach(cx: &mut Cx<'_>, hop: &Hop, ingress: PortId) -> Result<Reach, DropReason> {
     // Most packets of a batch that leave by an uplink go to its gateway.
     if let Some((link, next_hop, reach)) = cx.last_reach
         && next_hop == hop.next_hop
@@ -58,7 +59,7 @@ pub(crate) fn reach(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
     {
         return Ok(reach);
     }
-    let reach = find(cx, hop)?;
+    let reach = find(cx, hop, ingress)?;
     if matches!(reach, Reach::Port { .. }) {
         cx.last_reach = Some((hop.link, hop.next_hop, reach));
     }
@@ -66,7 +67,7 @@ pub(crate) fn reach(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
 }
 
 #[inline]
-fn find(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
+fn find(cx: &mut Cx<'_>, hop: &Hop, ingress: PortId) -> Result<Reach, DropReason> {
     if let Link::Network(id) = hop.link
         && let Some(network) = cx.config.network(id)
     {
@@ -78,7 +79,9 @@ fn find(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
     if is_edge(cx, hop) {
         return Err(DropReason::NotUnicast);
     }
-    let dst = match cx.remembered.resolve(&cx.tables.neighbors, hop.link, hop.next_hop, cx.now) {
+    let (neighbors, config) = (&cx.tables.neighbors, cx.config);
+    let who = || asker(config, hop.link, hop.next_hop, ingress);
+    let dst = match cx.remembered.resolve(neighbors, hop.link, hop.next_hop, who, cx.now) {
         Resolution::Known(mac) => mac,
         Resolution::KnownAsk(mac) => {
             ask_for(cx, hop.link, hop.next_hop);
@@ -88,7 +91,7 @@ fn find(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
             if ask {
                 ask_for(cx, hop.link, hop.next_hop);
             }
-            return if cx.waiting.has_room(hop.link, hop.next_hop) {
+            return if cx.waiting.has_room(hop.link, hop.next_hop, ingress) {
                 Ok(Reach::Wait)
             } else {
                 Err(DropReason::NeighborQueueFull)
@@ -99,7 +102,7 @@ fn find(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
     };
     if cx.waiting.holds(hop.link, hop.next_hop) {
         // It was confirmed in this very batch: what came before leaves before.
-        let room = cx.waiting.has_room(hop.link, hop.next_hop);
+        let room = cx.waiting.has_room(hop.link, hop.next_hop, ingress);
         return if room { Ok(Reach::Wait) } else { Err(DropReason::NeighborQueueFull) };
     }
     match hop.link {
@@ -115,6 +118,14 @@ fn find(cx: &mut Cx<'_>, hop: &Hop) -> Result<Reach, DropReason> {
             let config = cx.config.uplink(uplink).ok_or(DropReason::NoRoute)?;
             Ok(Reach::Port { port: config.port, dst, src: config.mac })
         }
+    }
+}
+
+/// For whom a neighbor is asked for when a frame that came in by `ingress` needs it.
+pub(crate) fn asker(config: &Snapshot, link: Link, address: IpAddr, ingress: PortId) -> Asker {
+    match link {
+        Link::Uplink(id) if config.is_next_hop(id, address) => Asker::Engine,
+        _ => Asker::Port(ingress),
     }
 }
 

@@ -8,9 +8,14 @@
 //! Limits: [`MAX_NEIGHBORS`] entries, of which [`MAX_FOR_ONE_NETWORK`] in one network,
 //! [`MAX_FOR_ONE_UPLINK`] on one wire and [`MAX_UNHEARD`] on one link that never answered, and
 //! [`KEPT_FOR_UPLINKS`] for uplinks alone; so whoever asks for addresses that nobody has harms its
-//! own link only. Control may set other numbers ([`NeighborLimits`]). An entry that never answered goes
-//! when the last question has failed. Frames: [`MAX_WAITING`] a worker, but never more than a quarter of
-//! its buffers, and [`MAX_WAITING_FOR_ONE`] for one neighbor.
+//! own link only. On that link the oldest question of the port that asks for the most goes for one of
+//! a port that asks for fewer. Of neighbors that nobody asked for, but who asked for us, there is a quarter
+//! of a link's entries at most. Next hops that are configured are counted, but always have a place.
+//! Control may set other numbers ([`NeighborLimits`]). An entry that never answered goes
+//! when the last question has failed.
+
+mod askers;
+mod queue;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -19,12 +24,14 @@ use std::time::Duration;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
+use self::askers::Askers;
+pub(crate) use self::queue::{Held, Place, Waiting};
+pub use self::queue::{MAX_WAITING, MAX_WAITING_FOR_ONE};
 use crate::clock::Timestamp;
-use crate::conntrack::ConnId;
 use crate::engine::{Link, NeighborEntry};
-use crate::frame::Frame;
 use crate::limits::Peak;
 use crate::packet::types::{Mac, PortId};
+use crate::sync::Mutex;
 
 /// Entries at most; Linux' `gc_thresh3` is 1024 a family, we serve many networks.
 pub const MAX_NEIGHBORS: u32 = 16_384;
@@ -35,12 +42,10 @@ pub const MAX_FOR_ONE_UPLINK: u32 = 8192;
 /// Entries of one link at most that have never answered: one question a second for each of them is
 /// as much as a link is to bear.
 pub const MAX_UNHEARD: u32 = 512;
+/// Of so many parts of a link's entries, one is for neighbors that nobody asked for.
+const TOLD_SHARE: u32 = 4;
 /// Places that networks cannot take from uplinks.
 pub const KEPT_FOR_UPLINKS: u32 = 4096;
-/// Frames a worker holds for all unresolved neighbors.
-pub const MAX_WAITING: usize = 128;
-/// Frames held for one neighbor.
-pub const MAX_WAITING_FOR_ONE: usize = 32;
 /// How long an answer is believed. Linux `base_reachable_time`: 30 s.
 const REACHABLE: Duration = Duration::from_secs(30);
 /// Time between questions. Linux `retrans_time`: 1 s.
@@ -60,8 +65,27 @@ struct Neighbor {
     asked: Timestamp,
     used: Timestamp,
     attempts: u8,
-    /// It has answered some day.
-    heard: bool,
+    origin: Origin,
+}
+
+/// For whom a neighbor is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// The engine itself: it is a next hop that is configured.
+    Engine,
+    /// Whoever sends by this port.
+    Port(PortId),
+}
+
+/// How a neighbor came to be in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// It was asked for, and has answered some day.
+    Heard,
+    /// It asked for us.
+    Told,
+    /// It was asked for and has never answered.
+    Unheard(Asker, u64),
 }
 
 /// How many entries there may be.
@@ -113,7 +137,8 @@ struct Peaks {
 #[derive(Debug, Default)]
 struct LinkUse {
     entries: AtomicU32,
-    unheard: AtomicU32,
+    told: AtomicU32,
+    askers: Mutex<Askers>,
 }
 
 /// What the table says about a neighbor.
@@ -158,7 +183,9 @@ impl Neighbors {
     pub(crate) fn copy(&self) -> Self {
         let same = |counter: &AtomicU32| AtomicU32::new(counter.load(Ordering::Relaxed));
         let links = self.links.iter().map(|link| {
-            (*link.key(), LinkUse { entries: same(&link.entries), unheard: same(&link.unheard) })
+            let askers = Mutex::new(link.askers.lock().clone());
+            let (entries, told) = (same(&link.entries), same(&link.told));
+            (*link.key(), LinkUse { entries, told, askers })
         });
         Self {
             table: self.table.clone(),
@@ -179,7 +206,7 @@ impl Neighbors {
                 Link::Network(_) => network = has.max(network),
                 Link::Uplink(_) => uplink = has.max(uplink),
             }
-            unheard = link.unheard.load(Ordering::Relaxed).max(unheard);
+            unheard = link.askers.lock().questions().max(unheard);
         }
         let all = self.entries.load(Ordering::Relaxed);
         let Peaks { all: most, network: most_in_one, uplink: most_at_one, unheard: most_unheard } =
@@ -193,10 +220,10 @@ impl Neighbors {
     }
 
     /// What is known about `address`; notes the question as asked when it says so.
-    pub fn resolve(&self, link: Link, address: IpAddr, now: Timestamp) -> Resolution {
+    pub fn resolve(&self, link: Link, address: IpAddr, asker: Asker, now: Timestamp) -> Resolution {
         match self.reachable(link, address, now) {
             Some((mac, _)) => Resolution::Known(mac),
-            None => self.resolve_slow(link, address, now),
+            None => self.resolve_slow(link, address, asker, now),
         }
     }
 
@@ -207,20 +234,34 @@ impl Neighbors {
         neighbor.mac.filter(|_| now < until).map(|mac| (mac, until))
     }
 
-    fn resolve_slow(&self, link: Link, address: IpAddr, now: Timestamp) -> Resolution {
+    fn resolve_slow(
+        &self,
+        link: Link,
+        address: IpAddr,
+        asker: Asker,
+        now: Timestamp,
+    ) -> Resolution {
+        let resolution = self.try_resolve(link, address, asker, now);
+        if resolution == Resolution::Full && self.push_out_for(link, asker) {
+            return self.try_resolve(link, address, asker, now);
+        }
+        resolution
+    }
+
+    fn try_resolve(&self, link: Link, address: IpAddr, asker: Asker, now: Timestamp) -> Resolution {
         let mut entry = match self.table.entry((link, address)) {
             Entry::Occupied(entry) => entry,
             Entry::Vacant(entry) => {
-                if !self.take_place(link, false) {
+                let Some(origin) = self.take_place(link, address, Some(asker)) else {
                     return Resolution::Full;
-                }
+                };
                 entry.insert(Neighbor {
                     mac: None,
                     confirmed: now,
                     asked: now,
                     used: now,
                     attempts: 1,
-                    heard: false,
+                    origin,
                 });
                 return Resolution::Unknown { ask: true };
             }
@@ -234,8 +275,8 @@ impl Neighbors {
             neighbor.mac = None;
             neighbor.attempts = 0;
             self.changes.fetch_add(1, Ordering::Release);
-            if !neighbor.heard {
-                self.leave_place(link, false);
+            if let origin @ Origin::Unheard(..) = neighbor.origin {
+                self.leave_place(link, origin);
                 entry.remove();
             }
             return Resolution::Failed;
@@ -253,77 +294,105 @@ impl Neighbors {
     }
 
     /// Notes what `address` said of itself. Only neighbors that were asked for, or that speak to us
-    /// (`solicited`), are entered; others are only updated, so that nobody can fill the table with
+    /// (`enter`), are entered; others are only updated, so that nobody can fill the table with
     /// answers that nobody asked for.
     pub fn confirm(
         &self,
         link: Link,
         address: impl Into<IpAddr>,
         mac: Mac,
-        solicited: bool,
+        enter: bool,
         now: Timestamp,
     ) {
         let address = address.into();
         if !mac.is_valid_source() || address.is_unspecified() || address.is_multicast() {
             return;
         }
-        let fresh = Neighbor {
-            mac: Some(mac),
-            confirmed: now,
-            asked: now,
-            used: now,
-            attempts: 0,
-            heard: true,
+        let fresh = |used, origin| {
+            let (mac, confirmed) = (Some(mac), now);
+            Neighbor { mac, confirmed, asked: now, used, attempts: 0, origin }
         };
         match self.table.entry((link, address)) {
             Entry::Occupied(mut entry) => {
-                let old = *entry.get();
-                if !old.heard
+                let Neighbor { used, origin, .. } = *entry.get();
+                if let Origin::Unheard(asker, number) = origin
                     && let Some(has) = self.links.get(&link)
                 {
-                    has.unheard.fetch_sub(1, Ordering::Relaxed);
+                    has.askers.lock().end(asker, number);
                 }
-                entry.insert(Neighbor { used: old.used, ..fresh });
+                let is_told = origin == Origin::Told;
+                entry.insert(fresh(used, if is_told { origin } else { Origin::Heard }));
             }
-            Entry::Vacant(_) if !solicited => return,
+            Entry::Vacant(_) if !enter => return,
             Entry::Vacant(entry) => {
-                if !self.take_place(link, true) {
-                    return;
-                }
-                entry.insert(fresh);
+                let Some(origin) = self.take_place(link, address, None) else { return };
+                entry.insert(fresh(now, origin));
             }
         }
         self.changes.fetch_add(1, Ordering::Release);
     }
 
-    /// Takes a place for an entry of `link`; false: there is none. Workers that ask at the same time
-    /// may overstep a limit by their number.
-    fn take_place(&self, link: Link, heard: bool) -> bool {
+    /// Takes a place for an entry of `link`, which somebody asks for or which asked for us; `None`: there
+    /// is none. Workers that ask at the same time may overstep a limit by their number.
+    fn take_place(&self, link: Link, address: IpAddr, asker: Option<Asker>) -> Option<Origin> {
         let (Peaks { network, uplink, .. }, limits) = (&self.peaks, self.limits);
         let (own, all, most) = match link {
             Link::Network(_) => (limits.network, limits.all - limits.kept_for_uplinks(), network),
             Link::Uplink(_) => (limits.uplink(), limits.all, uplink),
         };
         let has = self.links.entry(link).or_default();
-        if self.entries.load(Ordering::Relaxed) >= all
-            || has.entries.load(Ordering::Relaxed) >= own
-            || (!heard && has.unheard.load(Ordering::Relaxed) >= MAX_UNHEARD)
-        {
-            return false;
-        }
-        let more = u32::from(!heard);
+        let is_full = self.entries.load(Ordering::Relaxed) >= all
+            || has.entries.load(Ordering::Relaxed) >= own;
+        let origin = match asker {
+            _ if is_full && asker != Some(Asker::Engine) => return None,
+            None if has.told.load(Ordering::Relaxed) >= (own / TOLD_SHARE).max(1) => return None,
+            None => {
+                has.told.fetch_add(1, Ordering::Relaxed);
+                Origin::Told
+            }
+            Some(asker) => {
+                let mut askers = has.askers.lock();
+                let number = askers.begin(asker, address, MAX_UNHEARD)?;
+                self.peaks.unheard.note(askers.questions());
+                Origin::Unheard(asker, number)
+            }
+        };
         self.peaks.all.note(self.entries.fetch_add(1, Ordering::Relaxed) + 1);
         most.note(has.entries.fetch_add(1, Ordering::Relaxed) + 1);
-        self.peaks.unheard.note(has.unheard.fetch_add(more, Ordering::Relaxed) + more);
-        true
+        Some(origin)
     }
 
-    fn leave_place(&self, link: Link, heard: bool) {
+    fn leave_place(&self, link: Link, origin: Origin) {
         self.entries.fetch_sub(1, Ordering::Relaxed);
         if let Some(has) = self.links.get(&link) {
             has.entries.fetch_sub(1, Ordering::Relaxed);
-            has.unheard.fetch_sub(u32::from(!heard), Ordering::Relaxed);
+            match origin {
+                Origin::Heard => {}
+                Origin::Told => {
+                    has.told.fetch_sub(1, Ordering::Relaxed);
+                }
+                Origin::Unheard(asker, number) => has.askers.lock().end(asker, number),
+            }
         }
+    }
+
+    /// Ends a question of somebody who asks for more than `asker` on a link that bears no more; false:
+    /// nobody does, or that is not what the place is missing for.
+    #[cold]
+    fn push_out_for(&self, link: Link, asker: Asker) -> bool {
+        let Asker::Port(port) = asker else { return false };
+        let heavier = self.links.get(&link).and_then(|has| {
+            let askers = has.askers.lock();
+            if askers.questions() < MAX_UNHEARD { None } else { askers.heavier_than(port) }
+        });
+        let is_unheard = |neighbor: &Neighbor| matches!(neighbor.origin, Origin::Unheard(..));
+        let ended = heavier.and_then(|address| {
+            self.table.remove_if(&(link, address), |_, neighbor| is_unheard(neighbor))
+        });
+        if let Some((_, neighbor)) = &ended {
+            self.leave_place(link, neighbor.origin);
+        }
+        ended.is_some()
     }
 
     /// Rises with every confirmation, when a neighbor fails and when a link is forgotten: a worker with waiting frames
@@ -352,7 +421,7 @@ impl Neighbors {
         self.table.retain(|(link, _), neighbor| {
             let stays = keep(*link, neighbor);
             if !stays {
-                self.leave_place(*link, neighbor.heard);
+                self.leave_place(*link, neighbor.origin);
             }
             stays
         });
@@ -413,6 +482,7 @@ impl Remembered {
         neighbors: &Neighbors,
         link: Link,
         address: IpAddr,
+        asker: impl FnOnce() -> Asker,
         now: Timestamp,
     ) -> Resolution {
         let changes = neighbors.changes();
@@ -433,132 +503,12 @@ impl Remembered {
             return Resolution::Known(known.mac);
         }
         let Some((mac, until)) = neighbors.reachable(link, address, now) else {
-            return neighbors.resolve_slow(link, address, now);
+            return neighbors.resolve_slow(link, address, asker(), now);
         };
         if let Some(slot) = slot {
             *slot = Some(Reachable { link, address, mac, until });
         }
         Resolution::Known(mac)
-    }
-}
-
-/// A frame that is ready but for its destination MAC.
-#[derive(Debug)]
-pub(crate) struct Held {
-    pub(crate) frame: Frame,
-    pub(crate) link: Link,
-    pub(crate) next_hop: IpAddr,
-    pub(crate) fragment: Option<u16>,
-    /// See [`crate::pipeline::Hold`].
-    pub(crate) begun: Option<ConnId>,
-}
-
-/// One worker's frames that wait, in the order they came.
-#[derive(Debug, Default)]
-pub(crate) struct Waiting {
-    limit: usize,
-    frames: Vec<Held>,
-    spare: Vec<Held>,
-    seen: u64,
-    checked: Timestamp,
-}
-
-impl Waiting {
-    /// Frames that a worker with so many buffers lets wait, of `most` that it may: three quarters of
-    /// the buffers are always there to receive into, the answers that the others wait for among it.
-    pub(crate) fn room_beside(buffers: usize, most: usize) -> usize {
-        most.min(buffers / 4).max(1)
-    }
-
-    /// For a worker with so many buffers.
-    pub(crate) fn beside(buffers: usize, most: usize) -> Self {
-        let limit = Self::room_beside(buffers, most);
-        Self {
-            limit,
-            frames: Vec::with_capacity(limit),
-            spare: Vec::with_capacity(limit),
-            ..Self::default()
-        }
-    }
-
-    /// As many places taken for the same neighbors, by empty frames.
-    pub(crate) fn shape(&self) -> Self {
-        let mut shape = Self { limit: self.limit, ..Self::default() };
-        let taken = self.frames.iter().map(|held| Held {
-            frame: Frame::unused(),
-            link: held.link,
-            next_hop: held.next_hop,
-            fragment: None,
-            begun: None,
-        });
-        shape.frames.extend(taken);
-        shape
-    }
-
-    /// Whether a frame that came by this port is among them.
-    pub(crate) fn holds_from(&self, port: PortId) -> bool {
-        self.frames.iter().any(|held| held.frame.ingress == port)
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.frames.len()
-    }
-
-    /// Whether there is room for one more frame to this neighbor.
-    pub(crate) fn has_room(&self, link: Link, next_hop: IpAddr) -> bool {
-        self.frames.len() < self.limit && self.count(link, next_hop) < MAX_WAITING_FOR_ONE
-    }
-
-    /// Frames that wait for this neighbor.
-    pub(crate) fn count(&self, link: Link, next_hop: IpAddr) -> usize {
-        let same = |held: &&Held| held.link == link && held.next_hop == next_hop;
-        self.frames.iter().filter(same).count()
-    }
-
-    /// Frames that wait for the neighbor for which the most do.
-    pub(crate) fn longest(&self) -> usize {
-        let same = |a: &Held, b: &Held| a.link == b.link && a.next_hop == b.next_hop;
-        let first =
-            |at: usize, held: &Held| !self.frames.iter().take(at).any(|before| same(before, held));
-        let neighbors = self.frames.iter().enumerate().filter(|(at, held)| first(*at, held));
-        let counts =
-            neighbors.map(|(_, held)| self.frames.iter().filter(|o| same(o, held)).count());
-        counts.max().unwrap_or(0)
-    }
-
-    /// Whether frames wait for this neighbor.
-    #[inline]
-    pub(crate) fn holds(&self, link: Link, next_hop: IpAddr) -> bool {
-        self.frames.iter().any(|held| held.link == link && held.next_hop == next_hop)
-    }
-
-    pub(crate) fn push(&mut self, held: Held) {
-        self.frames.push(held);
-    }
-
-    /// Whether it is time to look: something was confirmed, or a question may be due.
-    pub(crate) fn is_due(&mut self, neighbors: &Neighbors, now: Timestamp) -> bool {
-        if self.frames.is_empty() {
-            return false;
-        }
-        let changes = neighbors.changes();
-        let due = changes != self.seen || now.since(self.checked) >= RETRANSMIT / 4;
-        if due {
-            self.seen = changes;
-            self.checked = now;
-        }
-        due
-    }
-
-    /// Takes all frames out to be looked at; put back with [`Waiting::push`] what must wait on.
-    pub(crate) fn take(&mut self) -> Vec<Held> {
-        std::mem::replace(&mut self.frames, std::mem::take(&mut self.spare))
-    }
-
-    /// Gives the emptied list of [`Waiting::take`] back, so that nothing is allocated again.
-    pub(crate) fn recycle(&mut self, mut emptied: Vec<Held>) {
-        emptied.clear();
-        self.spare = emptied;
     }
 }
 

@@ -24,7 +24,8 @@ pub(crate) fn release(cx: &mut Cx<'_>) {
             give_up(cx, held, DropReason::NeighborUnresolved);
             continue;
         }
-        match cx.tables.neighbors.resolve(held.link, held.next_hop, cx.now) {
+        let asker = hop::asker(cx.config, held.link, held.next_hop, held.frame.ingress);
+        match cx.tables.neighbors.resolve(held.link, held.next_hop, asker, cx.now) {
             Resolution::Known(mac) | Resolution::KnownAsk(mac) => send(cx, held, mac),
             Resolution::Unknown { ask } => {
                 if ask {

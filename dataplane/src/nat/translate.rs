@@ -159,7 +159,7 @@ fn find_way<P: Ip>(
     if !fits && !ip.may_be_cut() {
         return Err((DropReason::MtuExceeded, hop.mtu));
     }
-    let reach = hop::reach(cx, &hop).map_err(|reason| (reason, 0))?;
+    let reach = hop::reach(cx, &hop, frame.ingress).map_err(|reason| (reason, 0))?;
     Ok(WayOut { hop, reach, fragment: !fits })
 }
 

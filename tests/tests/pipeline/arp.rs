@@ -9,7 +9,8 @@ use dataplane::l3::route::Prefix;
 use dataplane::packet::types::Mac;
 use dataplane::verdict::DropReason;
 use tests::lab::{
-    A, B, C, D, GATEWAY1, GATEWAY2, Lab, NEIGHBOR, SERVER, Step, UP, small, topology, without_guard,
+    A, B, C, D, GATEWAY1, GATEWAY2, Lab, NEIGHBOR, ROUTER, SERVER, Step, UP, small, topology,
+    without_guard,
 };
 use tests::packet::{Host, Packet, arp, arp_reply, arp_request, udp};
 
@@ -264,6 +265,61 @@ fn a_container_that_asks_for_everybody_leaves_other_links_their_places() {
     }
     assert_eq!(lab.plane.neighbors().len(), 1, "the router");
     assert!(lab.connections().is_empty());
+}
+
+#[test]
+fn a_container_that_asks_for_everybody_leaves_others_of_the_link_their_places() {
+    let mut spec = topology();
+    spec.uplinks[0].addresses[0].1 = Prefix::new(UP.ip, 16);
+    let mut lab = Lab::unresolved(&small(), spec);
+    let addresses: Vec<u16> = (0x0100..0x0100 + 640).collect();
+    for some in addresses.chunks(32) {
+        let frames = some.iter().map(|n| {
+            let [high, low] = n.to_be_bytes();
+            let nobody = Host { ip: [203, 0, high, low].into(), ..NEIGHBOR };
+            (A.port, udp(&A, 4000, &nobody, 2000).via(GATEWAY1.mac).into())
+        });
+        lab.batch(frames.collect()).only_balanced();
+    }
+    assert_eq!(lab.plane.neighbors().len(), MAX_UNHEARD as usize);
+    // The oldest question of A goes for another's, and the last of its frames that wait.
+    let frame = udp(&B, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
+    lab.rx(B.port, &frame)
+        .tx(UP.port, question(NEIGHBOR.ip))
+        .moved("generated", 1)
+        .masqueraded(&frame)
+        .dropped("a", "neighbor_queue_full")
+        .moved("conn.entries", -1)
+        .moved("conn.expired", 1);
+    // The router has a place beside all those.
+    let frame = udp(&C, 4000, &SERVER, 2000).via(GATEWAY1.mac);
+    lab.rx(C.port, &frame)
+        .tx(UP.port, question(ROUTER.ip))
+        .moved("generated", 1)
+        .moved("neighbors", 1)
+        .masqueraded(&frame)
+        .dropped("a", "neighbor_queue_full")
+        .moved("conn.entries", -1)
+        .moved("conn.expired", 1);
+    assert_eq!(lab.plane.neighbors().len(), 1 + MAX_UNHEARD as usize);
+    let more = Host { ip: [203, 0, 200, 1].into(), ..NEIGHBOR };
+    let frame = udp(&A, 4000, &more, 2000).via(GATEWAY1.mac);
+    lab.rx(A.port, &frame).dropped("a", "neighbor_table_full");
+}
+
+#[test]
+fn one_that_floods_a_silent_neighbor_keeps_nobody_from_it() {
+    let mut lab = Lab::unresolved(&small(), topology());
+    let frame = |from: &Host| udp(from, 4000, &SERVER, 2000).via(GATEWAY1.mac);
+    let batch = (0..40).map(|_| (A.port, frame(&A).into())).collect();
+    lab.batch(batch).only_balanced();
+    lab.rx(B.port, frame(&B)).masqueraded(&frame(&B)).dropped("a", "neighbor_queue_full");
+    lab.rx(UP.port, arp_reply(&ROUTER, &UP)).moved("consumed", 1);
+    let sent = lab.after(Duration::ZERO).moved("queued", -32).take(UP.port);
+    let ports: Vec<_> =
+        sent.iter().map(|wire| u16::from_be_bytes([wire.bytes[34], wire.bytes[35]])).collect();
+    // A's own port, and another one, as that is taken.
+    assert!(ports[..31] == [4000; 31] && ports[31..] != [4000] && ports.len() == 32, "{ports:?}");
 }
 
 #[test]

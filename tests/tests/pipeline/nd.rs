@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dataplane::config::UplinkMode;
 use dataplane::engine::Link;
-use dataplane::l3::neighbor::Resolution;
+use dataplane::l3::neighbor::{Asker, Resolution};
 use dataplane::packet::types::Mac;
 use tests::lab::{
     A, B, C, D, GATEWAY1, GATEWAY2, Lab, NEIGHBOR, NET1, ROUTER, UP, UPLINK, dual, without_guard,
@@ -29,7 +29,8 @@ fn known(lab: &Lab, link: Link, address: Ipv6Addr) -> Option<Mac> {
 
 /// Somebody sends to this address, so that it is asked for.
 fn wanted(lab: &Lab, link: Link, address: Ipv6Addr) {
-    let asked = lab.plane.tables().neighbors.resolve(link, address.into(), lab.now);
+    let asked =
+        lab.plane.tables().neighbors.resolve(link, address.into(), Asker::Port(A.port), lab.now);
     assert_eq!(asked, Resolution::Unknown { ask: true });
 }
 
