@@ -30,11 +30,7 @@ pub(crate) fn frame(cx: &Cx<'_>, frame: &mut Frame, lane: &mut Lane) {
     if offload::needs_net(frame) {
         parse::parse_net(frame.bytes(), &mut lane.headers);
     }
-    lane.from = match &port.config.role {
-        PortRole::Endpoint { network, .. } => From::Endpoint(*network),
-        PortRole::Host { network } => From::Host(*network),
-        PortRole::Uplink { uplink } => From::Uplink(*uplink),
-    };
+    lane.from = From::of(&port.config.role);
     if lane.is_open()
         && let Err(reason) = admit(cx.config, port, frame, &lane.headers)
     {

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::slice;
 
 use crate::admit;
+use crate::config::PortRole;
 use crate::conntrack::{ConnId, Direction, Tuple, Tuple6};
 use crate::core::{Cx, Transmit};
 use crate::egress;
@@ -118,6 +119,16 @@ pub(crate) enum From {
 }
 
 impl From {
+    /// What comes from a port with this role.
+    #[inline(always)]
+    pub(crate) const fn of(role: &PortRole) -> Self {
+        match role {
+            PortRole::Endpoint { network, .. } => Self::Endpoint(*network),
+            PortRole::Host { network } => Self::Host(*network),
+            PortRole::Uplink { uplink } => Self::Uplink(*uplink),
+        }
+    }
+
     pub(crate) const fn network(self) -> Option<NetworkId> {
         match self {
             Self::Endpoint(network) | Self::Host(network) => Some(network),

@@ -18,6 +18,7 @@ use crate::gone::Gone;
 use crate::hash::HashKey;
 use crate::io::{Missed, Offloads};
 use crate::l2::fdb::{Learned, StaticRefused};
+use crate::l3::fragments::Source;
 use crate::limits::{self, Peak};
 use crate::orphans::has_place;
 use crate::packet::types::{Mac, NetworkId, PortId};
@@ -149,6 +150,7 @@ impl Plane {
         let mut ports = self.ports.lock();
         // Before the number can be another's.
         capture::forget(&self.captures.current(), port);
+        self.tables.fragments.forget_source(Source::Port(port));
         ports.remove(&port);
         drop(ports);
         self.tables.fdb.retain_not(|entry| entry.port == port, now_secs());

@@ -40,6 +40,12 @@ impl Seen {
         Self { proto, segment, len: u64::from(ip.total_len()) }
     }
 
+    /// Whether it ends the connection at once.
+    #[inline(always)]
+    fn is_reset(&self) -> bool {
+        self.segment.is_some_and(|segment| segment.flags & tcp_flags::RST != 0)
+    }
+
     /// Of a packet that begins a connection, in this state.
     pub(super) fn begins(&self, state: u8) -> Judged {
         Judged { state, said: self.segment.as_ref().map(Side::first), revives: true }
@@ -124,7 +130,9 @@ pub(super) fn note<K: Tracked>(
     let flags = flags | if assured { ASSURED } else { 0 };
     let idle = timeout::idle(cx.config.timeouts_of(hit.network()), seen.proto, service, state);
     let deadline = if judged.revives {
-        cx.secs.saturating_add(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX))
+        let deadline = cx.secs.saturating_add(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX));
+        // One that answers whoever speaks from outside must not keep the way in open (RFC 7857 §7.1).
+        if seen.is_reset() { deadline.min(hit.deadline) } else { deadline }
     } else {
         hit.deadline
     };

@@ -164,7 +164,9 @@ fn again(
     lane: &mut Lane,
     carries: Option<Carries>,
 ) -> Result<Verdict, DropReason> {
-    if cx.config.port(frame.ingress).is_none() {
+    // The port may have become another network's since.
+    let port = cx.config.port(frame.ingress);
+    if port.is_none_or(|port| From::of(&port.config.role) != lane.from) {
         return Err(DropReason::PortUnconfigured);
     }
     match lane.headers.net {

@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use dataplane::EngineOptions;
-use dataplane::config::{SnapshotSpec, UplinkMode};
+use dataplane::config::{PortRole, SnapshotSpec, UplinkMode};
 use dataplane::packet::types::tcp_flags::SYN;
 use dataplane::packet::types::{PortId, ip_proto};
 use dataplane::verdict::DropReason;
 use tests::fragments::{in_pieces, in_two, piece};
 use tests::lab::{
-    A, B, C, CLIENT, D, GATEWAY1, HOST_ADDRESS, Lab, ROUTER, SERVER, Step, UP, publish, small,
-    topology, without_guard,
+    A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NET2, ROUTER, SERVER, Step, UP,
+    publish, small, topology, without_guard,
 };
 use tests::packet::{Host, Packet, Wire, echo, reassemble, tcp, udp};
 
@@ -207,6 +207,30 @@ fn what_waits_in_vain_is_dropped_when_its_time_is_over() {
     lab.after(Duration::from_secs(5));
     assert!(lab.plane.tables().fragments.is_empty());
     lab.rx(A.port, &pieces[1][..]).moved("queued", 1);
+}
+
+#[test]
+fn what_waits_does_not_go_to_the_network_that_its_port_came_to() {
+    let mut lab = Lab::default();
+    let pieces = in_pieces(&outbound(&A), FRAGMENT);
+    lab.rx(A.port, &pieces[1][..]).moved("queued", 1);
+    // Its first fragment passes in the other network.
+    lab.reconfigure(|spec| {
+        if let PortRole::Endpoint { network, .. } = &mut spec.ports[0].role {
+            *network = NET2;
+        }
+        let [one, two] = &mut spec.networks[..] else { panic!("two networks") };
+        std::mem::swap(&mut one.subnets, &mut two.subnets);
+    });
+    let first = udp(&A, 4000, &SERVER, 53).via(GATEWAY2.mac).may_fragment().long(5000);
+    let first = in_pieces(&first, FRAGMENT).remove(0);
+    lab.rx(A.port, &first[..])
+        .moved("queued", -1)
+        .moved("conn.new", 1)
+        .moved("masquerade.2.packets", 1)
+        .moved("masquerade.2.bytes", 1500)
+        .dropped("a", "port_unconfigured")
+        .take_one(UP.port);
 }
 
 #[test]

@@ -11,6 +11,7 @@ tests::in_ipv6! {
     a_segment_is_judged_by_what_came_before_it_in_its_batch
     an_expired_connection_is_gone_before_it_is_swept
     an_idle_connection_expires_and_its_segments_are_invalid
+    a_reset_keeps_no_connection_alive
     an_idle_session_survives_a_blind_reset
     an_open_of_one_batch
     both_sides_close_in_one_batch
@@ -109,6 +110,27 @@ fn timeouts_follow_the_state() {
     after(Client, ACK, 120);
     after(Client, SYN, 240);
     after(Server, RST | ACK, 240);
+}
+
+#[test]
+fn a_reset_keeps_no_connection_alive() {
+    let mut lab = Lab::default();
+    let after = |lab: &mut Lab, secs, from, flags, left| {
+        lab.after(Duration::from_secs(secs)).only_balanced();
+        pass(lab, from, flags);
+        assert_eq!(lab.connection().timeout, Duration::from_secs(left));
+    };
+    play(&mut lab, &OPEN);
+    after(&mut lab, 0, Server, RST | ACK, 240);
+    // The client answers whatever still comes, and the server may say it again.
+    after(&mut lab, 100, Client, RST | ACK, 140);
+    after(&mut lab, 100, Server, RST | ACK, 40);
+    assert_eq!(lab.connection().state, "CLOSE");
+    lab.after(Duration::from_secs(40)).only_balanced();
+    assert!(lab.connections().is_empty());
+    // It does not make a connection that nobody has answered live longer either.
+    after(&mut lab, 0, Client, SYN, 240);
+    after(&mut lab, 200, Server, RST | ACK, 40);
 }
 
 #[test]

@@ -224,6 +224,14 @@ impl Fragments {
         }
     }
 
+    /// Forgets what came from there: a port that is gone, whose number another may get.
+    pub fn forget_source(&self, source: Source) {
+        let mut table = self.table.lock();
+        while let Some(oldest) = table.sources.oldest_of(source) {
+            self.forget(&mut table, &oldest, DropReason::FragmentUntracked);
+        }
+    }
+
     /// Forgets datagrams whose time is over.
     pub fn expire(&self, now: Timestamp) {
         let mut table = self.table.lock();

@@ -499,3 +499,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_came_by_a_port_goes_with_it() {
+    let table = Table::new(64);
+    let by_another = Ipv4 { src: Ipv4Addr::new(10, 0, 0, 2), ..ip(1, 8, 16, true) };
+    for (worker, fragment) in
+        [(1, ip(1, 8, 16, true)), (2, ip(2, 8, 16, true)), (1, ip(2, 16, 24, false))]
+    {
+        assert!(matches!(table.enter_on(worker, &fragment), Entered::Wait(_)));
+    }
+    assert!(matches!(table.enter_on(0, &by_another), Entered::Wait(_)));
+    table.fragments.forget_source(datagram(&ip(1, 8, 16, true)).source);
+    assert_eq!(table.fragments.len(), 1);
+    let mut news = Vec::new();
+    for (worker, count) in [(0, 0), (1, 2), (2, 1)] {
+        table.fragments.take_news(worker, &mut news);
+        let all = vec![News::Drop(DropReason::FragmentUntracked); count];
+        assert_eq!(news.iter().map(|(_, news)| *news).collect::<Vec<_>>(), all, "{worker}");
+    }
+}
