@@ -1,12 +1,14 @@
 //! Fragments of routed packets: the first one has a connection or begins one, the others follow it, those
 //! that overtook it later. See [`crate::l3::fragments`].
 
+use std::net::IpAddr;
+
 use crate::conntrack::Key;
 use crate::core::{BATCH, Cx, Transmit};
 use crate::egress;
 use crate::frame::Frame;
 use crate::l3::fragments::early::{Group, Held};
-use crate::l3::fragments::{Carries, Datagram, Entered, News, Source};
+use crate::l3::fragments::{Carries, Datagram, Entered, Label, News, Source};
 use crate::nat::ip::{Ip, Tracked};
 use crate::nat::local;
 use crate::nat::lookup::zone;
@@ -26,7 +28,7 @@ pub(super) fn pass<P: Ip>(
     ip: &P,
 ) -> Result<Verdict, DropReason> {
     let piece = ip.piece().ok_or(DropReason::FragmentMalformed)?;
-    let datagram = Datagram::of(ip, source(frame.ingress, lane, ip));
+    let datagram = Datagram::of(ip, source(frame.ingress, lane.from, ip.src()));
     let lifetime = P::fragment_timeout(&cx.config.timeouts);
     let fragments = &cx.tables.fragments;
     match fragments.enter(datagram, piece, cx.early.worker(), cx.now, lifetime) {
@@ -36,6 +38,7 @@ pub(super) fn pass<P: Ip>(
                 src_port: tuple.src_port(),
                 dst_port: tuple.dst_port(),
                 proto: tuple.proto(),
+                id: passed.ok().and_then(|_| depart::<P>(cx, frame, lane, datagram, &tuple)),
             });
             cx.tables.fragments.settle(&datagram, number, passed.is_ok().then_some(carries));
             passed
@@ -50,6 +53,36 @@ pub(super) fn pass<P: Ip>(
     }
 }
 
+/// Notes as what a datagram leaves whose first fragment, or whole, `frame` is now; `tuple` is what it came
+/// as. Its identification where it goes, if it got another one there.
+#[cold]
+pub(super) fn depart<P: Ip>(
+    cx: &mut Cx<'_>,
+    frame: &mut Frame,
+    lane: &mut Lane,
+    whose: Datagram,
+    tuple: &P::Tuple,
+) -> Option<u32> {
+    let hit = P::Tuple::table(cx.tables).lookup(*tuple, cx.secs)?;
+    let ip = *P::of(&mut lane.headers)?;
+    // Its answers come to where it has left from.
+    let carries = Carries {
+        src_port: hit.other.dst_port(),
+        dst_port: hit.other.src_port(),
+        proto: tuple.proto(),
+        id: None,
+    };
+    let (src, dst) = (ip.src().into(), ip.dst().into());
+    let (proto, id) = ip.fragment_of();
+    let lifetime = P::fragment_timeout(&cx.config.timeouts);
+    let rng = &mut *cx.rng;
+    let leaves = (Label { src, dst, proto, id }, carries);
+    let draw = || P::identification(rng.next());
+    let other = cx.tables.fragments.depart(whose, leaves, cx.now, lifetime, draw)?;
+    ip.identify(frame, other);
+    Some(other)
+}
+
 /// Whether the host's stack, where it has received the fragment too, may still make use of it: nothing is
 /// wrong with it.
 fn is_the_host_s(reason: DropReason) -> bool {
@@ -57,11 +90,24 @@ fn is_the_host_s(reason: DropReason) -> bool {
     matches!(reason, FragmentDuplicate | FragmentLimit | FragmentUntracked)
 }
 
-fn source(ingress: PortId, lane: &Lane, ip: &impl Ip) -> Source {
-    match lane.from {
+fn source(ingress: PortId, from: From, src: impl Into<IpAddr>) -> Source {
+    match from {
         From::Endpoint(_) | From::Host(_) => Source::Port(ingress),
-        From::Uplink(_) | From::Nowhere => Source::Outside(ip.src().into()),
+        From::Uplink(_) | From::Nowhere => Source::Outside(src.into()),
     }
+}
+
+/// A whole packet that came as `tuple`, was translated and is cut into fragments now: see [`depart`].
+#[cold]
+pub(super) fn cut<P: Ip>(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane, tuple: &P::Tuple) {
+    let Some(ip) = P::of(&mut lane.headers).map(|ip| *ip) else { return };
+    // Segments of one frame have many.
+    if ip.is_fragment() || frame.vnet.is_gso() {
+        return;
+    }
+    let source = source(frame.ingress, lane.from, tuple.src());
+    let whose = Datagram::translated(&ip, source, (tuple.src().into(), tuple.dst().into()));
+    depart::<P>(cx, frame, lane, whose, tuple);
 }
 
 /// A later fragment, whose first one has passed and carried this.
@@ -72,11 +118,15 @@ fn follow<P: Ip>(
     ip: &P,
     carries: Option<Carries>,
 ) -> Result<Verdict, DropReason> {
-    if let Some(Carries { src_port, dst_port, proto }) = carries {
+    if let Some(Carries { src_port, dst_port, proto, id }) = carries {
         let zone = zone(lane.from);
         let tuple = P::Tuple::new(ip.src(), ip.dst(), src_port, dst_port, zone, proto);
         if let Some(hit) = P::Tuple::table(cx.tables).lookup(tuple, cx.secs) {
-            return established(cx, frame, lane, ip, tuple, hit);
+            let passed = established(cx, frame, lane, ip, tuple, hit)?;
+            if let Some(id) = id {
+                ip.identify(frame, id);
+            }
+            return Ok(passed);
         }
     }
     local::untracked(cx, frame, lane, ip)
@@ -89,8 +139,8 @@ pub(crate) fn hold(cx: &mut Cx<'_>, frame: Frame, lane: &Lane) {
     let held = Held::new(&frame, lane.from);
     cx.pool.put(frame);
     let datagram = match &lane.headers.net {
-        Net::Ipv4(ip) => Datagram::of(ip, source(held.ingress, lane, ip)),
-        Net::Ipv6(ip) => Datagram::of(ip, source(held.ingress, lane, ip)),
+        Net::Ipv4(ip) => Datagram::of(ip, source(held.ingress, lane.from, ip.src)),
+        Net::Ipv6(ip) => Datagram::of(ip, source(held.ingress, lane.from, ip.src)),
         _ => return give_up(cx, &held, DropReason::FragmentUntracked),
     };
     let port = cx.early.port_of(number).unwrap_or(held.ingress);

@@ -8,7 +8,7 @@ use crate::config::{LocalAddress, Timeouts};
 use crate::conntrack::{ConnTable, Key, NewConnection, Tuple, Tuple6, Zone};
 use crate::core::Cx;
 use crate::frame::Frame;
-use crate::l3::fragments::Piece;
+use crate::l3::fragments::{Label, Piece};
 use crate::packet::headers::{Headers, Ipv4, Ipv6, L4, Net};
 use crate::packet::icmp::InnerL4;
 use crate::packet::parse::IPV6_LEN;
@@ -136,6 +136,10 @@ pub(crate) trait Ip: Copy {
     /// What fragments of one datagram have in common beside their addresses: protocol, where all say
     /// it, and identification.
     fn fragment_of(&self) -> (u8, u32);
+    /// Gives a fragment another identification.
+    fn identify(&self, frame: &mut Frame, id: u32);
+    /// An identification made of a random number.
+    fn identification(random: u64) -> u32;
     /// The octets of a datagram that this fragment carries. `None`: no datagram can have it.
     fn piece(&self) -> Option<Piece>;
     /// How long fragments of an unfinished datagram are followed.
@@ -153,6 +157,10 @@ pub(crate) trait Ip: Copy {
     fn quoted(&self, bytes: &[u8]) -> Result<Self::Quoted, DropReason>;
     /// How answers to a quoted packet come, if they can belong to a connection.
     fn answers(quoted: &Self::Quoted, zone: Zone) -> Option<Self::Tuple>;
+    /// The datagram of a quoted packet that is a later fragment of it, without ports.
+    fn quoted_fragment(quoted: &Self::Quoted) -> Option<Label>;
+    /// Gives a quoted later fragment another identification.
+    fn identify_quoted(&self, frame: &mut Frame, quoted: &Self::Quoted, id: u32);
     /// Translates the packet that this ICMP error quotes, which went the other way.
     fn translate_quoted(
         &self,
@@ -264,6 +272,15 @@ impl Ip for Ipv4 {
         (self.proto, u32::from(self.id))
     }
 
+    fn identify(&self, frame: &mut Frame, id: u32) {
+        rewrite::identify(frame.bytes_mut(), self.l3_offset(), id);
+    }
+
+    /// Not zero, which many take for none.
+    fn identification(random: u64) -> u32 {
+        u32::try_from(random % u64::from(u16::MAX)).unwrap_or(0) + 1
+    }
+
     fn piece(&self) -> Option<Piece> {
         let header_len = usize::from(self.header_len);
         let len = usize::try_from(self.total_len).ok()?.checked_sub(header_len)?;
@@ -300,6 +317,18 @@ impl Ip for Ipv4 {
     fn answers(quoted: &icmp::InnerPacket, zone: Zone) -> Option<Tuple> {
         let carries = (quoted.proto, quoted.l4);
         answers((quoted.src, quoted.dst), carries, zone, Self::is_tracked)
+    }
+
+    fn quoted_fragment(quoted: &icmp::InnerPacket) -> Option<Label> {
+        let (src, dst) = (quoted.src.into(), quoted.dst.into());
+        let label = Label { src, dst, proto: quoted.proto, id: quoted.id.into() };
+        (quoted.frag_offset != 0).then_some(label)
+    }
+
+    /// The sum of the quoted header, its checksum included, stays what it is, and with that the checksum of
+    /// the error.
+    fn identify_quoted(&self, frame: &mut Frame, quoted: &icmp::InnerPacket, id: u32) {
+        rewrite::identify(frame.bytes_mut(), quoted.offset.into(), id);
     }
 
     fn translate_quoted(
@@ -388,6 +417,15 @@ impl Ip for Ipv6 {
         (0, self.frag_id)
     }
 
+    fn identify(&self, frame: &mut Frame, id: u32) {
+        let at = self.l3_offset() + usize::from(self.fragment_at);
+        rewrite6::identify(frame.bytes_mut(), at, id);
+    }
+
+    fn identification(random: u64) -> u32 {
+        u32::try_from(random % u64::from(u32::MAX)).unwrap_or(0) + 1
+    }
+
     fn piece(&self) -> Option<Piece> {
         let len = Self::end(self).checked_sub(self.fragment_start())?;
         // Of the whole the fixed header does not count, nor has it a fragment header.
@@ -423,6 +461,16 @@ impl Ip for Ipv6 {
     fn answers(quoted: &icmp6::InnerPacket, zone: Zone) -> Option<Tuple6> {
         let carries = (quoted.proto, quoted.l4);
         answers((quoted.src, quoted.dst), carries, zone, Self::is_tracked)
+    }
+
+    fn quoted_fragment(quoted: &icmp6::InnerPacket) -> Option<Label> {
+        let (src, dst) = (quoted.src.into(), quoted.dst.into());
+        let label = Label { src, dst, proto: 0, id: quoted.frag_id };
+        (quoted.frag_offset != 0).then_some(label)
+    }
+
+    fn identify_quoted(&self, frame: &mut Frame, quoted: &icmp6::InnerPacket, id: u32) {
+        rewrite6::identify_inner(frame, self, quoted, id);
     }
 
     fn translate_quoted(

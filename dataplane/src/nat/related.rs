@@ -6,6 +6,7 @@
 use crate::conntrack::{Hit, Key, Zone};
 use crate::core::Cx;
 use crate::frame::Frame;
+use crate::l3::fragments::Carries;
 use crate::nat::ip::{Ip, Tracked};
 use crate::nat::local;
 use crate::nat::lookup::zone;
@@ -25,7 +26,7 @@ pub(super) fn translate<P: Ip>(
         Ok(inner) => inner,
         Err(reason) => return not_ours(cx, lane.from, reason),
     };
-    let Some((tuple, hit)) = lookup::<P>(cx, &inner, zone(lane.from)) else {
+    let Some(About { tuple, hit, id }) = lookup::<P>(cx, &inner, zone(lane.from)) else {
         // About a conversation between a container and the host's own stack.
         if let (Some(address), From::Endpoint(_)) = (P::local(cx, lane.from, ip.dst()), lane.from) {
             return local::deliver(cx, frame, lane, ip, address);
@@ -38,6 +39,9 @@ pub(super) fn translate<P: Ip>(
     let Some(outer) = P::of(&mut lane.headers) else { return Err(DropReason::NoService) };
     frame.truncate(outer.end());
     outer.decrement(frame)?;
+    if let Some(id) = id {
+        outer.identify_quoted(frame, &inner, id);
+    }
     outer.translate_quoted(frame, &mut inner, &change.reversed());
     // Where the connection hides its source, no error may show it; where it does not, the router
     // that speaks keeps its name.
@@ -49,9 +53,26 @@ pub(super) fn translate<P: Ip>(
     Ok(translate::leave::<P::Tuple>(frame, lane, &way, None))
 }
 
-/// The connection of the packet that an error quotes, and the tuple of the answers to it.
-fn lookup<P: Ip>(cx: &Cx<'_>, inner: &P::Quoted, zone: Zone) -> Option<(P::Tuple, Hit<P::Tuple>)> {
-    let answers = P::answers(inner, zone)?;
-    let hit = P::Tuple::table(cx.tables).lookup(answers, cx.secs)?;
-    Some((answers, hit))
+/// What an error is about.
+struct About<K> {
+    /// As the answers to the packet that it quotes come.
+    tuple: K,
+    hit: Hit<K>,
+    /// The identification that the sender gave the quoted fragment.
+    id: Option<u32>,
+}
+
+/// The connection of the packet that an error quotes. A later fragment says nothing of ports; what its
+/// datagram left with does.
+fn lookup<P: Ip>(cx: &Cx<'_>, inner: &P::Quoted, zone: Zone) -> Option<About<P::Tuple>> {
+    let (mut tuple, mut own) = (P::answers(inner, zone)?, None);
+    if let Some(label) = P::quoted_fragment(inner)
+        && let Some((carries, id)) = cx.tables.fragments.departed(&label, cx.now)
+    {
+        let Carries { src_port, dst_port, proto, .. } = carries;
+        tuple = P::Tuple::new(tuple.src(), tuple.dst(), dst_port, src_port, zone, proto);
+        own = Some(id).filter(|id| *id != label.id);
+    }
+    let hit = P::Tuple::table(cx.tables).lookup(tuple, cx.secs)?;
+    Some(About { tuple, hit, id: own })
 }

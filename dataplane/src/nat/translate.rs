@@ -193,6 +193,9 @@ pub(super) fn finish<P: Ip>(
         ip.translate(frame, &change);
     }
     mss::clamp(cx, frame, &lane.headers, lane.from, hit.network(), way.hop.mtu);
+    if way.fragment {
+        fragment::cut::<P>(cx, frame, lane, &tuple);
+    }
     remember(cx, frame, tuple, hit, way);
     Ok(leave(frame, lane, way, Some(hit)))
 }

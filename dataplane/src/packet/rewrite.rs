@@ -235,6 +235,16 @@ pub fn decrement_ttl(frame: &mut Frame, ip: &mut Ipv4) -> Result<(), DropReason>
     Ok(())
 }
 
+/// Sets the identification in the IPv4 header at `l3`.
+pub(crate) fn identify(bytes: &mut [u8], l3: usize, id: u32) {
+    let Some(header) = chunk_mut::<IPV4_LEN>(bytes, l3) else { return };
+    let [_, _, _, _, i0, i1, _, _, _, _, c0, c1, ..] = header;
+    let [_, _, new0, new1] = id.to_be_bytes();
+    let delta = Delta::of_u16(u16::from_be_bytes([*i0, *i1]), u16::from_be_bytes([new0, new1]));
+    [*i0, *i1] = [new0, new1];
+    [*c0, *c1] = delta.apply(u16::from_be_bytes([*c0, *c1])).to_be_bytes();
+}
+
 /// Sets the Ethernet addresses.
 #[inline]
 pub fn set_ethernet(frame: &mut Frame, dst: Mac, src: Mac) {

@@ -14,6 +14,7 @@
 use std::net::Ipv6Addr;
 
 use super::checksum::Delta;
+use super::extensions::FRAGMENT_LEN;
 use super::field::{write, write_u16};
 use super::headers::{Ipv6, L4};
 use super::icmp::InnerL4;
@@ -32,6 +33,8 @@ const HOP_LIMIT: usize = 7;
 const SOURCE: usize = 8;
 /// Offset of the destination address.
 const DESTINATION: usize = 24;
+/// Offset of the identification in the fragment header.
+const IDENTIFICATION: usize = 4;
 
 impl Rewrite<Ipv6Addr> {
     /// What this does to the checksums of `ip` and of every packet with the same addresses,
@@ -141,6 +144,28 @@ pub fn decrement_hop_limit(frame: &mut Frame, ip: &mut Ipv6) -> Result<(), DropR
     ip.hop_limit -= 1;
     write(frame.bytes_mut(), ip.l3_offset() + HOP_LIMIT, [ip.hop_limit]);
     Ok(())
+}
+
+/// Sets the identification in the fragment header at `at`.
+pub(crate) fn identify(bytes: &mut [u8], at: usize, id: u32) {
+    write(bytes, at + IDENTIFICATION, id.to_be_bytes());
+}
+
+/// Sets the identification of the later fragment that an ICMPv6 error quotes, and corrects the checksum
+/// of the error.
+pub(crate) fn identify_inner(frame: &mut Frame, outer: &Ipv6, inner: &InnerPacket, id: u32) {
+    // Behind the fragment header nothing was read.
+    let header = usize::from(inner.offset) + usize::from(inner.header_len);
+    let Some(at) = header.checked_sub(FRAGMENT_LEN) else { return };
+    let halves = |id: u32| {
+        let [a, b, c, d] = id.to_be_bytes();
+        [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]
+    };
+    let ([high, low], [new_high, new_low]) = (halves(inner.frag_id), halves(id));
+    let delta = Delta::of_u16(high, new_high).and(Delta::of_u16(low, new_low));
+    let bytes = frame.bytes_mut();
+    identify(bytes, at, id);
+    update(bytes, usize::from(outer.l4_offset) + ICMP_CHECKSUM, |old| delta.apply(old));
 }
 
 /// Translates the packet that an ICMPv6 error quotes: its addresses, ports or identifier, its

@@ -13,7 +13,7 @@ use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NET2, ROUTER, SERVER, Step, UP,
     publish, small, topology, without_guard,
 };
-use tests::packet::{Host, Packet, Wire, echo, reassemble, tcp, udp};
+use tests::packet::{Host, Packet, Wire, echo, icmp, icmp_error, raw_ip, reassemble, tcp, udp};
 
 /// In Ethernet's frames.
 const FRAGMENT: usize = 1480;
@@ -186,6 +186,123 @@ fn a_first_fragment_without_its_transport_header_is_refused() {
     lab.rx(A.port, rest).moved("queued", 1);
     lab.rx(A.port, tiny).dropped("a", "l4_malformed");
     lab.after(Duration::from_secs(31)).moved("queued", -1).dropped("a", "fragment_untracked");
+}
+
+/// A fragment that leaves by the uplink.
+fn left(lab: &mut Lab, from: &Host, piece: &[u8]) -> Wire {
+    with_any_connection(lab.rx(from.port, piece)).take_one(UP.port)
+}
+
+fn identification(wire: &Wire) -> u16 {
+    u16::from_be_bytes([wire.bytes[18], wire.bytes[19]])
+}
+
+/// As it arrives where it goes: from this port, with this identification.
+fn arrived(datagram: Packet, port: u16, ident: u16) -> Wire {
+    datagram.src(UP.ip).sport(port).ident(ident).routed(UP.mac, ROUTER.mac).into()
+}
+
+#[test]
+fn fragments_of_two_senders_with_one_identification_do_not_mix() {
+    let mut lab = Lab::default();
+    let datagrams = [outbound(&A), outbound(&B)];
+    let [a, b] = [0, 1].map(|n: usize| in_pieces(&datagrams[n], FRAGMENT));
+    let mut of_a = vec![left(&mut lab, &A, &a[0])];
+    // One of B's waits for its first.
+    lab.rx(B.port, &b[1][..]).moved("queued", 1);
+    let mut of_b = with_any_connection(lab.rx(B.port, &b[0][..])).take(UP.port);
+    assert_eq!(of_b.len(), 2);
+    for n in 1..4 {
+        of_a.push(left(&mut lab, &A, &a[n]));
+        if n > 1 {
+            of_b.push(left(&mut lab, &B, &b[n]));
+        }
+    }
+    let own = identification(&a[0].clone().into());
+    let other = identification(&of_b[0]);
+    assert!(other != own && other != 0, "{other}");
+    let port = u16::from_be_bytes([of_b[0].bytes[34], of_b[0].bytes[35]]);
+    let [a, b] = datagrams;
+    assert_eq!(reassemble(&of_a), arrived(a.clone(), 4000, own));
+    assert_eq!(reassemble(&of_b), arrived(b.clone(), port, other));
+
+    // A packet that is cut here is a datagram in fragments from here on.
+    lab.reconfigure(|spec| spec.uplinks[0].mtu = 1400);
+    let whole = |from| udp(from, 4000, &SERVER, 53).via(GATEWAY1.mac).may_fragment().long(1450);
+    for (from, port, has_own) in [(&A, 4000, true), (&B, port, false)] {
+        let out = lab.rx(from.port, whole(from).ident(777)).moved("replicated", 1).take(UP.port);
+        let ident = identification(&out[0]);
+        assert_eq!(ident == 777, has_own, "{ident}");
+        assert_eq!(reassemble(&out), arrived(whole(from), port, ident));
+    }
+
+    // When its time is over an identification is anybody's.
+    lab.reconfigure(|spec| spec.uplinks[0].mtu = 1500);
+    lab.after(Duration::from_secs(31)).only_balanced();
+    let again = in_pieces(&b, FRAGMENT);
+    assert_eq!(identification(&left(&mut lab, &B, &again[0])), own);
+}
+
+#[test]
+fn errors_about_later_fragments_reach_the_sender() {
+    let mut lab = Lab::default();
+    // The second has another port and another identification outside.
+    for from in [&A, &B] {
+        let pieces = in_pieces(&outbound(from), FRAGMENT);
+        let sent = in_pieces(&outbound(from).ttl(63), FRAGMENT);
+        for (piece, sent) in pieces.iter().zip(&sent) {
+            let out = left(&mut lab, from, piece);
+            if out.bytes[20] & 0x1f == 0 && out.bytes[21] == 0 {
+                continue;
+            }
+            for quoted in [28, 300] {
+                let error = |to, about: &[u8]| {
+                    icmp(&ROUTER, to, 3, 1, [0; 4]).payload(&about[14..14 + quoted])
+                };
+                let told = error(from, sent).routed(GATEWAY1.mac, from.mac);
+                lab.rx(UP.port, error(&UP, &out.bytes)).tx(from.port, told);
+            }
+        }
+    }
+    assert_eq!(lab.connections().len(), 2);
+    // About a datagram that never was, and about one whose time is over.
+    let pieces = in_pieces(&outbound(&A).src(UP.ip).ident(9), FRAGMENT);
+    let error = icmp(&ROUTER, &UP, 3, 1, [0; 4]).payload(&pieces[1][14..42]);
+    lab.rx(UP.port, &error).dropped("up", "icmp_unrelated");
+    lab.after(Duration::from_secs(31)).only_balanced();
+    let pieces = in_pieces(&outbound(&A).src(UP.ip), FRAGMENT);
+    let error = icmp(&ROUTER, &UP, 3, 1, [0; 4]).payload(&pieces[1][14..42]);
+    lab.rx(UP.port, &error).dropped("up", "icmp_unrelated");
+}
+
+#[test]
+fn errors_about_later_fragments_of_what_came_in_show_the_published_address() {
+    let mut lab = Lab::new(published());
+    let datagram = udp(&CLIENT, 4000, &UP, 5353).may_fragment().long(5000);
+    let came = in_pieces(&datagram, FRAGMENT);
+    let mut step = lab.rx(UP.port, &came[0][..]);
+    for name in ["conn.entries", "conn.inserted", "dnat.7.packets", "dnat.7.bytes"] {
+        step = step.tolerate(name);
+    }
+    step.take_one(B.port);
+    let inside = lab.rx(UP.port, &came[1][..]).take_one(B.port);
+    let error = icmp(&B, &CLIENT, 3, 3, [0; 4]).via(GATEWAY1.mac);
+    let error = error.payload(&inside.bytes[14..14 + 60]);
+    let sent = in_pieces(&datagram.ttl(63), FRAGMENT);
+    let told = icmp(&UP, &CLIENT, 3, 3, [0; 4]).payload(&sent[1][14..14 + 60]);
+    lab.rx(B.port, error).tx(UP.port, told.routed(UP.mac, ROUTER.mac));
+}
+
+#[test]
+fn errors_about_protocols_without_ports_go_by_their_addresses() {
+    let mut lab = Lab::default();
+    for proto in [ip_proto::SCTP, 47] {
+        let packet = raw_ip(&A, &SERVER, proto).via(GATEWAY1.mac);
+        lab.rx(A.port, &packet).masqueraded(&packet).take_one(UP.port);
+        let told = icmp_error(&ROUTER, &A, 3, 1, &packet.clone().ttl(63), 548);
+        let error = icmp_error(&ROUTER, &UP, 3, 1, &packet.src(UP.ip).ttl(63), 548);
+        lab.rx(UP.port, error).tx(A.port, told.routed(GATEWAY1.mac, A.mac));
+    }
 }
 
 #[test]

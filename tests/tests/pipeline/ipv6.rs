@@ -15,7 +15,9 @@ use tests::lab::{
     UPLINK, dual, publish_tcp, small, topology, without_guard,
 };
 use tests::packet::nd::{advertisement, solicitation};
-use tests::packet::{Packet, Wire, echo, echo_reply, icmp_error, reported, speak_ipv6, tcp, udp};
+use tests::packet::{
+    Packet, Wire, echo, echo_reply, icmp_error, icmp6, reported, speak_ipv6, tcp, udp,
+};
 
 /// A lab that speaks IPv6 alone, after a change.
 fn lab(change: impl FnOnce(&mut SnapshotSpec)) -> Lab {
@@ -259,6 +261,32 @@ fn fragments_follow_the_first_one_through_nat() {
         .moved("masquerade.1.bytes", length);
     lab.rx(A.port, second).tx(UP.port, second_out);
     assert_eq!(lab.connection().packets, [2, 0]);
+}
+
+#[test]
+fn fragments_of_two_senders_are_told_apart_and_errors_about_them_reach_theirs() {
+    let mut lab = lab(|_| {});
+    for (from, has_own) in [(&A, true), (&B, false)] {
+        let packet = udp(from, 4000, &SERVER, 53).via(GATEWAY1.mac).long(1200);
+        let [first, second] = in_two(&packet, 800);
+        let [_, sent] = in_two(&packet.ttl(63), 800);
+        let mut step = lab.rx(from.port, first);
+        for name in ["packets", "bytes"] {
+            step = step.tolerate(&format!("masquerade.1.{name}"));
+        }
+        let first = step.moved("conn.new", 1).take_one(UP.port);
+        let second = lab.rx(from.port, second).take_one(UP.port);
+        let own = [0, 0, 0, 99];
+        assert_eq!((first.bytes[58..62] == own, second.bytes[58..62] == own), (has_own, has_own));
+        assert_eq!(first.bytes[58..62], second.bytes[58..62]);
+        for quoted in [48, 300] {
+            let error = |to, about: &[u8]| {
+                icmp6(&ROUTER, to, 1, 3, [0; 4]).payload(&about[14..14 + quoted])
+            };
+            let told = error(from, &sent.bytes).routed(GATEWAY1.mac, from.mac);
+            lab.rx(UP.port, error(&UP, &second.bytes)).tx(from.port, told);
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,8 @@
 //! IPv4): whoever puts the pieces together must have nothing to choose. So does one that says otherwise than
 //! another where the datagram ends. An exact repetition is dropped alone, since networks repeat packets.
 //!
-//! A datagram is forgotten when all of it has passed, so only unfinished ones take room.
+//! A datagram is forgotten when all of it has passed, so only unfinished ones take room. As what it left is
+//! remembered until its time is over (`departed`).
 //!
 //! The table is shared: fragments of one datagram may come in by several uplinks, and so at several
 //! workers. It has one lock, held for a few lookups; no other frame waits for it. A worker with waiting
@@ -18,6 +19,7 @@
 //! then. Addresses outside have three quarters together. When all are taken the oldest of the source with the most goes, so that whoever leaves datagrams unfinished
 //! keeps nobody out. 64 fragments of a datagram, and more only while few use that.
 
+mod departed;
 pub(crate) mod early;
 mod ranges;
 mod sources;
@@ -31,6 +33,8 @@ use crate::clock::Timestamp;
 use crate::nat::ip::Ip;
 use crate::sync::Mutex;
 use crate::verdict::DropReason;
+use departed::Departures;
+pub use departed::Label;
 pub use ranges::Piece;
 use ranges::{Fit, Ranges};
 pub use sources::Source;
@@ -63,8 +67,13 @@ pub struct Datagram {
 impl Datagram {
     /// The datagram of a fragment that came from there.
     pub(crate) fn of<P: Ip>(ip: &P, source: Source) -> Self {
+        Self::translated(ip, source, (ip.src().into(), ip.dst().into()))
+    }
+
+    /// The same of a packet that had these addresses when it came.
+    pub(crate) fn translated<P: Ip>(ip: &P, source: Source, (src, dst): (IpAddr, IpAddr)) -> Self {
         let (proto, id) = ip.fragment_of();
-        Self { source, src: ip.src().into(), dst: ip.dst().into(), id, proto }
+        Self { source, src, dst, id, proto }
     }
 }
 
@@ -78,6 +87,8 @@ pub struct Carries {
     pub dst_port: u16,
     /// Protocol number, which later fragments of IPv6 do not say.
     pub proto: u8,
+    /// The identification that the datagram leaves with, if that is not its own.
+    pub id: Option<u32>,
 }
 
 /// What to do with a fragment.
@@ -140,6 +151,7 @@ struct Table {
     pieces: usize,
     /// Number of the latest datagram.
     number: u64,
+    departures: Departures,
     /// For each worker, by number.
     news: Box<[Vec<(u64, News)>]>,
 }
@@ -155,6 +167,7 @@ impl Fragments {
             sources: Sources::default(),
             pieces: 0,
             number: 0,
+            departures: Departures::default(),
             news: (0..workers).map(|_| Vec::new()).collect(),
         };
         let news = (0..workers).map(|_| AtomicBool::new(false)).collect();
@@ -197,6 +210,30 @@ impl Fragments {
         }
     }
 
+    /// Notes as what a datagram leaves, and says which identification it has to have there if it must not
+    /// keep its own; `draw` makes one up.
+    pub fn depart(
+        &self,
+        whose: Datagram,
+        leaves: (Label, Carries),
+        now: Timestamp,
+        lifetime: Duration,
+        draw: impl FnMut() -> u32,
+    ) -> Option<u32> {
+        let mut table = self.table.lock();
+        let limit = table.limit;
+        let own = leaves.0.id;
+        let id = table.departures.note(whose, leaves, (now, now + lifetime), limit, draw);
+        (id != own).then_some(id)
+    }
+
+    /// What the datagram carried, as it left, of which an ICMP error quotes a fragment, and the
+    /// identification that its sender gave it.
+    #[must_use]
+    pub fn departed(&self, label: &Label, now: Timestamp) -> Option<(Carries, u32)> {
+        self.table.lock().departures.find(label, now)
+    }
+
     /// States what became of a first fragment; `None`: it was dropped. Those that wait are told.
     pub fn settle(&self, datagram: &Datagram, number: u64, passed: Option<Option<Carries>>) {
         let mut table = self.table.lock();
@@ -227,6 +264,7 @@ impl Fragments {
     /// Forgets what came from there: a port that is gone, whose number another may get.
     pub fn forget_source(&self, source: Source) {
         let mut table = self.table.lock();
+        table.departures.forget_source(source);
         while let Some(oldest) = table.sources.oldest_of(source) {
             self.forget(&mut table, &oldest, DropReason::FragmentUntracked);
         }
@@ -235,6 +273,7 @@ impl Fragments {
     /// Forgets datagrams whose time is over.
     pub fn expire(&self, now: Timestamp) {
         let mut table = self.table.lock();
+        table.departures.expire(now);
         for datagram in table.expired(now) {
             self.forget(&mut table, &datagram, DropReason::FragmentUntracked);
         }

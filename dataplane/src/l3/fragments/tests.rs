@@ -10,7 +10,7 @@ use crate::packet::types::PortId;
 
 const START: Timestamp = Timestamp::from_secs(100);
 const LIFETIME: Duration = Duration::from_secs(30);
-const PORTS: Option<Carries> = Some(Carries { src_port: 4000, dst_port: 53, proto: 17 });
+const PORTS: Option<Carries> = Some(Carries { src_port: 4000, dst_port: 53, proto: 17, id: None });
 
 /// A fragment of a UDP datagram: from which octet to which.
 fn ip(id: u16, from: u16, to: u16, more: bool) -> Ipv4 {
