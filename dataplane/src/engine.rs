@@ -114,6 +114,9 @@ pub enum EngineError {
     /// The engine has stopped.
     #[error("the engine has stopped")]
     Stopped,
+    /// [`crate::trace::MAX_TRACERS`] are under way.
+    #[error("as many traces are under way as there may be")]
+    TooManyTraces,
 }
 
 /// Totals of one worker. `rx + replicated + generated = tx + merged + consumed + queued + Σ drops`.
@@ -423,11 +426,13 @@ impl Engine {
     /// Finds out what would become of frames that come in by a port: see [`Plane::tracer`].
     ///
     /// # Errors
-    /// When there is no such port, the engine has stopped, or memory cannot be had.
+    /// When there is no such port, the engine has stopped, memory cannot be had, or others are under way.
     pub fn tracer(&self, port: PortId) -> Result<Tracer, EngineError> {
         let state = self.crew.state_of(port)?;
-        let tracer = self.plane.tracer(state);
-        tracer.map_err(|error| EngineError::Io("cannot copy the tables", error))
+        self.plane.tracer(state).map_err(|error| match error.kind() {
+            io::ErrorKind::ResourceBusy => EngineError::TooManyTraces,
+            _ => EngineError::Io("cannot copy the tables", error),
+        })
     }
 
     /// How the workers read and write devices; the same for all.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::capture::{self, Capture, Sinks};
 use crate::clock::Timestamp;
@@ -27,7 +27,7 @@ use crate::publish::Publisher;
 use crate::shared::Tables;
 use crate::stats::{PortCounters, WorkerCounters};
 use crate::sync::Mutex;
-use crate::trace::{Tracer, WorkerState};
+use crate::trace::{Place, Tracer, WorkerState};
 
 /// The shared half of an engine. [`crate::Engine`] adds threads and devices; tests, replay and
 /// benches add a [`Core`] and call it themselves.
@@ -39,6 +39,7 @@ pub struct Plane {
     counters: Vec<Arc<WorkerCounters>>,
     ports: Mutex<BTreeMap<PortId, Registered>>,
     capture_peak: Arc<Peak>,
+    tracers: Arc<AtomicU32>,
     options: EngineOptions,
     /// What an earlier run left has been held against a complete configuration. Until then a part of it
     /// says nothing of connections whose rules and ways are still to come.
@@ -68,6 +69,7 @@ impl Plane {
             counters: (0..options.workers.max(1)).map(|_| Arc::default()).collect(),
             ports: Mutex::new(BTreeMap::new()),
             capture_peak: Arc::default(),
+            tracers: Arc::default(),
             options: EngineOptions {
                 buffers_per_worker: options.buffers_per_worker.max(2),
                 ..options.clone()
@@ -107,8 +109,10 @@ impl Plane {
     /// copies of everything, as it is now.
     ///
     /// # Errors
-    /// When memory for the copies or a random key cannot be had.
+    /// When memory for the copies or a random key cannot be had; [`io::ErrorKind::ResourceBusy`] when there
+    /// are [`MAX_TRACERS`](crate::trace::MAX_TRACERS).
     pub fn tracer(&self, state: WorkerState) -> io::Result<Tracer> {
+        let place = Place::take(&self.tracers).ok_or(io::ErrorKind::ResourceBusy)?;
         let pool = Pool::on_demand(self.options.buffers_per_worker);
         let mut core = Core::new(
             self.start(state.worker, pool)?,
@@ -118,7 +122,7 @@ impl Plane {
             Arc::default(),
         );
         core.resume(state);
-        Ok(Tracer::new(core))
+        Ok(Tracer::new(core, place))
     }
 
     /// The tables.

@@ -23,6 +23,7 @@
 //! Who has the last word: local over static over learned.
 
 mod change;
+mod copy;
 mod members;
 mod slot;
 
@@ -111,34 +112,6 @@ impl Fdb {
             changes: AtomicU64::new(0),
             per_port: per_port.max(1),
             writer: Mutex::new(Members::new(buckets * SLOTS)),
-        })
-    }
-
-    /// A copy to try things out on. Nobody enters or removes anything meanwhile.
-    ///
-    /// # Errors
-    /// When the memory cannot be had.
-    pub(crate) fn copy(&self) -> io::Result<Self> {
-        let members = self.writer.lock();
-        let words = self.region.words();
-        let region = Region::anonymous(words.len())?;
-        for (word, copy) in words.iter().zip(region.words()) {
-            copy.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
-        let same = |counter: &AtomicU64| AtomicU64::new(counter.load(Ordering::Relaxed));
-        Ok(Self {
-            region,
-            mask: self.mask,
-            hash: self.hash.clone(),
-            limit: self.limit,
-            used: AtomicU32::new(self.used()),
-            peak: Peak::default(),
-            moves: same(&self.moves),
-            evictions: same(&self.evictions),
-            refused: same(&self.refused),
-            changes: same(&self.changes),
-            per_port: self.per_port,
-            writer: Mutex::new(members.clone()),
         })
     }
 

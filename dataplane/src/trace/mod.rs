@@ -7,12 +7,16 @@
 //! no second set of rules to keep like the first. After each stage it looks at what the stage has done
 //! and notes it in words (`notes`).
 //!
+//! No more than [`MAX_TRACERS`] are made at a time.
+//!
 //! Several frames are traced as if they came one after the other: the second one meets what the first
 //! one changed.
 
 mod notes;
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 pub(crate) use self::notes::{FlowOf, Notes};
 use crate::clock::Timestamp;
@@ -101,15 +105,38 @@ pub struct Traced {
     pub sent: Vec<SentFrame>,
 }
 
+/// Tracers at a time: each has copies of all tables.
+pub const MAX_TRACERS: u32 = 2;
+
+/// A place for a tracer.
+#[derive(Debug)]
+pub(crate) struct Place(Arc<AtomicU32>);
+
+impl Place {
+    /// Takes one of [`MAX_TRACERS`] that `taken` counts, if there is one.
+    pub(crate) fn take(taken: &Arc<AtomicU32>) -> Option<Self> {
+        let before = taken.fetch_add(1, Ordering::Relaxed);
+        // Given back by the drop, also if there was none.
+        Some(Self(Arc::clone(taken))).filter(|_| before < MAX_TRACERS)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Tracer {
     core: Core,
+    _place: Place,
 }
 
 impl Tracer {
-    pub(crate) const fn new(core: Core) -> Self {
-        Self { core }
+    pub(crate) const fn new(core: Core, place: Place) -> Self {
+        Self { core, _place: place }
     }
 
     /// What becomes of a frame that comes in by a port. Cut to [`crate::frame::MAX_FRAME_LEN`].

@@ -14,7 +14,7 @@ use dataplane::io::{Offloads, TxReport};
 use dataplane::packet::types::tcp_flags::{ACK, SYN};
 use dataplane::packet::types::{Mac, PortId, ip_proto};
 use dataplane::plane::Plane;
-use dataplane::trace::{Fact, SentFrame, Traced};
+use dataplane::trace::{Fact, MAX_TRACERS, SentFrame, Traced};
 use dataplane::verdict::{DropReason, Verdict};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -358,4 +358,19 @@ fn frames_of_one_trace_follow_each_other() {
     assert_eq!(engine.look(), before);
     let alone = engine.trace(UP.port, &tcp(&SERVER, 80, &UP, 40_000, SYN | ACK).into());
     assert_eq!(alone.verdict, Verdict::Drop(DropReason::Unsolicited));
+}
+
+#[test]
+fn so_many_traces_are_made_at_a_time() {
+    let engine = Engine::new(&small(), topology());
+    let tracer = || engine.plane.tracer(engine.core.state());
+    let mut all: Vec<_> = (0..MAX_TRACERS).map(|_| tracer().unwrap()).collect();
+    for _ in 0..2 {
+        assert_eq!(tracer().unwrap_err().kind(), std::io::ErrorKind::ResourceBusy);
+    }
+    all.pop();
+    let again = tracer().unwrap();
+    assert!(tracer().is_err());
+    drop((all, again));
+    assert!(tracer().is_ok());
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use dataplane::clock::Timestamp;
 use dataplane::config::Snapshot;
-use dataplane::engine::{FlowTuple, Link};
+use dataplane::engine::{EngineError, FlowTuple, Link};
 use dataplane::frame::MAX_FRAME_LEN;
 use dataplane::io::vnet_hdr::VnetHdr;
 use dataplane::packet::types::{Mac, NetworkId, PortId};
@@ -42,8 +42,12 @@ impl Switch {
             Some(text) => vec![self.frame_of(text.packet(), port)?],
             None => request.frames.iter().map(|frame| frame.0.clone()).collect(),
         };
-        let tracer = blocking(|| self.engine().tracer(port));
-        let mut tracer = tracer.failed("trace")?;
+        let mut tracer = match blocking(|| self.engine().tracer(port)) {
+            Err(error @ EngineError::TooManyTraces) => {
+                return Err(Error::conflict(format!("trace: {error}: try again")));
+            }
+            tracer => tracer.failed("trace")?,
+        };
         let now = Timestamp::now();
         let traced: Vec<_> = blocking(|| {
             let trace = |frame: &Vec<u8>| tracer.trace(port, frame, VnetHdr::default(), now);

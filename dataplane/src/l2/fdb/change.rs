@@ -201,13 +201,13 @@ impl Fdb {
     }
 
     /// The words of a slot.
-    fn slot(&self, slot: Slot) -> Option<(&AtomicU64, &AtomicU64)> {
+    pub(super) fn slot(&self, slot: Slot) -> Option<(&AtomicU64, &AtomicU64)> {
         let at = (slot as usize).checked_sub(1)? * 2;
         let [word, cell] = self.region.words().get(at..)?.first_chunk()?;
         Some((word, cell))
     }
 
-    fn value(&self, slot: Slot) -> Value {
+    pub(super) fn value(&self, slot: Slot) -> Value {
         Value(self.slot(slot).map_or(0, |(_, cell)| cell.load(Ordering::Relaxed)))
     }
 
@@ -220,7 +220,7 @@ impl Fdb {
         })
     }
 
-    fn account(&self, old: Option<FdbKind>, new: Option<FdbKind>) {
+    pub(super) fn account(&self, old: Option<FdbKind>, new: Option<FdbKind>) {
         let counted = |kind: Option<FdbKind>| kind.is_some_and(|k| !matches!(k, FdbKind::Local));
         match (counted(old), counted(new)) {
             (true, false) => {

@@ -177,6 +177,44 @@ fn a_slot_s_next_mac_does_not_answer_for_the_one_before() {
     }
 }
 
+#[test]
+fn a_copy_goes_on_where_the_table_is() {
+    let fdb = limited(4096, 8);
+    for n in 0..8 {
+        fdb.learn(NET, 0, mac(n), PortId(1), 10 + u32::try_from(n).unwrap());
+    }
+    for n in 0..2000 {
+        fdb.learn(NET, 0, mac(5000 + n), PortId(10 + u16::try_from(n).unwrap()), 20);
+    }
+    fdb.insert(NET, 0, mac(9), PortId(3), FdbKind::Static, 20);
+    fdb.insert(NET, 0, mac(10), PortId(3), FdbKind::Local, 20);
+    // Heard from again, and one that is held.
+    fdb.learn(NET, 0, mac(0), PortId(1), 30);
+    for n in 1..=16 {
+        fdb.learn(NET, 0, mac(5001), PortId(11 + n % 2), 30);
+    }
+    let copy = fdb.copy().unwrap();
+    let all = |fdb: &Fdb| {
+        let mut all = fdb.entries(30, AGEING);
+        all.sort_by_key(|entry| entry.mac);
+        all
+    };
+    assert_eq!((all(&copy), copy.used()), (all(&fdb), fdb.used()));
+    for port in (0..2010).map(PortId) {
+        let (ours, theirs) = (copy.writer.lock(), fdb.writer.lock());
+        assert_eq!((ours.len(port), ours.listed(port)), (theirs.len(port), theirs.listed(port)));
+    }
+    for fdb in [&fdb, &copy] {
+        let other =
+            if fdb.lookup(NET, 0, mac(5001), 30, AGEING) == Some(PortId(11)) { 12 } else { 11 };
+        assert_eq!(fdb.learn(NET, 0, mac(5001), PortId(other), 30), Learned::Flapping);
+        // The oldest but one goes, as the oldest was heard from again.
+        assert_eq!(fdb.learn(NET, 0, mac(11), PortId(1), 30), Learned::New);
+        assert_eq!(behind(fdb, 1, 30), [0, 2, 3, 4, 5, 6, 7, 11]);
+    }
+    assert_eq!(all(&copy), all(&fdb));
+}
+
 proptest! {
     /// Whatever happens, each port has as many entries as the table shows, and not more than it may.
     #[test]

@@ -8,6 +8,8 @@
 //! What is here bounds what a port can do to others: how many entries it has, how often it makes the
 //! workers forget their shortcuts by pushing out and moving entries, and how often a MAC moves.
 
+use std::ops::Range;
+
 use crate::packet::types::PortId;
 
 /// Entries of a port looked at for one that has not been heard from since it was put into its place.
@@ -37,7 +39,7 @@ struct Port {
 }
 
 /// What the lock of the table holds.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Members {
     /// By slot: `previous:32 | next:32` in the list of its port.
     links: Vec<u64>,
@@ -86,6 +88,38 @@ impl Members {
         self.learned += 1;
         self.lengthen(port);
         self.put_last(slot, port, seen);
+    }
+
+    /// When an entry had been heard from when it was put into its place.
+    pub(super) fn noted(&self, slot: Slot) -> u32 {
+        self.noted.get(slot as usize).copied().unwrap_or(0)
+    }
+
+    /// Notes of these slots what another table's members have noted.
+    pub(super) fn copy_slots(&mut self, from: &Self, slots: Range<Slot>) {
+        let slots = slots.start as usize..slots.end as usize;
+        let pairs = [(&mut self.noted, &from.noted), (&mut self.moves, &from.moves)];
+        for (ours, theirs) in pairs {
+            if let (Some(ours), Some(theirs)) =
+                (ours.get_mut(slots.clone()), theirs.get(slots.clone()))
+            {
+                ours.copy_from_slice(theirs);
+            }
+        }
+    }
+
+    /// Takes over what is noted of ports, without their lists.
+    pub(super) fn copy_ports(&mut self, from: &Self) {
+        let bare = |port: &Port| Port { first: 0, last: 0, len: 0, ..*port };
+        self.ports = from.ports.iter().map(bare).collect();
+        self.longest = from.longest;
+    }
+
+    /// Lists an entry that was copied, behind those of its port that are.
+    pub(super) fn enlist(&mut self, slot: Slot, port: PortId, noted: u32) {
+        self.learned += 1;
+        self.lengthen(port);
+        self.put_last(slot, port, noted);
     }
 
     fn lengthen(&mut self, port: PortId) {
