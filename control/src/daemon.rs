@@ -283,6 +283,7 @@ fn start_engine(config: &Config, store: &Store) -> Result<Engine> {
         io: config.daemon.io_choice(),
         gro: config.daemon.gro,
         placement: config.daemon.placement.into(),
+        announce: true,
     };
     let engine = Engine::start(&options).failed("start the engine")?;
     match engine.backend() {

@@ -17,6 +17,7 @@ use crate::frame::Frame;
 use crate::hash::HashKey;
 use crate::io::{Offloads, TxReport};
 use crate::l2::storm::Storms;
+use crate::l3::announce::Announcements;
 use crate::l3::fragments::early::Early;
 use crate::l3::hop::Reach;
 use crate::l3::neighbor::{Remembered, Waiting};
@@ -77,6 +78,7 @@ pub(crate) struct Start {
     pub(crate) pool: Pool,
     pub(crate) waiting_frames: usize,
     pub(crate) icmp_errors: ErrorRate,
+    pub(crate) announce: bool,
     /// For numbers that nobody can guess.
     pub(crate) key: HashKey,
 }
@@ -105,6 +107,8 @@ pub struct Core {
     sweep: Sweep,
     sweep6: Sweep,
     advertised: ra::Schedule,
+    /// `None`: nothing is announced.
+    announced: Option<Announcements>,
     fdb_cursor: u64,
     swept: Timestamp,
     forgot: Timestamp,
@@ -129,7 +133,7 @@ impl Core {
         captures: Subscriber<Sinks>,
         counters: Arc<WorkerCounters>,
     ) -> Self {
-        let Start { worker, pool, waiting_frames, icmp_errors, key } = start;
+        let Start { worker, pool, waiting_frames, icmp_errors, announce, key } = start;
         let waiting = Waiting::beside(pool.size(), waiting_frames);
         Self {
             worker,
@@ -152,6 +156,7 @@ impl Core {
             sweep: Sweep::default(),
             sweep6: Sweep::default(),
             advertised: ra::Schedule::default(),
+            announced: announce.then(Announcements::default),
             fdb_cursor: 0,
             swept: Timestamp::ZERO,
             forgot: Timestamp::ZERO,
@@ -199,7 +204,7 @@ impl Core {
         self.run(batch, now, out, false);
     }
 
-    /// As [`Core::process`], and gateways whose turn it is are advertised first.
+    /// As [`Core::process`], and gateways and addresses whose turn it is are advertised first.
     #[inline]
     fn run(
         &mut self,
@@ -223,6 +228,10 @@ impl Core {
             let advertised = std::mem::take(&mut self.advertised);
             advertised.send(&mut self.cx(now));
             self.advertised = advertised;
+            if let Some(mut announced) = self.announced.take() {
+                announced.send(&mut self.cx(now));
+                self.announced = Some(announced);
+            }
         }
         pipeline::process(&mut self.cx(now), batch, &mut lanes, out);
         self.lanes = lanes;
@@ -326,7 +335,11 @@ impl Core {
             self.tables.fragments.expire(now);
             self.tables.connections.accounts().forget_idle(now.as_secs());
         }
-        if self.advertised.is_due(self.config.current(), now, &mut self.rng) {
+        let (config, generation) = (self.config.current(), self.config.generation());
+        let advertises = self.advertised.is_due(config, now, &mut self.rng);
+        let announces =
+            self.announced.as_mut().is_some_and(|it| it.is_due(config, generation, now));
+        if advertises || announces {
             self.run(&mut Vec::new(), now, out, true);
         }
         let ageing = self.config.current().fdb_ageing;

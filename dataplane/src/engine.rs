@@ -34,8 +34,8 @@ pub struct EngineOptions {
     pub buffers_per_worker: usize,
     /// Connections tracked at most, of both families together.
     pub conntrack_limit: u32,
-    /// Connections of one endpoint at most: those it began, and as many again that came from outside for
-    /// what it publishes. Also those of a network from addresses that are no endpoint's.
+    /// Connections of one endpoint at most: those it began, and those that came from outside for what it
+    /// publishes, three quarters of them at most. Also those of a network from addresses that are no endpoint's.
     pub conntrack_per_endpoint: u32,
     /// Connections that one endpoint begins in a second at most, or that come for it.
     pub new_connections_per_endpoint: u32,
@@ -62,6 +62,8 @@ pub struct EngineOptions {
     pub gro: bool,
     /// Which worker receives from which port.
     pub placement: Placement,
+    /// Tell those on the wire of a dedicated uplink, when it appears, which MAC its addresses have.
+    pub announce: bool,
 }
 
 /// Which worker receives from which port.
@@ -94,6 +96,7 @@ impl Default for EngineOptions {
             fragment_limit: fragments::DEFAULT_LIMIT,
             io: IoChoice::Auto,
             gro: true,
+            announce: false,
             placement: Placement::Load,
         }
     }

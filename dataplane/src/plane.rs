@@ -101,6 +101,7 @@ impl Plane {
             pool,
             waiting_frames: self.options.waiting_frames,
             icmp_errors: self.options.icmp_errors,
+            announce: self.options.announce,
             key: HashKey::random()?,
         })
     }

@@ -217,6 +217,7 @@ pub fn small() -> EngineOptions {
         io: crate::io_choice(),
         gro: true,
         placement: Placement::Spread,
+        announce: false,
     }
 }
 

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::host::namespace::Namespace;
 use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
-use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, one, ran, rows};
+use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, eventually, one, ran, rows};
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
@@ -254,4 +254,32 @@ fn connections_by_an_address_that_the_file_gave_away_end() {
     assert_eq!(rows(&listed), Vec::<Value>::new());
     TcpClient::connect(&a.ns, (GATEWAY, 7000)).echo("after");
     assert_eq!(way_out(&host, &a)["dst"], "192.0.2.5");
+}
+
+/// The interface and the MAC that the outside machine has for the host.
+fn known_outside(host: &Host) -> [String; 2] {
+    let shown = host.outside.ip(&format!("neighbor show to {HOST_IP}"));
+    let after = |word: &str| {
+        let mut words = shown.split_whitespace().skip_while(|it| *it != word);
+        words.nth(1).unwrap_or_else(|| panic!("no {word}: {shown:?}")).to_owned()
+    };
+    [after("dev"), after("lladdr")]
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_start_tells_the_wire_of_a_dedicated_uplink_its_mac() {
+    let mut host = Host::start(Uplink::Dedicated);
+    let a = host.sandbox("a", "");
+    assert_ping(&a.ns, GATEWAY, 63);
+    let [interface, mac] = known_outside(&host);
+    host.stop(Signal::SIGKILL);
+    // As if another machine had had the address.
+    let other = "02:00:00:00:00:99";
+    host.outside
+        .ip(&format!("neighbor replace {HOST_IP} dev {interface} lladdr {other} nud stale"));
+    assert_eq!(known_outside(&host)[1], other);
+    host.launch();
+    // Nobody speaks: it is told.
+    eventually(Duration::from_secs(10), "the announcement", || known_outside(&host)[1] == mac);
 }

@@ -1,5 +1,6 @@
 //! Routing at the gateway of a network and at uplinks.
 
+pub(crate) mod announce;
 pub(crate) mod arp;
 pub mod fragments;
 pub(crate) mod hop;

@@ -1,12 +1,19 @@
 //! The way out in its two modes: alone on the wire, or beside the host's own stack.
 
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use dataplane::EngineOptions;
 use dataplane::config::UplinkMode;
+use dataplane::l3::route::Prefix;
 use dataplane::packet::types::Mac;
 use dataplane::packet::types::tcp_flags::{ACK, RST, SYN};
 use tests::lab::{
-    A, B, CLIENT, GATEWAY1, HOST_ADDRESS, Lab, NEIGHBOR, ROUTER, SERVER, UP, publish_tcp, topology,
+    A, B, CLIENT, GATEWAY1, HOST_ADDRESS, Lab, NEIGHBOR, ROUTER, SERVER, Step, UP, dual,
+    publish_tcp, small, topology,
 };
-use tests::packet::{Wire, echo, echo_reply, ethernet, icmp_error, tcp, udp};
+use tests::packet::nd::router_s_announcement;
+use tests::packet::{Host, Wire, arp, echo, echo_reply, ethernet, icmp_error, tcp, udp};
 
 fn lab(mode: UplinkMode) -> Lab {
     let mut spec = topology();
@@ -123,4 +130,54 @@ fn our_own_frames_that_come_back_by_the_wire_are_no_news() {
     let there = udp(&A, 61_500, &SERVER, 53).via(GATEWAY1.mac);
     let sent = lab.rx(A.port, &there).masqueraded(&there).take_one(UP.port);
     lab.rx(UP.port, sent).moved("consumed", 1);
+}
+
+#[test]
+fn a_dedicated_uplink_announces_its_addresses_when_they_appear() {
+    let options = EngineOptions { announce: true, ..small() };
+    let mut lab = Lab::unresolved(&options, dual());
+    let by_arp = |mac: Mac, ip: Ipv4Addr| arp(1, (mac, Mac::BROADCAST), (mac, ip), (Mac::ZERO, ip));
+    let all = |step: Step<'_>, from: &Host| {
+        step.tx(UP.port, by_arp(from.mac, UP.ip))
+            .tx(UP.port, router_s_announcement(from, UP.ip6()))
+            .tx(UP.port, router_s_announcement(from, from.link_local()))
+            .moved("generated", 3);
+    };
+    all(lab.after(Duration::ZERO), &UP);
+    for _ in 0..2 {
+        lab.after(Duration::from_secs(1));
+        all(lab.after(Duration::from_secs(1)), &UP);
+    }
+    lab.after(Duration::from_secs(10));
+
+    // Another address, alone.
+    let more = Ipv4Addr::new(203, 0, 113, 6);
+    let entry = (more.into(), Prefix::new(more, 24));
+    lab.reconfigure(|spec| spec.uplinks[0].addresses.push(entry));
+    for _ in 0..3 {
+        lab.after(Duration::from_secs(2)).tx(UP.port, by_arp(UP.mac, more)).moved("generated", 1);
+    }
+    lab.after(Duration::from_secs(2));
+    lab.reconfigure(|spec| spec.uplinks[0].addresses.truncate(2));
+    lab.after(Duration::from_secs(2));
+
+    // Another MAC, and one that the host has.
+    let other = Host { mac: Mac([2, 0, 0, 0, 0, 0x77]), ..UP };
+    lab.reconfigure(|spec| spec.uplinks[0].mac = other.mac);
+    all(lab.after(Duration::from_secs(2)), &other);
+    lab.reconfigure(|spec| spec.uplinks[0].mode = UplinkMode::Shared);
+    lab.after(Duration::from_secs(2));
+}
+
+#[test]
+fn many_addresses_are_announced_a_few_at_a_time() {
+    let options = EngineOptions { announce: true, ..small() };
+    let mut spec = topology();
+    let more = (100..120).map(|n| Ipv4Addr::new(203, 0, 113, n));
+    spec.uplinks[0].addresses.extend(more.map(|ip| (ip.into(), Prefix::new(ip, 24))));
+    let mut lab = Lab::unresolved(&options, spec);
+    for some in [8, 8, 5, 0] {
+        let sent = lab.after(Duration::from_millis(100)).moved("generated", some);
+        assert_eq!(sent.take(UP.port).len() as i64, some);
+    }
 }
