@@ -518,6 +518,13 @@ impl<'a> Step<'a> {
         self.only_balanced = true;
     }
 
+    /// As [`Step::only_balanced`]; what left, and by which port.
+    #[must_use]
+    pub fn sent(mut self) -> Vec<(PortId, Wire)> {
+        self.only_balanced = true;
+        self.lab.outside.0.sent.clone()
+    }
+
     /// As [`Lab::fdb`], after the step.
     #[must_use]
     pub fn fdb(&self) -> (i64, i64) {
