@@ -12,6 +12,7 @@ use dataplane::io::{Port, PortRx, PortTx};
 use dataplane::pool::Pool;
 
 use super::namespace::Namespace;
+use crate::packet::Wire;
 
 /// Buffers of a socket.
 const BUFFERS: usize = 64;
@@ -51,13 +52,23 @@ impl RawSender {
     /// # Panics
     /// When it is refused, or there is no room for long.
     pub fn send(&mut self, frame: &[u8]) {
+        let wire = Wire::from(frame);
+        assert!(self.try_send(&wire), "refused: {wire:?}");
+    }
+
+    /// Sends one frame with its virtio-net header; false: the kernel does not take it.
+    ///
+    /// # Panics
+    /// When the interface is down, or there is no room for long.
+    pub fn try_send(&mut self, wire: &Wire) -> bool {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let mut buffer = self.pool.take().expect("each comes back");
-            buffer.copy_from(frame);
+            buffer.copy_from(&wire.bytes);
+            buffer.vnet = wire.vnet;
             let report = self.tx.tx(&mut vec![buffer], &mut self.pool);
-            if report.sent == 1 {
-                return;
+            if report.sent == 1 || report.refused == 1 {
+                return report.sent == 1;
             }
             assert!(report.full == 1 && Instant::now() < deadline, "not sent: {report:?}");
             thread::sleep(Duration::from_micros(100));
@@ -69,7 +80,7 @@ impl RawSender {
 #[derive(Debug)]
 pub struct RawListener {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Vec<Vec<u8>>>>,
+    thread: Option<JoinHandle<Vec<Wire>>>,
 }
 
 impl RawListener {
@@ -82,6 +93,19 @@ impl RawListener {
         ns: &Namespace,
         interface: &str,
         wanted: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) -> Self {
+        Self::start_whole(ns, interface, move |wire| wanted(&wire.bytes))
+    }
+
+    /// As [`RawListener::start`], with the virtio-net headers.
+    ///
+    /// # Panics
+    /// When there is no such interface.
+    #[must_use]
+    pub fn start_whole(
+        ns: &Namespace,
+        interface: &str,
+        wanted: impl Fn(&Wire) -> bool + Send + 'static,
     ) -> Self {
         let (mut rx, _tx) = open(ns, interface);
         let stop = Arc::new(AtomicBool::new(false));
@@ -97,8 +121,9 @@ impl RawListener {
                 poller.wait(Some(POLL), &mut events).unwrap();
                 while rx.rx(32, &mut pool, &mut batch).unwrap_or(0) > 0 {
                     for frame in batch.drain(..) {
-                        if wanted(frame.bytes()) {
-                            seen.push(frame.bytes().to_vec());
+                        let wire = Wire { bytes: frame.bytes().to_vec(), vnet: frame.vnet };
+                        if wanted(&wire) {
+                            seen.push(wire);
                         }
                         pool.put(frame);
                     }
@@ -116,7 +141,16 @@ impl RawListener {
     /// # Panics
     /// When listening did.
     #[must_use]
-    pub fn seen(mut self) -> Vec<Vec<u8>> {
+    pub fn seen(self) -> Vec<Vec<u8>> {
+        self.seen_whole().into_iter().map(|wire| wire.bytes).collect()
+    }
+
+    /// As [`RawListener::seen`], with the virtio-net headers.
+    ///
+    /// # Panics
+    /// When listening did.
+    #[must_use]
+    pub fn seen_whole(mut self) -> Vec<Wire> {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("asked once");
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
