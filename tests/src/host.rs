@@ -5,6 +5,7 @@
 //! - [`namespace`]: namespaces, what runs in them, and programs that end with their test.
 //! - [`traffic`]: servers and clients on the kernel's sockets, and `ping`.
 //! - [`watch`]: what arrives at an interface.
+//! - [`bystander`]: somebody who goes on while something else happens.
 //! - [`raw`]: frames that no stack would send, and all that arrive.
 //! - [`inventory`]: everything a host has, to compare before with after.
 //!
@@ -12,6 +13,7 @@
 //! removed when a test ends, by a panic too. Needs root. The programs are looked for in
 //! `VSWITCHD_BIN`, else in `target/release`.
 
+pub mod bystander;
 pub mod inventory;
 pub mod namespace;
 pub mod raw;
@@ -232,6 +234,17 @@ impl Host {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.daemon.as_ref().expect("a running daemon").id()
+    }
+
+    /// What the running daemon has of the machine's memory, in KiB.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn memory_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// A file among those that the daemon is told to use.
