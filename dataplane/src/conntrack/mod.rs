@@ -28,6 +28,8 @@ mod note;
 mod room;
 #[cfg(test)]
 mod samples;
+#[cfg(test)]
+mod stress_tests;
 pub mod table;
 pub mod tcp;
 pub mod timeout;
