@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use dataplane::config::{
-    DnatRule, NetworkConfig, PortConfig, PortRole, Snapshot, SnapshotSpec, Subnet,
+    DnatRule, NetworkConfig, PortConfig, PortRole, Snapshot, SnapshotSpec, Subnet, Vlans,
 };
 use dataplane::engine::EngineOptions;
 use dataplane::l3::route::Prefix;
@@ -52,6 +52,7 @@ fn spec(networks: u16) -> SnapshotSpec {
                     ipv6: Vec::new(),
                     guard: true,
                     trusted: false,
+                    vlans: Vlans::All,
                 },
                 mtu: 1500,
             });

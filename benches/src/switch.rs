@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use dataplane::clock::Timestamp;
 use dataplane::config::{
     NetworkConfig, PortConfig, PortRole, Snapshot, SnapshotSpec, Subnet, UplinkConfig, UplinkMode,
+    Vlans,
 };
 use dataplane::core::{Core, Transmit};
 use dataplane::engine::{EngineOptions, FdbKind, Link};
@@ -295,6 +296,7 @@ fn two_ports() -> SnapshotSpec {
             ipv6: Vec::new(),
             guard: false,
             trusted: false,
+            vlans: Vlans::All,
         },
         mtu: 1500,
     };
@@ -319,6 +321,7 @@ fn container_and_uplink(guard: bool, nat_ports: (u16, u16)) -> SnapshotSpec {
                     ipv6: Vec::new(),
                     guard,
                     trusted: false,
+                    vlans: Vlans::All,
                 },
                 mtu: 1500,
             },

@@ -182,13 +182,15 @@ fn compile_network(
     for (sandbox, endpoint) in desired.endpoints_of(network.name.as_str()) {
         let key = (sandbox.name.clone(), endpoint.ifname.clone());
         if let Some(port) = attached.endpoints.get(&key) {
+            let EndpointOptions { trusted, vlans } = EndpointOptions::parse(&endpoint.options)?;
             let role = PortRole::Endpoint {
                 network: network.network_id(),
                 mac: endpoint.mac.0,
                 ipv4: vec![endpoint.ipv4],
                 ipv6: endpoint.ipv6.map(|own| own.addr()).into_iter().collect(),
                 guard: options.spoof_check,
-                trusted: EndpointOptions::parse(&endpoint.options)?.trusted,
+                trusted,
+                vlans,
             };
             spec.ports.push(PortConfig { id: *port, role, mtu: network.mtu });
         }

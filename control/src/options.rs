@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use dataplane::config::{MAX_TIMEOUT_SECS, Timeouts};
+use dataplane::config::{MAX_TIMEOUT_SECS, MAX_VLAN, Timeouts, VlanSet, Vlans};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -289,28 +289,33 @@ impl NetworkOptions {
 }
 
 /// The options of an endpoint as values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointOptions {
     /// It may be the network's DHCP server or IPv6 router.
     pub trusted: bool,
+    /// The VLANs it is in: `vlan` and `trunk`.
+    pub vlans: Vlans,
 }
 
 impl EndpointOptions {
     /// Every option.
-    const KNOWN: &[&str] = &["trusted"];
+    const KNOWN: &[&str] = &["trunk", "trusted", "vlan"];
 
     /// Reads the options of an endpoint.
     ///
     /// # Errors
-    /// When an option is unknown or its value is malformed.
+    /// When an option is unknown, its value is malformed, or two of them contradict each other.
     pub fn parse(options: &BTreeMap<String, String>) -> Result<Self> {
         let mut parsed = Self::default();
+        let (mut vlan, mut trunk) = (None, None);
         for (key, value) in options {
+            let fault = |fault: &str| Error::invalid(format!("option {key}={value}: {fault}"));
             match key.as_str() {
-                "trusted" => {
-                    parsed.trusted = boolean(value).ok_or_else(|| {
-                        Error::invalid(format!("option {key}={value}: {NOT_BOOLEAN}"))
-                    })?;
+                "trunk" => trunk = Some(vlan_list(value).ok_or_else(|| fault(NOT_VLANS))?),
+                "trusted" => parsed.trusted = boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?,
+                "vlan" => {
+                    let number = value.parse().ok().filter(|vlan| *vlan <= MAX_VLAN);
+                    vlan = Some(number.ok_or_else(|| fault(NOT_VLAN))?);
                 }
                 key if KNOWN.iter().any(|(name, ..)| *name == key) => {
                     return Err(Error::invalid(format!(
@@ -327,10 +332,35 @@ impl EndpointOptions {
                 }
             }
         }
+        parsed.vlans = match (vlan, trunk) {
+            (None, None) => Vlans::All,
+            (Some(vlan), None) => Vlans::Access(vlan),
+            (Some(vlan), Some(tagged)) if tagged.contains(vlan) => {
+                return Err(Error::invalid(format!(
+                    "option vlan={vlan}: is in trunk too; beside trunk it is the VLAN of untagged frames"
+                )));
+            }
+            (native, Some(tagged)) => Vlans::Trunk { native, tagged: Box::new(tagged) },
+        };
         Ok(parsed)
     }
 }
 
+/// VLANs and ranges of them, as `10,20-30`.
+fn vlan_list(text: &str) -> Option<VlanSet> {
+    let mut vlans = VlanSet::default();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last > MAX_VLAN || !(first..=last).all(|vlan| vlans.insert(vlan)) {
+            return None;
+        }
+    }
+    Some(vlans)
+}
+
+const NOT_VLAN: &str = "is not a number from 0 to 4094; 0: the VLAN of untagged frames";
+const NOT_VLANS: &str = "is no list of VLANs from 1 to 4094, as 10,20-30";
 const NOT_BOOLEAN: &str = "is neither true nor false";
 
 /// The spellings Go's `strconv.ParseBool` takes, as Docker does.
@@ -436,22 +466,45 @@ mod tests {
         for (option, fault) in [
             (
                 ("colour", "red"),
-                "option \"colour\" is unknown; known options of an endpoint are trusted",
+                "option \"colour\" is unknown; known options of an endpoint are trunk, trusted, vlan",
             ),
             (
                 ("link", "tap"),
-                "option \"link\" is unknown to endpoints, which know trusted: it is one of networks",
+                "option \"link\" is unknown to endpoints, which know trunk, trusted, vlan: it is one of networks",
             ),
             (("trusted", "yes"), "option trusted=yes: is neither true nor false"),
+            (("vlan", "4095"), "option vlan=4095: is not a number from 0 to 4094"),
+            (("vlan", "-1"), "option vlan=-1: is not a number from 0 to 4094"),
+            (("trunk", "0"), "option trunk=0: is no list of VLANs from 1 to 4094"),
+            (("trunk", "10,4095"), "option trunk=10,4095: is no list of VLANs"),
+            (("trunk", "1-65535"), "option trunk=1-65535: is no list of VLANs"),
+            (("trunk", "30-20"), "option trunk=30-20: is no list of VLANs"),
+            (("trunk", ""), "option trunk=: is no list of VLANs"),
+            (("trunk", "10,,20"), "is no list of VLANs"),
         ] {
             let error = EndpointOptions::parse(&map(&[option])).unwrap_err();
             assert!(error.message.contains(fault), "{option:?}: {}", error.message);
         }
-        assert_eq!(EndpointOptions::parse(&map(&[])), Ok(EndpointOptions { trusted: false }));
+        assert_eq!(EndpointOptions::parse(&map(&[])), Ok(EndpointOptions::default()));
         let trusted = EndpointOptions::parse(&map(&[("trusted", "true")]));
-        assert_eq!(trusted, Ok(EndpointOptions { trusted: true }));
+        assert_eq!(trusted, Ok(EndpointOptions { trusted: true, vlans: Vlans::All }));
         let twice = map(&[("mtu", "1400"), ("com.docker.network.driver.mtu", "1400")]);
         let error = canonical(Driver::Bridge, &twice).unwrap_err();
         assert!(error.message.contains("\"mtu\" is given twice"), "{}", error.message);
+    }
+
+    #[test]
+    fn an_endpoint_is_in_the_vlans_it_names() {
+        let vlans = |options: &[(&str, &str)]| EndpointOptions::parse(&map(options)).unwrap().vlans;
+        let trunk = |native, tagged: &[u16]| Vlans::Trunk {
+            native,
+            tagged: Box::new(tagged.iter().copied().collect()),
+        };
+        assert_eq!(vlans(&[("vlan", "10")]), Vlans::Access(10));
+        assert_eq!(vlans(&[("vlan", "0")]), Vlans::Access(0));
+        assert_eq!(vlans(&[("trunk", "10, 20-22")]), trunk(None, &[10, 20, 21, 22]));
+        assert_eq!(vlans(&[("trunk", "4094"), ("vlan", "5")]), trunk(Some(5), &[4094]));
+        let both = EndpointOptions::parse(&map(&[("trunk", "1-10"), ("vlan", "5")])).unwrap_err();
+        assert!(both.message.contains("option vlan=5: is in trunk too"), "{}", both.message);
     }
 }

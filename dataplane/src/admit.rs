@@ -3,17 +3,17 @@
 //! Everything an endpoint may lie about is checked here, before anything is learned from it: the
 //! virtio-net header, the source MAC, the IPv4 source and the sender in ARP, the IPv6 source and what it
 //! says in Neighbor Discovery ([`guard6`]); and that it does not play the network's DHCP server or router
-//! ([`guard`]). The host's leg carries
+//! ([`guard`]). Here a frame gets the VLAN that it is in ([`vlan`]). The host's leg carries
 //! what the host itself says and nothing else: a host that forwards (`ip_forward=1`) is no way into
 //! a network.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::config::{PortEntry, PortRole, Snapshot};
+use crate::config::{PortEntry, PortRole, Snapshot, Vlans};
 use crate::core::Cx;
 use crate::frame::Frame;
 use crate::l2::guard6::Owner;
-use crate::l2::{guard, guard6};
+use crate::l2::{guard, guard6, vlan};
 use crate::packet::arp::ArpPacket;
 use crate::packet::headers::{Headers, Net};
 use crate::packet::types::{NetworkId, ethertype};
@@ -27,12 +27,19 @@ pub(crate) fn frame(cx: &Cx<'_>, frame: &mut Frame, lane: &mut Lane) {
         lane.verdict = Some(Verdict::Drop(DropReason::PortUnconfigured));
         return;
     };
+    if lane.headers.tagged
+        && lane.headers.vlan == 0
+        && let Err(reason) = vlan::strip_priority(frame, &mut lane.headers)
+    {
+        lane.verdict = Some(Verdict::Drop(reason));
+        return;
+    }
     if offload::needs_net(frame) {
         parse::parse_net(frame.bytes(), &mut lane.headers);
     }
     lane.from = From::of(&port.config.role);
     if lane.is_open()
-        && let Err(reason) = admit(cx.config, port, frame, &lane.headers)
+        && let Err(reason) = admit(cx.config, port, frame, &mut lane.headers)
     {
         lane.verdict = Some(Verdict::Drop(reason));
     }
@@ -43,7 +50,7 @@ fn admit(
     config: &Snapshot,
     port: &PortEntry,
     frame: &mut Frame,
-    headers: &Headers,
+    headers: &mut Headers,
 ) -> Result<(), DropReason> {
     offload::admit(frame, headers)?;
     let (PortRole::Endpoint { network, .. } | PortRole::Host { network }) = &port.config.role
@@ -56,7 +63,8 @@ fn admit(
     if !headers.src.is_valid_source() {
         return Err(DropReason::InvalidSourceMac);
     }
-    let PortRole::Endpoint { mac, ipv4, guard, trusted, .. } = &port.config.role else {
+    vlan::check(headers)?;
+    let PortRole::Endpoint { mac, ipv4, guard, trusted, vlans, .. } = &port.config.role else {
         return of_the_host(config, *network, frame, headers);
     };
     let gateway_mac = config.network(*network).map(|network| network.config.gateway_mac);
@@ -65,6 +73,9 @@ fn admit(
     }
     if *guard && headers.src != *mac {
         return Err(DropReason::SpoofedMac);
+    }
+    if !matches!(vlans, Vlans::All) {
+        vlan::enter(vlans, headers)?;
     }
     if !trusted {
         guard::admit(frame.bytes(), headers)?;

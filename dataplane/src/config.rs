@@ -4,11 +4,14 @@
 //! the indexes. No name and no string gets in here.
 
 mod snapshot;
+mod vlan;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 pub use snapshot::{LocalAddress, Network, PortEntry, Snapshot};
+pub(crate) use vlan::FROM_GATEWAY;
+pub use vlan::{MAX_VLAN, VlanSet, Vlans};
 
 use crate::family::Address;
 use crate::l3::route::Prefix;
@@ -68,6 +71,8 @@ pub enum PortRole {
         /// It may send what decides for others where their packets go: the answers of a DHCP server, Router
         /// Advertisements, Redirects.
         trusted: bool,
+        /// The VLANs it is in.
+        vlans: Vlans,
     },
     /// The host's own leg in a network; it carries the gateway's address in the host's stack.
     Host {

@@ -10,8 +10,8 @@ use crate::core::{BATCH, Cx, Transmit};
 use crate::frame::Frame;
 use crate::io::vnet_hdr::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
 use crate::io::{Offloads, TxReport};
-use crate::l2::forward::fits;
-use crate::l2::storm;
+use crate::l2::forward::{fits, vlan_of};
+use crate::l2::{storm, vlan};
 use crate::l3::neighbor::{Held, Place};
 use crate::l3::waiting;
 use crate::nat::fragment;
@@ -22,6 +22,9 @@ use crate::pipeline::{From, Hold, Lane};
 use crate::pool::Pool;
 use crate::stats::{PortCounters, WorkerCounters};
 use crate::verdict::{DropReason, Verdict};
+
+/// Bytes of a VLAN tag.
+const TAG: u16 = 4;
 
 #[derive(Debug)]
 struct Slot {
@@ -421,8 +424,8 @@ pub(crate) fn send_held(cx: &mut Cx<'_>, port: PortId, held: Held) {
     }
 }
 
-/// To all ports of the network but the one the frame came from, if that has not sent too many of these;
-/// between endpoints only where they may talk to each other.
+/// To all ports of the network and the frame's VLAN but the one it came from, if that has not sent too
+/// many of these; between endpoints only where they may talk to each other.
 fn flood(
     cx: &mut Cx<'_>,
     mut frame: Frame,
@@ -439,39 +442,61 @@ fn flood(
         return cx.pool.put(frame);
     }
     let isolated = !network.config.icc && matches!(lane.from, From::Endpoint(_));
+    let (vlan, tagged, mut l3) = (vlan_of(lane), lane.headers.tagged, lane.headers.l3);
     let mut copies = 0u64;
     let ingress = frame.ingress;
-    for port in network.ports.iter().filter(|port| **port != ingress) {
-        let Some(egress) = cx.config.port(*port) else { continue };
-        if isolated && matches!(egress.config.role, PortRole::Endpoint { .. }) {
-            continue;
-        }
-        copies += 1;
-        if !fits(&frame, lane.headers.l3, egress.config.mtu) {
-            cx.ports.drop_tx(cx.counters, *port, DropReason::Oversize, 1);
-            continue;
-        }
-        // Frames queued before this one leave before it.
-        cx.ports.flush_port(cx.counters, cx.pool, *port, out);
-        let offloads = cx.ports.slot(*port).map_or(Offloads::ALL, |slot| slot.offloads);
-        if matches!(help_needed(&frame, offloads), Help::None) {
-            let sinks = std::mem::take(&mut cx.ports.sinks);
-            if !sinks.is_empty() {
-                capture::copy(&sinks, *port, true, &frame);
+    // First those who get it as it came, then those for whom the tag is put in or taken out.
+    for as_tagged in [tagged, !tagged] {
+        let mut others = false;
+        for port in network.ports.iter().filter(|port| **port != ingress) {
+            let Some(egress) = cx.config.port(*port) else { continue };
+            if isolated && matches!(egress.config.role, PortRole::Endpoint { .. }) {
+                continue;
             }
-            cx.ports.sinks = sinks;
-            let report = out.tx_copy(*port, &mut frame, cx.pool);
-            cx.ports.account(cx.counters, *port, report);
-        } else if let Some(mut copy) = cx.pool.take() {
-            copy.clone_from_frame(&frame);
-            cx.ports.push(cx.counters, cx.pool, *port, copy);
-        } else {
-            cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NoBuffer);
+            match egress.leaves_tagged(vlan, tagged) {
+                Some(leaves) if leaves == as_tagged => {}
+                Some(_) => {
+                    others = true;
+                    continue;
+                }
+                None => continue,
+            }
+            copies += 1;
+            if fits(&frame, l3, egress.config.mtu) {
+                send_copy(cx, *port, &mut frame, out);
+            } else {
+                cx.ports.drop_tx(cx.counters, *port, DropReason::Oversize, 1);
+            }
         }
+        if as_tagged != tagged || !others || !vlan::retag(&mut frame, vlan, !tagged) {
+            break;
+        }
+        l3 = if tagged { l3.saturating_sub(TAG) } else { l3.saturating_add(TAG) };
     }
     match copies {
         0 => cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NoEgress),
         n => cx.counters.replicated.add(n - 1),
     }
     cx.pool.put(frame);
+}
+
+/// Sends a frame by a port at once, and keeps it.
+fn send_copy(cx: &mut Cx<'_>, port: PortId, frame: &mut Frame, out: &mut dyn Transmit) {
+    // Frames queued before this one leave before it.
+    cx.ports.flush_port(cx.counters, cx.pool, port, out);
+    let offloads = cx.ports.slot(port).map_or(Offloads::ALL, |slot| slot.offloads);
+    if matches!(help_needed(frame, offloads), Help::None) {
+        let sinks = std::mem::take(&mut cx.ports.sinks);
+        if !sinks.is_empty() {
+            capture::copy(&sinks, port, true, frame);
+        }
+        cx.ports.sinks = sinks;
+        let report = out.tx_copy(port, frame, cx.pool);
+        cx.ports.account(cx.counters, port, report);
+    } else if let Some(mut copy) = cx.pool.take() {
+        copy.clone_from_frame(frame);
+        cx.ports.push(cx.counters, cx.pool, port, copy);
+    } else {
+        cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NoBuffer);
+    }
 }

@@ -35,6 +35,9 @@ pub const MAX_FRAME_LEN: usize = 185_088;
 const COLORS: usize = 64;
 const LINE: usize = 64;
 
+/// Bytes of both addresses in an Ethernet header.
+const ADDRESSES: usize = 12;
+
 /// Bytes that a device may write between the prefix and the frame at most.
 pub(crate) const GAP: usize = LINE;
 
@@ -197,9 +200,9 @@ impl Frame {
     }
 
     /// Puts a VLAN tag behind the addresses: the frame is longer by it, up to [`MAX_FRAME_LEN`] and
-    /// 4 bytes. False: there are no addresses, or encapsulation has used up the headroom.
-    pub(crate) fn insert_tag(&mut self, tag: [u8; 4]) -> bool {
-        const ADDRESSES: usize = 12;
+    /// 4 bytes, and what the virtio-net header says of places moves along. False: there are no
+    /// addresses, or encapsulation has used up the headroom.
+    pub(crate) fn push_tag(&mut self, tag: [u8; 4]) -> bool {
         let Some(start) = self.start.checked_sub(tag.len()) else { return false };
         if self.len < ADDRESSES {
             return false;
@@ -211,6 +214,21 @@ impl Frame {
             return false;
         };
         place.copy_from_slice(&tag);
+        self.vnet = self.vnet.moved(|place| place.saturating_add(4));
+        true
+    }
+
+    /// Takes the outermost VLAN tag out, which the caller knows to be there. False: it cannot be.
+    pub(crate) fn pop_tag(&mut self) -> bool {
+        const TAG: usize = 4;
+        if self.len < ADDRESSES + TAG {
+            return false;
+        }
+        let end = self.start + ADDRESSES;
+        self.buffer.copy_within(self.start..end, self.start + TAG);
+        self.start += TAG;
+        self.len -= TAG;
+        self.vnet = self.vnet.moved(|place| place.saturating_sub(4));
         true
     }
 

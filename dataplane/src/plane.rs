@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::capture::{self, Capture, Sinks};
 use crate::clock::Timestamp;
-use crate::config::Snapshot;
+use crate::config::{PortEntry, Snapshot};
 use crate::conntrack::{EarlierRun, EndReason, Watch};
 use crate::core::{Core, Start};
 use crate::engine::{
@@ -180,7 +180,8 @@ impl Plane {
         for network in next.networks() {
             let id = network.config.id;
             for (mac, port) in &network.macs {
-                self.tables.fdb.insert(id, 0, *mac, *port, FdbKind::Local, secs);
+                let vlan = vlan_of(&next, *port);
+                self.tables.fdb.insert(id, vlan, *mac, *port, FdbKind::Local, secs);
             }
         }
         let mut gone = Gone::between(&old, &next);
@@ -190,15 +191,18 @@ impl Plane {
         let owners = next.owners();
         self.config.publish(next);
         self.tables.connections.accounts().regroup(owners);
+        let now = self.config.current();
         for network in old.networks() {
-            let still = |mac: &Mac| {
-                self.config
-                    .current()
-                    .network(network.config.id)
-                    .is_some_and(|n| n.macs.contains_key(mac))
+            let id = network.config.id;
+            let there = |mac: &Mac| {
+                let port = now.network(id).and_then(|network| network.macs.get(mac));
+                port.map(|port| vlan_of(&now, *port))
             };
-            for mac in network.macs.keys().filter(|mac| !still(mac)) {
-                self.tables.fdb.remove(network.config.id, 0, *mac);
+            for (mac, port) in &network.macs {
+                let vlan = vlan_of(&old, *port);
+                if there(mac) != Some(vlan) {
+                    self.tables.fdb.remove(id, vlan, *mac);
+                }
             }
         }
         if !gone.is_empty() {
@@ -371,6 +375,11 @@ impl Plane {
         let here: Vec<_> = ports.iter().copied().filter(|port| known.contains_key(port)).collect();
         Capture::start(&self.captures, &here, snaplen, Arc::clone(&self.capture_peak))
     }
+}
+
+/// The VLAN in which a port's own MAC is known.
+fn vlan_of(config: &Snapshot, port: PortId) -> u16 {
+    config.port(port).and_then(PortEntry::untagged).unwrap_or(0)
 }
 
 fn now_secs() -> u32 {

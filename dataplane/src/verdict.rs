@@ -151,6 +151,10 @@ drop_reasons! {
     UplinkMissing = "uplink_missing",
     /// An IP protocol that NAT cannot translate.
     UnsupportedProtocol = "unsupported_protocol",
+    /// Of a VLAN that the port is not in, by its tag or for want of one; or routed between VLANs of a network.
+    VlanDenied = "vlan_denied",
+    /// A VLAN tag with the reserved number 4095, or a second one without a number.
+    VlanInvalid = "vlan_invalid",
     /// The virtio-net header contradicts the frame.
     VnetInvalid = "vnet_invalid",
 }

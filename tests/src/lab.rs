@@ -22,7 +22,7 @@ use dataplane::EngineOptions;
 use dataplane::clock::Timestamp;
 use dataplane::config::{
     DnatRule, NetworkConfig, PortConfig, PortRole, Snapshot, SnapshotSpec, Subnet, UplinkConfig,
-    UplinkMode,
+    UplinkMode, Vlans,
 };
 use dataplane::core::Core;
 use dataplane::engine::{Connection, ErrorRate, Link, NeighborLimits, Placement};
@@ -143,8 +143,15 @@ fn port(id: PortId, role: PortRole) -> PortConfig {
 pub fn endpoint(host: &Host, network: NetworkId) -> PortConfig {
     let (ipv4, ipv6) =
         if speaks_ipv6() { (Vec::new(), vec![host.ip6()]) } else { (vec![host.ip], Vec::new()) };
-    let role =
-        PortRole::Endpoint { network, mac: host.mac, ipv4, ipv6, guard: true, trusted: false };
+    let role = PortRole::Endpoint {
+        network,
+        mac: host.mac,
+        ipv4,
+        ipv6,
+        guard: true,
+        trusted: false,
+        vlans: Vlans::All,
+    };
     port(host.port, role)
 }
 

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use dataplane::config::{
     DnatRule, NetworkConfig, PortConfig, PortRole, SnapshotSpec, Subnet, UplinkConfig, UplinkMode,
+    Vlans,
 };
 use dataplane::engine::Link;
 use dataplane::io::pcap::{PcapReader, PcapWriter};
@@ -86,7 +87,8 @@ fn port(id: PortId, role: PortRole) -> PortConfig {
 
 fn endpoint(id: PortId, mac: Mac, ip: Ipv4Addr, guard: bool) -> PortConfig {
     let (ipv4, ipv6) = (vec![ip], Vec::new());
-    port(id, PortRole::Endpoint { network: NETWORK, mac, ipv4, ipv6, guard, trusted: true })
+    let (trusted, vlans) = (true, Vlans::All);
+    port(id, PortRole::Endpoint { network: NETWORK, mac, ipv4, ipv6, guard, trusted, vlans })
 }
 
 /// The router of the captures: a network with the client, a dedicated uplink, a published port.

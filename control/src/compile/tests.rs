@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dataplane::config::{LocalAddress, Snapshot};
+use dataplane::config::{LocalAddress, Snapshot, Vlans};
 use dataplane::l3::route::RouteTarget;
 use dataplane::packet::types::{NetworkId, ip_proto};
 use proptest::prelude::*;
@@ -61,6 +61,7 @@ fn scene() -> (Desired, Attached) {
     desired.apply(Edit::PutNetwork(network("db", 2, true, &open)));
     let mut trusted = endpoint("db", "eth0", "10.2.0.2");
     trusted.options.insert("trusted".to_owned(), "true".to_owned());
+    trusted.options.insert("vlan".to_owned(), "10".to_owned());
     desired.apply(Edit::PutSandbox(Sandbox {
         name: "web".parse().unwrap(),
         namespace: Namespace::Made { inode: 1 },
@@ -136,15 +137,17 @@ fn everything_attached_is_in_the_snapshot() {
     assert_eq!((db.internal, db.icc), (true, true));
     assert_eq!((app.storm_limit, db.storm_limit), (10_000, 500));
     assert_eq!((app.mss_clamp, db.mss_clamp), (true, false));
-    let guards: Vec<(bool, bool)> = spec
+    let guards: Vec<_> = spec
         .ports
         .iter()
-        .filter_map(|port| match port.role {
-            PortRole::Endpoint { guard, trusted, .. } => Some((guard, trusted)),
+        .filter_map(|port| match &port.role {
+            PortRole::Endpoint { guard, trusted, vlans, .. } => {
+                Some((*guard, *trusted, vlans.clone()))
+            }
             _ => None,
         })
         .collect();
-    assert_eq!(guards, [(true, false), (false, true)]);
+    assert_eq!(guards, [(true, false, Vlans::All), (false, true, Vlans::Access(10))]);
     Snapshot::build(spec).unwrap();
 }
 

@@ -68,6 +68,29 @@ pub struct PortEntry {
     pub own6: Vec<Ipv6Addr>,
 }
 
+impl PortEntry {
+    /// The VLAN of its untagged frames. `None`: it has none of those.
+    #[must_use]
+    #[inline]
+    pub fn untagged(&self) -> Option<u16> {
+        match &self.config.role {
+            PortRole::Endpoint { vlans, .. } => vlans.untagged(),
+            PortRole::Host { .. } | PortRole::Uplink { .. } => Some(0),
+        }
+    }
+
+    /// Whether a frame of this VLAN, which is `tagged` now, leaves with a tag. `None`: it does not leave.
+    /// The host's leg is in all VLANs and gets what there is as it came.
+    #[must_use]
+    #[inline]
+    pub(crate) fn leaves_tagged(&self, vlan: u16, tagged: bool) -> Option<bool> {
+        match &self.config.role {
+            PortRole::Endpoint { vlans, .. } => vlans.leaves_tagged(vlan),
+            PortRole::Host { .. } | PortRole::Uplink { .. } => Some(tagged),
+        }
+    }
+}
+
 /// A network with its indexes.
 #[derive(Debug)]
 pub struct Network {
@@ -81,6 +104,10 @@ pub struct Network {
     pub endpoints: AddressMap<(Mac, PortId)>,
     /// Endpoint MACs: FDB entries that need no learning.
     pub macs: FxHashMap<Mac, PortId>,
+    /// Ports but the host's leg that take untagged frames: whom the gateway speaks to.
+    pub untagged: Vec<PortId>,
+    /// The VLANs that untagged frames are in, with zero for the host's leg.
+    pub pvids: Vec<u16>,
     /// Whether one of its subnets is of IPv6.
     pub has_ipv6: bool,
     /// The gateway's link-local address, which follows from its MAC; of a network with a gateway of IPv6.
@@ -94,6 +121,12 @@ impl Network {
         let address = address.into();
         self.link_local.is_some_and(|own| address == own)
             || self.config.subnets.iter().any(|s| s.gateway == Some(address))
+    }
+
+    /// Whether its untagged frames are in more than one VLAN, so that the gateway is between them.
+    #[must_use]
+    pub fn is_divided(&self) -> bool {
+        self.pvids.len() > 1
     }
 
     /// Whether the gateway tells hosts that it is a router of IPv6.
@@ -194,6 +227,8 @@ impl Snapshot {
             host_port: None,
             endpoints: AddressMap::default(),
             macs: FxHashMap::default(),
+            untagged: Vec::new(),
+            pvids: vec![0],
             has_ipv6: config.subnets.iter().any(has_ipv6),
             link_local: (config.subnets.iter().any(routes_ipv6))
                 .then(|| ndp::link_local(config.gateway_mac)),
@@ -242,13 +277,18 @@ impl Snapshot {
                 .ok_or(ConfigError::UnknownParent(config.id))?;
             network.ports.push(config.id);
             match &config.role {
-                PortRole::Endpoint { mac, ipv4, ipv6, .. } => {
+                PortRole::Endpoint { mac, ipv4, ipv6, vlans, .. } => {
                     network.macs.insert(*mac, config.id);
-                    for address in ipv4 {
-                        network.endpoints.insert(*address, (*mac, config.id));
-                    }
-                    for address in ipv6 {
-                        network.endpoints.insert(*address, (*mac, config.id));
+                    // Nobody but the neighbors in its VLANs reaches one without untagged frames.
+                    if let Some(vlan) = vlans.untagged() {
+                        network.untagged.push(config.id);
+                        if !network.pvids.contains(&vlan) {
+                            network.pvids.push(vlan);
+                        }
+                        let v4 = ipv4.iter().copied().map(IpAddr::V4);
+                        for address in v4.chain(ipv6.iter().copied().map(IpAddr::V6)) {
+                            network.endpoints.insert(address, (*mac, config.id));
+                        }
                     }
                     if network.has_ipv6 || !ipv6.is_empty() {
                         own6.push(ndp::link_local(*mac));
@@ -345,7 +385,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::config::StaticRoute;
+    use crate::config::{StaticRoute, Vlans};
 
     const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
     const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
@@ -371,6 +411,7 @@ mod tests {
                     ipv6: vec![Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2)],
                     guard: true,
                     trusted: false,
+                    vlans: Vlans::All,
                 },
                 mtu: 1500,
             }],

@@ -39,7 +39,8 @@ struct Own<'a> {
 impl<'a> Source<'a> {
     /// `None`: frames of this port go the whole way.
     pub(crate) fn of(cx: &Cx<'a>, port: PortId) -> Option<Self> {
-        let port = cx.config.port(port)?;
+        // What is looked up is VLAN 0.
+        let port = cx.config.port(port).filter(|port| port.untagged() == Some(0))?;
         let PortRole::Endpoint { network, mac, ipv4, guard, .. } = &port.config.role else {
             return None;
         };
@@ -149,7 +150,9 @@ pub(crate) fn switch(
 fn mtu_between(cx: &Cx<'_>, key: u64, port: PortId) -> Option<u16> {
     let [low, high, ..] = key.to_le_bytes();
     let network = cx.config.network(NetworkId(u16::from_le_bytes([low, high])))?;
-    let egress = cx.config.port(port).filter(|p| p.network == Some(network.config.id))?;
+    let egress = cx.config.port(port).filter(|port| {
+        port.network == Some(network.config.id) && port.leaves_tagged(0, false) == Some(false)
+    })?;
     let open = network.config.icc || !matches!(egress.config.role, PortRole::Endpoint { .. });
     open.then_some(egress.config.mtu)
 }

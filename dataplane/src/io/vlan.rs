@@ -48,20 +48,10 @@ pub(super) fn tag_in(control: &[u8; CONTROL_LEN]) -> Option<[u8; 4]> {
     tag(status, short(TCI)?, short(TPID)?)
 }
 
-/// Puts the tag back in its place, and moves what the virtio-net header says of places behind it.
+/// Puts the tag back in its place.
 #[cold]
 pub(super) fn put_back(frame: &mut Frame, tag: [u8; 4]) {
-    if !frame.insert_tag(tag) {
-        return;
-    }
-    // Both count from the frame's beginning; a header length of zero says nothing.
-    let shift = |offset: u16| offset.saturating_add(4);
-    if frame.vnet.needs_csum() {
-        frame.vnet.csum_start = shift(frame.vnet.csum_start);
-    }
-    if frame.vnet.hdr_len != 0 {
-        frame.vnet.hdr_len = shift(frame.vnet.hdr_len);
-    }
+    frame.push_tag(tag);
 }
 
 #[cfg(test)]

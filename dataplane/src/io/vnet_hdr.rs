@@ -66,6 +66,14 @@ impl VnetHdr {
         [self.flags, self.gso_type, a, b, c, d, e, f, g, h]
     }
 
+    /// The same where what is behind the addresses has moved. A header length of zero says nothing.
+    #[must_use]
+    pub(crate) fn moved(self, place: impl Fn(u16) -> u16) -> Self {
+        let hdr_len = if self.hdr_len == 0 { 0 } else { place(self.hdr_len) };
+        let csum_start = if self.needs_csum() { place(self.csum_start) } else { self.csum_start };
+        Self { hdr_len, csum_start, ..self }
+    }
+
     /// Whether the L4 checksum is only the pseudo-header's sum.
     #[must_use]
     pub const fn needs_csum(self) -> bool {

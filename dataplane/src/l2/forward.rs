@@ -1,10 +1,11 @@
 //! Switching: to which port of the network does this frame go, or does it go to the gateway?
 
-use crate::config::{Network, PortRole};
+use crate::config::{FROM_GATEWAY, Network, PortRole};
 use crate::core::Cx;
 use crate::express::links::{LinkHead, To};
 use crate::frame::Frame;
-use crate::l3::{arp, nd};
+use crate::l2::vlan;
+use crate::l3::{arp, hop, nd};
 use crate::nat::lookup::zone;
 use crate::packet::headers::Net;
 use crate::packet::types::{PortId, ethertype};
@@ -30,7 +31,8 @@ pub(crate) fn frame(cx: &mut Cx<'_>, frame: &mut Frame, lane: &mut Lane) {
 /// router.
 #[inline]
 fn remember(cx: &mut Cx<'_>, frame: &Frame, lane: &Lane) {
-    let Some(head) = LinkHead::of(frame) else { return };
+    // A tag that was taken out would be missing from what is remembered.
+    let Some(head) = LinkHead::of(frame).filter(|_| !lane.headers.tagged) else { return };
     let epoch = cx.express.epoch;
     match lane.verdict {
         Some(Verdict::Forward(port)) if lane.comes_again => {
@@ -78,13 +80,31 @@ fn in_network(
     let id = network.config.id;
     let ageing = cx.config.fdb_ageing;
     let fdb = &cx.tables.fdb;
-    match fdb.lookup_hashed(lane.dst_hash, id, headers.vlan, headers.dst, cx.secs, ageing) {
+    let found = if is_from_gateway(lane) && network.is_divided() {
+        hop::port_of(cx, id, headers.dst)
+    } else {
+        fdb.lookup_hashed(lane.dst_hash, id, headers.vlan, headers.dst, cx.secs, ageing)
+    };
+    match found {
         Some(port) => Some(bridge(cx, network, frame, lane, port)),
         None => Some(Verdict::Flood(id)),
     }
 }
 
-fn bridge(cx: &Cx<'_>, network: &Network, frame: &Frame, lane: &Lane, port: PortId) -> Verdict {
+/// Whether it is an untagged frame of the host's leg, which is in the VLAN of every port's untagged
+/// frames.
+#[inline]
+fn is_from_gateway(lane: &Lane) -> bool {
+    matches!(lane.from, From::Host(_)) && !lane.headers.tagged
+}
+
+/// The VLAN that decides where a frame may leave.
+#[inline]
+pub(crate) fn vlan_of(lane: &Lane) -> u16 {
+    if is_from_gateway(lane) { FROM_GATEWAY } else { lane.headers.vlan }
+}
+
+fn bridge(cx: &Cx<'_>, network: &Network, frame: &mut Frame, lane: &Lane, port: PortId) -> Verdict {
     if port == frame.ingress {
         return Verdict::Drop(DropReason::SamePort);
     }
@@ -100,7 +120,13 @@ fn bridge(cx: &Cx<'_>, network: &Network, frame: &Frame, lane: &Lane, port: Port
     if !fits(frame, lane.headers.l3, egress.config.mtu) {
         return Verdict::Drop(DropReason::Oversize);
     }
-    Verdict::Forward(port)
+    let (vlan, tagged) = (vlan_of(lane), lane.headers.tagged);
+    let leaves = match egress.leaves_tagged(vlan, tagged) {
+        Some(as_it_came) if as_it_came == tagged => true,
+        Some(other) => vlan::retag(frame, vlan, other),
+        None => false,
+    };
+    if leaves { Verdict::Forward(port) } else { Verdict::Drop(DropReason::VlanDenied) }
 }
 
 /// Whether what follows the link header at `l3`, or each segment of it, is no longer than `mtu`.

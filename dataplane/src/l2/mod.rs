@@ -6,3 +6,4 @@ pub(crate) mod guard;
 pub(crate) mod guard6;
 pub(crate) mod learn;
 pub(crate) mod storm;
+pub(crate) mod vlan;

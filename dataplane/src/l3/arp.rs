@@ -105,7 +105,7 @@ pub(crate) fn ask(cx: &mut Cx<'_>, link: Link, address: Ipv4Addr) {
             let Some(sender) = network.gateway_for(address) else { return };
             let question = ArpPacket::request(network.config.gateway_mac, sender, address);
             // The host's leg is skipped: it has the very MAC we ask with.
-            for port in network.ports.iter().filter(|port| Some(**port) != network.host_port) {
+            for port in &network.untagged {
                 let Some(mut frame) = cx.pool.take() else { return };
                 question.write(&mut frame, Mac::BROADCAST, network.config.gateway_mac);
                 cx.ports.push_generated(cx.counters, *port, frame);

@@ -149,7 +149,11 @@ fn is_edge(cx: &Cx<'_>, hop: &Hop) -> bool {
     }
 }
 
-/// Behind which port of a network a MAC is.
-pub(crate) fn port_of(cx: &Cx<'_>, network: NetworkId, mac: Mac) -> Option<PortId> {
-    cx.tables.fdb.lookup(network, 0, mac, cx.secs, cx.config.fdb_ageing)
+/// Behind which port of a network a MAC is, in any VLAN that the gateway is in. Where an endpoint is
+/// nobody in another VLAN can say.
+pub(crate) fn port_of(cx: &Cx<'_>, id: NetworkId, mac: Mac) -> Option<PortId> {
+    let network = cx.config.network(id)?;
+    let known = if network.is_divided() { network.macs.get(&mac).copied() } else { None };
+    let learned = |vlan: &u16| cx.tables.fdb.lookup(id, *vlan, mac, cx.secs, cx.config.fdb_ageing);
+    known.or_else(|| network.pvids.iter().find_map(learned))
 }

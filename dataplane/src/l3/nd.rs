@@ -152,7 +152,7 @@ pub(crate) fn ask(cx: &mut Cx<'_>, link: Link, address: Ipv6Addr) {
         Link::Network(id) => {
             let Some(network) = cx.config.network(id) else { return };
             // The host's leg is skipped: it has the very MAC we ask with.
-            for port in network.ports.iter().filter(|port| Some(**port) != network.host_port) {
+            for port in &network.untagged {
                 send(cx, *port, &question, src);
             }
         }

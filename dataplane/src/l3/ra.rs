@@ -88,7 +88,7 @@ impl Schedule {
         for id in &self.due {
             let Some(network) = cx.config.network(NetworkId(*id)) else { continue };
             // The host's stack is behind the very gateway.
-            for port in network.ports.iter().filter(|port| Some(**port) != network.host_port) {
+            for port in &network.untagged {
                 advertise(cx, network, *port, ALL_NODES, multicast_mac(ALL_NODES));
             }
         }

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use crate::config::{LocalAddress, Network, UplinkConfig};
+use crate::config::{LocalAddress, Network, PortEntry, UplinkConfig};
 use crate::conntrack::entry::{DNAT, MAPPED, POOLED, SNAT};
 use crate::conntrack::tcp::TcpState;
 use crate::conntrack::{Hit, Insert, Inside, Key, NewConnection, Overdrawn, Zone, timeout};
@@ -69,6 +69,9 @@ pub(super) fn begin<P: Ip>(
     // Forbidden ways are refused before anybody is asked for anything.
     let link = hop::route(cx, to.dst()).ok().map(|hop| hop.link);
     permitted(cx, lane.from, link, target.as_ref())?;
+    if target.is_none() && link.is_some() && link == lane.from.network().map(Link::Network) {
+        within_vlan(cx, frame.ingress, lane.from, to.dst())?;
+    }
     let way = way_out(cx, frame, lane, ip, to.dst())?;
     let source = match outside_source(cx, lane.from, ip, &way.hop, target.as_ref()) {
         Ok(source) => source,
@@ -161,6 +164,23 @@ fn permitted<A>(
         Some(Link::Network(_)) if target.is_none() => Err(DropReason::InterNetwork),
         _ => Ok(()),
     }
+}
+
+/// The gateway is no way between the VLANs of a network either.
+#[cold]
+fn within_vlan(
+    cx: &Cx<'_>,
+    ingress: PortId,
+    from: From,
+    dst: impl Into<IpAddr>,
+) -> Result<(), DropReason> {
+    let From::Endpoint(id) = from else { return Ok(()) };
+    let Some(network) = cx.config.network(id).filter(|network| network.is_divided()) else {
+        return Ok(());
+    };
+    let vlan = |port: PortId| cx.config.port(port).and_then(PortEntry::untagged);
+    let to = network.endpoints.get(dst).and_then(|(_, port)| vlan(*port));
+    if to.is_some() && to == vlan(ingress) { Ok(()) } else { Err(DropReason::VlanDenied) }
 }
 
 /// The address and ports that the connection speaks from, if not its own. An uplink without an address

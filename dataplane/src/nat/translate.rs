@@ -1,6 +1,6 @@
 //! What becomes of a routed packet: the established way, and the common end of both ways.
 
-use crate::config::UplinkMode;
+use crate::config::{FROM_GATEWAY, UplinkMode};
 use crate::conntrack::entry::SEEN_REPLY;
 use crate::conntrack::{Direction, Hit, Key};
 use crate::core::Cx;
@@ -244,6 +244,7 @@ pub(super) fn leave<K: Key>(
         }
         Reach::Flood { network, dst, src } => {
             rewrite::set_ethernet(frame, dst, src);
+            lane.headers.vlan = FROM_GATEWAY;
             Verdict::Flood(network)
         }
         Reach::Wait => {

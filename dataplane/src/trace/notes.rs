@@ -9,6 +9,7 @@ use crate::core::Cx;
 use crate::engine::{FlowTuple, Link};
 use crate::family::Address;
 use crate::frame::Frame;
+use crate::l2::forward::vlan_of;
 use crate::l3::route::RouteTarget;
 use crate::nat::dnat::DnatTarget;
 use crate::nat::lookup::zone;
@@ -182,6 +183,9 @@ impl Notes {
             }
             From::Nowhere => {}
         }
+        if lane.verdict.is_none() && lane.headers.vlan != 0 {
+            facts.push(("vlan", Fact::Number(lane.headers.vlan.into())));
+        }
         self.step("admit", facts);
         self.decided(lane);
         self.place = place(cx, lane, lane.headers.src);
@@ -226,6 +230,16 @@ impl Notes {
                 None => facts.push(("fdb", Fact::Word("miss"))),
             },
             None => {}
+        }
+        if let Some(Verdict::Forward(port)) = lane.verdict
+            && let Some(egress) = cx.config.port(port)
+        {
+            let (vlan, tagged) = (vlan_of(lane), lane.headers.tagged);
+            match egress.leaves_tagged(vlan, tagged) {
+                Some(true) if !tagged => facts.push(("tag", Fact::Word("put in"))),
+                Some(false) if tagged => facts.push(("tag", Fact::Word("taken out"))),
+                _ => {}
+            }
         }
         self.step("switch", facts);
         self.decided(lane);

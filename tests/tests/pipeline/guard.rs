@@ -123,7 +123,7 @@ fn no_header_hides_an_advertisement() {
         ("a tag", behind(&[0x81, 0, 0, 5], &plain)),
         ("a priority tag", behind(&[0x81, 0, 0xe0, 0], &plain)),
         ("two tags", behind(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 9], &plain)),
-        ("twenty tags", behind(&[0x81, 0, 0, 0].repeat(20), &plain)),
+        ("twenty tags", behind(&[0x81, 0, 0, 5].repeat(20), &plain)),
         ("SNAP", snap.clone()),
         ("SNAP behind a tag", behind(&[0x81, 0, 0, 0], &snap)),
         ("options behind a tag", behind(&[0x81, 0, 0, 5], &advertisement(ALL_NODES, &[60]))),

@@ -32,4 +32,5 @@ mod storm;
 mod tcp;
 mod trace;
 mod uplink;
+mod vlan;
 mod windows;

@@ -1,0 +1,193 @@
+//! Sandboxes in VLANs of their own, by real devices: kernels speak untagged on access ports, raw sockets
+//! write and read the tags of a trunk (not every kernel has 802.1Q devices).
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use dataplane::packet::types::{Mac, PortId, ethertype};
+use tests::host::raw::{RawListener, RawSender};
+use tests::host::traffic::{UdpServer, ping, udp_ask};
+use tests::host::{Host, Sandbox, Uplink, eventually, one, rows};
+use tests::packet::{self, arp_reply, arp_request, ethernet, udp};
+
+/// IEEE 802 local experimental: nobody else sends it.
+const OURS: u16 = 0x88b5;
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 92, 1, 1);
+
+fn on_the_wire(host: &Host, sandbox: &Sandbox) -> packet::Host {
+    let shown = one(&host.json(["sandbox", "inspect", &sandbox.name]));
+    let mac = shown["endpoints"][0]["mac"].as_str().unwrap().parse().unwrap();
+    packet::Host { port: PortId(0), mac, ip: sandbox.ip }
+}
+
+fn dropped(host: &Host, sandbox: &Sandbox, reason: &str) -> u64 {
+    let counts = rows(&host.json(["drops", "--sandbox", &sandbox.name]));
+    let row = counts.into_iter().find(|row| row["reason"] == reason);
+    row.map_or(0, |row| row["count"].as_u64().unwrap())
+}
+
+fn tagged(frame: &[u8], kind: u16, tci: u16) -> Vec<u8> {
+    [&frame[..12], &kind.to_be_bytes(), &tci.to_be_bytes(), &frame[12..]].concat()
+}
+
+/// What comes from this MAC, by any EtherType but those of the kernel's own chatter.
+fn from(mac: Mac) -> impl Fn(&[u8]) -> bool + Send + 'static {
+    move |frame| {
+        let kind = frame.get(12..14).map(|kind| u16::from_be_bytes([kind[0], kind[1]]));
+        frame.get(6..12) == Some(&mac.0) && kind != Some(ethertype::IPV6)
+    }
+}
+
+/// What each of `hear` hears of `frames` that `by` sends.
+fn heard(by: &Sandbox, frames: &[Vec<u8>], from_mac: Mac, hear: &[&Sandbox]) -> Vec<Vec<Vec<u8>>> {
+    let listeners: Vec<_> =
+        hear.iter().map(|at| RawListener::start(&at.ns, "eth0", from(from_mac))).collect();
+    let mut raw = RawSender::open(&by.ns, "eth0");
+    for frame in frames {
+        raw.send(frame);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    listeners.into_iter().map(RawListener::seen).collect()
+}
+
+fn vlans_keep_apart(link: &str) {
+    let host = Host::start(Uplink::None);
+    host.network("app", &format!("--subnet 10.92.1.0/24 -o link={link}"));
+    let on = |name: &str, options: &str| host.sandbox(name, &format!("--network app {options}"));
+    let (a, b) = (on("a", "-o vlan=10"), on("b", "-o vlan=10"));
+    let (c, t) = (on("c", "-o vlan=20"), on("t", "-o trunk=10,20-30"));
+    let n = on("n", "-o vlan=20 -o trunk=10");
+    let [at_a, at_b, at_c, at_t] = [&a, &b, &c, &t].map(|sandbox| on_the_wire(&host, sandbox));
+
+    // Kernels: who is in one VLAN, and the gateway. `n` has VLAN 20 untagged.
+    assert_eq!(ping(&a.ns, b.ip, 3).received, 3);
+    assert_eq!(ping(&c.ns, n.ip, 2).received, 2);
+    assert_eq!(ping(&a.ns, c.ip, 1).received, 0);
+    assert_eq!(ping(&b.ns, n.ip, 1).received, 0);
+    for sandbox in [&a, &c, &n] {
+        assert_eq!(ping(&sandbox.ns, GATEWAY, 2).received, 2, "{}", sandbox.name);
+    }
+    assert_eq!(ping(&t.ns, GATEWAY, 1).received, 0, "it has no untagged frames");
+    // Nor by way of the gateway, whose MAC stands for the other's address.
+    let shown = a.ns.ip("neighbor show 10.92.1.1");
+    let mac = shown.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).unwrap();
+    a.ns.ip(&format!("neighbor replace {} lladdr {mac} dev eth0", c.ip));
+    assert_eq!(ping(&a.ns, c.ip, 1).received, 0);
+    assert!(dropped(&host, &a, "vlan_denied") >= 1);
+    // The host reaches each of them.
+    let server = UdpServer::start(&c.ns, (c.ip, 7000));
+    assert!(udp_ask(&host.ns, (c.ip, 7000)).is_some());
+    drop(server);
+
+    // Frames from an access port: plain in its VLAN, tagged at the trunks, nowhere else.
+    let all = ethernet(at_a.mac, Mac::BROADCAST, OURS, &[1; 46]);
+    let seen = heard(&a, std::slice::from_ref(&all), at_a.mac, &[&b, &c, &t, &n]);
+    let with_tag = tagged(&all, 0x8100, 10);
+    let expected = [vec![all.clone()], vec![], vec![with_tag.clone()], vec![with_tag.clone()]];
+    assert_eq!(seen, expected);
+
+    // From the trunk: by the tag, outer of two, with the tag of its kind; never untagged.
+    let hello = |to: Mac| ethernet(at_t.mac, to, OURS, &[2; 46]);
+    let inner = tagged(&hello(Mac::BROADCAST), 0x8100, 7);
+    let frames = [
+        tagged(&hello(at_a.mac), 0x8100, 10),
+        tagged(&hello(at_c.mac), 0x8100, 20),
+        tagged(&inner, 0x88a8, 20),
+        hello(at_a.mac),
+        tagged(&hello(at_a.mac), 0x8100, 31),
+        tagged(&hello(Mac::BROADCAST), 0x8100, 4095),
+        tagged(&hello(Mac::BROADCAST), 0x8100, 0),
+    ];
+    let seen = heard(&t, &frames, at_t.mac, &[&a, &b, &c, &n]);
+    let expected =
+        [vec![hello(at_a.mac)], vec![], vec![hello(at_c.mac), inner.clone()], vec![inner.clone()]];
+    assert_eq!(seen, expected);
+    eventually(Duration::from_secs(5), "the drops are counted", || {
+        dropped(&host, &t, "vlan_denied") == 3 && dropped(&host, &t, "vlan_invalid") == 1
+    });
+
+    // The hopper: its own VLAN's tag before another's, and the other's alone; and the guard sees behind
+    // tags.
+    let refused = dropped(&host, &a, "vlan_denied");
+    let hop = ethernet(at_a.mac, Mac::BROADCAST, OURS, &[3; 46]);
+    let hops = [tagged(&tagged(&hop, 0x8100, 20), 0x8100, 10), tagged(&hop, 0x8100, 20)];
+    assert_eq!(heard(&a, &hops, at_a.mac, &[&b, &c, &t, &n]), [const { Vec::new() }; 4]);
+    assert_eq!(dropped(&host, &a, "vlan_denied"), refused + 2);
+    let lie = tagged(&udp(&packet::Host { ip: b.ip, ..at_t }, 1, &at_a, 2).bytes(), 0x8100, 10);
+    assert_eq!(heard(&t, &[lie], at_t.mac, &[&a]), [const { Vec::new() }]);
+    assert_eq!(dropped(&host, &t, "spoofed_ipv4"), 1);
+
+    // A kernel's datagram with its checksum left open gets its tag, and its answer is taken without.
+    let listener = RawListener::start(&t.ns, "eth0", from(at_b.mac));
+    let mut raw = RawSender::open(&t.ns, "eth0");
+    raw.send(&tagged(&arp_request(&at_t, b.ip), 0x8100, 10));
+    eventually(Duration::from_secs(5), "the neighbor answers with a tag", || {
+        b.ns.ip("neighbor show").contains(&at_t.mac.to_string())
+            || ping(&b.ns, t.ip, 1).received > 0
+    });
+    raw.send(&tagged(&arp_reply(&at_t, &at_b), 0x8100, 10));
+    assert!(udp_ask(&b.ns, (t.ip, 9)).is_none());
+    let seen = listener.seen();
+    let datagram = seen.iter().find(|f| f[12..14] == [0x81, 0] && f.get(27) == Some(&17));
+    let datagram = datagram.unwrap_or_else(|| panic!("{seen:x?}"));
+    assert_eq!(datagram[14..16], [0, 10]);
+    assert!(datagram.ends_with(b"question 0"), "{datagram:x?}");
+
+    // As asked for, and as decided.
+    let shown = one(&host.json(["sandbox", "inspect", &n.name]));
+    let options = &shown["endpoints"][0]["options"];
+    assert_eq!((&options["vlan"], &options["trunk"]), (&"20".into(), &"10".into()));
+    let known = rows(&host.json(["fdb", "show", "--network", "app"]));
+    assert!(known.iter().any(|e| e["sandbox"] == *a.name && e["vlan"] == 10), "{known:?}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn vlans_keep_taps_apart() {
+    vlans_keep_apart("tap");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn vlans_keep_veths_apart() {
+    vlans_keep_apart("veth");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn bad_vlans_are_refused_and_good_ones_survive_the_daemon() {
+    let mut host = Host::start(Uplink::None);
+    host.network("app", "--subnet 10.92.1.0/24");
+    let name = host.name("a");
+    for (options, words) in [
+        ("vlan=4095", "from 0 to 4094"),
+        ("trunk=10,4095", "no list of VLANs"),
+        ("trunk=0", "no list of VLANs"),
+    ] {
+        let args = ["sandbox", "create", &name, "--network", "app", "-o", options];
+        host.refused(2, &["option", words], args);
+    }
+    let both = ["sandbox", "create", &name, "--network", "app", "-o", "vlan=5", "-o", "trunk=5"];
+    host.refused(2, &["vlan=5", "trunk"], both);
+    let a = host.sandbox("a", "--network app");
+    let b = host.sandbox("b", "--network app -o vlan=10");
+    assert_eq!(ping(&a.ns, b.ip, 1).received, 0);
+    host.network("other", "--subnet 10.92.2.0/24");
+    host.ok(["network", "connect", "-o", "vlan=7", "other", &a.name]);
+    host.stop(tests::host::Signal::SIGKILL);
+    host.launch();
+    assert_eq!(ping(&a.ns, b.ip, 1).received, 0);
+    assert_eq!(ping(&b.ns, GATEWAY, 2).received, 2);
+    let shown = one(&host.json(["sandbox", "inspect", &a.name]));
+    assert_eq!(shown["endpoints"][1]["options"]["vlan"], "7");
+    // The trace tells what decides.
+    let flags = format!("trace --sandbox {} -- udp {}:1 > {}:2", b.name, b.ip, a.ip);
+    let traced = host.ok(flags.split_whitespace());
+    assert!(traced.contains("vlan"), "{traced}");
+}
