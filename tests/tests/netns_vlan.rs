@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use dataplane::packet::types::{Mac, PortId, ethertype};
+use nix::sys::signal::Signal;
 use tests::host::raw::{RawListener, RawSender};
 use tests::host::traffic::{UdpServer, ping, udp_ask};
 use tests::host::{Host, Sandbox, Uplink, eventually, one, rows};
@@ -104,12 +105,14 @@ fn vlans_keep_apart(link: &str) {
         tagged(&hello(Mac::BROADCAST), 0x8100, 4095),
         tagged(&hello(Mac::BROADCAST), 0x8100, 0),
     ];
+    let refused = dropped(&host, &t, "vlan_denied");
     let seen = heard(&t, &frames, at_t.mac, &[&a, &b, &c, &n]);
     let expected =
         [vec![hello(at_a.mac)], vec![], vec![hello(at_c.mac), inner.clone()], vec![inner.clone()]];
     assert_eq!(seen, expected);
+    // Its kernel speaks untagged meanwhile, in vain.
     eventually(Duration::from_secs(5), "the drops are counted", || {
-        dropped(&host, &t, "vlan_denied") == 3 && dropped(&host, &t, "vlan_invalid") == 1
+        dropped(&host, &t, "vlan_denied") >= refused + 3 && dropped(&host, &t, "vlan_invalid") == 1
     });
 
     // The hopper: its own VLAN's tag before another's, and the other's alone; and the guard sees behind
@@ -117,10 +120,10 @@ fn vlans_keep_apart(link: &str) {
     let refused = dropped(&host, &a, "vlan_denied");
     let hop = ethernet(at_a.mac, Mac::BROADCAST, OURS, &[3; 46]);
     let hops = [tagged(&tagged(&hop, 0x8100, 20), 0x8100, 10), tagged(&hop, 0x8100, 20)];
-    assert_eq!(heard(&a, &hops, at_a.mac, &[&b, &c, &t, &n]), [const { Vec::new() }; 4]);
+    assert_eq!(heard(&a, &hops, at_a.mac, &[&b, &c, &t, &n]), [const { Vec::<Vec<u8>>::new() }; 4]);
     assert_eq!(dropped(&host, &a, "vlan_denied"), refused + 2);
     let lie = tagged(&udp(&packet::Host { ip: b.ip, ..at_t }, 1, &at_a, 2).bytes(), 0x8100, 10);
-    assert_eq!(heard(&t, &[lie], at_t.mac, &[&a]), [const { Vec::new() }]);
+    assert_eq!(heard(&t, &[lie], at_t.mac, &[&a]), [Vec::<Vec<u8>>::new()]);
     assert_eq!(dropped(&host, &t, "spoofed_ipv4"), 1);
 
     // A kernel's datagram with its checksum left open gets its tag, and its answer is taken without.
@@ -180,7 +183,7 @@ fn bad_vlans_are_refused_and_good_ones_survive_the_daemon() {
     assert_eq!(ping(&a.ns, b.ip, 1).received, 0);
     host.network("other", "--subnet 10.92.2.0/24");
     host.ok(["network", "connect", "-o", "vlan=7", "other", &a.name]);
-    host.stop(tests::host::Signal::SIGKILL);
+    host.stop(Signal::SIGKILL);
     host.launch();
     assert_eq!(ping(&a.ns, b.ip, 1).received, 0);
     assert_eq!(ping(&b.ns, GATEWAY, 2).received, 2);

@@ -70,16 +70,14 @@ fn access_ports_hear_their_vlan_alone() {
 fn one_switch_two_pvids() {
     // Nothing passes between ports whose untagged frames are in different VLANs, in either direction and
     // for any kind of destination.
-    for other in [Vlans::Access(2), trunk(Some(2), &[1000]), Vlans::All] {
-        let mut lab = lab([Vlans::Access(1), other.clone(), Vlans::Access(1000)]);
-        for to in [B.mac, Mac([2, 0, 0, 0, 0, 9]), Mac([1, 0, 0x5e, 0, 0, 251]), Mac::BROADCAST] {
-            let frame = ethernet(A.mac, to, BRIDGE, &[1; 46]);
-            lab.rx(A.port, frame.clone()).accept(&[GATEWAY1.port]);
-        }
-        if other != Vlans::All {
-            for to in [A.mac, Mac::BROADCAST] {
-                let frame = ethernet(B.mac, to, BRIDGE, &[1; 46]);
-                lab.rx(B.port, frame.clone()).accept(&[GATEWAY1.port]);
+    let groups = [Mac([1, 0, 0x5e, 0, 0, 251]), Mac([0x33, 0x33, 0, 0, 0, 1]), Mac::BROADCAST];
+    for other in [Vlans::Access(2), trunk(Some(2), &[1000]), Vlans::Access(0)] {
+        let mut lab = lab([Vlans::Access(1), other, Vlans::Access(1000)]);
+        for (from, to) in [(A, B), (B, A)] {
+            for to in [to.mac, Mac([2, 0, 0, 0, 0, 9])].into_iter().chain(groups) {
+                let frame = ethernet(from.mac, to, BRIDGE, &[1; 46]);
+                // The host's leg is part of the gateway.
+                lab.rx(from.port, frame.clone()).tx(GATEWAY1.port, frame);
             }
         }
     }
@@ -194,7 +192,11 @@ fn the_outer_of_two_tags_decides() {
 #[test]
 fn offload_metadata_moves_with_the_tag() {
     let mut lab = with_trunk(None);
-    lab.rx(C.port, to_all(&C).vlan(10)).accept(&[A.port, B.port, GATEWAY1.port]);
+    lab.rx(C.port, to_all(&C).vlan(10)).moved("replicated", 2).moved("fdb.learned", 1).accept(&[
+        A.port,
+        B.port,
+        GATEWAY1.port,
+    ]);
     let there = tcp(&A, 40_000, &C, 80, ACK).long(20_000);
     let back = tcp(&C, 80, &A, 40_000, ACK).long(20_000);
     let short = |packet: &Packet| packet.clone().long(1000);
@@ -234,7 +236,7 @@ fn an_access_port_has_the_gateway_and_the_way_out() {
     let question = arp_request(&A, GATEWAY1.ip);
     lab.rx(A.port, question).tx(A.port, arp_reply(&GATEWAY1, &A)).answered();
     let ping = echo(&A, &GATEWAY1, 7);
-    lab.rx(A.port, &ping).tx(A.port, echo_reply(&GATEWAY1, &A, 7)).answered();
+    lab.rx(A.port, &ping).tx(A.port, echo_reply(&GATEWAY1, &A, 7).may_fragment()).answered();
     let out = udp(&A, 40_000, &SERVER, 7000).via(GATEWAY1.mac);
     let outside = out.clone().src(UP.ip).routed(UP.mac, ROUTER.mac);
     let answer = udp(&SERVER, 7000, &UP, 40_000);
