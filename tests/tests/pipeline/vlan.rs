@@ -14,10 +14,10 @@ use tests::packet::{Host, Packet, arp_reply, arp_request, echo, echo_reply, ethe
 
 const BRIDGE: u16 = 0x88b5;
 
-fn put(spec: &mut SnapshotSpec, host: &Host, to: Vlans) {
+fn put(spec: &mut SnapshotSpec, host: &Host, to: &Vlans) {
     for port in spec.ports.iter_mut().filter(|port| port.id == host.port) {
         let PortRole::Endpoint { vlans, .. } = &mut port.role else { panic!("{port:?}") };
-        *vlans = to.clone();
+        vlans.clone_from(to);
     }
 }
 
@@ -26,7 +26,7 @@ fn trunk(native: Option<u16>, tagged: &[u16]) -> Vlans {
 }
 
 /// A, B and C in these VLANs.
-fn lab(vlans: [Vlans; 3]) -> Lab {
+fn lab(vlans: &[Vlans; 3]) -> Lab {
     let mut spec = topology();
     for (host, vlans) in [A, B, C].iter().zip(vlans) {
         put(&mut spec, host, vlans);
@@ -36,7 +36,7 @@ fn lab(vlans: [Vlans; 3]) -> Lab {
 
 /// A and B in VLAN 10, C a trunk.
 fn with_trunk(native: Option<u16>) -> Lab {
-    lab([Vlans::Access(10), Vlans::Access(10), trunk(native, &[10, 20])])
+    lab(&[Vlans::Access(10), Vlans::Access(10), trunk(native, &[10, 20])])
 }
 
 fn to_all(from: &Host) -> Packet {
@@ -50,7 +50,7 @@ fn tagged(frame: &[u8], kind: u16, tci: u16) -> Vec<u8> {
 
 #[test]
 fn access_ports_hear_their_vlan_alone() {
-    let mut lab = lab([Vlans::Access(10), Vlans::Access(10), Vlans::Access(20)]);
+    let mut lab = lab(&[Vlans::Access(10), Vlans::Access(10), Vlans::Access(20)]);
     let all = to_all(&A);
     lab.rx(A.port, &all).flooded(&[B.port, GATEWAY1.port], &all).moved("replicated", 1);
     let (known, elsewhere) = (udp(&A, 1, &B, 2), udp(&A, 1, &C, 2));
@@ -72,7 +72,7 @@ fn one_switch_two_pvids() {
     // for any kind of destination.
     let groups = [Mac([1, 0, 0x5e, 0, 0, 251]), Mac([0x33, 0x33, 0, 0, 0, 1]), Mac::BROADCAST];
     for other in [Vlans::Access(2), trunk(Some(2), &[1000]), Vlans::Access(0)] {
-        let mut lab = lab([Vlans::Access(1), other, Vlans::Access(1000)]);
+        let mut lab = lab(&[Vlans::Access(1), other, Vlans::Access(1000)]);
         for (from, to) in [(A, B), (B, A)] {
             for to in [to.mac, Mac([2, 0, 0, 0, 0, 9])].into_iter().chain(groups) {
                 let frame = ethernet(from.mac, to, BRIDGE, &[1; 46]);
@@ -122,7 +122,7 @@ fn a_trunk_has_tags_and_access_ports_have_none() {
         lab.rx(C.port, frame).dropped("c", "vlan_denied");
     }
     // From the trunk to all: untagged to access ports, tagged to who has tags.
-    lab.reconfigure(|spec| put(spec, &B, Vlans::All));
+    lab.reconfigure(|spec| put(spec, &B, &Vlans::All));
     let all = to_all(&C).vlan(10);
     lab.rx(C.port, &all)
         .flooded(&[B.port, GATEWAY1.port], &all)
@@ -132,7 +132,7 @@ fn a_trunk_has_tags_and_access_ports_have_none() {
 
 #[test]
 fn the_native_vlan_of_a_trunk_has_no_tag() {
-    let mut lab = lab([Vlans::Access(5), Vlans::Access(10), trunk(Some(5), &[10])]);
+    let mut lab = lab(&[Vlans::Access(5), Vlans::Access(10), trunk(Some(5), &[10])]);
     let (five, ten) = (to_all(&A), to_all(&B));
     lab.rx(A.port, &five).flooded(&[C.port, GATEWAY1.port], &five).moved("replicated", 1);
     lab.rx(B.port, &ten)
@@ -176,7 +176,7 @@ fn reserved_and_empty_tags() {
 
 #[test]
 fn the_outer_of_two_tags_decides() {
-    let mut lab = lab([Vlans::Access(10), trunk(None, &[10]), trunk(None, &[10, 20])]);
+    let mut lab = lab(&[Vlans::Access(10), trunk(None, &[10]), trunk(None, &[10, 20])]);
     let inner = to_all(&C).vlan(7).bytes();
     for kind in [0x8100, 0x88a8] {
         let both = tagged(&inner, kind, 3 << 13 | 10);
@@ -230,7 +230,7 @@ fn offload_metadata_moves_with_the_tag() {
 #[test]
 fn an_access_port_has_the_gateway_and_the_way_out() {
     let mut spec = topology();
-    put(&mut spec, &A, Vlans::Access(10));
+    put(&mut spec, &A, &Vlans::Access(10));
     spec.dnat.push(publish_tcp(7, 8080, &A, 80));
     let mut lab = Lab::new(spec);
     let question = arp_request(&A, GATEWAY1.ip);
@@ -258,7 +258,7 @@ fn an_access_port_has_the_gateway_and_the_way_out() {
 
 #[test]
 fn the_gateway_is_no_way_between_vlans() {
-    let mut lab = lab([Vlans::Access(10), Vlans::Access(10), Vlans::Access(20)]);
+    let mut lab = lab(&[Vlans::Access(10), Vlans::Access(10), Vlans::Access(20)]);
     lab.rx(A.port, udp(&A, 1, &C, 2).via(GATEWAY1.mac)).dropped("a", "vlan_denied");
     lab.rx(C.port, udp(&C, 1, &A, 2).via(GATEWAY1.mac)).dropped("c", "vlan_denied");
     // Nor to somebody whose VLAN is not known, who would be asked for in all of them.
@@ -282,9 +282,9 @@ fn a_trunk_without_untagged_frames_has_no_gateway() {
 #[test]
 fn the_host_reaches_every_vlan_without_tags() {
     let mut spec = topology();
-    put(&mut spec, &A, Vlans::Access(10));
-    put(&mut spec, &B, trunk(Some(20), &[10]));
-    put(&mut spec, &C, trunk(None, &[10]));
+    put(&mut spec, &A, &Vlans::Access(10));
+    put(&mut spec, &B, &trunk(Some(20), &[10]));
+    put(&mut spec, &C, &trunk(None, &[10]));
     let mut lab = Lab::new(spec);
     let all = ethernet(GATEWAY1.mac, Mac::BROADCAST, BRIDGE, &[1; 46]);
     lab.rx(GATEWAY1.port, all.clone()).flooded(&[A.port, B.port], all).moved("replicated", 1);
@@ -295,7 +295,7 @@ fn the_host_reaches_every_vlan_without_tags() {
     lab.rx(GATEWAY1.port, udp(&GATEWAY1, 1, &C, 2)).dropped("host", "vlan_denied");
     // Somebody of another VLAN who takes the MAC there draws nothing.
     lab.reconfigure(without_guard);
-    lab.reconfigure(|spec| put(spec, &C, Vlans::All));
+    lab.reconfigure(|spec| put(spec, &C, &Vlans::All));
     let thief = ethernet(A.mac, Mac::BROADCAST, BRIDGE, &[1; 46]);
     lab.rx(C.port, thief).moved("fdb.learned", 1).accept(&[GATEWAY1.port]);
     let frame = udp(&GATEWAY1, 1, &A, 2);
@@ -322,7 +322,7 @@ fn the_guard_sees_behind_tags() {
 #[test]
 fn no_shortcut_leads_into_another_vlan() {
     // Frames that lose a tag are not what is remembered of their MACs.
-    let mut lab = lab([Vlans::Access(10), Vlans::All, Vlans::All]);
+    let mut lab = lab(&[Vlans::Access(10), Vlans::All, Vlans::All]);
     let frame = udp(&C, 1, &A, 2);
     lab.rx(C.port, frame.clone().vlan(10)).tx(A.port, &frame).moved("fdb.learned", 1);
     for _ in 0..4 {
@@ -337,7 +337,7 @@ fn no_shortcut_leads_into_another_vlan() {
     for _ in 0..4 {
         lab.rx(B.port, &between).tx(C.port, &between);
     }
-    lab.reconfigure(|spec| put(spec, &C, Vlans::Access(10)));
+    lab.reconfigure(|spec| put(spec, &C, &Vlans::Access(10)));
     for _ in 0..4 {
         lab.rx(B.port, &between).tx(GATEWAY1.port, &between);
     }
@@ -348,7 +348,7 @@ fn no_shortcut_leads_into_another_vlan() {
         lab.rx(B.port, there.clone()).dropped("b", "vlan_denied");
     }
     // Those of one VLAN remember.
-    lab.reconfigure(|spec| put(spec, &B, Vlans::Access(10)));
+    lab.reconfigure(|spec| put(spec, &B, &Vlans::Access(10)));
     for _ in 0..4 {
         lab.rx(B.port, &between).tx(C.port, &between);
     }
@@ -356,7 +356,7 @@ fn no_shortcut_leads_into_another_vlan() {
 
 #[test]
 fn an_endpoint_s_mac_is_known_in_its_vlan() {
-    let mut lab = lab([Vlans::Access(10), Vlans::Access(20), trunk(Some(30), &[10])]);
+    let mut lab = lab(&[Vlans::Access(10), Vlans::Access(20), trunk(Some(30), &[10])]);
     let places = |lab: &mut Lab| {
         let entries = lab.plane.fdb_entries().into_iter();
         let local = entries.filter(|e| e.kind == FdbKind::Local && e.network == NET1);
@@ -367,9 +367,9 @@ fn an_endpoint_s_mac_is_known_in_its_vlan() {
     let host = (GATEWAY1.port, 0);
     assert_eq!(places(&mut lab), [(A.port, 10), (B.port, 20), (C.port, 30), host]);
     lab.reconfigure(|spec| {
-        put(spec, &A, Vlans::All);
-        put(spec, &B, Vlans::Access(21));
-        put(spec, &C, trunk(None, &[10]));
+        put(spec, &A, &Vlans::All);
+        put(spec, &B, &Vlans::Access(21));
+        put(spec, &C, &trunk(None, &[10]));
     });
     assert_eq!(places(&mut lab), [(A.port, 0), (B.port, 21), (C.port, 0), host]);
 }
