@@ -7,17 +7,18 @@
 //!   the next filter (`TC_ACT_UNSPEC`) rather than accepting it (`TC_ACT_OK`): filters of others
 //!   behind it work on.
 //! - a **socket filter** for the engine's packet socket accepts the same frames, and those that
-//!   both sides need to see: ARP, later fragments to our addresses, and echo replies, since the
-//!   host's own `ping` takes any identifier, and says nothing about a reply it did not ask for. The host's bulk traffic is never
-//!   copied.
+//!   both sides need to see: ARP and neighbor solicitations and advertisements, later fragments to our
+//!   addresses, and echo replies, since the host's own `ping` takes any identifier, and says nothing about
+//!   a reply it did not ask for. The host's bulk traffic is never copied.
 //!
-//! A frame is the engine's when it is IPv4, untagged, not for another MAC, to an address with a
+//! A frame is the engine's when it is IPv4 or IPv6, untagged, not for another MAC, to an address with a
 //! slot, and its TCP or UDP destination port, its ICMP echo reply identifier, or the source port
-//! (identifier) of the packet within an ICMP error is in the slot's bitmap.
+//! (identifier) of the packet within an ICMP error is in the slot's bitmap. Of IPv6's extension headers,
+//! options and the fragment header are looked behind; a packet with another one is the host's.
 //!
 //! The programs live as long as something holds them: the interface holds the classifier when the
 //! daemon has died, so the host goes on not answering for the engine's ports until the next run
-//! replaces it. Frames with IPv6 are the host's.
+//! replaces it.
 
 mod asm;
 mod program;
@@ -27,17 +28,21 @@ mod tests;
 
 use std::fmt;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use program::{Verdicts, assemble, assemble_verdict};
+use program::{Maps, Verdicts, assemble, assemble_verdict};
 
 use super::sys::bpf::{Map, MapKind, ProgramKind, load_program};
 
-/// Addresses at most: one for each slot. A power of two.
-pub const MAX_ADDRESSES: usize = SLOTS as usize;
+/// Addresses of both families at most: one for each slot.
+pub const SLOTS: usize = SLOT_COUNT as usize;
 
-const SLOTS: i32 = 16;
+/// Addresses of each family at most.
+pub const MAX_ADDRESSES: usize = SLOTS / 2;
+
+/// A power of two.
+const SLOT_COUNT: i32 = 32;
 const PROTOCOLS: i32 = 3;
 /// Words of 64 bits for 65,536 ports.
 const WORDS: i32 = 1024;
@@ -54,11 +59,16 @@ const CLASSIFIER: Verdicts = Verdicts {
     ours: TC_ACT_SHOT,
     echo: TC_ACT_UNSPEC,
     later_fragment: TC_ACT_UNSPEC,
-    arp: TC_ACT_UNSPEC,
+    neighbor: TC_ACT_UNSPEC,
     other: TC_ACT_UNSPEC,
 };
-const FILTER: Verdicts =
-    Verdicts { ours: ACCEPT, echo: ACCEPT, later_fragment: ACCEPT, arp: ACCEPT, other: REJECT };
+const FILTER: Verdicts = Verdicts {
+    ours: ACCEPT,
+    echo: ACCEPT,
+    later_fragment: ACCEPT,
+    neighbor: ACCEPT,
+    other: REJECT,
+};
 
 /// Which numbers a bitmap is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +152,7 @@ pub struct Steering {
     classifier: OwnedFd,
     filter: OwnedFd,
     addresses: Map,
+    addresses6: Map,
     ports: Map,
     slots: Vec<Slot>,
 }
@@ -149,7 +160,7 @@ pub struct Steering {
 /// What the maps hold for a slot.
 #[derive(Debug, Clone, Default)]
 struct Slot {
-    address: Option<Ipv4Addr>,
+    address: Option<IpAddr>,
     bitmaps: [PortBitmap; 3],
 }
 
@@ -161,18 +172,23 @@ impl Steering {
     /// against them.
     pub fn load() -> io::Result<Self> {
         let entries = u32::try_from(SLOTS).unwrap_or(0);
-        let words = u32::try_from(SLOTS * PROTOCOLS * WORDS).unwrap_or(0);
+        let words = u32::try_from(SLOT_COUNT * PROTOCOLS * WORDS).unwrap_or(0);
         let addresses = Map::new(MapKind::Hash, 4, 4, entries, "vsw_addresses")?;
+        let addresses6 = Map::new(MapKind::Hash, 16, 4, entries, "vsw_addresses6")?;
         let ports = Map::new(MapKind::Array, 4, 8, words, "vsw_ports")?;
         let load = |kind, name, verdicts| {
-            let program = assemble(addresses.raw_fd(), ports.raw_fd(), verdicts)
-                .ok_or(io::ErrorKind::InvalidData)?;
+            let maps = Maps {
+                addresses: addresses.raw_fd(),
+                addresses6: addresses6.raw_fd(),
+                ports: ports.raw_fd(),
+            };
+            let program = assemble(maps, verdicts).ok_or(io::ErrorKind::InvalidData)?;
             load_program(kind, name, &program)
         };
         let classifier = load(ProgramKind::Classifier, "vsw_classifier", CLASSIFIER)?;
         let filter = load(ProgramKind::SocketFilter, "vsw_filter", FILTER)?;
-        let slots = vec![Slot::default(); MAX_ADDRESSES];
-        Ok(Self { classifier, filter, addresses, ports, slots })
+        let slots = vec![Slot::default(); SLOTS];
+        Ok(Self { classifier, filter, addresses, addresses6, ports, slots })
     }
 
     /// The classifier, to be attached to the interface's `clsact` ingress with direct action.
@@ -191,9 +207,9 @@ impl Steering {
     /// slot that loses its address are cleared.
     ///
     /// # Errors
-    /// `InvalidInput` when there is no such slot (see [`MAX_ADDRESSES`]), `AlreadyExists` when
+    /// `InvalidInput` when there is no such slot (see [`SLOTS`]), `AlreadyExists` when
     /// another slot has the address, or what the kernel says.
-    pub fn set_address(&mut self, slot: usize, address: Option<Ipv4Addr>) -> io::Result<()> {
+    pub fn set_address(&mut self, slot: usize, address: Option<IpAddr>) -> io::Result<()> {
         let taken = |(index, other): (usize, &Slot)| {
             index != slot && address.is_some() && other.address == address
         };
@@ -206,10 +222,17 @@ impl Steering {
             return Ok(());
         }
         if let Some(old) = entry.address.take() {
-            self.addresses.delete(&old.octets())?;
+            match old {
+                IpAddr::V4(old) => self.addresses.delete(&old.octets())?,
+                IpAddr::V6(old) => self.addresses6.delete(&old.octets())?,
+            }
         }
         if let Some(new) = address {
-            self.addresses.update(&new.octets(), &number.to_ne_bytes())?;
+            let number = number.to_ne_bytes();
+            match new {
+                IpAddr::V4(new) => self.addresses.update(&new.octets(), &number)?,
+                IpAddr::V6(new) => self.addresses6.update(&new.octets(), &number)?,
+            }
             entry.address = Some(new);
             return Ok(());
         }
