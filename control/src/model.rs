@@ -593,6 +593,17 @@ impl Desired {
         v4.into_iter().chain(v6).collect()
     }
 
+    /// Every published port with its sandbox, once for each family that it leads to, at the host's
+    /// addresses of that family.
+    pub fn halves(&self) -> impl Iterator<Item = (&Sandbox, Publish)> {
+        self.publishes().flat_map(|(sandbox, publish)| {
+            self.ways_in(sandbox).into_iter().filter_map(move |(_, to)| {
+                let (_, host_ip) = publish.half(to)?;
+                Some((sandbox, Publish { host_ip: Some(host_ip), ..*publish }))
+            })
+        })
+    }
+
     /// Every published port with its sandbox.
     pub fn publishes(&self) -> impl Iterator<Item = (&Sandbox, &Publish)> {
         self.sandboxes

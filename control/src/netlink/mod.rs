@@ -125,9 +125,38 @@ pub struct LinkAddress {
     pub link: u32,
     /// Address and prefix length.
     pub net: IpNet,
-    /// It is there to stay and to speak from: not temporary (RFC 8981), not deprecated (RFC 4862),
-    /// and nobody else may have it.
-    pub lasting: bool,
+    /// What it is good for.
+    pub standing: Standing,
+}
+
+/// What an address is good for, the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Standing {
+    /// It is there to stay, and to speak from. So is every one of IPv4.
+    Lasting,
+    /// Nothing new is to speak from it (RFC 4862).
+    Deprecated,
+    /// It is replaced every day or so (RFC 8981).
+    Temporary,
+    /// Somebody else may have it, or has.
+    Doubtful,
+}
+
+impl Standing {
+    fn of(ip: IpAddr, flags: AddressFlags) -> Self {
+        // Of IPv4 the flag of temporary ones says "secondary", which is no less of an address.
+        if ip.is_ipv4() {
+            Self::Lasting
+        } else if flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed) {
+            Self::Doubtful
+        } else if flags.contains(AddressFlags::Secondary) {
+            Self::Temporary
+        } else if flags.contains(AddressFlags::Deprecated) {
+            Self::Deprecated
+        } else {
+            Self::Lasting
+        }
+    }
 }
 
 impl LinkAddress {
@@ -149,13 +178,8 @@ impl LinkAddress {
             _ => None,
         });
         let few = AddressFlags::from_bits_retain(message.header.flags.bits().into());
-        // Of IPv4 the first flag says "secondary", which is no less of an address.
-        let unfit = AddressFlags::Secondary
-            | AddressFlags::Deprecated
-            | AddressFlags::Tentative
-            | AddressFlags::Dadfailed;
-        let lasting = ip.is_ipv4() || !flags.unwrap_or(few).intersects(unfit);
-        Some(Self { link: message.header.index, net, lasting })
+        let standing = Standing::of(ip, flags.unwrap_or(few));
+        Some(Self { link: message.header.index, net, standing })
     }
 }
 

@@ -84,6 +84,7 @@ impl Monitor {
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
             MulticastGroup::Tc,
         ];
         let (mut connection, handle, messages) =

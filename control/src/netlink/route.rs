@@ -37,6 +37,9 @@ pub struct Route {
 }
 
 impl Route {
+    /// The number of the table that routes are in unless somebody says otherwise.
+    pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
     /// Reads a route message; `None` for families other than IP.
     #[must_use]
     pub fn parse(message: &RouteMessage) -> Option<Self> {
@@ -224,7 +227,7 @@ impl Handle {
                 && route.destination.addr().is_ipv4() == any.is_ipv4()
                 && route.unicast
                 && route.link.is_some()
-                && route.table == u32::from(RouteHeader::RT_TABLE_MAIN)
+                && route.table == Route::MAIN_TABLE
         });
         Ok(routes.into_iter().min_by_key(|route| route.metric))
     }

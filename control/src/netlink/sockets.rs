@@ -64,8 +64,8 @@ impl BoundSocket {
     }
 
     /// Whether it is a connection from one of `addresses` to another machine.
-    fn is_connected_at(&self, addresses: &[Ipv4Addr], own: &[Ipv4Addr]) -> bool {
-        let at = |address, list: &[Ipv4Addr]| as_ipv4(address).is_some_and(|ip| list.contains(&ip));
+    fn is_connected_at(&self, addresses: &[IpAddr], own: &[IpAddr]) -> bool {
+        let at = |ip: IpAddr, list: &[IpAddr]| list.contains(&ip.to_canonical());
         self.peer.is_some_and(|peer| at(self.address, addresses) && !at(peer, own))
     }
 }
@@ -155,9 +155,9 @@ impl HostPorts {
     pub fn first_connected(
         &self,
         proto: Proto,
-        addresses: &[Ipv4Addr],
+        addresses: &[IpAddr],
         ports: PortRange,
-        own: &[Ipv4Addr],
+        own: &[IpAddr],
     ) -> Option<u16> {
         self.sockets
             .iter()
@@ -405,10 +405,11 @@ mod tests {
             serves: false,
             peer: Some(peer.parse().unwrap()),
         };
-        let (at, own) = (
-            [Ipv4Addr::new(192, 0, 2, 2)],
-            [Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::LOCALHOST],
-        );
+        let ips = |texts: &[&str]| -> Vec<IpAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let at = ips(&["192.0.2.2", "2001:db8::2"]);
+        let own = ips(&["192.0.2.2", "10.0.0.1", "127.0.0.1", "2001:db8::2", "fd00::1"]);
         let found = |socket: BoundSocket, proto| {
             let ports = HostPorts { sockets: vec![socket], ..HostPorts::default() };
             ports.first_connected(proto, &at, PortRange::new(30_000, 50_000).unwrap(), &own)
@@ -421,6 +422,8 @@ mod tests {
             ("192.0.2.2", "10.0.0.1", None),
             ("127.0.0.1", "127.0.0.1", None),
             ("2001:db8::1", "2001:db8::2", None),
+            ("2001:db8::2", "2001:db8::1", Some(40_000)),
+            ("2001:db8::2", "fd00::1", None),
         ] {
             assert_eq!(found(connection(address, peer), Proto::Tcp), expected, "{address} {peer}");
         }
@@ -430,7 +433,7 @@ mod tests {
         let ports = HostPorts { sockets: vec![closed], ..HostPorts::default() };
         assert!(ports.has_socket(Proto::Tcp, Ipv4Addr::UNSPECIFIED.into(), 40_000));
         assert!(!ports.has_socket(Proto::Tcp, Ipv4Addr::LOCALHOST.into(), 40_000));
-        assert!(!ports.has_socket(Proto::Tcp, at[0].into(), 40_001));
+        assert!(!ports.has_socket(Proto::Tcp, at[0], 40_001));
     }
 
     #[test]

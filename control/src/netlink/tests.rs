@@ -64,7 +64,10 @@ async fn addresses_routes_and_neighbors() {
     assert!(handle.add_address(link, address, IfExists::Fail).await.unwrap_err().is_exists());
     handle.add_address(link, address, IfExists::Replace).await.unwrap();
     let v4: Vec<_> = handle.addresses(Some(link)).await.unwrap();
-    assert!(v4.contains(&LinkAddress { link, net: address, lasting: true }), "{v4:?}");
+    assert!(
+        v4.contains(&LinkAddress { link, net: address, standing: Standing::Lasting }),
+        "{v4:?}"
+    );
 
     assert_eq!(handle.default_route().await.unwrap(), None);
     let gateway = Ipv4Addr::new(192, 0, 2, 254);
@@ -114,7 +117,7 @@ async fn the_monitor_sees_what_changes() {
     let handle = Handle::open_in(&netns).unwrap();
     handle.add_bridge("br0", &LinkChange::new().up()).await.unwrap();
     let link = handle.link_by_name("br0").await.unwrap().index;
-    let address = LinkAddress { link, net: net("192.0.2.1/24"), lasting: true };
+    let address = LinkAddress { link, net: net("192.0.2.1/24"), standing: Standing::Lasting };
     handle.add_address(link, address.net, IfExists::Fail).await.unwrap();
     let route = RouteSpec::default_via(Ipv4Addr::new(192, 0, 2, 254), link);
     handle.add_route(&route, IfExists::Fail).await.unwrap();

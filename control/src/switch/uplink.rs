@@ -6,13 +6,13 @@
 //! uplink is attached, its steering covers exactly the ports that the published snapshot uses;
 //! when the daemon stops, no steering stays.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use dataplane::io::IoBackend;
 use dataplane::io::packet_socket::{DEFAULT_SLOTS, PacketOptions, PacketSocket, Receive};
 use dataplane::io::steer::MAX_ADDRESSES;
 use dataplane::packet::types::{Mac, PortId};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net};
 
 use super::undo::{Done, Undo};
 use super::warnings::Subject;
@@ -22,6 +22,7 @@ use crate::check;
 use crate::compile::{UplinkIpv6, UplinkState};
 use crate::error::{Error, Result, ResultExt};
 use crate::host::HostFacts;
+use crate::ipam::Prefix;
 use crate::model::{Counters, Edit, Origin, Uplink};
 use crate::netlink::sockets::HostPorts;
 use crate::publish::PortRange;
@@ -38,11 +39,6 @@ const DEDICATED_PORTS: (u16, u16) = (1024, 65_535);
 
 /// A shared uplink leaves the ports below to services that the host may start later.
 const LOWEST_SHARED_PORT: u16 = 16_384;
-
-/// Whether the steering of shared uplinks ([`dataplane::io::steer`]) knows IPv6. As long as it does
-/// not, answers to what we send would go to the host's stack, which refuses them: sandboxes are
-/// better told at once that there is no way.
-const STEERS_IPV6: bool = false;
 
 impl Switch {
     /// Adds a way out.
@@ -288,8 +284,8 @@ impl Switch {
             self.warn(
                 Subject::Addresses(name.clone()),
                 format!(
-                    "uplink {name:?}: only the first {MAX_ADDRESSES} addresses of its interface are \
-                     used; published ports do not answer at the others"
+                    "uplink {name:?}: only the first {MAX_ADDRESSES} addresses of each family of its \
+                     interface are used; published ports do not answer at the others"
                 ),
             );
         }
@@ -348,7 +344,8 @@ fn uplink_state(
                 .nat_ports()
                 .into_iter()
                 .filter_map(|(first, last)| range((first.max(LOWEST_SHARED_PORT), last)));
-            let ipv6 = shared_ipv6(host, link.index, uplink);
+            let mut ipv6 = shared_ipv6(host, link.index, uplink);
+            ipv6.addresses = within_limit(ipv6.addresses).0;
             (link.mac?, within_limit(addresses).0, gateway, ipv6, free.collect())
         }
     };
@@ -377,12 +374,9 @@ fn shared_addresses(host: &HostFacts, link: u32, uplink: &Uplink) -> Vec<Ipv4Net
     addresses
 }
 
-/// IPv6 that a shared uplink uses: none, as long as [`STEERS_IPV6`] says so.
+/// IPv6 that a shared uplink would use.
 fn shared_ipv6(host: &HostFacts, link: u32, uplink: &Uplink) -> UplinkIpv6 {
-    if !STEERS_IPV6 {
-        return UplinkIpv6::default();
-    }
-    let mut addresses: Vec<Ipv6Net> = host.addresses6_of(link);
+    let mut addresses = host.addresses6_of(link);
     if !uplink.addresses.is_empty() {
         addresses.retain(|net| uplink.addresses.contains(&IpNet::V6(*net)));
     }
@@ -392,10 +386,11 @@ fn shared_ipv6(host: &HostFacts, link: u32, uplink: &Uplink) -> UplinkIpv6 {
 
 /// As many as there is steering for, and whether that is all. The same address may be there with
 /// several prefixes.
-fn within_limit(mut addresses: Vec<Ipv4Net>) -> (Vec<Ipv4Net>, bool) {
-    let mut taken: Vec<Ipv4Addr> = Vec::with_capacity(MAX_ADDRESSES);
+fn within_limit<N: Prefix>(mut addresses: Vec<N>) -> (Vec<N>, bool) {
+    let mut taken: Vec<IpAddr> = Vec::with_capacity(MAX_ADDRESSES);
     let all = addresses.len();
     addresses.retain(|net| {
+        let net: IpNet = (*net).into();
         let known = taken.contains(&net.addr());
         if !known && taken.len() < MAX_ADDRESSES {
             taken.push(net.addr());
@@ -411,7 +406,10 @@ impl World {
     pub(super) fn has_room_for_addresses(&self, uplink: &Uplink) -> bool {
         let link = self.host.link(&uplink.interface);
         uplink.mode == UplinkMode::Dedicated
-            || link.is_none_or(|l| within_limit(shared_addresses(&self.host, l.index, uplink)).1)
+            || link.is_none_or(|link| {
+                within_limit(shared_addresses(&self.host, link.index, uplink)).1
+                    && within_limit(shared_ipv6(&self.host, link.index, uplink).addresses).1
+            })
     }
 }
 

@@ -188,11 +188,16 @@ impl World {
                 continue;
             }
             for (proto, text) in [(Proto::Tcp, "tcp "), (Proto::Udp, "udp ")] {
-                let mut addresses = state.addresses.iter().map(|net| Some(net.addr())).peekable();
-                let lacks = if addresses.peek().is_some() {
-                    addresses.all(|address| self.all_are_published(state, proto, address))
+                let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) =
+                    state.nets().map(|net| net.addr()).partition(IpAddr::is_ipv4);
+                let all = |of: &[IpAddr]| {
+                    of.iter().all(|address| self.all_are_published(state, proto, *address))
+                };
+                let lacks = if v4.is_empty() && v6.is_empty() {
+                    // What only ports that are published everywhere are published at.
+                    self.all_are_published(state, proto, Ipv4Addr::UNSPECIFIED.into())
                 } else {
-                    self.all_are_published(state, proto, None)
+                    [v4, v6].iter().any(|of| !of.is_empty() && all(of))
                 };
                 if lacks {
                     without.insert(NoPorts { interface: interface.clone(), proto: text });
@@ -202,27 +207,17 @@ impl World {
         without
     }
 
-    /// Whether nothing is left for NAT at an address; `None`: at any.
-    fn all_are_published(
-        &self,
-        state: &UplinkState,
-        proto: Proto,
-        address: Option<Ipv4Addr>,
-    ) -> bool {
+    /// Whether nothing is left for NAT at an address.
+    fn all_are_published(&self, state: &UplinkState, proto: Proto, address: IpAddr) -> bool {
         let taken: Vec<PortRange> = self
             .desired
             .publishes()
             .map(|(_, publish)| publish)
-            .filter(|p| p.proto == proto && is_at(p.host_ip, any_or(address)))
+            .filter(|p| p.proto == proto && is_at(p.host_ip, address))
             .map(|publish| publish.host_ports)
             .collect();
         subtract(&state.nat_ports, &taken).is_empty()
     }
-}
-
-/// What only ports that are published everywhere are published at.
-fn any_or(address: Option<Ipv4Addr>) -> IpAddr {
-    address.unwrap_or(Ipv4Addr::UNSPECIFIED).into()
 }
 
 /// An uplink that has no port left for NAT.

@@ -128,7 +128,7 @@ impl Switch {
                 return Err(ProxyError::Connected { port, proto });
             }
             // An uplink that is waiting for its interface may come back with any address.
-            !addresses.is_empty() || host_ip == Ipv4Addr::UNSPECIFIED && world.has_shared_uplink()
+            !addresses.is_empty() || host_ip.is_unspecified() && world.has_shared_uplink()
         };
         let held: usize = work.reservations.values().map(Reservation::held).sum();
         let publication =
@@ -247,17 +247,15 @@ impl Switch {
             .map_err(|error| Error::failed(error.to_string()))?;
         let world = self.world();
         let Some(link) = world.host.link(interface) else { return Ok(()) };
-        let on_link: Vec<Ipv4Addr> =
-            world.host.addresses_of(link.index).iter().map(|net| net.addr()).collect();
+        let on_link: Vec<IpAddr> = (world.host.nets())
+            .filter_map(|(index, net)| (index == link.index).then_some(net.addr()))
+            .collect();
         let (first, last) = host.ephemeral();
-        for (sandbox, publish) in world.desired.publishes() {
-            let addresses: Vec<Ipv4Addr> = on_link
-                .iter()
-                .copied()
-                .filter(|address| is_at(publish.host_ip, (*address).into()))
-                .collect();
+        for (sandbox, publish) in world.desired.halves() {
+            let addresses: Vec<IpAddr> =
+                on_link.iter().copied().filter(|ip| is_at(publish.host_ip, *ip)).collect();
             let owner = format!("published by sandbox {:?}", sandbox.name);
-            if let Some(port) = world.first_connected(&host, publish, &addresses) {
+            if let Some(port) = world.first_connected(&host, &publish, &addresses) {
                 return Err(Error::conflict(format!(
                     "port {port}/{}, {owner}, is in use by a connection of the host; unpublish it \
                      first",
@@ -266,7 +264,7 @@ impl Switch {
             }
             let ephemeral =
                 publish.host_ports.first() <= last && first <= publish.host_ports.last();
-            if !addresses.is_empty() && ephemeral && work.only_checked(publish) {
+            if !addresses.is_empty() && ephemeral && work.only_checked(&publish) {
                 return Err(Error::conflict(format!(
                     "ports {}, {owner}, overlap {first}-{last}, which the host gives to its own \
                      connections, and are too many to hold; unpublish them first, or add the \
@@ -312,11 +310,11 @@ impl World {
     }
 
     /// Addresses of shared uplinks at which a port published at `host_ip` is served.
-    fn shared_addresses(&self, host_ip: IpAddr) -> Vec<Ipv4Addr> {
+    fn shared_addresses(&self, host_ip: IpAddr) -> Vec<IpAddr> {
         self.shared_uplinks()
             .filter_map(|uplink| self.attached.uplinks.get(&uplink.interface))
-            .flat_map(|state| state.addresses.iter().map(|net| net.addr()))
-            .filter(|address| is_at(Some(host_ip), (*address).into()))
+            .flat_map(|state| state.nets().map(|net| net.addr()))
+            .filter(|address| is_at(Some(host_ip), *address))
             .collect()
     }
 
@@ -324,9 +322,9 @@ impl World {
         &self,
         host: &HostPorts,
         publish: &Publish,
-        addresses: &[Ipv4Addr],
+        addresses: &[IpAddr],
     ) -> Option<u16> {
-        let own: Vec<Ipv4Addr> = self.host.addresses.iter().map(|(_, net)| net.addr()).collect();
+        let own: Vec<IpAddr> = self.host.nets().map(|(_, net)| net.addr()).collect();
         host.first_connected(publish.proto, addresses, publish.host_ports, &own)
     }
 }

@@ -3,10 +3,10 @@
 //! Ours are, at each address of the uplink: the ports that SNAT may use, the published ports, and
 //! as ICMP identifiers the ports that SNAT may use.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
-use dataplane::io::steer::{MAX_ADDRESSES, PortBitmap, SteerProto, Steering};
+use dataplane::io::steer::{PortBitmap, SLOTS, SteerProto, Steering};
 
 use crate::api::types::UplinkMode;
 use crate::compile::UplinkState;
@@ -23,7 +23,7 @@ pub(in crate::switch) struct Live {
     /// `None`: dedicated, nothing to share.
     steering: Option<Steering>,
     /// The addresses it is set for.
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
 }
 
 impl Live {
@@ -58,8 +58,8 @@ impl Live {
         let Some(steering) = &mut self.steering else { return Ok(()) };
         let context = "set the steering filter";
         // One slot each, also of those that are there with several prefixes.
-        let mut addresses: Vec<Ipv4Addr> = Vec::with_capacity(MAX_ADDRESSES);
-        for net in &state.addresses {
+        let mut addresses: Vec<IpAddr> = Vec::with_capacity(SLOTS);
+        for net in state.nets() {
             if !addresses.contains(&net.addr()) {
                 addresses.push(net.addr());
             }
@@ -67,7 +67,7 @@ impl Live {
         if addresses != self.addresses {
             // Addresses of a host change rarely; clearing all of them first needs no thought about
             // which slot an address moves from.
-            for slot in 0..MAX_ADDRESSES {
+            for slot in 0..SLOTS {
                 steering.set_address(slot, None).failed(context)?;
             }
         }
@@ -88,7 +88,7 @@ impl Switch {
     /// Makes steering match the ports that the snapshot uses.
     pub(in crate::switch) fn refresh_steering(&self, work: &mut Work) -> Result<()> {
         let world = self.world();
-        let published: Vec<Publish> = world.desired.publishes().map(|(_, p)| *p).collect();
+        let published: Vec<Publish> = world.desired.halves().map(|(_, half)| half).collect();
         for (interface, live) in &mut work.uplinks {
             if let Some(state) = world.attached.uplinks.get(interface) {
                 live.refresh(state, &published)
@@ -111,7 +111,7 @@ pub(in crate::switch) async fn remove(host: &Place, uplink: &Uplink) -> Result<(
 }
 
 /// TCP ports, UDP ports and ICMP identifiers that are ours at `address`.
-fn bitmaps(address: Ipv4Addr, free: &[PortRange], published: &[Publish]) -> [PortBitmap; 3] {
+fn bitmaps(address: IpAddr, free: &[PortRange], published: &[Publish]) -> [PortBitmap; 3] {
     let mut nat = PortBitmap::new();
     for range in free {
         nat.insert_range(range.first(), range.last());
@@ -119,7 +119,7 @@ fn bitmaps(address: Ipv4Addr, free: &[PortRange], published: &[Publish]) -> [Por
     let with = |proto: Proto| {
         let mut bitmap = nat.clone();
         for publish in published {
-            if publish.proto == proto && is_at(publish.host_ip, address.into()) {
+            if publish.proto == proto && is_at(publish.host_ip, address) {
                 bitmap.insert_range(publish.host_ports.first(), publish.host_ports.last());
             }
         }
@@ -142,16 +142,21 @@ mod tests {
             host_ports,
             ports: host_ports,
         };
-        let (here, there) = (Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(192, 0, 2, 3));
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (here, there) = (ip("192.0.2.2"), ip("192.0.2.3"));
         let published = [
-            publish(Proto::Tcp, None, range(8080, 8081)),
-            publish(Proto::Udp, Some(here.into()), range(53, 53)),
-            publish(Proto::Udp, Some("::".parse().unwrap()), range(54, 54)),
-            publish(Proto::Tcp, Some(there.into()), range(99, 99)),
+            publish(Proto::Tcp, Some(ip("0.0.0.0")), range(8080, 8081)),
+            publish(Proto::Udp, Some(here), range(53, 53)),
+            publish(Proto::Udp, Some(ip("::")), range(54, 54)),
+            publish(Proto::Tcp, Some(there), range(99, 99)),
+            publish(Proto::Tcp, Some(ip("2001:db8::2")), range(98, 98)),
         ];
         let [tcp, udp, icmp] = bitmaps(here, &[range(61_000, 65_535)], &published);
         assert_eq!((tcp.count(), udp.count(), icmp.count()), (4536 + 2, 4536 + 1, 4536));
         assert!(tcp.contains(8081) && udp.contains(53) && icmp.contains(61_000));
         assert!(!tcp.contains(99) && !tcp.contains(53) && !udp.contains(8080));
+        let [tcp, udp, icmp] = bitmaps(ip("2001:db8::2"), &[range(61_000, 65_535)], &published);
+        assert_eq!((tcp.count(), udp.count(), icmp.count()), (4536 + 1, 4536 + 1, 4536));
+        assert!(tcp.contains(98) && udp.contains(54) && !tcp.contains(8080));
     }
 }
