@@ -8,6 +8,7 @@
 //!
 //! The model knows no table and no translation. It remembers what came out, and expects the same.
 #![allow(
+    clippy::cast_possible_truncation,
     clippy::expect_used,
     clippy::panic,
     clippy::unwrap_used,

@@ -4,6 +4,7 @@
 //!
 //! Of each file some frames are sent, evenly chosen; `VSWITCHD_PCAPS_ALL=1` sends all.
 #![allow(
+    clippy::cast_possible_truncation,
     clippy::expect_used,
     clippy::panic,
     clippy::unwrap_used,
@@ -50,7 +51,7 @@ fn captures() -> (Vec<PathBuf>, usize) {
     match std::env::var_os("VSWITCHD_PCAPS") {
         Some(foreign) => below(foreign.as_ref(), &mut paths),
         None => {
-            println!("!!! SKIPPED: foreign captures: set VSWITCHD_PCAPS to a folder of captures")
+            println!("!!! SKIPPED: foreign captures: set VSWITCHD_PCAPS to a folder of captures");
         }
     }
     let foreign = paths.len() - own;

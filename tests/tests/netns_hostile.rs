@@ -1,6 +1,7 @@
 //! A sandbox with raw sockets says what no stack would: offload headers that lie, others' addresses,
 //! tags, fragments without end. Each has its counter, none reaches a neighbor, and neighbors go on.
 #![allow(
+    clippy::cast_possible_truncation,
     clippy::expect_used,
     clippy::panic,
     clippy::unwrap_used,

@@ -143,7 +143,7 @@ fn several_threads_that_begin_one_flow_get_one_entry_each_time<K: Sample>() {
     let barrier = Barrier::new(usize::from(THREADS));
     let begun: Vec<Vec<bool>> = thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
-            .map(|number| {
+            .map(|_| {
                 let (table, barrier) = (&table, &barrier);
                 scope.spawn(move || {
                     let begin = |flow: u16| {

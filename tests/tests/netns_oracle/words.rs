@@ -107,12 +107,12 @@ fn packet(bytes: &[u8], whole: bool) -> Option<String> {
             let payload = said(carried.get(8..));
             format!("udp {} > {}{payload}", end(src, ports.0), end(dst, ports.1))
         }
-        1 | 58 => return icmp(proto, carried, name(src), name(dst), said(carried.get(8..))),
+        1 | 58 => return icmp(proto, carried, &name(src), &name(dst), &said(carried.get(8..))),
         other => format!("protocol {other} {} > {}{}", name(src), name(dst), sum(carried)),
     })
 }
 
-fn icmp(proto: u8, message: &[u8], src: String, dst: String, payload: String) -> Option<String> {
+fn icmp(proto: u8, message: &[u8], src: &str, dst: &str, payload: &str) -> Option<String> {
     let (kind, code) = (message[0], message[1]);
     let what = match (proto, kind, code) {
         (1, 8, 0) | (58, 128, 0) => return Some(format!("echo {src} > {dst}{payload}")),
