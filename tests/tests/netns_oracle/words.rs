@@ -108,6 +108,8 @@ fn packet(bytes: &[u8], whole: bool) -> Option<String> {
             format!("udp {} > {}{payload}", end(src, ports.0), end(dst, ports.1))
         }
         1 | 58 => return icmp(proto, carried, &name(src), &name(dst), &said(carried.get(8..))),
+        // IGMP.
+        2 => return None,
         other => format!("protocol {other} {} > {}{}", name(src), name(dst), sum(carried)),
     })
 }
