@@ -176,11 +176,15 @@ struct Devices {
     tx: Vec<Option<Box<dyn PortTx>>>,
     /// `None`: every device is asked by its own calls.
     ring: Option<Ring>,
+    /// When the batch under way began.
+    now: Timestamp,
 }
 
 impl Transmit for Devices {
     fn tx(&mut self, port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
-        if let Some(Some(device)) = self.tx.get_mut(port.index()) {
+        if let Some(Some(device)) = self.tx.get_mut(port.index())
+            && !device.loses_all(self.now)
+        {
             if let (Some(ring), Some(fd)) = (&mut self.ring, device.stream()) {
                 ring.write(port, fd, frames, pool);
                 return TxReport::default();
@@ -199,10 +203,12 @@ impl Transmit for Devices {
         if let Some(ring) = &mut self.ring {
             ring.flush(pool);
         }
-        match self.tx.get_mut(port.index()) {
-            Some(Some(device)) => device.tx_copy(frame, pool),
-            _ => TxReport { down: 1, ..TxReport::default() },
+        if let Some(Some(device)) = self.tx.get_mut(port.index())
+            && !device.loses_all(self.now)
+        {
+            return device.tx_copy(frame, pool);
         }
+        TxReport { down: 1, ..TxReport::default() }
     }
 
     fn finish(&mut self, pool: &mut Pool, report: &mut dyn FnMut(PortId, TxReport)) {
@@ -254,6 +260,7 @@ impl Worker {
                 return;
             }
             let now = Timestamp::now();
+            self.devices.now = now;
             self.receive_from_ring(now);
             for event in &events {
                 if let Ok(index) = u16::try_from(event.token) {

@@ -216,8 +216,12 @@ impl Place {
         self.netns.disable_ipv6(host_end).failed(context())?;
         self.ensure_filter(&link).await?;
         let big_tcp = self.allow_big_tcp(&link).await;
-        let options =
-            PacketOptions { receive: Receive::Stream, big_tcp, ..PacketOptions::default() };
+        let options = PacketOptions {
+            receive: Receive::Stream,
+            big_tcp,
+            watch_carrier: true,
+            ..PacketOptions::default()
+        };
         let socket = self
             .netns
             .run(|| PacketSocket::open(host_end, &options))

@@ -171,6 +171,7 @@ impl Switch {
                     filter: live.filter(),
                     receive,
                     big_tcp: false,
+                    watch_carrier: false,
                 };
                 PacketSocket::open(&uplink.interface, &options)
             })

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use crate::clock::Timestamp;
 use crate::frame::Frame;
 use crate::pool::Pool;
 
@@ -221,6 +222,12 @@ pub trait PortTx: Send + fmt::Debug {
 
     /// Sends one frame without taking it: for replication to many ports.
     fn tx_copy(&mut self, frame: &mut Frame, pool: &mut Pool) -> TxReport;
+
+    /// Whether the device would take frames now and lose them without a word, so that they are not to
+    /// be given to it. Asked before each call of the others, with the time of the batch.
+    fn loses_all(&mut self, _now: Timestamp) -> bool {
+        false
+    }
 
     /// A descriptor that takes one frame a call, with its virtio-net header before it: the worker
     /// may write to it by its [`ring::Ring`] instead of calling [`PortTx::tx`].

@@ -11,7 +11,11 @@
 //!
 //! Opened in the network namespace of the calling thread. When the interface goes down the port
 //! waits for it to come up again; when it is removed or leaves the namespace the port is [`Gone`].
+//! What is sent while there is no carrier the kernel takes and loses, without a word: a port that shall
+//! count it asks for the carrier now and then ([`PacketOptions::watch_carrier`]).
 //! Needs `CAP_NET_RAW` to open, nothing afterwards.
+
+mod carrier;
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -24,11 +28,14 @@ use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
 use nix::sys::utsname::uname;
 
+use carrier::Carrier;
+
 use super::stream::StreamRx;
 use super::sys::packet::{self as sys, Received, RxRing, SEND_BATCH};
 use super::tap::with_vnet_hdr;
 use super::vnet_hdr::VnetHdr;
 use super::{Gone, Missed, Offloads, Port, PortHalves, PortRx, PortTx, Reading, TxReport, vlan};
+use crate::clock::Timestamp;
 #[cfg(doc)]
 use crate::frame::MAX_BIG_PACKET_LEN;
 use crate::frame::{Frame, MAX_FRAME_LEN, MAX_PLAIN_FRAME_LEN};
@@ -69,6 +76,9 @@ pub struct PacketOptions<'a> {
     pub receive: Receive,
     /// The interface takes frames of up to [`MAX_BIG_PACKET_LEN`] bytes, and may deliver them.
     pub big_tcp: bool,
+    /// Refuse what is sent while the interface has no carrier, as it is with a veth device whose other
+    /// end is down.
+    pub watch_carrier: bool,
 }
 
 /// How a packet socket receives.
@@ -87,6 +97,7 @@ impl Default for PacketOptions<'_> {
             filter: None,
             receive: Receive::Ring(DEFAULT_SLOTS),
             big_tcp: false,
+            watch_carrier: false,
         }
     }
 }
@@ -124,6 +135,8 @@ pub struct PacketSocket {
     ring: Option<RxRing>,
     counts: Arc<Counts>,
     offloads: Offloads,
+    /// The interface, if its carrier is to be watched.
+    watched: Option<libc::c_int>,
 }
 
 #[derive(Debug, Default)]
@@ -240,6 +253,7 @@ impl PacketSocket {
             ring,
             counts: Arc::default(),
             offloads: Offloads { uso: kernel_has_uso(), big_tcp: options.big_tcp, ..Offloads::ALL },
+            watched: options.watch_carrier.then_some(index),
         })
     }
 
@@ -300,7 +314,10 @@ impl Port for PacketSocket {
     fn split(self: Box<Self>, workers: usize) -> io::Result<PortHalves> {
         let fd = Arc::new(self.tx);
         let is_stream = self.ring.is_none();
-        let half = |_| -> Box<dyn PortTx> { Box::new(PacketTx { fd: Arc::clone(&fd), is_stream }) };
+        let half = |_| -> Box<dyn PortTx> {
+            let carrier = self.watched.map(Carrier::new);
+            Box::new(PacketTx { fd: Arc::clone(&fd), is_stream, carrier })
+        };
         let tx = (0..workers).map(half).collect();
         let rx: Box<dyn PortRx> = match self.ring {
             Some(ring) => {
@@ -396,6 +413,7 @@ struct PacketTx {
     fd: Arc<OwnedFd>,
     /// May be written to by the worker's ring.
     is_stream: bool,
+    carrier: Option<Carrier>,
 }
 
 impl PacketTx {
@@ -458,6 +476,10 @@ impl PortTx for PacketTx {
 
     fn stream(&self) -> Option<BorrowedFd<'_>> {
         self.is_stream.then(|| self.fd.as_fd())
+    }
+
+    fn loses_all(&mut self, now: Timestamp) -> bool {
+        self.carrier.as_mut().is_some_and(|carrier| carrier.is_lost(self.fd.as_fd(), now))
     }
 }
 

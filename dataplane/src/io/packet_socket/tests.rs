@@ -421,3 +421,44 @@ fn a_downed_interface_waits_and_a_removed_one_is_gone() {
     }
     panic!("the interface is still there");
 }
+
+#[test]
+#[ignore = "needs root"]
+fn a_device_whose_other_end_is_down_takes_nothing() {
+    let cable = Cable::new();
+    let watching = PacketOptions { watch_carrier: true, ..PacketOptions::default() };
+    let (_rx, mut tx) = halves(cable.open(&watching));
+    let (_other_rx, mut unwatched) = halves(cable.open(&PacketOptions::default()));
+    let [first, soon, later, last] =
+        [1000, 1001, 2000, 2001].map(|ms| Timestamp::from_nanos(ms * 1_000_000));
+    cable.near.run(|| wait_until_up("ours"));
+    assert!(!tx.loses_all(first));
+    // A name is not what it is known by.
+    cable.near.run(|| {
+        ip("link set ours down");
+        ip("link set ours name renamed");
+        ip("link set renamed up");
+        wait_until_up("renamed");
+    });
+    cable.far.run(|| ip("link set theirs down"));
+    cable.near.run(|| {
+        crate::io::testing::eventually("its carrier is lost", || {
+            command("ip -br link show dev renamed").contains("NO-CARRIER")
+        });
+    });
+    assert!(!tx.loses_all(soon), "asked again at once");
+    assert!(tx.loses_all(later));
+    assert!(!unwatched.loses_all(later));
+    // Asked once a batch only while there is none.
+    cable.far.run(|| ip("link set theirs up"));
+    cable.near.run(|| wait_until_up("renamed"));
+    assert!(tx.loses_all(later), "asked twice in a batch");
+    assert!(!tx.loses_all(last));
+    // One that is gone is for sending to find out.
+    cable.near.run(|| ip("link delete renamed"));
+    assert!(!tx.loses_all(Timestamp::from_secs(10)));
+    let mut pool = Pool::new(2);
+    let mut frame = pool.take().unwrap();
+    frame.copy_from(&[0; 60]);
+    assert_eq!(tx.tx_copy(&mut frame, &mut pool).down, 1);
+}

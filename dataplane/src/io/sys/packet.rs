@@ -137,6 +137,31 @@ pub(in crate::io) fn hardware_type(fd: BorrowedFd<'_>, name: &str) -> io::Result
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(request.family) }
 }
 
+/// Whether the interface of this index, in the socket's namespace, is up and has a carrier: both ends of a
+/// veth pair are up.
+pub(in crate::io) fn is_running(fd: BorrowedFd<'_>, ifindex: libc::c_int) -> io::Result<bool> {
+    // `struct ifreq`: the name, then a union of which an index and flags are at the beginning.
+    #[repr(C)]
+    struct Request {
+        name: [u8; libc::IFNAMSIZ],
+        value: libc::c_int,
+        rest: [u8; 20],
+    }
+    const _: () = assert!(size_of::<Request>() >= size_of::<libc::ifreq>());
+    let mut request = Request { name: [0; libc::IFNAMSIZ], value: ifindex, rest: [0; 20] };
+    let to: *mut Request = &raw mut request;
+    // Somebody may have renamed it, and flags are asked for by name.
+    for question in [libc::SIOCGIFNAME, libc::SIOCGIFFLAGS] {
+        // JUSTIFICATION: nix has no wrapper for either.
+        // SAFETY: `fd` is borrowed, so open; the kernel reads and writes one `struct ifreq`, which
+        // is not longer than `request`, and keeps no pointer.
+        if unsafe { libc::ioctl(fd.as_raw_fd(), question, to) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(request.value & libc::IFF_RUNNING != 0)
+}
+
 fn set<T>(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
     let len = libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0);
     let from: *const T = value;
