@@ -2,7 +2,7 @@
 //! frame. Patching is the generator's work and stays outside every measurement.
 #![allow(clippy::panic, reason = "a bench without frames must stop")]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use dataplane::frame::Frame;
 use dataplane::packet::types::Mac;
@@ -24,6 +24,14 @@ pub const ROUTER_MAC: Mac = Mac([2, 0x42, 0, 0, 1, 2]);
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// The next hop.
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
+/// The container's address of IPv6.
+pub const CONTAINER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+/// The uplink's, from which translated connections of IPv6 speak.
+pub const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+/// The next hop of IPv6.
+pub const ROUTER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 254);
+/// Outside, behind the router: 2001:2::/48 is for benchmarks (RFC 5180).
+pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1);
 /// Port of every server.
 pub const SERVER_PORT: u16 = 443;
 

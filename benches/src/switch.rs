@@ -6,7 +6,7 @@
 //! just been read.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use dataplane::config::{
     Vlans,
 };
 use dataplane::core::{Core, Transmit};
-use dataplane::engine::{EngineOptions, FdbKind, Link};
+use dataplane::engine::{EngineOptions, FdbKind, Link, WorkerStats};
 use dataplane::frame::Frame;
 use dataplane::io::{Offloads, TxReport};
 use dataplane::l3::route::Prefix;
@@ -25,8 +25,8 @@ use dataplane::plane::Plane;
 use dataplane::pool::Pool;
 
 use crate::frames::{
-    CONTAINER, CONTAINER_MAC, GATEWAY_MAC, Load, NatFlows, OUTSIDE, ROUTER, ROUTER_MAC, UPLINK_MAC,
-    mac,
+    CONTAINER, CONTAINER_MAC, CONTAINER6, GATEWAY_MAC, Load, NatFlows, OUTSIDE, OUTSIDE6, ROUTER,
+    ROUTER_MAC, ROUTER6, UPLINK_MAC, mac,
 };
 
 /// Port of the container, and of the first side of a pair.
@@ -176,6 +176,17 @@ impl Switch {
         Ok(Self { plane, core, sink, ready, rounds, now })
     }
 
+    /// The port takes plain frames only from now on: all else is done in software.
+    pub fn take_offloads_from(&mut self, port: PortId) {
+        self.plane.add_port(&mut self.core, port, Offloads::NONE);
+    }
+
+    /// What the core has counted.
+    #[must_use]
+    pub fn stats(&self) -> WorkerStats {
+        self.core.stats()
+    }
+
     /// Another worker on the same tables.
     ///
     /// # Errors
@@ -193,7 +204,9 @@ impl Switch {
     /// The router says who it is, so that nothing waits for it.
     fn meet_router(&mut self) {
         let neighbors = &self.plane.tables().neighbors;
-        neighbors.confirm(Link::Uplink(UplinkId(1)), ROUTER, ROUTER_MAC, true, self.now);
+        for router in [IpAddr::from(ROUTER), ROUTER6.into()] {
+            neighbors.confirm(Link::Uplink(UplinkId(1)), router, ROUTER_MAC, true, self.now);
+        }
     }
 
     /// Sends at least `frames` frames of `load` through the core in batches of `batch`; returns what
@@ -270,10 +283,16 @@ fn network() -> NetworkConfig {
     NetworkConfig {
         id: NETWORK,
         gateway_mac: GATEWAY_MAC,
-        subnets: vec![Subnet {
-            prefix: Prefix::new(CONTAINER, 8),
-            gateway: Some(Ipv4Addr::new(10, 0, 0, 1).into()),
-        }],
+        subnets: vec![
+            Subnet {
+                prefix: Prefix::new(CONTAINER, 8),
+                gateway: Some(Ipv4Addr::new(10, 0, 0, 1).into()),
+            },
+            Subnet {
+                prefix: Prefix::new(CONTAINER6, 64),
+                gateway: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1).into()),
+            },
+        ],
         internal: false,
         masquerade: true,
         icc: true,
@@ -318,7 +337,7 @@ fn container_and_uplink(guard: bool, nat_ports: (u16, u16)) -> SnapshotSpec {
                     network: NETWORK,
                     mac: CONTAINER_MAC,
                     ipv4: vec![CONTAINER],
-                    ipv6: Vec::new(),
+                    ipv6: vec![CONTAINER6],
                     guard,
                     trusted: false,
                     vlans: Vlans::All,
@@ -332,9 +351,12 @@ fn container_and_uplink(guard: bool, nat_ports: (u16, u16)) -> SnapshotSpec {
             port: UPLINK,
             mode: UplinkMode::Dedicated,
             mac: UPLINK_MAC,
-            addresses: vec![(OUTSIDE.into(), Prefix::new(OUTSIDE, 24))],
+            addresses: vec![
+                (OUTSIDE.into(), Prefix::new(OUTSIDE, 24)),
+                (OUTSIDE6.into(), Prefix::new(OUTSIDE6, 64)),
+            ],
             gateway: Some(ROUTER),
-            gateway6: None,
+            gateway6: Some(ROUTER6),
             nat_ports: vec![nat_ports],
             mtu: 1500,
         }],

@@ -1,22 +1,119 @@
 //! The rule that frames never allocate, tested: a counting allocator watches the core while frames
 //! of every kind of load pass through it.
+#![allow(clippy::unwrap_used, reason = "test code: a failure here is a failed test")]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use benches::frames::{Load, MacPairs, NatFlows, NewFlows, Way};
-use benches::switch::Switch;
+use benches::frames::{
+    CONTAINER, CONTAINER_MAC, CONTAINER6, GATEWAY_MAC, Load, MacPairs, NatFlows, NewFlows,
+    OUTSIDE6, ROUTER_MAC, SERVER_PORT, SERVER6, UPLINK_MAC, Way, mac,
+};
+use benches::switch::{INSIDE, OTHER, Switch, UPLINK};
+use dataplane::frame::Frame;
+use dataplane::io::vnet_hdr::{F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, VnetHdr};
+use dataplane::packet::types::{Mac, PortId};
+use etherparse::PacketBuilder;
 
 /// Sends some batches, so that every queue has the size it needs, then counts what the next ones
-/// allocate.
-fn assert_allocates_nothing(switch: &mut Switch, load: &mut impl Load, batch: usize) {
-    switch.run(load, batch, 1024);
-    for _ in 0..16 {
+/// allocate. Frames become `times` as many.
+fn assert_allocates_nothing_for(
+    switch: &mut Switch,
+    load: &mut impl Load,
+    batch: usize,
+    times: u64,
+) {
+    for round in 0..32 {
         let mut frames = switch.prepare(load, batch);
-        let expected = frames.len() as u64;
+        let expected = frames.len() as u64 * times;
         let mut sent = 0;
         let counted = allocation_counter::measure(|| sent = switch.process(&mut frames));
-        assert_eq!(sent, expected, "every frame went out");
-        assert_eq!(counted.count_total, 0, "{counted:?} for {batch} frames");
+        assert_eq!(sent, expected, "every frame went out: {:?}", switch.stats());
+        if round >= 16 {
+            assert_eq!(counted.count_total, 0, "{counted:?} for {batch} frames");
+        }
+    }
+}
+
+fn assert_allocates_nothing(switch: &mut Switch, load: &mut impl Load, batch: usize) {
+    switch.run(load, batch, 1024);
+    assert_allocates_nothing_for(switch, load, batch, 1);
+}
+
+/// Datagrams of IPv6: `ports` gives the container's port of each.
+struct Datagrams6<P> {
+    way: Way,
+    ports: P,
+}
+
+impl<P: FnMut() -> u16> Load for Datagrams6<P> {
+    fn fill(&mut self, frame: &mut Frame) {
+        let port = (self.ports)();
+        let mut bytes = Vec::new();
+        let (macs, from, to, ports) = match self.way {
+            Way::Out => {
+                let macs = (CONTAINER_MAC, GATEWAY_MAC);
+                (macs, CONTAINER6, SERVER6, (port, SERVER_PORT))
+            }
+            Way::In => ((ROUTER_MAC, UPLINK_MAC), SERVER6, OUTSIDE6, (SERVER_PORT, port)),
+        };
+        PacketBuilder::ethernet2(macs.0.0, macs.1.0)
+            .ipv6(from.octets(), to.octets(), 64)
+            .udp(ports.0, ports.1)
+            .write(&mut bytes, b"datagram")
+            .unwrap();
+        frame.copy_from(&bytes);
+        frame.ingress = if self.way == Way::Out { INSIDE } else { UPLINK };
+    }
+}
+
+/// Segments of one TCP stream each way of [`MacPairs`], one after the other, of either family: as many
+/// at a time in one frame as `at_once` says.
+struct Stream {
+    is_ipv6: bool,
+    at_once: u16,
+    sequence: u32,
+    macs: (Mac, Mac),
+    ingress: PortId,
+}
+
+/// Payload of a segment; 1,500 bytes with the headers of IPv6.
+const SEGMENT: u16 = 1440;
+
+impl Stream {
+    fn new(is_ipv6: bool, at_once: u16) -> Self {
+        Self { is_ipv6, at_once, sequence: 1, macs: (mac(0, 0), mac(1, 0)), ingress: INSIDE }
+    }
+}
+
+impl Load for Stream {
+    fn fill(&mut self, frame: &mut Frame) {
+        let payload = vec![0x5a; usize::from(SEGMENT * self.at_once)];
+        let link = PacketBuilder::ethernet2(self.macs.0.0, self.macs.1.0);
+        let to = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3);
+        let ip = if self.is_ipv6 {
+            link.ipv6(CONTAINER6.octets(), to.octets(), 64)
+        } else {
+            link.ipv4(CONTAINER.octets(), [10, 0, 0, 3], 64)
+        };
+        let mut bytes = Vec::new();
+        ip.tcp(40_000, SERVER_PORT, self.sequence, 1000)
+            .ack(1)
+            .write(&mut bytes, &payload)
+            .unwrap();
+        self.sequence = self.sequence.wrapping_add(u32::from(SEGMENT * self.at_once));
+        frame.copy_from(&bytes);
+        frame.ingress = self.ingress;
+        if self.at_once > 1 {
+            let transport = if self.is_ipv6 { 14 + 40 } else { 14 + 20 };
+            frame.vnet = VnetHdr {
+                flags: F_NEEDS_CSUM,
+                gso_type: if self.is_ipv6 { GSO_TCPV6 } else { GSO_TCPV4 },
+                hdr_len: transport + 20,
+                gso_size: SEGMENT,
+                csum_start: transport,
+                csum_offset: 16,
+            };
+        }
     }
 }
 
@@ -57,4 +154,61 @@ fn beginning_connections() {
         (Ipv4Addr::from(client), 40_000)
     });
     assert_allocates_nothing(&mut switch, &mut load, 64);
+}
+
+#[test]
+fn beginning_connections_of_ipv6_and_translating_them() {
+    let mut switch = Switch::nat(0).unwrap();
+    let mut next = 10_000;
+    let mut load = Datagrams6 {
+        way: Way::Out,
+        ports: || {
+            next += 1;
+            next
+        },
+    };
+    assert_allocates_nothing(&mut switch, &mut load, 64);
+    let begun = u16::try_from(switch.plane.conntrack_stats().entries).unwrap();
+    assert!(begun > 1000, "{begun}");
+    for batch in [1, 64, 256] {
+        for way in [Way::Out, Way::In] {
+            let mut turn = 0;
+            let ports = || {
+                turn += 1;
+                // As they were begun: they keep their ports outside, as nothing stands in the way.
+                10_001 + turn % begun
+            };
+            assert_allocates_nothing(&mut switch, &mut Datagrams6 { way, ports }, batch);
+        }
+    }
+    assert_eq!(switch.plane.conntrack_stats().entries, u32::from(begun));
+}
+
+#[test]
+fn merging_segments() {
+    for is_ipv6 in [false, true] {
+        let mut switch = Switch::bridge(1).unwrap();
+        let mut load = Stream::new(is_ipv6, 1);
+        for round in 0..32 {
+            let mut frames = switch.prepare(&mut load, 32);
+            let merged = switch.stats().merged;
+            let mut sent = 0;
+            let counted = allocation_counter::measure(|| sent = switch.process(&mut frames));
+            assert_eq!((sent, switch.stats().merged - merged), (1, 31), "{:?}", switch.stats());
+            if round >= 16 {
+                assert_eq!(counted.count_total, 0, "{counted:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn cutting_segments() {
+    for is_ipv6 in [false, true] {
+        let mut switch = Switch::bridge(1).unwrap();
+        switch.take_offloads_from(OTHER);
+        for batch in [1, 16] {
+            assert_allocates_nothing_for(&mut switch, &mut Stream::new(is_ipv6, 10), batch, 10);
+        }
+    }
 }

@@ -10,19 +10,27 @@
 )]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tests::host::namespace::Namespace;
 use tests::host::watch::{Seen, Watch};
-use tests::host::{GATEWAY, HOST_IP, Host, Uplink, WIRE};
+use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, WIRE, one};
 use tests::sim::Rng;
 
 /// Of every device here, unless it is made smaller.
 const MTU: usize = 1500;
 /// Data that is sent in all, over all rounds of both uplinks: 1 GiB.
 const ALL: usize = 1 << 30;
+/// Those of the sandboxes' devices.
+const MTUS: [u16; 5] = [1500, 1500, 1499, 1280, 576];
+/// The same with IPv6, which a device with a shorter one has not.
+const MTUS6: [u16; 4] = [1500, 1500, 1499, 1280];
+/// Settings that are tried with IPv6, half of them through NAT66.
+const ROUNDS6: usize = 8;
+/// Data of one of these.
+const AMOUNT6: usize = 16 << 20;
 /// Settings that are tried with each uplink.
 const ROUNDS: usize = 16;
 /// Data of one round.
@@ -46,10 +54,19 @@ fn size(rng: &mut Rng) -> usize {
 }
 
 /// Sends so much by writes of random sizes; every byte is compared where it arrives.
-fn transfer(amount: usize, from: &Namespace, to: &Namespace, at: (Ipv4Addr, u16), rng: &mut Rng) {
+fn transfer(
+    amount: usize,
+    from: &Namespace,
+    to: &Namespace,
+    at: (impl Into<IpAddr>, u16),
+    rng: &mut Rng,
+) {
+    let at = SocketAddr::from((at.0.into(), at.1));
+    let any: IpAddr =
+        if at.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let sent = data(rng);
     let expected = sent.clone();
-    let listener = to.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, at.1))).unwrap();
+    let listener = to.enter(|| TcpListener::bind((any, at.port()))).unwrap();
     let mut sizes = Rng(rng.number());
     let receiver = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -74,7 +91,7 @@ fn transfer(amount: usize, from: &Namespace, to: &Namespace, at: (Ipv4Addr, u16)
         assert_eq!(position, amount, "received");
     });
     let mut stream =
-        from.enter(|| TcpStream::connect_timeout(&at.into(), Duration::from_secs(5))).unwrap();
+        from.enter(|| TcpStream::connect_timeout(&at, Duration::from_secs(5))).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream.set_nodelay(rng.happens(500)).unwrap();
     let mut position = 0;
@@ -101,11 +118,18 @@ fn errors(ns: &Namespace) -> Vec<(String, u64)> {
         }
     }
     assert!(found.iter().any(|(name, _)| name == "InCsumErrors"), "{text}");
+    // Of IPv6 each counter has a line; TCP has those above for both.
+    for line in ns.ok("cat /proc/net/snmp6").lines() {
+        let (name, value) = line.split_once(char::is_whitespace).unwrap();
+        if name.contains("Csum") || name == "Ip6InHdrErrors" {
+            found.push((name.to_owned(), value.trim().parse().unwrap()));
+        }
+    }
     found
 }
 
 /// Turns each feature of a device on or off.
-fn shuffle(ns: &Namespace, device: &str, rng: &mut Rng) -> String {
+fn shuffle(ns: &Namespace, device: &str, mtus: &[u16], rng: &mut Rng) -> String {
     ns.ok(&format!("ethtool -K {device} tx on rx on tso on gso on gro on"));
     let all_off = rng.happens(250);
     let off: Vec<_> = ["tx", "rx", "tso", "gso", "gro"]
@@ -116,7 +140,7 @@ fn shuffle(ns: &Namespace, device: &str, rng: &mut Rng) -> String {
     if !off.is_empty() {
         ns.ok(&format!("ethtool -K {device} {}", off.join(" ")));
     }
-    let mtu = [1500, 1500, 1499, 1280, 576][usize::try_from(rng.number() % 5).unwrap()];
+    let mtu = mtus[usize::try_from(rng.number()).unwrap() % mtus.len()];
     if device != WIRE {
         ns.ip(&format!("link set {device} mtu {mtu}"));
     }
@@ -144,10 +168,10 @@ fn random_transfers(uplink: Uplink) {
     let before = spaces.map(errors);
     for (round, port) in (7000..).take(ROUNDS).enumerate() {
         let settings = [
-            shuffle(&a.ns, "eth0", &mut rng),
-            shuffle(&b.ns, "eth0", &mut rng),
-            shuffle(&host.ns, WIRE, &mut rng),
-            shuffle(&host.outside, WIRE, &mut rng),
+            shuffle(&a.ns, "eth0", &MTUS, &mut rng),
+            shuffle(&b.ns, "eth0", &MTUS, &mut rng),
+            shuffle(&host.ns, WIRE, &MTUS, &mut rng),
+            shuffle(&host.outside, WIRE, &MTUS, &mut rng),
         ];
         let (what, from, to, device, at) = match round % 4 {
             0 => ("switched", &a.ns, &b.ns, "eth0", b.ip),
@@ -194,6 +218,87 @@ fn random_data_over_random_offloads_by_a_shared_uplink() {
 #[ignore = "needs root"]
 fn random_data_over_random_offloads_by_a_dedicated_uplink() {
     random_transfers(Uplink::Dedicated);
+}
+
+/// The other end of the wire, and what the daemon answers for, in IPv6.
+const ROUTER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const UPLINK6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+
+/// A host with both families by a dedicated uplink, and two sandboxes of a network with IPv6.
+fn dual() -> (Host, [Sandbox; 2]) {
+    let mut host = Host::prepare(Uplink::Dedicated);
+    host.ns.enable_ipv6();
+    host.outside.enable_ipv6();
+    host.outside.ip(&format!("-6 address add {ROUTER6}/64 dev {WIRE} nodad"));
+    host.launch();
+    let line = format!(
+        "uplink add {WIRE} --mode dedicated --address 192.0.2.2/24 --address {UPLINK6}/64 \
+         --gateway {GATEWAY} --gateway {ROUTER6}"
+    );
+    host.ok(line.split_whitespace());
+    host.network("app", "--ipv6");
+    let sandboxes = ["a", "b"].map(|name| host.sandbox(name, "--network app"));
+    (host, sandboxes)
+}
+
+fn ipv6_of(host: &Host, sandbox: &Sandbox) -> Ipv6Addr {
+    let shown = one(&host.json(["sandbox", "inspect", &sandbox.name]));
+    shown["endpoints"][0]["ipv6"].as_str().unwrap_or_else(|| panic!("{shown}")).parse().unwrap()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn random_data_over_random_offloads_by_ipv6() {
+    let mut rng = Rng(seed());
+    let (host, [a, b]) = dual();
+    let spaces = [&a.ns, &b.ns, &host.outside];
+    let before = spaces.map(errors);
+    assert!(before[0].iter().any(|(name, _)| name == "Ip6InHdrErrors"), "{before:?}");
+    for (round, port) in (7000..).take(ROUNDS6).enumerate() {
+        let settings = [
+            shuffle(&a.ns, "eth0", &MTUS6, &mut rng),
+            shuffle(&b.ns, "eth0", &MTUS6, &mut rng),
+            shuffle(&host.ns, WIRE, &MTUS6, &mut rng),
+            shuffle(&host.outside, WIRE, &MTUS6, &mut rng),
+        ];
+        let (what, from, to, device, at) = match round % 4 {
+            0 => ("switched", &a.ns, &b.ns, "eth0", ipv6_of(&host, &b)),
+            1 | 3 => ("through NAT66", &b.ns, &host.outside, WIRE, ROUTER6),
+            _ => ("switched", &b.ns, &a.ns, "eth0", ipv6_of(&host, &a)),
+        };
+        println!("{what}, {settings:#?}");
+        let watch = Watch::start(to, device);
+        transfer(AMOUNT6, from, to, (at, port), &mut rng);
+        let seen = watch.seen();
+        println!("{seen:?}");
+        seen.assert_sound(MTU);
+    }
+    for (ns, before) in spaces.into_iter().zip(before) {
+        assert_eq!(errors(ns), before, "{}", ns.name());
+    }
+    assert_balanced(&host);
+}
+
+/// The wire as [`a_wire_without_offloads_carries_frames_of_the_mtu_with_complete_checksums`] has it, in
+/// both families by one host.
+#[test]
+#[ignore = "needs root"]
+fn a_wire_without_offloads_carries_no_frame_beyond_the_mtu_in_either_family() {
+    let mut rng = Rng(seed());
+    let (host, [a, _]) = dual();
+    host.outside.ok(&format!("ethtool -K {WIRE} gro off"));
+    host.ns.ok(&format!("ethtool -K {WIRE} tx off tso off gso off"));
+    let before = errors(&host.outside);
+    let families = [IpAddr::from(GATEWAY), IpAddr::from(ROUTER6)];
+    for (port, to) in (7000..).zip(families) {
+        let watch = Watch::start(&host.outside, WIRE);
+        transfer(20_000_000, &a.ns, &host.outside, (to, port), &mut rng);
+        let seen = watch.seen();
+        seen.assert_sound(MTU);
+        assert!(seen.longest <= MTU, "{to}: {seen:?}");
+        assert_eq!((seen.large, seen.complete), (0, seen.frames), "{to}: {seen:?}");
+    }
+    assert_eq!(errors(&host.outside), before);
 }
 
 /// What the far end of the wire sees when the host's end cuts and sums: nothing is left to be

@@ -27,7 +27,7 @@ const ENOUGH: usize = 1000;
 /// Link header; the tests' frames have no tags.
 const LINK: usize = 14;
 
-/// What was seen of TCP over IPv4.
+/// What was seen of TCP over IPv4 and IPv6.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
     /// Frames.
@@ -110,10 +110,16 @@ impl Drop for Watch {
 impl Seen {
     fn look(&mut self, wire: &Wire) {
         let bytes = &wire.bytes;
-        if bytes.len() < LINK + 40 || bytes[12..14] != [8, 0] || bytes[LINK + 9] != 6 {
+        let transport = match bytes.get(12..14) {
+            Some([0x08, 0x00]) if bytes.get(LINK + 9) == Some(&6) => {
+                LINK + usize::from(bytes[LINK] & 0xf) * 4
+            }
+            Some([0x86, 0xdd]) if bytes.get(LINK + 6) == Some(&6) => LINK + 40,
+            _ => return,
+        };
+        if bytes.len() < transport + 20 {
             return;
         }
-        let transport = LINK + usize::from(bytes[LINK] & 0xf) * 4;
         let payload = transport + usize::from(bytes[transport + 12] >> 4) * 4;
         let whole = bytes.len() - LINK;
         let segment = if wire.vnet.is_gso() {
