@@ -23,6 +23,9 @@ pub(crate) enum VersusError {
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// What was asked for leaves nothing to do.
+    #[error("nothing to measure: {0}")]
+    Nothing(String),
     /// A program did not do what it was asked for.
     #[error("{0}")]
     Program(String),

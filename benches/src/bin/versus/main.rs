@@ -46,7 +46,11 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("versus: {error}");
-            ExitCode::FAILURE
+            if matches!(error, VersusError::Nothing(_)) {
+                ExitCode::from(2)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
@@ -67,6 +71,9 @@ fn compare(options: &Options) -> Result<bool, VersusError> {
         failures.push(format!("left behind: {}", left.join(", ")));
     }
     let results = results?;
+    if results.rows().is_empty() && failures.is_empty() {
+        return Err(VersusError::Nothing(why_nothing(&left_out)));
+    }
     if options.quick {
         failures.extend(results.impossible());
     }
@@ -77,8 +84,9 @@ fn compare(options: &Options) -> Result<bool, VersusError> {
         println!("\n{name} left out: {note}");
     }
     if let Some(file) = &options.json {
-        let text = format!("{:#}\n", table::json(&results, &machine, &left_out));
-        write(file, &text)?;
+        let (pairs, duration) = (options.pairs(), options.duration());
+        let value = table::json(&results, &machine, &left_out, pairs, duration);
+        write(file, &format!("{value:#}\n"))?;
     }
     if let Some(file) = &options.svg {
         write(file, &svg::plot(&results))?;
@@ -87,6 +95,14 @@ fn compare(options: &Options) -> Result<bool, VersusError> {
         eprintln!("versus: {failure}");
     }
     Ok(failures.is_empty())
+}
+
+/// Why there is no figure although nothing failed.
+fn why_nothing(left_out: &[(&'static str, String)]) -> String {
+    let notes = left_out.iter().map(|(name, note)| format!("{name} left out: {note}"));
+    let memory = "memory is that of a process, and the kernel's contenders have none".to_owned();
+    let reasons: Vec<String> = notes.collect();
+    if reasons.is_empty() { memory } else { reasons.join("; ") }
 }
 
 /// What the machine or the caller lacks, in one line, before anything is made.
@@ -137,6 +153,11 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn measure(&mut self) -> Result<Results, VersusError> {
+        let (runs, each) = (self.options.runs(), self.options.duration());
+        if runs > 0 {
+            let minutes = self.options.least().as_secs_f64() / 60.0;
+            eprintln!("versus: {runs} runs of {each:?}, at least {minutes:.1} minutes");
+        }
         let contenders = self.build()?;
         let columns = contenders.iter().map(|contender| contender.kind.name()).collect();
         let mut results = Results::new(columns, BASE.name());

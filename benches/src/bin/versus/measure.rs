@@ -21,7 +21,7 @@ use crate::error::VersusError;
 use crate::wiring::{B, HOST, OUTSIDE, PUBLISHED};
 
 /// Slow start, address resolution and the first wakeups are not what is to be measured.
-const WARM_UP: Duration = Duration::from_millis(200);
+pub(crate) const WARM_UP: Duration = Duration::from_millis(200);
 /// What stands still for so long has failed.
 const STALL: Duration = Duration::from_secs(5);
 

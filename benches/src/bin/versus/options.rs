@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::contender::Kind;
-use crate::measure::Measure;
+use crate::measure::{Measure, WARM_UP};
 
 /// One short round, for a look whether everything works.
 const QUICK_PAIRS: usize = 1;
@@ -77,6 +77,19 @@ impl Options {
         } else {
             vec![None]
         }
+    }
+
+    /// Runs of all measures but memory, which has no length.
+    pub(crate) fn runs(&self) -> usize {
+        let measures = self.measures().into_iter().filter(|measure| *measure != Measure::Memory);
+        let kinds = self.kinds().len();
+        measures.map(|m| self.congestion_controls(m).len() * self.pairs() * kinds).sum()
+    }
+
+    /// How long these take at least.
+    pub(crate) fn least(&self) -> Duration {
+        let runs = u32::try_from(self.runs()).unwrap_or(u32::MAX);
+        (self.duration() + WARM_UP).saturating_mul(runs)
     }
 
     /// What is compared, in the order of the columns.
@@ -150,6 +163,17 @@ mod tests {
     fn quick_is_short_whatever_else_is_said() {
         let options = parse(&["--quick", "--pairs", "9", "--seconds", "60"]).unwrap();
         assert_eq!((options.pairs(), options.duration()), (QUICK_PAIRS, QUICK_DURATION));
+    }
+
+    #[test]
+    fn the_time_that_it_takes_is_counted_from_what_is_asked_for() {
+        let line = ["--cc", "bbr,cubic", "--only", "up4,udp,memory", "--contenders", "tap,bridge"];
+        let options = parse(&[&line[..], &["--pairs", "3", "--seconds", "1"]].concat()).unwrap();
+        // Two congestion controls of one measure and one of another, three times on two contenders.
+        assert_eq!(options.runs(), (2 + 1) * 3 * 2);
+        assert_eq!(options.least(), Duration::from_millis(18 * 1200));
+        let only = parse(&["--only", "memory"]).unwrap();
+        assert_eq!((only.runs(), only.least()), (0, Duration::ZERO));
     }
 
     #[test]

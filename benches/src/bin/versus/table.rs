@@ -1,5 +1,7 @@
 //! The results as text: tables that are Markdown too, so that documents can quote them, and JSON.
 
+use std::time::Duration;
+
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value, json};
 
@@ -68,6 +70,8 @@ pub(crate) fn json(
     results: &Results,
     machine: &Machine,
     left_out: &[(&'static str, String)],
+    pairs: usize,
+    duration: Duration,
 ) -> Value {
     let figures = results.rows().iter().map(|row| {
         let cells: Map<String, Value> = results
@@ -89,7 +93,10 @@ pub(crate) fn json(
     });
     let left_out = left_out.iter().map(|(name, note)| json!({"contender": name, "note": note}));
     json!({
+        "version": env!("CARGO_PKG_VERSION"),
         "machine": machine,
+        "pairs": pairs,
+        "seconds": duration.as_secs_f64(),
         "base": results.base().and_then(|base| results.columns().get(base)),
         "left_out": left_out.collect::<Vec<_>>(),
         "figures": figures.collect::<Vec<_>>(),
@@ -115,8 +122,11 @@ mod tests {
 
     #[test]
     fn programs_get_every_run() {
+        const QUICK: Duration = Duration::from_millis(300);
         let machine = Machine::new("6.1.0", "x\nmodel name\t: CPU 1\n", 2);
-        let value = json(&results(), &machine, &[("veth", "not built".to_owned())]);
+        let value = json(&results(), &machine, &[("veth", "not built".to_owned())], 3, QUICK);
+        assert_eq!(value["version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!((&value["pairs"], &value["seconds"]), (&json!(3), &json!(0.3)));
         assert_eq!(value["machine"], json!({"kernel": "6.1.0", "cpu": "CPU 1", "cpus": 2}));
         assert_eq!(value["base"], "bridge");
         assert_eq!(value["left_out"], json!([{"contender": "veth", "note": "not built"}]));
