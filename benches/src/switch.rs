@@ -1,9 +1,9 @@
 //! A switch in memory: tables, configuration and one core, and the stopwatch around it.
 //!
-//! What is measured is [`Core::process`]: from frames in buffers to the sending halves of the ports,
-//! and the buffers back to the pool. What is not: writing the frames, taking buffers from the pool,
-//! devices. The frames lie in the cache when the stopwatch starts, as those of a device do that has
-//! just been read.
+//! What is measured: a receiving half that exchanges full buffers for empty ones of the pool, as the ports in
+//! memory and the rings of devices do; [`Core::process`]; a sending half that gives the buffers back to the
+//! pool. What is not: writing the frames, and devices. The frames lie in the cache when the stopwatch starts,
+//! as those of a device do that has just been read.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -47,6 +47,34 @@ const ROUND: usize = 256;
 /// once a second is done as often as it will be.
 const NANOS_A_FRAME: u64 = 25;
 
+/// Frames that have arrived.
+#[derive(Debug, Default)]
+struct Source {
+    full: Vec<Frame>,
+}
+
+impl Source {
+    /// Writes the next `count` frames, into the buffers that the core has given for those before.
+    fn fill(&mut self, load: &mut impl Load, count: usize, pool: &mut Pool) {
+        while self.full.len() < count
+            && let Some(frame) = pool.take()
+        {
+            self.full.push(frame);
+        }
+        for frame in self.full.iter_mut().take(count) {
+            load.fill(frame);
+        }
+    }
+
+    /// Hands out all of them, each for an empty buffer.
+    fn rx(&mut self, pool: &mut Pool, batch: &mut Vec<Frame>) {
+        for place in &mut self.full {
+            let Some(empty) = pool.take() else { break };
+            batch.push(std::mem::replace(place, empty));
+        }
+    }
+}
+
 /// Gives every frame back to the pool at once and counts it.
 #[derive(Debug, Default)]
 struct Sink {
@@ -78,7 +106,8 @@ pub struct Switch {
     pub plane: Arc<Plane>,
     core: Core,
     sink: Sink,
-    ready: Vec<Vec<Frame>>,
+    sources: Vec<Source>,
+    batch: Vec<Frame>,
     rounds: Vec<Duration>,
     now: Timestamp,
 }
@@ -90,7 +119,7 @@ impl Switch {
     /// When memory cannot be had.
     pub fn bridge(count: u32) -> io::Result<Self> {
         let options = EngineOptions {
-            buffers_per_worker: 2 * ROUND,
+            buffers_per_worker: 3 * ROUND,
             workers: WORKERS,
             fdb_limit: count.saturating_mul(2).max(65_536),
             fdb_per_port: count,
@@ -140,7 +169,7 @@ impl Switch {
         nat_ports: (u16, u16),
     ) -> io::Result<Self> {
         let options = EngineOptions {
-            buffers_per_worker: 2 * ROUND,
+            buffers_per_worker: 3 * ROUND,
             workers: WORKERS,
             conntrack_limit: limit,
             conntrack_per_endpoint: limit,
@@ -172,8 +201,15 @@ impl Switch {
         for port in plane.snapshot().ports() {
             plane.add_port(&mut core, port.config.id, Offloads::ALL);
         }
-        let (sink, ready, rounds) = (Sink::default(), Vec::new(), Vec::new());
-        Ok(Self { plane, core, sink, ready, rounds, now })
+        Ok(Self {
+            plane,
+            core,
+            sink: Sink::default(),
+            sources: Vec::new(),
+            batch: Vec::new(),
+            rounds: Vec::new(),
+            now,
+        })
     }
 
     /// The port takes plain frames only from now on: all else is done in software.
@@ -210,7 +246,7 @@ impl Switch {
     }
 
     /// Sends at least `frames` frames of `load` through the core in batches of `batch`; returns what
-    /// the core took for one frame in the median round, times `frames`. The median, because a round
+    /// one frame took in the median round, times `frames`. The median, because a round
     /// in which the thread lost its processor says nothing about the core.
     ///
     /// # Panics
@@ -223,23 +259,24 @@ impl Switch {
         let batches = (ROUND / batch).max(1);
         let in_round = (batch * batches) as u64;
         let rounds = frames.div_ceil(in_round);
-        self.ready.resize_with(batches, || Vec::with_capacity(batch));
+        // The buffers of the run before go back: its batches may have been of another size.
+        for mut frame in self.sources.drain(..).flat_map(|source| source.full) {
+            frame.reset();
+            self.core.pool().put(frame);
+        }
+        self.sources.resize_with(batches, Source::default);
         let before = self.sink.sent;
         let generated = self.core.stats().generated;
         self.rounds.clear();
         for _ in 0..rounds {
-            for batch_of in &mut self.ready {
-                while batch_of.len() < batch
-                    && let Some(mut frame) = self.core.pool().take()
-                {
-                    load.fill(&mut frame);
-                    batch_of.push(frame);
-                }
+            for source in &mut self.sources {
+                source.fill(load, batch, self.core.pool());
             }
             let start = Instant::now();
-            for batch_of in &mut self.ready {
+            for source in &mut self.sources {
                 self.now = self.now + Duration::from_nanos(NANOS_A_FRAME * batch as u64);
-                self.core.process(batch_of, self.now, &mut self.sink);
+                source.rx(self.core.pool(), &mut self.batch);
+                self.core.process(&mut self.batch, self.now, &mut self.sink);
             }
             self.rounds.push(start.elapsed());
         }
