@@ -1,5 +1,6 @@
 //! What is compared: switches with NAT, each built between machines of its own.
 
+mod bare;
 mod kernel;
 mod ovs;
 mod vswitchd;
@@ -9,6 +10,7 @@ use std::process::Command;
 use control::lab::Lab;
 
 use crate::error::VersusError;
+use crate::measure::{Measure, Way};
 use crate::programs::{self, Ours};
 use crate::wiring::Machines;
 
@@ -28,11 +30,30 @@ pub(crate) enum Kind {
     BridgeNf,
     /// Open vSwitch's userspace datapath with its own connection tracking.
     Ovs,
+    /// No switch: frames copied between two TAP devices.
+    Bare,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Tap, Self::Veth, Self::Bridge, Self::BridgeNf, Self::Ovs];
+    /// In the order of the columns.
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Tap, Self::Veth, Self::Bridge, Self::BridgeNf, Self::Ovs, Self::Bare];
+
+    /// Whether it takes part when nobody is named.
+    pub(crate) fn is_a_switch(self) -> bool {
+        self != Self::Bare
+    }
+
+    /// Whether it can carry that at all.
+    pub(crate) fn carries(self, measure: Measure) -> bool {
+        self.is_a_switch()
+            || matches!(
+                measure,
+                Measure::Streams(Way::Switched, _)
+                    | Measure::Udp(Way::Switched)
+                    | Measure::RoundTrip(Way::Switched)
+            )
+    }
 
     /// As options and JSON have it.
     pub(crate) const fn name(self) -> &'static str {
@@ -42,6 +63,7 @@ impl Kind {
             Self::Bridge => "bridge",
             Self::BridgeNf => "bridge-nf",
             Self::Ovs => "ovs",
+            Self::Bare => "bare",
         }
     }
 
@@ -53,6 +75,7 @@ impl Kind {
             Self::Bridge => "kernel bridge + NAT",
             Self::BridgeNf => "the same, bridge-nf on",
             Self::Ovs => "Open vSwitch, netdev",
+            Self::Bare => "frames copied between TAPs",
         }
     }
 
@@ -68,6 +91,7 @@ impl Kind {
             Self::Tap | Self::Veth => vswitchd::build(self, lab, ours, label),
             Self::Bridge | Self::BridgeNf => kernel::build(self, lab, label),
             Self::Ovs => ovs::build(lab, label),
+            Self::Bare => bare::build(lab, label),
         }
     }
 }
@@ -125,6 +149,6 @@ mod tests {
             assert_eq!(Kind::parse(kind.name()), Ok(kind));
         }
         let error = Kind::parse("hub").unwrap_err();
-        assert_eq!(error, "is none of tap, veth, bridge, bridge-nf, ovs");
+        assert_eq!(error, "is none of tap, veth, bridge, bridge-nf, ovs, bare");
     }
 }

@@ -175,6 +175,9 @@ impl Bench<'_> {
                 );
                 for round in 0..options.pairs() {
                     for (column, contender) in contenders.iter().enumerate() {
+                        if !contender.kind.carries(measure) {
+                            continue;
+                        }
                         let at = At { measure, cc, column, round };
                         self.run(at, contender, &mut results);
                     }

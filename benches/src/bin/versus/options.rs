@@ -24,7 +24,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MEASURE", value_delimiter = ',', value_parser = Measure::parse)]
     pub only: Vec<Measure>,
 
-    /// Compare only these: tap, veth (vswitchd), bridge, bridge-nf (the kernel's), ovs
+    /// Compare only these: tap, veth (vswitchd), bridge, bridge-nf (the kernel's), ovs; bare
+    /// (frames copied between two TAPs, and only if named)
     #[arg(long, value_name = "CONTENDER", value_delimiter = ',', value_parser = Kind::parse)]
     pub contenders: Vec<Kind>,
 
@@ -94,7 +95,10 @@ impl Options {
 
     /// What is compared, in the order of the columns.
     pub(crate) fn kinds(&self) -> Vec<Kind> {
-        let chosen = |kind: &Kind| self.contenders.is_empty() || self.contenders.contains(kind);
+        let chosen = |kind: &Kind| match self.contenders.as_slice() {
+            [] => kind.is_a_switch(),
+            named => named.contains(kind),
+        };
         Kind::ALL.into_iter().filter(chosen).collect()
     }
 }
@@ -134,7 +138,7 @@ mod tests {
     fn everything_is_measured_five_times_by_default() {
         let options = parse(&[]).unwrap();
         assert_eq!(options.measures(), Measure::ALL);
-        assert_eq!(options.kinds(), Kind::ALL);
+        assert_eq!(options.kinds(), Kind::ALL[..5]);
         assert_eq!((options.pairs(), options.duration()), (5, Duration::from_secs(2)));
     }
 

@@ -96,10 +96,17 @@ impl Machines {
     /// [`PORTS`].
     pub(crate) async fn wire_containers(&self) -> Result<(), VersusError> {
         let host = Handle::open_in(&self.host)?;
-        let containers = [(&self.a, A, MAC_A), (&self.b, B, MAC_B)];
-        for (port, (machine, address, mac)) in PORTS.into_iter().zip(containers) {
+        let containers = [(&self.a, MAC_A), (&self.b, MAC_B)];
+        for (port, (machine, mac)) in PORTS.into_iter().zip(containers) {
             let theirs = LinkChange::new().mac(mac);
             host.add_veth(port, &LinkChange::new().up(), "eth0", &theirs, machine).await?;
+        }
+        self.address_containers().await
+    }
+
+    /// Gives the `eth0` of A and of B its address and default route.
+    pub(crate) async fn address_containers(&self) -> Result<(), VersusError> {
+        for (machine, address) in [(&self.a, A), (&self.b, B)] {
             let inside = Handle::open_in(machine)?;
             let eth0 = inside.link_by_name("eth0").await?.index;
             inside.change_link(eth0, &LinkChange::new().up()).await?;
