@@ -37,12 +37,20 @@ pub(crate) fn enter(vlans: &Vlans, headers: &mut Headers) -> Result<(), DropReas
     Ok(())
 }
 
-/// Gives the frame a tag with its VLAN, or takes its outer one out.
+/// Gives the frame a tag with its VLAN, or takes its outer one out. False: it has a tag behind the outer
+/// one, which the port would take for that of a VLAN that its sender may not be in.
 pub(crate) fn retag(frame: &mut Frame, vlan: u16, tagged: bool) -> bool {
     if !tagged {
-        return frame.pop_tag();
+        return !has_two_tags(frame) && frame.pop_tag();
     }
     let [a, b] = ethertype::VLAN.to_be_bytes();
     let [c, d] = vlan.to_be_bytes();
     frame.push_tag([a, b, c, d])
+}
+
+/// Whether what follows the outer tag of a tagged frame is another one.
+fn has_two_tags(frame: &Frame) -> bool {
+    let inner = frame.bytes().get(16..18).and_then(|kind| kind.try_into().ok());
+    let inner = inner.map(u16::from_be_bytes);
+    matches!(inner, Some(ethertype::VLAN | ethertype::QINQ))
 }

@@ -180,11 +180,13 @@ fn the_outer_of_two_tags_decides() {
     let inner = to_all(&C).vlan(7).bytes();
     for kind in [0x8100, 0x88a8] {
         let both = tagged(&inner, kind, 3 << 13 | 10);
+        // Not to a port that would get the inner one for its first.
         lab.rx(C.port, both.clone())
             .flooded(&[B.port, GATEWAY1.port], both)
-            .tx(A.port, inner.clone())
-            .moved("replicated", 2)
+            .moved("replicated", 1)
             .tolerate("fdb.learned");
+        let to_a = tagged(&udp(&C, 1, &A, 2).vlan(7).bytes(), kind, 10);
+        lab.rx(C.port, to_a).dropped("c", "vlan_denied");
         lab.rx(C.port, tagged(&inner, kind, 11)).dropped("c", "vlan_denied");
     }
 }
