@@ -16,7 +16,7 @@ use crate::api::types::{MacAddr, UplinkMode};
 use crate::ipam::{Prefix, SubnetPlan};
 use crate::name::Name;
 use crate::netns::NETNS_DIR;
-use crate::options::LinkKind;
+use crate::options::{EndpointOptions, LinkKind};
 use crate::publish::{PortRange, Proto, bracketed, meet};
 
 /// The name of the network that exists from the first start on.
@@ -262,6 +262,12 @@ impl Endpoint {
     pub fn addresses(&self) -> Vec<IpNet> {
         let v4 = Ipv4Net::new(self.ipv4, self.prefix_len).ok().map(IpNet::V4);
         v4.into_iter().chain(self.ipv6.map(IpNet::V6)).collect()
+    }
+
+    /// Whether it has untagged frames: those of the gateway have no tag.
+    #[must_use]
+    pub fn hears_the_gateway(&self) -> bool {
+        EndpointOptions::parse(&self.options).is_ok_and(|own| own.vlans.untagged().is_some())
     }
 }
 
@@ -544,12 +550,15 @@ impl Desired {
     }
 
     /// The endpoint that carries the sandbox's default route and its published ports: the first in
-    /// a network that is not internal.
+    /// a network that is not internal, unless it has no untagged frames, as the gateway's are.
     #[must_use]
     pub fn gateway_endpoint<'a>(&'a self, sandbox: &'a Sandbox) -> Option<&'a Endpoint> {
-        sandbox.endpoints.iter().find(|endpoint| {
-            self.networks.get(&endpoint.network).is_some_and(|network| !network.internal)
-        })
+        sandbox.endpoints.iter().find(|endpoint| self.has_way_out(endpoint))
+    }
+
+    fn has_way_out(&self, endpoint: &Endpoint) -> bool {
+        let network = self.networks.get(&endpoint.network);
+        network.is_some_and(|network| !network.internal) && endpoint.hears_the_gateway()
     }
 
     /// As [`Self::gateway_endpoint`], for IPv6: the first that has it.
@@ -559,8 +568,7 @@ impl Desired {
         sandbox: &'a Sandbox,
     ) -> Option<(&'a Endpoint, Ipv6Net)> {
         sandbox.endpoints.iter().find_map(|endpoint| {
-            let network = self.networks.get(&endpoint.network)?;
-            Some((endpoint, endpoint.ipv6.filter(|_| !network.internal)?))
+            Some((endpoint, endpoint.ipv6.filter(|_| self.has_way_out(endpoint))?))
         })
     }
 
