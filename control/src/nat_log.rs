@@ -191,7 +191,8 @@ impl Scribe<'_> {
             let _ = writeln!(self.text, "{} lost {missed} events", utc(now()));
             self.is_stale = true;
         }
-        if self.is_stale && self.renewed.elapsed() >= LOOK_PAUSE {
+        // Not before what waits is written: it happened before what a look would show.
+        if self.is_stale && taken < ROUND && self.renewed.elapsed() >= LOOK_PAUSE {
             self.renew();
         }
         (taken, missed)
