@@ -44,7 +44,7 @@ impl Inside {
     }
 
     const fn owner(self) -> Owner {
-        (self.zone, self.address, self.from)
+        (self.zone, self.proto, self.address, self.from)
     }
 }
 
@@ -55,8 +55,8 @@ struct Outside {
     port: u16,
 }
 
-/// An inside address at an outside one.
-type Owner = (Zone, IpAddr, IpAddr);
+/// An inside address at an outside one, by protocol: each has ports of its own.
+type Owner = (Zone, u8, IpAddr, IpAddr);
 
 #[derive(Debug, Clone, Copy)]
 struct Mapping {
@@ -208,6 +208,12 @@ mod tests {
             assert_eq!(mappings.reserve(inside::<K>(1, port), 3, port..), Some(port));
         }
         assert_eq!(mappings.reserve(inside::<K>(1, 4), 3, 4..), None);
+        let of_icmp = Inside { proto: 1, ..inside::<K>(1, 4) };
+        assert_eq!(
+            mappings.reserve(of_icmp, 3, 4..),
+            Some(4),
+            "each protocol has ports of its own"
+        );
         assert_eq!(mappings.reserve(inside::<K>(1, 3), 3, 4..), Some(3), "what it has it may use");
         assert_eq!(mappings.reserve(inside::<K>(2, 4), 3, 1..), Some(4));
         mappings.release(inside::<K>(1, 1));

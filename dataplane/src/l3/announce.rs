@@ -64,9 +64,8 @@ impl Announcements {
     pub(crate) fn send(&mut self, cx: &mut Cx<'_>) {
         let now = cx.now;
         for announced in self.all.iter_mut().filter(|it| it.is_due(now)).take(AT_ONCE) {
-            announced.sent += 1;
             announced.at = now + INTERVAL;
-            send(cx, announced.what);
+            announced.sent += u8::from(send(cx, announced.what));
         }
     }
 }
@@ -87,8 +86,9 @@ fn of(uplink: &UplinkConfig) -> impl Iterator<Item = What> {
     all.map(|address| What { port: uplink.port, mac: uplink.mac, address })
 }
 
-fn send(cx: &mut Cx<'_>, What { port, mac, address }: What) {
-    let Some(mut frame) = cx.pool.take() else { return };
+/// False: there was no buffer.
+fn send(cx: &mut Cx<'_>, What { port, mac, address }: What) -> bool {
+    let Some(mut frame) = cx.pool.take() else { return false };
     match address {
         IpAddr::V4(address) => {
             ArpPacket::announcement(mac, address).write(&mut frame, Mac::BROADCAST, mac);
@@ -98,6 +98,7 @@ fn send(cx: &mut Cx<'_>, What { port, mac, address }: What) {
         }
     }
     cx.ports.push_generated(cx.counters, port, frame);
+    true
 }
 
 const fn advertisement(target: Ipv6Addr) -> Message {

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::sources::Sources;
-use super::{Carries, Datagram, PARTS};
+use super::{Carries, Datagram, KEPT_INSIDE, PARTS, Source};
 use crate::clock::Timestamp;
 
 /// Identifications tried for one that is free. Few are ever taken.
@@ -91,6 +91,14 @@ impl Departures {
             let Some(oldest) = self.sources.oldest_of(whose.source) else { break };
             self.forget(&oldest);
         }
+        if matches!(whose.source, Source::Outside(_)) {
+            let most = (limit - limit / KEPT_INSIDE).max(1);
+            while let (have, Some(oldest)) = self.sources.outside()
+                && have >= most
+            {
+                self.forget(&oldest);
+            }
+        }
         while self.by_label.len() >= limit {
             let heaviest = self.sources.heaviest();
             let oldest = heaviest.and_then(|heaviest| self.sources.oldest_of(heaviest));
@@ -136,7 +144,6 @@ impl Departures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::l3::fragments::Source;
     use crate::packet::types::PortId;
 
     const CARRIES: Carries = Carries { src_port: 1, dst_port: 2, proto: 17, id: None };
@@ -195,6 +202,22 @@ mod tests {
         table.0.forget_source(Source::Port(PortId(5)));
         table.0.expire(at(60));
         assert_eq!(table.0.len(), (0, 0, 0));
+    }
+
+    #[test]
+    fn addresses_outside_leave_a_quarter_to_those_inside() {
+        let mut table = Table(Departures::default(), 1000);
+        for id in [500, 501, 502] {
+            table.note(1, id, 0);
+        }
+        for host in 0..200 {
+            let source = Source::Outside([192, 0, 2, host].into());
+            let from = Datagram { source, ..datagram(9, u32::from(host)) };
+            let own = Label { dst: [192, 0, 2, host].into(), ..label(u32::from(host)) };
+            table.0.note(from, (own, CARRIES), (at(0), at(30)), 64, || 0);
+        }
+        assert_eq!([500, 501, 502].map(|id| table.whose(id, 1)), [500, 501, 502].map(Some));
+        assert_eq!(table.0.len(), (51, 51, 51));
     }
 
     #[test]
