@@ -83,8 +83,9 @@ impl Options {
     /// Runs of all measures but memory, which has no length.
     pub(crate) fn runs(&self) -> usize {
         let measures = self.measures().into_iter().filter(|measure| *measure != Measure::Memory);
-        let kinds = self.kinds().len();
-        measures.map(|m| self.congestion_controls(m).len() * self.pairs() * kinds).sum()
+        let kinds = self.kinds();
+        let carry = |m: Measure| kinds.iter().filter(|kind| kind.carries(m)).count();
+        measures.map(|m| self.congestion_controls(m).len() * self.pairs() * carry(m)).sum()
     }
 
     /// How long these take at least.
