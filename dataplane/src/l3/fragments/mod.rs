@@ -11,7 +11,8 @@
 //! remembered until its time is over (`departed`).
 //!
 //! The table is shared: fragments of one datagram may come in by several uplinks, and so at several
-//! workers. It has one lock, held for a few lookups; no other frame waits for it. A worker with waiting
+//! workers. It has one lock, held for a few lookups. Besides fragments only packets that are translated and cut here, and
+//! errors that quote later fragments, wait for it. A worker with waiting
 //! fragments is told by [`News`] what became of them.
 //!
 //! Limits: a number of datagrams at once ([`EngineOptions::fragment_limit`](crate::EngineOptions)), each for a time
