@@ -110,6 +110,8 @@ pub(crate) trait Ip: Copy {
     fn tuple_in(lane: &Lane) -> Self::Tuple;
     /// Whether ICMP messages of this type quote the packet that they are about.
     fn is_error(kind: u8) -> bool;
+    /// Whether errors of this type name a better router.
+    fn is_redirect(kind: u8) -> bool;
     /// Whether ICMP messages of this type can belong to a connection.
     fn is_tracked(kind: u8) -> bool;
 
@@ -212,6 +214,10 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         icmp::is_error(kind)
+    }
+
+    fn is_redirect(kind: u8) -> bool {
+        kind == icmp::REDIRECT
     }
 
     fn is_tracked(kind: u8) -> bool {
@@ -366,6 +372,11 @@ impl Ip for Ipv6 {
 
     fn is_error(kind: u8) -> bool {
         icmp6::is_error(kind)
+    }
+
+    /// In IPv6 they are of Neighbor Discovery and never leave their link.
+    fn is_redirect(_kind: u8) -> bool {
+        false
     }
 
     fn is_tracked(kind: u8) -> bool {

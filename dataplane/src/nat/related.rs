@@ -3,6 +3,7 @@
 //!
 //! An error neither refreshes nor ends a connection (RFC 4787 REQ-12).
 
+use crate::conntrack::entry::{DNAT, SNAT};
 use crate::conntrack::{Hit, Key, Zone};
 use crate::core::Cx;
 use crate::frame::Frame;
@@ -11,6 +12,7 @@ use crate::nat::ip::{Ip, Tracked};
 use crate::nat::local;
 use crate::nat::lookup::zone;
 use crate::nat::translate::{self, not_ours, translation};
+use crate::packet::headers::L4;
 use crate::packet::rewrite::Rewrite;
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
@@ -33,6 +35,13 @@ pub(super) fn translate<P: Ip>(
         }
         return not_ours(cx, lane.from, DropReason::IcmpUnrelated);
     };
+    // The better router is one for the translated packet, not for what its sender sent.
+    if let L4::Icmp { kind, .. } = ip.l4()
+        && P::is_redirect(kind)
+        && hit.flags() & (SNAT | DNAT) != 0
+    {
+        return not_ours(cx, lane.from, DropReason::IcmpUnrelated);
+    }
     // `tuple` is how the quoted packet's answers come; the error goes their way.
     let change = translation(tuple, &hit);
     let way = translate::way_out(cx, frame, lane, ip, hit.other.src())?;

@@ -83,14 +83,6 @@ const WANTED: &[Wanted] = &[
               ends a sound connection at the server; here it is dropped",
     },
     Wanted {
-        step: "a redirect from outside",
-        six: false,
-        kernel: &[],
-        ours: &["one hears icmp 5/1 outside > one about [udp one:42003 > server:53]"],
-        why: "not wanted but known: a redirect about a translated packet leads past the translation, and should end \
-              at the NAT",
-    },
-    Wanted {
         step: "a port that is not published",
         six: true,
         kernel: &[

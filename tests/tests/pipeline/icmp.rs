@@ -203,3 +203,21 @@ fn redirects_and_source_quenches_are_errors_too_and_never_reach_inside_unasked()
             .dropped("up", "icmp_unrelated");
     }
 }
+
+#[test]
+fn a_redirect_about_what_was_translated_ends_here() {
+    let mut lab = Lab::default();
+    let packet = udp(&A, 40_000, &SERVER, 4242).via(GATEWAY1.mac);
+    let (out, _) = begun(&mut lab, &A, &packet);
+    let redirect = icmp_error(&ROUTER, &UP, 5, 1, &out, 28);
+    lab.rx(UP.port, redirect).dropped("up", "icmp_unrelated");
+    // Any other error about it goes on.
+    lab.rx(UP.port, icmp_error(&ROUTER, &UP, 4, 0, &out, 28)).take_one(A.port);
+    // And so does a redirect about what is routed as it is.
+    lab.reconfigure(|spec| spec.networks[0].masquerade = false);
+    let plain = udp(&A, 40_001, &SERVER, 4242).via(GATEWAY1.mac);
+    lab.rx(A.port, &plain).moved("conn.new", 1).take_one(UP.port);
+    let about = plain.routed(UP.mac, ROUTER.mac);
+    lab.rx(UP.port, icmp_error(&ROUTER, &A, 5, 1, &about, 28).macs(ROUTER.mac, UP.mac))
+        .take_one(A.port);
+}
