@@ -149,11 +149,15 @@ fn is_edge(cx: &Cx<'_>, hop: &Hop) -> bool {
     }
 }
 
-/// Behind which port of a network a MAC is, in any VLAN that the gateway is in. Where an endpoint is
-/// nobody in another VLAN can say.
+/// Behind which port of a network a MAC is, in any VLAN that the gateway is in: at a port whose untagged
+/// frames are in that VLAN, since the gateway speaks untagged. Where an endpoint is nobody in another VLAN can
+/// say; where a stranger is, nobody who has that VLAN tagged.
 pub(crate) fn port_of(cx: &Cx<'_>, id: NetworkId, mac: Mac) -> Option<PortId> {
     let network = cx.config.network(id)?;
     let known = if network.is_divided() { network.macs.get(&mac).copied() } else { None };
-    let learned = |vlan: &u16| cx.tables.fdb.lookup(id, *vlan, mac, cx.secs, cx.config.fdb_ageing);
+    let learned = |vlan: &u16| {
+        let port = cx.tables.fdb.lookup(id, *vlan, mac, cx.secs, cx.config.fdb_ageing)?;
+        cx.config.port(port).is_some_and(|at| at.untagged() == Some(*vlan)).then_some(port)
+    };
     known.or_else(|| network.pvids.iter().find_map(learned))
 }

@@ -2,8 +2,10 @@
 //! leg and the shortcuts (ADR 22). The rows of OVS' vlan tests, of VPP's l2 vlan tests and of the kernel's
 //! bridge_vlan_aware, no_forwarding and one_bridge_two_pvids.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use dataplane::config::{PortRole, SnapshotSpec, Vlans};
-use dataplane::engine::FdbKind;
+use dataplane::engine::{FdbKind, Link};
 use dataplane::io::Offloads;
 use dataplane::packet::types::tcp_flags::{ACK, SYN};
 use dataplane::packet::types::{Mac, PortId};
@@ -302,6 +304,27 @@ fn the_host_reaches_every_vlan_without_tags() {
     lab.rx(C.port, thief).moved("fdb.learned", 1).accept(&[GATEWAY1.port]);
     let frame = udp(&GATEWAY1, 1, &A, 2);
     lab.rx(GATEWAY1.port, &frame).tx(A.port, &frame);
+}
+
+#[test]
+fn nobody_draws_a_stranger_s_packets_into_another_vlan() {
+    let mut spec = topology();
+    without_guard(&mut spec);
+    put(&mut spec, &A, &Vlans::Access(10));
+    put(&mut spec, &B, &trunk(None, &[10]));
+    put(&mut spec, &C, &Vlans::Access(20));
+    let mut lab = Lab::new(spec);
+    let stranger = Host { mac: Mac([2, 0, 0, 0, 0, 0x77]), ip: Ipv4Addr::new(10, 1, 0, 77), ..C };
+    let link = Link::Network(NET1);
+    let neighbors = &lab.plane.tables().neighbors;
+    neighbors.confirm(link, IpAddr::V4(stranger.ip), stranger.mac, true, lab.now);
+    let asks = udp(&stranger, 5000, &SERVER, 53).via(GATEWAY1.mac);
+    lab.rx(C.port, &asks).masqueraded(&asks).moved("fdb.learned", 1).take_one(UP.port);
+    let thief = tagged(&ethernet(stranger.mac, Mac::BROADCAST, BRIDGE, &[1; 46]), 0x8100, 10);
+    lab.rx(B.port, thief).moved("fdb.learned", 1).only_balanced();
+    let answer = udp(&SERVER, 53, &UP, 5000);
+    let inside = answer.clone().dst(stranger.ip).routed(GATEWAY1.mac, stranger.mac);
+    lab.rx(UP.port, &answer).tx(C.port, inside);
 }
 
 #[test]
