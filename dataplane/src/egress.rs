@@ -4,6 +4,8 @@
 //! flood must not overtake what is queued. What a port cannot take whole is completed, segmented or
 //! fragmented here; TCP segments that could be one frame to it are merged. Every frame is counted where it ends.
 
+use std::vec::Drain;
+
 use crate::capture::{self, Sinks};
 use crate::config::PortRole;
 use crate::core::{BATCH, Cx, Transmit};
@@ -124,35 +126,26 @@ impl PortTable {
         self.enqueue(port, frame);
     }
 
-    /// Queues a frame and those behind it that go to the same port; returns the first one that does
-    /// not, if there is one.
+    /// Queues the first frames, which all go to this port, as far as it takes them as they are: nearly all,
+    /// as long as nobody captures. Returns how many.
     #[inline]
-    fn push_train<'a>(
-        &mut self,
-        counters: &WorkerCounters,
-        pool: &mut Pool,
-        port: PortId,
-        mut frame: Frame,
-        behind: &mut impl Iterator<Item = (Frame, &'a mut Lane)>,
-    ) -> Option<(Frame, &'a mut Lane)> {
-        if self.sinks.is_empty()
-            && let Some(Some(slot)) = self.slots.get_mut(port.index())
-        {
-            if slot.queue.is_empty() {
-                self.dirty.push(port);
-            }
-            // Nearly all frames: nobody captures, and the port takes them as they are.
-            while matches!(help_needed(&frame, slot.offloads), Help::None) {
-                slot.queue.push(frame);
-                let next = behind.next()?;
-                if next.1.verdict != Some(Verdict::Forward(port)) {
-                    return Some(next);
-                }
-                frame = next.0;
-            }
+    fn push_train(&mut self, port: PortId, frames: &mut Drain<'_, Frame>, lanes: &[Lane]) -> usize {
+        let Some(Some(slot)) = self.slots.get_mut(port.index()) else { return 0 };
+        if !self.sinks.is_empty() {
+            return 0;
         }
-        self.push(counters, pool, port, frame);
-        None
+        let offloads = slot.offloads;
+        let train = frames.as_slice().iter().zip(lanes).take_while(|(frame, lane)| {
+            lane.verdict == Some(Verdict::Forward(port))
+                && matches!(help_needed(frame, offloads), Help::None)
+        });
+        let count = train.count();
+        if count > 0 && slot.queue.is_empty() {
+            self.dirty.push(port);
+        }
+        // Moved together: one by one, each is taken apart and put together again.
+        slot.queue.extend(frames.take(count));
+        count
     }
 
     /// Queues a frame, in pieces if the port cannot take it whole.
@@ -354,17 +347,23 @@ pub(crate) fn stage(
     lanes: &mut [Lane],
     out: &mut dyn Transmit,
 ) {
-    let mut frames = frames.drain(..).zip(lanes);
-    let mut next = frames.next();
-    while let Some((frame, lane)) = next.take() {
-        match lane.verdict {
-            Some(Verdict::Forward(port)) => {
-                // Frames leave in trains too: a port's queue is found once a train.
-                next = cx.ports.push_train(cx.counters, cx.pool, port, frame, &mut frames);
-                if next.is_some() {
-                    continue;
-                }
+    let mut frames = frames.drain(..);
+    let mut at = 0;
+    while let Some(Lane { verdict, .. }) = lanes.get(at) {
+        let verdict = *verdict;
+        // Frames leave in trains too: a port's queue is found once a train.
+        if let Some(Verdict::Forward(port)) = verdict {
+            let left = lanes.get(at..).unwrap_or_default();
+            let count = cx.ports.push_train(port, &mut frames, left);
+            at += count;
+            if count > 0 {
+                continue;
             }
+        }
+        let (Some(frame), Some(lane)) = (frames.next(), lanes.get_mut(at)) else { break };
+        at += 1;
+        match verdict {
+            Some(Verdict::Forward(port)) => cx.ports.push(cx.counters, cx.pool, port, frame),
             Some(Verdict::ForwardInPieces(port)) => {
                 cx.ports.push_fragments(cx.counters, cx.pool, port, frame, lane.mtu);
             }
@@ -389,7 +388,6 @@ pub(crate) fn stage(
                 cx.pool.put(frame);
             }
         }
-        next = frames.next();
     }
     drop(frames);
     cx.ports.flush(cx.counters, cx.pool, out);

@@ -48,9 +48,35 @@ impl Pool {
 
     /// Gives a frame back.
     #[inline]
-    pub fn put(&mut self, mut frame: Frame) {
-        frame.reset();
+    pub fn put(&mut self, frame: Frame) {
         self.free.push(frame);
+        // In its place: what is written in parts cannot be moved on as a whole at once.
+        if let Some(frame) = self.free.last_mut() {
+            frame.reset();
+        }
+    }
+
+    /// Gives all of them back.
+    #[inline]
+    pub fn put_all(&mut self, frames: &mut Vec<Frame>) {
+        let from = self.free.len();
+        self.free.append(frames);
+        self.free.iter_mut().skip(from).for_each(Frame::reset);
+    }
+
+    /// Moves the frames of `full` to the end of `batch` and leaves an empty one in the place of each, as
+    /// far as there are any; returns how many.
+    #[inline]
+    pub fn exchange(&mut self, full: &mut [Frame], batch: &mut Vec<Frame>) -> usize {
+        let from = self.free.len().saturating_sub(full.len());
+        let empty = self.free.get_mut(from..).unwrap_or_default();
+        for (place, empty) in full.iter_mut().zip(empty) {
+            std::mem::swap(place, empty);
+        }
+        let moved = self.free.len() - from;
+        self.ran_out |= moved < full.len();
+        batch.extend(self.free.drain(from..));
+        moved
     }
 
     /// Buffers not in use.
@@ -69,5 +95,46 @@ impl Pool {
     #[must_use]
     pub const fn size(&self) -> usize {
         self.size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::vnet_hdr::VnetHdr;
+
+    fn frame(first: u8) -> Frame {
+        let mut frame = Frame::new();
+        frame.copy_from(&[first; 60]);
+        frame.vnet = VnetHdr { flags: 1, ..VnetHdr::default() };
+        frame
+    }
+
+    #[test]
+    fn full_buffers_are_exchanged_for_empty_ones_in_order_as_far_as_there_are_any() {
+        let mut pool = Pool::new(2);
+        let mut full = vec![frame(1), frame(2), frame(3)];
+        let mut batch = vec![frame(0)];
+        // Of three, the first two.
+        assert_eq!(pool.exchange(&mut full, &mut batch), 2);
+        let firsts: Vec<_> = batch.iter().map(|frame| frame.bytes()[0]).collect();
+        assert_eq!(firsts, [0, 1, 2]);
+        assert_eq!(full.iter().map(Frame::len).collect::<Vec<_>>(), [0, 0, 60]);
+        assert_eq!((pool.available(), pool.most_used()), (0, 2));
+        assert_eq!(pool.exchange(&mut full, &mut batch), 0);
+    }
+
+    #[test]
+    fn what_comes_back_is_empty() {
+        let mut pool = Pool::new(0);
+        let mut frames = vec![frame(1), frame(2)];
+        pool.put_all(&mut frames);
+        pool.put(frame(3));
+        assert!(frames.is_empty());
+        assert_eq!(pool.available(), 3);
+        while let Some(frame) = pool.take() {
+            assert!(frame.is_empty());
+            assert_eq!(frame.vnet, VnetHdr::default());
+        }
     }
 }
