@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
@@ -19,6 +19,7 @@ use crate::engine::EngineError;
 use crate::frame::Frame;
 use crate::io::poll::{Event, MAX_EVENTS, Poller, Waker};
 use crate::io::ring::Ring;
+use crate::io::spin::Spin;
 use crate::io::{IoBackend, IoChoice, Offloads, PortRx, PortTx, TxReport};
 use crate::packet::types::PortId;
 use crate::pool::Pool;
@@ -131,6 +132,8 @@ impl WorkerHandle {
                 inbox,
                 devices: Devices { ring, ..Devices::default() },
                 polled: Vec::new(),
+                spin: Spin::default(),
+                came: 0,
                 batch: Vec::with_capacity(BATCH + PORT_BUDGET),
                 gone,
                 meter,
@@ -192,9 +195,7 @@ impl Transmit for Devices {
             return device.tx(frames, pool);
         }
         let down = u32::try_from(frames.len()).unwrap_or(u32::MAX);
-        for frame in frames.drain(..) {
-            pool.put(frame);
-        }
+        pool.put_all(frames);
         TxReport { down, ..TxReport::default() }
     }
 
@@ -241,6 +242,10 @@ struct Worker {
     devices: Devices,
     /// Ports without a descriptor: asked in every round.
     polled: Vec<PortId>,
+    /// Without a ring, which looks for work by itself.
+    spin: Spin,
+    /// Bytes of what devices without a ring have given in this round.
+    came: usize,
     batch: Vec<Frame>,
     gone: GonePorts,
     meter: Meter,
@@ -255,7 +260,9 @@ impl Worker {
                 (true, true) => WAITING,
                 (false, true) => IDLE,
             };
-            let woken = self.wait(timeout, &mut events);
+            let asked = Instant::now();
+            let woken = self.wait(timeout, &mut events, asked);
+            let waited = asked.elapsed();
             if woken && !self.obey() {
                 return;
             }
@@ -274,16 +281,30 @@ impl Worker {
             }
             self.process(now);
             self.core.housekeep(now, &mut self.devices);
-            let looked = self.devices.ring.as_ref().map_or(Duration::ZERO, Ring::looked_for_work);
+            self.spin.learn(waited, std::mem::take(&mut self.came));
+            let looked =
+                self.devices.ring.as_ref().map_or(self.spin.looked(), Ring::looked_for_work);
             self.meter.look(now, looked);
         }
     }
 
     /// Sleeps until there is something to do. True: the engine has said something.
-    fn wait(&mut self, timeout: Duration, events: &mut Vec<Event>) -> bool {
-        let Devices { rx, ring, .. } = &mut self.devices;
+    fn wait(&mut self, timeout: Duration, events: &mut Vec<Event>, from: Instant) -> bool {
+        let Self { devices, poller, spin, .. } = self;
+        let Devices { rx, ring, .. } = devices;
         let timeout = match ring {
-            None => timeout,
+            None if timeout.is_zero() => timeout,
+            None => {
+                let mut woken = false;
+                spin.look(from, || {
+                    woken = poller.wait(Some(Duration::ZERO), events).unwrap_or(true);
+                    woken || !events.is_empty()
+                });
+                if woken || !events.is_empty() {
+                    return woken;
+                }
+                timeout
+            }
             Some(ring) => {
                 let fd_of = |port: PortId| rx.get(port.index())?.as_ref()?.stream();
                 if !ring.wait(timeout, self.core.pool(), self.poller.fd(), fd_of) {
@@ -322,6 +343,7 @@ impl Worker {
         let received = device.rx(PORT_BUDGET, self.core.pool(), &mut self.batch);
         for frame in self.batch.iter_mut().skip(before) {
             frame.ingress = port;
+            self.came += frame.len();
         }
         if received.is_err() {
             self.lose(port);

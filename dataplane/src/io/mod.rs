@@ -11,6 +11,7 @@ pub mod poll;
 pub(crate) mod prefetch;
 pub mod region;
 pub mod ring;
+pub(crate) mod spin;
 pub mod steer;
 mod stream;
 mod sys;

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::spin::{SPIN, Spin};
 use super::sys::uring::{CONTROL_GAP, Completion, Uring, control_data};
 use super::vnet_hdr::{VNET_HDR_LEN, VnetHdr};
 use super::{Reading, TxReport, vlan};
@@ -35,16 +36,6 @@ const LEAST_AHEAD: usize = 16;
 /// by frames of 64 KiB was as fast with 1, 2 and 4 MiB; by frames of 185,000 bytes, 64 of them were
 /// slower by a tenth than 24.
 const BYTES_AHEAD: usize = 2 << 20;
-
-/// The longest time to look for work before sleeping: about what a sleeping worker's wake-up
-/// costs.
-const SPIN: Duration = Duration::from_micros(50);
-
-/// What comes at a time when questions and answers take turns: a few frames without segmentation.
-const SMALL: usize = 3000;
-
-/// Below this a spin is given up altogether.
-const LEAST_SPIN: Duration = Duration::from_micros(4);
 
 /// A stream that is read.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +62,6 @@ pub struct Ring {
     reports: Vec<(PortId, TxReport)>,
     poller: PollState,
     spin: Spin,
-    looked: Duration,
     /// Mean length of the last frames.
     mean: usize,
 }
@@ -85,33 +75,6 @@ enum PollState {
     Armed,
     /// It is readable.
     Ready,
-}
-
-/// How long looking for work pays before sleeping.
-///
-/// It does when questions and answers take turns: the next frame comes sooner than a sleeper wakes.
-/// It does not when idle, and not in a bulk transfer, where it takes a processor from the programs
-/// that send and receive; there the sleep makes the next batch larger.
-#[derive(Debug, Clone, Copy)]
-struct Spin {
-    budget: Duration,
-}
-
-impl Spin {
-    const fn new() -> Self {
-        Self { budget: Duration::ZERO }
-    }
-
-    /// Work of `bytes` bytes came `waited` after it ran out.
-    fn learn(&mut self, waited: Duration, bytes: usize) {
-        self.budget = if waited <= SPIN && bytes <= SMALL {
-            SPIN
-        } else if self.budget > LEAST_SPIN {
-            self.budget / 2
-        } else {
-            Duration::ZERO
-        };
-    }
 }
 
 impl Ring {
@@ -131,8 +94,7 @@ impl Ring {
             writing: 0,
             reports: Vec::new(),
             poller: PollState::Due,
-            spin: Spin::new(),
-            looked: Duration::ZERO,
+            spin: Spin::default(),
             mean: 0,
         })
     }
@@ -202,12 +164,8 @@ impl Ring {
         }
         if !self.has_work() && timeout > Duration::ZERO {
             let from = Instant::now();
-            let mut looked = Duration::ZERO;
-            while looked < self.spin.budget && !self.uring.is_pending() {
-                std::hint::spin_loop();
-                looked = from.elapsed();
-            }
-            self.looked += looked;
+            let Self { spin, uring, .. } = self;
+            spin.look(from, || uring.is_pending());
             if self.uring.is_pending() {
                 self.uring.submit();
             } else {
@@ -228,7 +186,7 @@ impl Ring {
     /// Time spent looking for work instead of sleeping, since the ring was made.
     #[must_use]
     pub const fn looked_for_work(&self) -> Duration {
-        self.looked
+        self.spin.looked()
     }
 
     /// Buffers, reads and polls that are due.

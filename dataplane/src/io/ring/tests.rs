@@ -317,20 +317,6 @@ fn the_poller_is_waited_for_until_it_has_nothing_more() {
     assert!(bench.wait(LONG));
 }
 
-#[test]
-fn looking_for_work_pays_only_between_small_frames_that_come_soon() {
-    let mut spin = Spin::new();
-    spin.learn(Duration::from_micros(10), 64);
-    assert_eq!(spin.budget, SPIN);
-    spin.learn(Duration::from_micros(10), 65_000);
-    assert!(spin.budget < SPIN);
-    spin.learn(Duration::from_micros(10), 64);
-    for _ in 0..6 {
-        spin.learn(Duration::from_millis(100), 0);
-    }
-    assert_eq!(spin.budget, Duration::ZERO);
-}
-
 /// A pipe that keeps the bounds of what is written to it, with many frames in it.
 fn full_pipe(frames: usize) -> (std::os::fd::OwnedFd, std::os::fd::OwnedFd) {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};

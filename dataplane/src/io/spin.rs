@@ -1,0 +1,90 @@
+//! Looking for work before sleeping.
+//!
+//! It pays when questions and answers take turns: the next frame comes sooner than a sleeper wakes.
+//! It does not when idle, and not in a bulk transfer, where it takes a processor from the programs
+//! that send and receive; there the sleep makes the next batch larger.
+
+use std::time::{Duration, Instant};
+
+/// The longest time to look for work before sleeping: about what a sleeping worker's wake-up
+/// costs.
+pub(crate) const SPIN: Duration = Duration::from_micros(50);
+
+/// What comes at a time when questions and answers take turns: a few frames without segmentation.
+const SMALL: usize = 3000;
+
+/// Below this a spin is given up altogether.
+const LEAST: Duration = Duration::from_micros(4);
+
+/// How long one worker looks for work before it sleeps.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Spin {
+    budget: Duration,
+    looked: Duration,
+}
+
+impl Spin {
+    /// Asks `found` until it says so or looking longer does not pay. `from` is when work ran out.
+    pub(crate) fn look(&mut self, from: Instant, mut found: impl FnMut() -> bool) {
+        let mut looked = Duration::ZERO;
+        while looked < self.budget && !found() {
+            std::hint::spin_loop();
+            looked = from.elapsed();
+        }
+        self.looked += looked;
+    }
+
+    /// Work of `bytes` bytes came `waited` after it ran out.
+    pub(crate) fn learn(&mut self, waited: Duration, bytes: usize) {
+        self.budget = if waited <= SPIN && bytes <= SMALL {
+            SPIN
+        } else if self.budget > LEAST {
+            self.budget / 2
+        } else {
+            Duration::ZERO
+        };
+    }
+
+    /// Time spent looking, in all.
+    pub(crate) const fn looked(&self) -> Duration {
+        self.looked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_for_work_pays_only_between_small_frames_that_come_soon() {
+        let mut spin = Spin::default();
+        spin.learn(Duration::from_micros(10), 64);
+        assert_eq!(spin.budget, SPIN);
+        spin.learn(Duration::from_micros(10), 65_000);
+        assert!(spin.budget < SPIN);
+        spin.learn(Duration::from_micros(10), 64);
+        for _ in 0..6 {
+            spin.learn(Duration::from_millis(100), 0);
+        }
+        assert_eq!(spin.budget, Duration::ZERO);
+    }
+
+    #[test]
+    fn looks_until_there_is_work_or_the_time_is_over_and_not_at_all_when_idle() {
+        let mut spin = Spin::default();
+        let mut asked = 0;
+        spin.look(Instant::now(), || {
+            asked += 1;
+            false
+        });
+        assert_eq!((asked, spin.looked()), (0, Duration::ZERO));
+        spin.learn(Duration::ZERO, 64);
+        spin.look(Instant::now(), || false);
+        assert!(spin.looked() >= SPIN);
+        spin.look(Instant::now(), || {
+            asked += 1;
+            asked == 3
+        });
+        assert_eq!(asked, 3);
+    }
+}
