@@ -30,26 +30,35 @@ pub(crate) enum Kind {
     BridgeNf,
     /// Open vSwitch's userspace datapath with its own connection tracking.
     Ovs,
+    /// vswitchd with TAP endpoints, without io_uring.
+    TapEpoll,
     /// No switch: frames copied between two TAP devices.
     Bare,
 }
 
 impl Kind {
     /// In the order of the columns.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Tap, Self::Veth, Self::Bridge, Self::BridgeNf, Self::Ovs, Self::Bare];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Tap,
+        Self::Veth,
+        Self::Bridge,
+        Self::BridgeNf,
+        Self::Ovs,
+        Self::TapEpoll,
+        Self::Bare,
+    ];
 
     /// Whether it takes part when nobody is named.
-    pub(crate) fn is_a_switch(self) -> bool {
-        self != Self::Bare
+    pub(crate) const fn is_default(self) -> bool {
+        !matches!(self, Self::TapEpoll | Self::Bare)
     }
 
     /// Whether it can carry that at all.
     pub(crate) fn carries(self, measure: Measure) -> bool {
-        self.is_a_switch()
+        self != Self::Bare
             || matches!(
                 measure,
-                Measure::Streams(Way::Switched, _)
+                Measure::Streams(Way::Switched, ..)
                     | Measure::Udp(Way::Switched)
                     | Measure::RoundTrip(Way::Switched)
             )
@@ -63,6 +72,7 @@ impl Kind {
             Self::Bridge => "bridge",
             Self::BridgeNf => "bridge-nf",
             Self::Ovs => "ovs",
+            Self::TapEpoll => "tap-epoll",
             Self::Bare => "bare",
         }
     }
@@ -75,6 +85,7 @@ impl Kind {
             Self::Bridge => "kernel bridge + NAT",
             Self::BridgeNf => "the same, bridge-nf on",
             Self::Ovs => "Open vSwitch, netdev",
+            Self::TapEpoll => "vswitchd, tap by epoll",
             Self::Bare => "frames copied between TAPs",
         }
     }
@@ -88,7 +99,7 @@ impl Kind {
     /// Builds it. `label` tells several of one kind apart.
     pub(crate) fn build(self, lab: &Lab, ours: &Ours, label: &str) -> Result<Built, VersusError> {
         match self {
-            Self::Tap | Self::Veth => vswitchd::build(self, lab, ours, label),
+            Self::Tap | Self::Veth | Self::TapEpoll => vswitchd::build(self, lab, ours, label),
             Self::Bridge | Self::BridgeNf => kernel::build(self, lab, label),
             Self::Ovs => ovs::build(lab, label),
             Self::Bare => bare::build(lab, label),
@@ -149,6 +160,6 @@ mod tests {
             assert_eq!(Kind::parse(kind.name()), Ok(kind));
         }
         let error = Kind::parse("hub").unwrap_err();
-        assert_eq!(error, "is none of tap, veth, bridge, bridge-nf, ovs, bare");
+        assert_eq!(error, "is none of tap, veth, bridge, bridge-nf, ovs, tap-epoll, bare");
     }
 }

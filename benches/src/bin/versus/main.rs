@@ -163,8 +163,8 @@ impl Bench<'_> {
         let mut results = Results::new(columns, BASE.name());
         let options = self.options;
         for measure in options.measures() {
-            if measure == Measure::Memory {
-                self.measure_memory(&contenders, &mut results)?;
+            if let Measure::Memory(_) = measure {
+                self.measure_memory(measure, &contenders, &mut results)?;
                 continue;
             }
             for cc in options.congestion_controls(measure) {
@@ -203,6 +203,7 @@ impl Bench<'_> {
     /// Once, on fresh daemons: those that have been measured keep tables that have grown.
     fn measure_memory(
         &mut self,
+        measure: Measure,
         contenders: &[Contender],
         results: &mut Results,
     ) -> Result<(), VersusError> {
@@ -211,10 +212,10 @@ impl Bench<'_> {
             if contender.process.is_none() {
                 continue;
             }
-            eprintln!("versus: memory of {}", kind.name());
-            let label = format!("{}-fresh", kind.name());
+            eprintln!("versus: {} of {}", measure.title(), kind.name());
+            let label = format!("{}-{}", kind.name(), measure.name());
             if let Built::Ready(fresh) = kind.build(self.lab, &self.ours, &label)? {
-                let at = At { measure: Measure::Memory, cc: None, column, round: 0 };
+                let at = At { measure, cc: None, column, round: 0 };
                 self.run(at, &fresh, results);
                 fresh.process.into_iter().for_each(|pid| self.lab.end(pid));
             }

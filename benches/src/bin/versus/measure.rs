@@ -10,7 +10,7 @@ mod round_trip;
 mod stream;
 mod udp;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use control::netns::Netns;
@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::contender::Contender;
 use crate::error::VersusError;
-use crate::wiring::{B, HOST, OUTSIDE, PUBLISHED};
+use crate::wiring::{B, B6, HOST, HOST6, NOWHERE, NOWHERE6, OUTSIDE, OUTSIDE6, PUBLISHED};
 
 /// Slow start, address resolution and the first wakeups are not what is to be measured.
 pub(crate) const WARM_UP: Duration = Duration::from_millis(200);
@@ -32,11 +32,11 @@ pub(crate) enum Measure {
     /// few wait for their own round trips, many for a processor.
     Connections(usize),
     /// What a daemon keeps for tracked connections.
-    Memory,
+    Memory(Family),
     /// One byte there and back over TCP.
     RoundTrip(Way),
     /// So many TCP streams at once.
-    Streams(Way, usize),
+    Streams(Way, usize, Family),
     /// 64-byte UDP frames.
     Udp(Way),
 }
@@ -52,6 +52,13 @@ pub(crate) enum Way {
     Switched,
     /// From a container to outside, through SNAT.
     Up,
+}
+
+/// Which version of IP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
 }
 
 /// Which of two figures is the better one.
@@ -90,26 +97,30 @@ pub(crate) struct Run<'a> {
 
 impl Measure {
     /// All, in the order of the table.
-    pub(crate) const ALL: [Self; 19] = [
-        Self::Streams(Way::Switched, 1),
-        Self::Streams(Way::Switched, 4),
-        Self::Streams(Way::Switched, 16),
-        Self::Streams(Way::Up, 1),
-        Self::Streams(Way::Up, 4),
-        Self::Streams(Way::Up, 16),
-        Self::Streams(Way::Back, 1),
-        Self::Streams(Way::Back, 4),
-        Self::Streams(Way::Back, 16),
-        Self::Streams(Way::Down, 1),
-        Self::Streams(Way::Down, 4),
-        Self::Streams(Way::Down, 16),
+    pub(crate) const ALL: [Self; 23] = [
+        Self::Streams(Way::Switched, 1, Family::V4),
+        Self::Streams(Way::Switched, 4, Family::V4),
+        Self::Streams(Way::Switched, 16, Family::V4),
+        Self::Streams(Way::Up, 1, Family::V4),
+        Self::Streams(Way::Up, 4, Family::V4),
+        Self::Streams(Way::Up, 16, Family::V4),
+        Self::Streams(Way::Back, 1, Family::V4),
+        Self::Streams(Way::Back, 4, Family::V4),
+        Self::Streams(Way::Back, 16, Family::V4),
+        Self::Streams(Way::Down, 1, Family::V4),
+        Self::Streams(Way::Down, 4, Family::V4),
+        Self::Streams(Way::Down, 16, Family::V4),
+        Self::Streams(Way::Switched, 1, Family::V6),
+        Self::Streams(Way::Up, 1, Family::V6),
+        Self::Streams(Way::Down, 1, Family::V6),
         Self::Udp(Way::Switched),
         Self::Udp(Way::Up),
         Self::RoundTrip(Way::Switched),
         Self::RoundTrip(Way::Up),
         Self::Connections(4),
         Self::Connections(32),
-        Self::Memory,
+        Self::Memory(Family::V4),
+        Self::Memory(Family::V6),
     ];
 
     /// As options and JSON have it.
@@ -117,10 +128,12 @@ impl Measure {
         match self {
             Self::Connections(4) => "conn".to_owned(),
             Self::Connections(clients) => format!("conn{clients}"),
-            Self::Memory => "memory".to_owned(),
+            Self::Memory(family) => format!("memory{}", family.suffix()),
             Self::RoundTrip(Way::Switched) => "rtt".to_owned(),
             Self::RoundTrip(way) => format!("rtt-{}", way.name()),
-            Self::Streams(way, streams) => format!("{}{streams}", way.name()),
+            Self::Streams(way, streams, family) => {
+                format!("{}{streams}{}", way.name(), family.suffix())
+            }
             Self::Udp(Way::Switched) => "udp".to_owned(),
             Self::Udp(way) => format!("udp-{}", way.name()),
         }
@@ -130,10 +143,12 @@ impl Measure {
     pub(crate) fn title(&self) -> String {
         match self {
             Self::Connections(clients) => format!("new connections, {clients} clients, SNAT"),
-            Self::Memory => "memory".to_owned(),
+            Self::Memory(family) => format!("memory{}", family.title()),
             Self::RoundTrip(way) => format!("round trip, {}", way.title()),
-            Self::Streams(way, 1) => format!("TCP, 1 stream, {}", way.title()),
-            Self::Streams(way, streams) => format!("TCP, {streams} streams, {}", way.title()),
+            Self::Streams(way, streams, family) => {
+                let plural = if *streams == 1 { "" } else { "s" };
+                format!("TCP{}, {streams} stream{plural}, {}", family.title(), way.title())
+            }
             Self::Udp(way) => format!("64-byte UDP frames, {}", way.title()),
         }
     }
@@ -155,10 +170,10 @@ impl Measure {
     pub(crate) fn run(self, on: &Contender, run: Run<'_>) -> Result<Vec<Sample>, VersusError> {
         match self {
             Self::Connections(clients) => connections::measure(on, clients, run.duration),
-            Self::Memory => flows::measure(on, run.connections),
-            Self::RoundTrip(way) => round_trip::measure(&way.path(on), run.duration),
-            Self::Streams(way, streams) => stream::measure(on, way, streams, run),
-            Self::Udp(way) => udp::measure(&way.path(on), run.duration),
+            Self::Memory(family) => flows::measure(on, family, run.connections),
+            Self::RoundTrip(way) => round_trip::measure(&way.path(on, Family::V4), run.duration),
+            Self::Streams(way, streams, family) => stream::measure(on, (way, family), streams, run),
+            Self::Udp(way) => udp::measure(&way.path(on, Family::V4), run.duration),
         }
     }
 }
@@ -169,7 +184,7 @@ struct Path<'a> {
     client: &'a Netns,
     server: &'a Netns,
     /// What the client connects to.
-    address: Ipv4Addr,
+    address: IpAddr,
     /// Where the server must listen; 0: anywhere.
     port: u16,
 }
@@ -199,21 +214,56 @@ impl Way {
         }
     }
 
-    const fn path(self, on: &Contender) -> Path<'_> {
+    const fn path(self, on: &Contender, family: Family) -> Path<'_> {
         let machines = &on.machines;
+        let (host, b, outside) = match family {
+            Family::V4 => (IpAddr::V4(HOST), IpAddr::V4(B), IpAddr::V4(OUTSIDE)),
+            Family::V6 => (IpAddr::V6(HOST6), IpAddr::V6(B6), IpAddr::V6(OUTSIDE6)),
+        };
         match self {
             Self::Down => Path {
                 client: &machines.outside,
                 server: &machines.b,
-                address: HOST,
+                address: host,
                 port: PUBLISHED,
             },
             Self::Switched => {
-                Path { client: &machines.a, server: &machines.b, address: B, port: 0 }
+                Path { client: &machines.a, server: &machines.b, address: b, port: 0 }
             }
             Self::Back | Self::Up => {
-                Path { client: &machines.a, server: &machines.outside, address: OUTSIDE, port: 0 }
+                Path { client: &machines.a, server: &machines.outside, address: outside, port: 0 }
             }
+        }
+    }
+}
+
+impl Family {
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::V4 => "",
+            Self::V6 => "-6",
+        }
+    }
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::V4 => "",
+            Self::V6 => " over IPv6",
+        }
+    }
+
+    const fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Self::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        }
+    }
+
+    /// What leads outside and ends there.
+    const fn nowhere(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(NOWHERE),
+            Self::V6 => IpAddr::V6(NOWHERE6),
         }
     }
 }
@@ -236,8 +286,8 @@ mod tests {
         let names: Vec<String> = Measure::ALL.iter().map(Measure::name).collect();
         assert_eq!(
             names.join(" "),
-            "tcp1 tcp4 tcp16 up1 up4 up16 back1 back4 back16 down1 down4 down16 udp udp-up rtt rtt-up conn conn32 \
-             memory"
+            "tcp1 tcp4 tcp16 up1 up4 up16 back1 back4 back16 down1 down4 down16 tcp1-6 up1-6 down1-6 udp \
+             udp-up rtt rtt-up conn conn32 memory memory-6"
         );
         assert!(Measure::parse("tcp").is_err());
     }

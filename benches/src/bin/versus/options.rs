@@ -19,13 +19,13 @@ const CC_NAME_MAX: usize = 16;
 #[command(name = "versus", version)]
 pub(crate) struct Options {
     /// Measure only these: tcp1, tcp4, tcp16 (within the network), up1… (out through SNAT), back1… (the
-    /// same, data coming back), down1… (into a published port), udp, udp-up, rtt, rtt-up, conn, conn32,
-    /// memory
+    /// same, data coming back), down1… (into a published port), tcp1-6, up1-6, down1-6 (over IPv6), udp,
+    /// udp-up, rtt, rtt-up, conn, conn32, memory, memory-6
     #[arg(long, value_name = "MEASURE", value_delimiter = ',', value_parser = Measure::parse)]
     pub only: Vec<Measure>,
 
-    /// Compare only these: tap, veth (vswitchd), bridge, bridge-nf (the kernel's), ovs; bare
-    /// (frames copied between two TAPs, and only if named)
+    /// Compare only these: tap, veth (vswitchd), bridge, bridge-nf (the kernel's), ovs; and only if
+    /// named: tap-epoll (vswitchd without io_uring), bare (frames copied between two TAPs)
     #[arg(long, value_name = "CONTENDER", value_delimiter = ',', value_parser = Kind::parse)]
     pub contenders: Vec<Kind>,
 
@@ -82,7 +82,8 @@ impl Options {
 
     /// Runs of all measures but memory, which has no length.
     pub(crate) fn runs(&self) -> usize {
-        let measures = self.measures().into_iter().filter(|measure| *measure != Measure::Memory);
+        let measures =
+            self.measures().into_iter().filter(|measure| !matches!(measure, Measure::Memory(_)));
         let kinds = self.kinds();
         let carry = |m: Measure| kinds.iter().filter(|kind| kind.carries(m)).count();
         measures.map(|m| self.congestion_controls(m).len() * self.pairs() * carry(m)).sum()
@@ -97,7 +98,7 @@ impl Options {
     /// What is compared, in the order of the columns.
     pub(crate) fn kinds(&self) -> Vec<Kind> {
         let chosen = |kind: &Kind| match self.contenders.as_slice() {
-            [] => kind.is_a_switch(),
+            [] => kind.is_default(),
             named => named.contains(kind),
         };
         Kind::ALL.into_iter().filter(chosen).collect()
@@ -130,6 +131,7 @@ fn congestion_control(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::{Family, Way};
 
     fn parse(arguments: &[&str]) -> Result<Options, clap::Error> {
         Options::try_parse_from(["versus"].iter().chain(arguments))
@@ -158,10 +160,7 @@ mod tests {
         let all: Vec<_> = options.measures().iter().map(controls).collect();
         assert_eq!(all, [vec![Some("bbr"), Some("cubic")], vec![None]]);
         let default = parse(&[]).unwrap();
-        assert_eq!(
-            default.congestion_controls(Measure::Streams(crate::measure::Way::Up, 1)),
-            [None]
-        );
+        assert_eq!(default.congestion_controls(Measure::Streams(Way::Up, 1, Family::V4)), [None]);
     }
 
     #[test]

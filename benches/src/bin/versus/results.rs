@@ -140,7 +140,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::measure::Way;
+    use crate::measure::{Family, Way};
 
     fn sample(value: f64) -> Sample {
         Sample { figure: "rate", unit: "Gbit/s", better: Better::More, value }
@@ -149,7 +149,7 @@ pub(crate) mod tests {
     /// Two contenders and the base; the last one was not measured in the second row.
     pub(crate) fn results() -> Results {
         let mut results = Results::new(vec!["tap", "bridge", "ovs"], "bridge");
-        let one = Measure::Streams(Way::Switched, 1);
+        let one = Measure::Streams(Way::Switched, 1, Family::V4);
         let rounds = [[10.0, 20.0, 5.0], [30.0, 20.0, 6.0], [9.0, 10.0, 7.0]];
         for (round, values) in rounds.iter().enumerate() {
             for (column, value) in values.iter().enumerate() {

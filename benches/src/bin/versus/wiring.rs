@@ -6,17 +6,19 @@
 //! B .3 --/            published: 192.0.2.1:5000 -> B:5000
 //! ```
 //!
+//! The same in IPv6: fd00:77::/64, 2001:db8::1 and 2001:db8::254.
+//!
 //! Outside is the host's default gateway and has no route to any inside address: without NAT nothing
 //! comes back. What A sends to [`NOWHERE`] reaches outside and ends there without an answer.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use control::lab::Lab;
 use control::netlink::{Handle, IfExists, LinkChange, RouteSpec};
 use control::netns::{self, Netns};
 use dataplane::packet::types::Mac;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::error::{VersusError, io};
 
@@ -24,14 +26,24 @@ pub(crate) const SUBNET: &str = "10.77.0.0/24";
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub(crate) const A: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 pub(crate) const B: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 3);
+pub(crate) const SUBNET6: &str = "fd00:77::/64";
+pub(crate) const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 1);
+pub(crate) const A6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 2);
+pub(crate) const B6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 3);
 /// RFC 5737 TEST-NET-1: the wire between host and outside.
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
+/// RFC 3849: the same wire.
+pub(crate) const HOST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+pub(crate) const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x254);
 /// RFC 5737 TEST-NET-3: nobody.
 pub(crate) const NOWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
+/// RFC 3849: nobody.
+pub(crate) const NOWHERE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 0x80);
 /// Where B is published on the host, and where B serves.
 pub(crate) const PUBLISHED: u16 = 5000;
 const PREFIX: u8 = 24;
+const PREFIX6: u8 = 64;
 
 /// The host's end of the wire.
 pub(crate) const UPLINK: &str = "uplink0";
@@ -85,10 +97,16 @@ impl Machines {
         host.add_veth(UPLINK, &ours, "eth0", &theirs, &self.outside).await?;
         let eth0 = outside.link_by_name("eth0").await?.index;
         outside.change_link(eth0, &LinkChange::new().up()).await?;
-        outside.add_address(eth0, net(OUTSIDE)?, IfExists::Fail).await?;
+        for address in [OUTSIDE.into(), OUTSIDE6.into()] {
+            outside.add_address(eth0, net(address)?, IfExists::Fail).await?;
+        }
         let uplink = host.link_by_name(UPLINK).await?.index;
-        host.add_address(uplink, net(HOST)?, IfExists::Fail).await?;
-        host.add_route(&RouteSpec::default_via(OUTSIDE, uplink), IfExists::Fail).await?;
+        for (address, gateway) in
+            [(HOST.into(), OUTSIDE.into()), (HOST6.into(), IpAddr::V6(OUTSIDE6))]
+        {
+            host.add_address(uplink, net(address)?, IfExists::Fail).await?;
+            host.add_route(&RouteSpec::default_via(gateway, uplink), IfExists::Fail).await?;
+        }
         Ok(())
     }
 
@@ -106,12 +124,16 @@ impl Machines {
 
     /// Gives the `eth0` of A and of B its address and default route.
     pub(crate) async fn address_containers(&self) -> Result<(), VersusError> {
-        for (machine, address) in [(&self.a, A), (&self.b, B)] {
+        for (machine, addresses) in [(&self.a, (A, A6)), (&self.b, (B, B6))] {
             let inside = Handle::open_in(machine)?;
             let eth0 = inside.link_by_name("eth0").await?.index;
             inside.change_link(eth0, &LinkChange::new().up()).await?;
-            inside.add_address(eth0, net(address)?, IfExists::Fail).await?;
-            inside.add_route(&RouteSpec::default_via(GATEWAY, eth0), IfExists::Fail).await?;
+            let both =
+                [(addresses.0.into(), GATEWAY.into()), (addresses.1.into(), IpAddr::V6(GATEWAY6))];
+            for (address, gateway) in both {
+                inside.add_address(eth0, net(address)?, IfExists::Fail).await?;
+                inside.add_route(&RouteSpec::default_via(gateway, eth0), IfExists::Fail).await?;
+            }
         }
         Ok(())
     }
@@ -121,7 +143,9 @@ impl Machines {
         let host = Handle::open_in(&self.host)?;
         host.add_bridge(name, &LinkChange::new().up()).await?;
         let bridge = host.link_by_name(name).await?.index;
-        host.add_address(bridge, net(GATEWAY)?, IfExists::Fail).await?;
+        for address in [GATEWAY.into(), GATEWAY6.into()] {
+            host.add_address(bridge, net(address)?, IfExists::Fail).await?;
+        }
         for port in PORTS {
             let index = host.link_by_name(port).await?.index;
             host.change_link(index, &LinkChange::new().controller(bridge)).await?;
@@ -131,10 +155,15 @@ impl Machines {
 
     /// For a switch that answers no ARP: who is behind the gateway's and the host's addresses.
     pub(crate) async fn name_gateway(&self, mac: Mac) -> Result<(), VersusError> {
-        for (machine, address) in [(&self.a, GATEWAY), (&self.b, GATEWAY), (&self.outside, HOST)] {
+        let inside = [GATEWAY.into(), IpAddr::V6(GATEWAY6)];
+        let outside = [HOST.into(), IpAddr::V6(HOST6)];
+        for (machine, addresses) in [(&self.a, inside), (&self.b, inside), (&self.outside, outside)]
+        {
             let handle = Handle::open_in(machine)?;
             let eth0 = handle.link_by_name("eth0").await?.index;
-            handle.set_neighbor(eth0, IpAddr::V4(address), mac).await?;
+            for address in addresses {
+                handle.set_neighbor(eth0, address, mac).await?;
+            }
         }
         Ok(())
     }
@@ -151,8 +180,8 @@ pub(crate) fn carry_out<T>(
     runtime.block_on(work)
 }
 
-fn net(address: Ipv4Addr) -> Result<IpNet, VersusError> {
-    Ipv4Net::new(address, PREFIX)
-        .map(IpNet::V4)
-        .map_err(|error| VersusError::Program(format!("address {address}/{PREFIX}: {error}")))
+fn net(address: IpAddr) -> Result<IpNet, VersusError> {
+    let prefix = if address.is_ipv4() { PREFIX } else { PREFIX6 };
+    IpNet::new(address, prefix)
+        .map_err(|error| VersusError::Program(format!("address {address}/{prefix}: {error}")))
 }

@@ -7,11 +7,12 @@ use control::lab::Lab;
 use super::{Built, Contender, Kind};
 use crate::error::VersusError;
 use crate::programs;
-use crate::wiring::{B, HOST, Machines, PUBLISHED, UPLINK, carry_out};
+use crate::wiring::{B, B6, HOST, HOST6, Machines, PUBLISHED, UPLINK, carry_out};
 
 const BRIDGE: &str = "br0";
-/// One setting a namespace; there only where `br_netfilter` is.
-const BRIDGE_NF: &str = "net/bridge/bridge-nf-call-iptables";
+/// Settings of a namespace; there only where `br_netfilter` is.
+const BRIDGE_NF: [&str; 2] =
+    ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
 
 pub(super) fn build(kind: Kind, lab: &Lab, label: &str) -> Result<Built, VersusError> {
     let Some(nft) = programs::find("nft") else {
@@ -19,9 +20,11 @@ pub(super) fn build(kind: Kind, lab: &Lab, label: &str) -> Result<Built, VersusE
     };
     let machines = Machines::new(lab, label)?;
     let seen_by_firewall = kind == Kind::BridgeNf;
-    if machines.host.read_sysctl(BRIDGE_NF).is_ok() {
+    if BRIDGE_NF.iter().all(|key| machines.host.read_sysctl(key).is_ok()) {
         let value = if seen_by_firewall { "1" } else { "0" };
-        machines.host.write_sysctl(BRIDGE_NF, value)?;
+        for key in BRIDGE_NF {
+            machines.host.write_sysctl(key, value)?;
+        }
     } else if seen_by_firewall {
         let note = "this kernel has no br_netfilter (modprobe br_netfilter)";
         return Ok(Built::LeftOut(note.to_owned()));
@@ -32,6 +35,7 @@ pub(super) fn build(kind: Kind, lab: &Lab, label: &str) -> Result<Built, VersusE
         machines.bridge(BRIDGE).await
     })?;
     machines.host.write_sysctl("net/ipv4/ip_forward", "1")?;
+    machines.host.write_sysctl("net/ipv6/conf/all/forwarding", "1")?;
     let mut command = Command::new(nft);
     command.args(["-f", "-"]);
     programs::run(&machines.host, command, &rules(seen_by_firewall))?;
@@ -41,30 +45,37 @@ pub(super) fn build(kind: Kind, lab: &Lab, label: &str) -> Result<Built, VersusE
 /// What `iptables -j MASQUERADE` and `-j DNAT` come to; `filtered`: with the checks of Docker's
 /// FORWARD chain.
 fn rules(filtered: bool) -> String {
-    let nat = format!(
-        "table ip nat {{
-            chain prerouting {{
-                type nat hook prerouting priority dstnat;
-                ip daddr {HOST} tcp dport {PUBLISHED} dnat to {B}:{PUBLISHED}
+    let both = [
+        ("ip", HOST.to_string(), format!("{B}:{PUBLISHED}")),
+        ("ip6", HOST6.to_string(), format!("[{B6}]:{PUBLISHED}")),
+    ];
+    let tables = both.map(|(family, host, to)| {
+        let nat = format!(
+            "table {family} nat {{
+                chain prerouting {{
+                    type nat hook prerouting priority dstnat;
+                    {family} daddr {host} tcp dport {PUBLISHED} dnat to {to}
+                }}
+                chain postrouting {{
+                    type nat hook postrouting priority srcnat;
+                    oifname \"{UPLINK}\" masquerade
+                }}
             }}
-            chain postrouting {{
-                type nat hook postrouting priority srcnat;
-                oifname \"{UPLINK}\" masquerade
+            "
+        );
+        let filter = format!(
+            "table {family} filter {{
+                chain forward {{
+                    type filter hook forward priority filter; policy drop;
+                    oifname \"{BRIDGE}\" ct state related,established accept
+                    iifname \"{BRIDGE}\" oifname != \"{BRIDGE}\" accept
+                    iifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept
+                    iifname != \"{BRIDGE}\" oifname \"{BRIDGE}\" ct status dnat accept
+                }}
             }}
-        }}
-        "
-    );
-    let filter = format!(
-        "table ip filter {{
-            chain forward {{
-                type filter hook forward priority filter; policy drop;
-                oifname \"{BRIDGE}\" ct state related,established accept
-                iifname \"{BRIDGE}\" oifname != \"{BRIDGE}\" accept
-                iifname \"{BRIDGE}\" oifname \"{BRIDGE}\" accept
-                iifname != \"{BRIDGE}\" oifname \"{BRIDGE}\" ct status dnat accept
-            }}
-        }}
-        "
-    );
-    if filtered { nat + &filter } else { nat }
+            "
+        );
+        if filtered { nat + &filter } else { nat }
+    });
+    tables.concat()
 }

@@ -17,7 +17,8 @@ use super::{Built, Contender, Counting, Kind};
 use crate::error::{VersusError, io};
 use crate::programs;
 use crate::wiring::{
-    B, HOST, MAC_A, MAC_B, MAC_OUTSIDE, Machines, PORTS, PUBLISHED, UPLINK, carry_out,
+    A, A6, B, B6, HOST, HOST6, MAC_A, MAC_B, MAC_OUTSIDE, Machines, PORTS, PUBLISHED, UPLINK,
+    carry_out,
 };
 
 /// Where the database's schema is, unless the variable that Open vSwitch itself reads says otherwise.
@@ -187,31 +188,44 @@ fn configure(
 fn flows() -> String {
     let [a, b, uplink] = NUMBERS;
     let router = |to: Mac| format!("mod_dl_src:{MAC_ROUTER},mod_dl_dst:{to},dec_ttl");
-    let mut text = format!(
-        "table=0,priority=10,ip,dl_dst={MAC_ROUTER} actions=ct(zone=1,nat,table=1)\n\
-         table=0,priority=0 actions=NORMAL\n\
-         table=1,priority=20,ct_state=+trk+new,in_port={uplink},tcp,nw_dst={HOST},tp_dst={PUBLISHED} \
-         actions=ct(commit,zone=1,nat(dst={B}:{PUBLISHED})),{to_b},output:{b}\n",
-        to_b = router(MAC_B),
-    );
-    for port in [a, b] {
-        let to_outside = router(MAC_OUTSIDE);
+    let to_outside = router(MAC_OUTSIDE);
+    let mut text = "table=0,priority=0 actions=NORMAL\n".to_owned();
+    let families = [
+        ("ip", "tcp", "nw_dst", [HOST.to_string(), A.to_string(), B.to_string()]),
+        // Addresses with colons stand in brackets where a port follows.
+        ("ipv6", "tcp6", "ipv6_dst", [HOST6.to_string(), A6.to_string(), B6.to_string()]),
+    ];
+    for (ip, tcp, destination, [host, a_address, b_address]) in families {
+        let bracketed = |address: &str| {
+            if ip == "ip" { address.to_owned() } else { format!("[{address}]") }
+        };
         // Writing to a string cannot fail.
         let _ = write!(
             text,
-            "table=1,priority=10,ct_state=+trk+new,in_port={port},ip \
-             actions=ct(commit,zone=1,nat(src={HOST}:1024-65535)),{to_outside},output:{uplink}\n\
-             table=1,priority=10,ct_state=+trk-new-inv,in_port={port},ip \
-             actions={to_outside},output:{uplink}\n"
+            "table=0,priority=10,{ip},dl_dst={MAC_ROUTER} actions=ct(zone=1,nat,table=1)\n\
+             table=1,priority=20,ct_state=+trk+new,in_port={uplink},{tcp},{destination}={host},tp_dst={PUBLISHED} \
+             actions=ct(commit,zone=1,nat(dst={to}:{PUBLISHED})),{to_b},output:{b}\n",
+            to = bracketed(&b_address),
+            to_b = router(MAC_B),
         );
-    }
-    for (port, address, mac) in [(a, crate::wiring::A, MAC_A), (b, B, MAC_B)] {
-        let _ = writeln!(
-            text,
-            "table=1,priority=10,ct_state=+trk-new-inv,in_port={uplink},ip,nw_dst={address} \
-             actions={to},output:{port}",
-            to = router(mac),
-        );
+        for port in [a, b] {
+            let _ = write!(
+                text,
+                "table=1,priority=10,ct_state=+trk+new,in_port={port},{ip} \
+                 actions=ct(commit,zone=1,nat(src={from}:1024-65535)),{to_outside},output:{uplink}\n\
+                 table=1,priority=10,ct_state=+trk-new-inv,in_port={port},{ip} \
+                 actions={to_outside},output:{uplink}\n",
+                from = bracketed(&host),
+            );
+        }
+        for (port, address, mac) in [(a, a_address, MAC_A), (b, b_address, MAC_B)] {
+            let _ = writeln!(
+                text,
+                "table=1,priority=10,ct_state=+trk-new-inv,in_port={uplink},{ip},{destination}={address} \
+                 actions={to},output:{port}",
+                to = router(mac),
+            );
+        }
     }
     text
 }
@@ -226,6 +240,6 @@ mod tests {
         for line in flows.lines() {
             assert_eq!(line.contains("commit"), line.contains("+new"), "{line}");
         }
-        assert_eq!(flows.lines().count(), 9);
+        assert_eq!(flows.lines().count(), 1 + 2 * 8);
     }
 }

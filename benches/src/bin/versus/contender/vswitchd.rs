@@ -10,7 +10,7 @@ use control::lab::Lab;
 use super::{Built, Contender, Counting, Kind};
 use crate::error::{VersusError, io};
 use crate::programs::{self, Ours};
-use crate::wiring::{A, B, Machines, PUBLISHED, SUBNET, carry_out};
+use crate::wiring::{A, A6, B, B6, Machines, PUBLISHED, SUBNET, SUBNET6, carry_out};
 
 /// A loaded machine may take its time to start it.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
@@ -32,6 +32,9 @@ pub(super) fn build(kind: Kind, lab: &Lab, ours: &Ours, label: &str) -> Result<B
         ("--run-dir", "run"),
     ] {
         command.arg(flag).arg(directory.join(file));
+    }
+    if kind == Kind::TapEpoll {
+        command.arg("--io=epoll");
     }
     let pid = programs::start(lab, &machines.host, command, &directory.join("log"))?;
     let contender = Contender {
@@ -57,7 +60,10 @@ pub(super) fn build(kind: Kind, lab: &Lab, ours: &Ours, label: &str) -> Result<B
         programs::run(&contender.machines.host, command, "")
     };
     let link = if kind == Kind::Veth { "link=veth" } else { "link=tap" };
-    match control(&["network", "create", NETWORK, "--subnet", SUBNET, "-o", link]) {
+    let network = [
+        "network", "create", NETWORK, "--subnet", SUBNET, "--subnet", SUBNET6, "--ipv6", "-o", link,
+    ];
+    match control(&network) {
         Ok(_) => {}
         Err(refusal) if kind == Kind::Veth => {
             lab.end(pid);
@@ -66,7 +72,7 @@ pub(super) fn build(kind: Kind, lab: &Lab, ours: &Ours, label: &str) -> Result<B
         Err(error) => return Err(error),
     }
     let [a, b] = contender.machines.paths().each_ref().map(|path| path.display().to_string());
-    let sandbox = |name: &str, address: String, path: &str, more: &[&str]| {
+    let sandbox = |name: &str, address: String, address6: String, path: &str, more: &[&str]| {
         let mut arguments = vec![
             "sandbox",
             "create",
@@ -75,14 +81,16 @@ pub(super) fn build(kind: Kind, lab: &Lab, ours: &Ours, label: &str) -> Result<B
             NETWORK,
             "--ip",
             &address,
+            "--ip6",
+            &address6,
             "--netns",
             path,
         ];
         arguments.extend(more);
         control(&arguments)
     };
-    sandbox("a", A.to_string(), &a, &[])?;
-    sandbox("b", B.to_string(), &b, &["-p", &format!("{PUBLISHED}:{PUBLISHED}")])?;
+    sandbox("a", A.to_string(), A6.to_string(), &a, &[])?;
+    sandbox("b", B.to_string(), B6.to_string(), &b, &["-p", &format!("{PUBLISHED}:{PUBLISHED}")])?;
     Ok(Built::Ready(contender))
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
-use super::{Better, STALL, Sample, WARM_UP, Way, float};
+use super::{Better, Family, STALL, Sample, WARM_UP, Way, float};
 use crate::contender::Contender;
 use crate::error::{VersusError, io as failed};
 
@@ -23,7 +23,7 @@ pub(super) fn measure(
     duration: Duration,
 ) -> Result<Vec<Sample>, VersusError> {
     let what = "new connections";
-    let path = Way::Up.path(on);
+    let path = Way::Up.path(on, Family::V4);
     let mut listeners = Vec::new();
     for _ in 0..clients {
         let bind = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, path.port));

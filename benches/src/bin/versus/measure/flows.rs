@@ -6,14 +6,13 @@
 //! are needed do not grow, so what the whole process has afterwards is a figure too.
 
 use std::fs;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::UdpSocket;
 use std::thread;
 use std::time::Duration;
 
-use super::{Better, Sample, float};
+use super::{Better, Family, Sample, float};
 use crate::contender::Contender;
 use crate::error::{VersusError, io as failed};
-use crate::wiring::NOWHERE;
 
 /// Ports that each socket sends to, from the first one.
 const PORTS: u16 = 1000;
@@ -26,22 +25,26 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// Some may be lost: those are sent again.
 const PASSES: usize = 5;
 
-pub(super) fn measure(on: &Contender, connections: u32) -> Result<Vec<Sample>, VersusError> {
+pub(super) fn measure(
+    on: &Contender,
+    family: Family,
+    connections: u32,
+) -> Result<Vec<Sample>, VersusError> {
     let Some(process) = on.process else { return Ok(Vec::new()) };
     let what = "many connections";
     let sockets = connections.div_ceil(u32::from(PORTS));
     let open = || {
-        let socket = |_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
+        let socket = |_| UdpSocket::bind((family.unspecified(), 0));
         (0..sockets).map(socket).collect::<std::io::Result<Vec<_>>>()
     };
     let sockets = on.machines.a.run(open)?.map_err(failed(what))?;
     // What the first packet makes is not what each further one costs.
-    let first = sockets.iter().take(1).try_for_each(|socket| send(socket, 1));
+    let first = sockets.iter().take(1).try_for_each(|socket| send(socket, family, 1));
     first.map_err(failed(what))?;
     thread::sleep(Duration::from_millis(100));
     let (before, had) = (memory(process)?, on.connections()?);
     for _ in 0..PASSES {
-        sockets.iter().try_for_each(|socket| send(socket, PORTS)).map_err(failed(what))?;
+        sockets.iter().try_for_each(|socket| send(socket, family, PORTS)).map_err(failed(what))?;
         if on.connections()?.saturating_sub(had) >= u64::from(connections) * 99 / 100 {
             break;
         }
@@ -61,9 +64,9 @@ pub(super) fn measure(on: &Contender, connections: u32) -> Result<Vec<Sample>, V
     Ok(samples)
 }
 
-fn send(socket: &UdpSocket, ports: u16) -> std::io::Result<()> {
+fn send(socket: &UdpSocket, family: Family, ports: u16) -> std::io::Result<()> {
     for number in 0..ports {
-        socket.send_to(&[0], (NOWHERE, FIRST_PORT + number))?;
+        socket.send_to(&[0], (family.nowhere(), FIRST_PORT + number))?;
         if number % BURST == BURST - 1 {
             thread::sleep(PAUSE);
         }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -11,7 +11,7 @@ use std::time::Instant;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::cpu::Cpu;
-use super::{Better, Run, STALL, Sample, WARM_UP, Way, float};
+use super::{Better, Family, Run, STALL, Sample, WARM_UP, Way, float};
 use crate::contender::Contender;
 use crate::error::{VersusError, io as failed};
 
@@ -20,11 +20,11 @@ const CHUNK: usize = 128 * 1024;
 
 pub(super) fn measure(
     on: &Contender,
-    way: Way,
+    over: (Way, Family),
     streams: usize,
     run: Run<'_>,
 ) -> Result<Vec<Sample>, VersusError> {
-    let pairs = open(on, way, streams, run.cc)?;
+    let pairs = open(on, over, streams, run.cc)?;
     let received = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -73,12 +73,12 @@ fn watch(on: &Contender, run: Run<'_>, received: &AtomicU64) -> Result<Vec<Sampl
 /// Connected pairs of sender and receiver.
 fn open(
     on: &Contender,
-    way: Way,
+    (way, family): (Way, Family),
     streams: usize,
     cc: Option<&str>,
 ) -> Result<Vec<(TcpStream, TcpStream)>, VersusError> {
-    let path = way.path(on);
-    let bind = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, path.port));
+    let path = way.path(on, family);
+    let bind = || TcpListener::bind((family.unspecified(), path.port));
     let listener = path.server.run(bind)?.map_err(failed("listen for TCP streams"))?;
     let port = listener.local_addr().map_err(failed("listen for TCP streams"))?.port();
     let target = path.target(port);
