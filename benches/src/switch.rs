@@ -159,6 +159,21 @@ impl Switch {
         Self::masquerading(count, limit, false, nat_ports)
     }
 
+    /// As [`Switch::nat`], with links outside that take packets of `mtu` bytes only.
+    ///
+    /// # Errors
+    /// When memory cannot be had, or a connection did not begin.
+    pub fn nat_by_narrow_links(count: u32, mtu: u16) -> io::Result<Self> {
+        let mut switch = Self::nat(count)?;
+        let mut spec = container_and_uplink(true, (1024, 65_535));
+        for uplink in &mut spec.uplinks {
+            uplink.mtu = mtu;
+        }
+        switch.plane.publish(Snapshot::build(spec).map_err(io::Error::other)?);
+        switch.meet_router();
+        Ok(switch)
+    }
+
     fn masquerading(
         count: u32,
         limit: u32,

@@ -6,13 +6,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use benches::frames::{
     CONTAINER, CONTAINER_MAC, CONTAINER6, GATEWAY_MAC, Load, MacPairs, NatFlows, NewFlows,
-    OUTSIDE6, ROUTER_MAC, SERVER_PORT, SERVER6, UPLINK_MAC, Way, mac,
+    OUTSIDE6, ROUTER_MAC, SERVER_PORT, SERVER6, UPLINK_MAC, Way, flow, mac,
 };
 use benches::switch::{INSIDE, OTHER, Switch, UPLINK};
 use dataplane::frame::Frame;
 use dataplane::io::vnet_hdr::{F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, VnetHdr};
 use dataplane::packet::types::{Mac, PortId};
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, PacketBuilder};
 
 /// Sends some batches, so that every queue has the size it needs, then counts what the next ones
 /// allocate. Frames become `times` as many.
@@ -117,6 +117,36 @@ impl Load for Stream {
     }
 }
 
+/// Datagrams of the container too long for the link outside, each with another identification.
+struct Long {
+    connections: u16,
+    number: u16,
+}
+
+impl Load for Long {
+    fn fill(&mut self, frame: &mut Frame) {
+        self.number = self.number.wrapping_add(1);
+        let (server, port) = flow((self.number % self.connections).into());
+        let ip = Ipv4Header {
+            identification: self.number,
+            dont_fragment: false,
+            time_to_live: 64,
+            protocol: IpNumber::UDP,
+            source: CONTAINER.octets(),
+            destination: server.octets(),
+            ..Ipv4Header::default()
+        };
+        let mut bytes = Vec::new();
+        PacketBuilder::ethernet2(CONTAINER_MAC.0, GATEWAY_MAC.0)
+            .ip(IpHeaders::Ipv4(ip, Ipv4Extensions::default()))
+            .udp(port, SERVER_PORT)
+            .write(&mut bytes, &[0x5a; 1450])
+            .unwrap();
+        frame.copy_from(&bytes);
+        frame.ingress = INSIDE;
+    }
+}
+
 #[test]
 fn the_counter_counts() {
     let counted = allocation_counter::measure(|| drop(std::hint::black_box(vec![1u8; 100])));
@@ -211,4 +241,22 @@ fn cutting_segments() {
             assert_allocates_nothing_for(&mut switch, &mut Stream::new(is_ipv6, 10), batch, 10);
         }
     }
+}
+
+/// Each is a datagram that those who put it together must not take for another, so that it is noted; soon
+/// those noted before have to make room.
+#[test]
+fn cutting_packets_into_fragments() {
+    let mut switch = Switch::nat_by_narrow_links(100, 1400).unwrap();
+    for batch in [1, 64] {
+        let mut load = Long { connections: 100, number: 0 };
+        assert_allocates_nothing_for(&mut switch, &mut load, batch, 2);
+    }
+    // All identifications there are, of which many are in use by then.
+    let mut load = Long { connections: 1, number: 0 };
+    for _ in 0..1024 {
+        let mut frames = switch.prepare(&mut load, 64);
+        assert_eq!(switch.process(&mut frames), 128, "{:?}", switch.stats());
+    }
+    assert_allocates_nothing_for(&mut switch, &mut load, 64, 2);
 }

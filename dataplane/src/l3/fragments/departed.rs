@@ -1,21 +1,30 @@
-//! Datagrams whose first fragment has left: by what those who put them together know them.
+//! Datagrams whose first fragment has left, or that were cut here: by what those who put them together know
+//! them.
 //!
 //! Two senders behind one address may use one identification to one destination at the same time; their
 //! fragments would be put together as one datagram (RFC 6864 §5.3.1, RFC 7857 §10). The second gets another
-//! identification. And an ICMP error that quotes a later fragment, without ports, is told by this which
-//! connection it is about.
+//! identification. And an ICMP error that quotes a fragment is told by this which connection it is about, and
+//! which identification its sender knows.
 //!
-//! Limits: as many as datagrams are followed, shared as those are. One that had to go can be mistaken for another.
+//! Every packet that is cut here comes by, at whatever worker. So all memory is there from the start, and a label
+//! has one of many small sets that it can be in, each with a lock of its own: workers meet only at the same one.
+//!
+//! Limits: as many as datagrams are followed, in sets of [`WAYS`]. In a full set the oldest goes of the source
+//! that has the most there; addresses outside, which can be made up, have three quarters of a set together. One
+//! that had to go can be mistaken for another.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 
-use super::sources::Sources;
-use super::{Carries, Datagram, KEPT_INSIDE, PARTS, Source};
+use super::{Carries, Datagram, KEPT_INSIDE, Source};
 use crate::clock::Timestamp;
+use crate::sync::Mutex;
 
 /// Identifications tried for one that is free. Few are ever taken.
 const TRIES: usize = 16;
+
+/// Places in a set: enough that few sets are full while most of all places are free.
+const WAYS: usize = 16;
 
 /// What the fragments of a datagram have in common where they go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,111 +42,148 @@ pub struct Label {
 /// A datagram that has left.
 #[derive(Debug, Clone, Copy)]
 struct Departed {
+    label: Label,
     whose: Datagram,
+    /// In the order in which they came into the set.
     number: u64,
     deadline: Timestamp,
     /// As it left.
     carries: Carries,
 }
 
-/// All of them.
+/// A datagram that leaves, and until when that is remembered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leaving {
+    pub(super) whose: Datagram,
+    pub(super) label: Label,
+    pub(super) carries: Carries,
+    pub(super) now: Timestamp,
+    pub(super) deadline: Timestamp,
+}
+
+/// Those whose labels have one hash.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Departures {
-    by_label: HashMap<Label, Departed>,
-    labels: HashMap<Datagram, Label>,
-    sources: Sources,
+struct Set {
+    places: [Option<Departed>; WAYS],
     number: u64,
 }
 
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Departures {
+    sets: Box<[Mutex<Set>]>,
+    hasher: RandomState,
+}
+
 impl Departures {
-    /// Notes that a datagram leaves as this, and says which identification it has to have there.
-    pub(super) fn note(
-        &mut self,
-        whose: Datagram,
-        (mut label, carries): (Label, Carries),
-        (now, deadline): (Timestamp, Timestamp),
-        limit: usize,
-        mut draw: impl FnMut() -> u32,
-    ) -> u32 {
-        self.forget(&whose);
-        let own = label.id;
+    /// Room for so many, in whole sets.
+    pub(super) fn new(limit: usize) -> Self {
+        let sets = (0..limit.div_ceil(WAYS).max(1)).map(|_| Mutex::default()).collect();
+        Self { sets, hasher: RandomState::new() }
+    }
+
+    /// The same, to try things out on. No lock is held for longer than one set takes.
+    pub(super) fn copy(&self) -> Self {
+        let sets = self.sets.iter().map(|set| Mutex::new(set.lock().clone())).collect();
+        Self { sets, hasher: self.hasher.clone() }
+    }
+
+    fn set_of(&self, label: &Label) -> Option<&Mutex<Set>> {
+        let hash = self.hasher.hash_one(label);
+        let sets = u64::try_from(self.sets.len()).unwrap_or(u64::MAX);
+        self.sets.get(usize::try_from(hash % sets.max(1)).unwrap_or(0))
+    }
+
+    /// Notes that a datagram leaves, and says which identification it has to have then.
+    pub(super) fn note(&self, mut leaving: Leaving, mut draw: impl FnMut() -> u32) -> u32 {
+        let own = leaving.label.id;
         for _ in 0..TRIES {
-            if self.is_free(&label, now) {
-                break;
+            if self.enter(&leaving, false) {
+                return leaving.label.id;
             }
-            label.id = draw();
+            leaving.label.id = draw();
         }
-        if !self.is_free(&label, now) {
-            label.id = own;
-        }
-        if let Some(other) = self.by_label.get(&label).map(|other| other.whose) {
-            self.forget(&other);
-        }
-        self.make_room(&whose, limit);
-        self.number += 1;
-        let number = self.number;
-        self.by_label.insert(label, Departed { whose, number, deadline, carries });
-        self.labels.insert(whose, label);
-        self.sources.begin(number, whose);
-        label.id
+        leaving.label.id = own;
+        self.enter(&leaving, true);
+        own
     }
 
-    fn is_free(&self, label: &Label, now: Timestamp) -> bool {
-        self.by_label.get(label).is_none_or(|departed| departed.deadline <= now)
-    }
-
-    fn make_room(&mut self, whose: &Datagram, limit: usize) {
-        while self.sources.datagrams_of(whose.source) >= (limit / PARTS).max(1) {
-            let Some(oldest) = self.sources.oldest_of(whose.source) else { break };
-            self.forget(&oldest);
-        }
-        if matches!(whose.source, Source::Outside(_)) {
-            let most = (limit - limit / KEPT_INSIDE).max(1);
-            while let (have, Some(oldest)) = self.sources.outside()
-                && have >= most
-            {
-                self.forget(&oldest);
-            }
-        }
-        while self.by_label.len() >= limit {
-            let heaviest = self.sources.heaviest();
-            let oldest = heaviest.and_then(|heaviest| self.sources.oldest_of(heaviest));
-            let Some(oldest) = oldest else { break };
-            self.forget(&oldest);
-        }
+    /// Enters it, unless another has its label and must not lose it. False: so it is.
+    fn enter(&self, leaving: &Leaving, by_force: bool) -> bool {
+        self.set_of(&leaving.label).is_some_and(|set| set.lock().enter(leaving, by_force))
     }
 
     /// What a datagram with this label carried, and the identification that its sender gave it.
     pub(super) fn find(&self, label: &Label, now: Timestamp) -> Option<(Carries, u32)> {
-        let departed = self.by_label.get(label).filter(|departed| departed.deadline > now)?;
+        let set = self.set_of(label)?.lock();
+        let departed = set.live(now).find(|departed| departed.label == *label)?;
         Some((departed.carries, departed.whose.id))
     }
 
-    fn forget(&mut self, whose: &Datagram) {
-        let Some(label) = self.labels.remove(whose) else { return };
-        if let Some(departed) = self.by_label.remove(&label) {
-            self.sources.end(departed.number, whose, 0);
-        }
-    }
-
-    pub(super) fn forget_source(&mut self, source: super::Source) {
-        while let Some(oldest) = self.sources.oldest_of(source) {
-            self.forget(&oldest);
-        }
-    }
-
-    pub(super) fn expire(&mut self, now: Timestamp) {
-        let over = |departed: &&Departed| departed.deadline <= now;
-        let all: Vec<_> = self.by_label.values().filter(over).map(|it| it.whose).collect();
-        for whose in all {
-            self.forget(&whose);
+    pub(super) fn forget_source(&self, source: Source) {
+        for set in &self.sets {
+            for place in &mut set.lock().places {
+                *place = place.filter(|departed| departed.whose.source != source);
+            }
         }
     }
 
     #[cfg(test)]
-    pub(super) fn len(&self) -> (usize, usize, usize) {
-        let sources = self.sources.those(|_| true).len();
-        (self.by_label.len(), self.labels.len(), sources)
+    fn len(&self, now: Timestamp) -> usize {
+        self.sets.iter().map(|set| set.lock().live(now).count()).sum()
+    }
+}
+
+impl Set {
+    fn live(&self, now: Timestamp) -> impl Iterator<Item = &Departed> {
+        self.places.iter().flatten().filter(move |departed| departed.deadline > now)
+    }
+
+    fn enter(&mut self, leaving: &Leaving, by_force: bool) -> bool {
+        let Leaving { whose, label, carries, now, deadline } = *leaving;
+        let has_label = |place: &Option<Departed>| place.is_some_and(|it| it.label == label);
+        let place = match self.places.iter().position(has_label) {
+            Some(place) => {
+                let other = self.places.get(place).copied().flatten();
+                // Its sender's own business.
+                let is_free = other.is_none_or(|it| it.deadline <= now || it.whose == whose);
+                if !is_free && !by_force {
+                    return false;
+                }
+                place
+            }
+            None => self.room_for(whose.source, now),
+        };
+        self.number += 1;
+        let departed = Departed { label, whose, number: self.number, deadline, carries };
+        if let Some(place) = self.places.get_mut(place) {
+            *place = Some(departed);
+        }
+        true
+    }
+
+    /// A place for one more of this source: a free one, or that of one that has to go.
+    fn room_for(&self, source: Source, now: Timestamp) -> usize {
+        let is_outside = |source: Source| matches!(source, Source::Outside(_));
+        let of_outside = self.live(now).filter(|it| is_outside(it.whose.source)).count();
+        if is_outside(source) && of_outside >= WAYS - WAYS / KEPT_INSIDE {
+            return self.oldest(|departed| is_outside(departed.whose.source));
+        }
+        let is_over = |place: &Option<Departed>| place.is_none_or(|it| it.deadline <= now);
+        if let Some(free) = self.places.iter().position(is_over) {
+            return free;
+        }
+        let count = |source: Source| self.live(now).filter(|it| it.whose.source == source).count();
+        let most = self.live(now).map(|it| count(it.whose.source)).max().unwrap_or(0);
+        self.oldest(|departed| count(departed.whose.source) == most)
+    }
+
+    /// The place of the oldest of those.
+    fn oldest(&self, of: impl Fn(&Departed) -> bool) -> usize {
+        let numbers = self.places.iter().enumerate().filter_map(|(place, departed)| {
+            departed.filter(&of).map(|departed| (departed.number, place))
+        });
+        numbers.min().map_or(0, |(_, place)| place)
     }
 }
 
@@ -163,17 +209,31 @@ mod tests {
         Label { src: OUTSIDE.into(), dst: SERVER.into(), proto: 17, id }
     }
 
+    fn leaving(whose: Datagram, label: Label, now: u64) -> Leaving {
+        Leaving { whose, label, carries: CARRIES, now: at(now), deadline: at(now + 30) }
+    }
+
     struct Table(Departures, u32);
 
     impl Table {
+        fn new(limit: usize) -> Self {
+            Self(Departures::new(limit), 1000)
+        }
+
         fn note(&mut self, host: u8, id: u32, now: u64) -> u32 {
             let drawn = &mut self.1;
-            let draw = || {
+            self.0.note(leaving(datagram(host, id), label(id), now), || {
                 *drawn += 1;
                 *drawn
-            };
-            let times = (at(now), at(now + 30));
-            self.0.note(datagram(host, id), (label(id), CARRIES), times, 64, draw)
+            })
+        }
+
+        /// Of somebody outside, whose datagrams leave with labels of their own.
+        fn note_outside(&self, host: u8, id: u32) {
+            let source = Source::Outside([192, 0, 2, host].into());
+            let own = Label { dst: [192, 0, 2, host].into(), ..label(id) };
+            let from = Datagram { source, ..datagram(9, id) };
+            assert_eq!(self.0.note(leaving(from, own, 0), || 0), id);
         }
 
         fn whose(&self, id: u32, now: u64) -> Option<u32> {
@@ -183,67 +243,98 @@ mod tests {
 
     #[test]
     fn no_two_senders_have_one_identification_at_a_time() {
-        let mut table = Table(Departures::default(), 99);
+        let mut table = Table::new(1024);
         assert_eq!(table.note(1, 7, 0), 7);
         assert_eq!(table.note(1, 7, 0), 7, "its sender's own business");
-        assert_eq!(table.note(2, 7, 0), 100);
-        assert_eq!(table.note(3, 100, 0), 101, "another's new one is taken too");
-        assert_eq!(table.note(4, 7, 0), 102);
-        assert_eq!([7, 100, 101, 102].map(|id| table.whose(id, 1)), [7, 7, 100, 7].map(Some));
+        assert_eq!(table.note(2, 7, 0), 1001);
+        assert_eq!(table.note(3, 1001, 0), 1002, "another's new one is taken too");
+        assert_eq!(table.note(4, 7, 0), 1003);
+        assert_eq!([7, 1001, 1002, 1003].map(|id| table.whose(id, 1)), [7, 7, 1001, 7].map(Some));
         assert_eq!(table.whose(7, 30), None, "no longer");
         assert_eq!(table.note(5, 7, 30), 7, "its time is over");
         // Another destination has its own.
         let elsewhere = Label { dst: [192, 0, 2, 1].into(), ..label(7) };
-        let times = (at(30), at(60));
-        let noted = table.0.note(datagram(6, 7), (elsewhere, CARRIES), times, 64, || 0);
-        assert_eq!(noted, 7);
-        table.0.expire(at(30));
-        assert_eq!(table.0.len(), (2, 2, 2));
+        assert_eq!(table.0.note(leaving(datagram(6, 7), elsewhere, 30), || 0), 7);
+        assert_eq!(table.0.len(at(30)), 2);
         table.0.forget_source(Source::Port(PortId(5)));
-        table.0.expire(at(60));
-        assert_eq!(table.0.len(), (0, 0, 0));
+        assert_eq!((table.0.len(at(30)), table.whose(7, 30)), (1, None));
+        assert_eq!(table.0.len(at(60)), 0);
     }
 
     #[test]
     fn addresses_outside_leave_a_quarter_to_those_inside() {
-        let mut table = Table(Departures::default(), 1000);
-        for id in [500, 501, 502] {
+        let mut table = Table::new(WAYS);
+        for id in [500, 501, 502, 503] {
             table.note(1, id, 0);
         }
         for host in 0..200 {
-            let source = Source::Outside([192, 0, 2, host].into());
-            let from = Datagram { source, ..datagram(9, u32::from(host)) };
-            let own = Label { dst: [192, 0, 2, host].into(), ..label(u32::from(host)) };
-            table.0.note(from, (own, CARRIES), (at(0), at(30)), 64, || 0);
+            table.note_outside(host, host.into());
         }
-        assert_eq!([500, 501, 502].map(|id| table.whose(id, 1)), [500, 501, 502].map(Some));
-        assert_eq!(table.0.len(), (51, 51, 51));
+        assert_eq!([500, 501, 502, 503].map(|id| table.whose(id, 1)).iter().flatten().count(), 4);
+        assert_eq!(table.0.len(at(1)), WAYS);
+        // And whatever is free they do not take.
+        let table = Table::new(WAYS);
+        for host in 0..200 {
+            table.note_outside(host, host.into());
+        }
+        assert_eq!(table.0.len(at(1)), WAYS - WAYS / KEPT_INSIDE);
     }
 
     #[test]
     fn whoever_sends_many_forgets_its_own() {
-        let mut table = Table(Departures::default(), 1000);
-        table.note(1, 500, 0);
-        for id in 0..100 {
+        let mut table = Table::new(64);
+        for id in 500..504 {
+            table.note(1, id, 0);
+        }
+        for id in 0..400 {
             assert_eq!(table.note(2, id, 0), id);
         }
-        assert_eq!(table.0.len(), (9, 9, 9));
-        assert_eq!(
-            (table.whose(500, 1), table.whose(91, 1), table.whose(92, 1)),
-            (Some(500), None, Some(92))
-        );
-        for host in 3..100 {
-            table.note(host, 200 + u32::from(host), 0);
-        }
-        assert_eq!(table.0.len(), (64, 64, 64));
+        assert_eq!(table.0.len(at(1)), 64);
+        assert!((500..504).all(|id| table.whose(id, 1) == Some(id)), "of another");
+        assert_eq!((table.whose(0, 1), table.whose(399, 1)), (None, Some(399)), "its oldest go");
     }
 
     #[test]
     fn one_that_finds_none_free_keeps_its_own() {
-        let mut table = Departures::default();
-        let times = (at(0), at(30));
-        let mut note = |host| table.note(datagram(host, 7), (label(7), CARRIES), times, 64, || 7);
+        let table = Departures::new(64);
+        let note = |host| table.note(leaving(datagram(host, 7), label(7), 0), || 7);
         assert_eq!((note(1), note(2)), (7, 7));
-        assert_eq!(table.len(), (1, 1, 1));
+        assert_eq!(table.len(at(1)), 1);
+    }
+
+    #[test]
+    fn workers_that_cut_at_the_same_time_never_choose_the_same() {
+        let table = Departures::new(1 << 16);
+        let chosen: Vec<u32> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..4u32)
+                .map(|worker| {
+                    let table = &table;
+                    scope.spawn(move || {
+                        let mut next = 1000 + worker;
+                        let all = (0..500).map(|id| {
+                            let whose = datagram(u8::try_from(worker).unwrap(), id);
+                            table.note(leaving(whose, label(id), 0), || {
+                                next += 4;
+                                next
+                            })
+                        });
+                        all.collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+        });
+        let different: std::collections::HashSet<_> = chosen.iter().collect();
+        assert_eq!(different.len(), chosen.len());
+    }
+
+    #[test]
+    fn a_copy_is_another() {
+        let mut table = Table::new(64);
+        table.note(1, 7, 0);
+        let copy = Table(table.0.copy(), 2000);
+        assert_eq!(copy.whose(7, 1), Some(7));
+        copy.0.forget_source(Source::Port(PortId(1)));
+        assert_eq!((copy.whose(7, 1), table.whose(7, 1)), (None, Some(7)));
     }
 }

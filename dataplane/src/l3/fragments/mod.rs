@@ -11,9 +11,10 @@
 //! remembered until its time is over (`departed`).
 //!
 //! The table is shared: fragments of one datagram may come in by several uplinks, and so at several
-//! workers. It has one lock, held for a few lookups. Besides fragments only packets that are translated and cut here, and
-//! errors that quote later fragments, wait for it. A worker with waiting
-//! fragments is told by [`News`] what became of them.
+//! workers. It has one lock, held for a few lookups; only fragments wait for it. A worker with waiting
+//! fragments is told by [`News`] what became of them. What has left has many locks of its own.
+//!
+//! A trace has a table of its own, which fetches from the other what it is asked about (`Origin`).
 //!
 //! Limits: a number of datagrams at once ([`EngineOptions::fragment_limit`](crate::EngineOptions)), each for a time
 //! ([`Timeouts::fragments`](crate::config::Timeouts)). One [`Source`] has an eighth of them: its own oldest goes
@@ -25,8 +26,9 @@ pub(crate) mod early;
 mod ranges;
 mod sources;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -34,8 +36,8 @@ use crate::clock::Timestamp;
 use crate::nat::ip::Ip;
 use crate::sync::Mutex;
 use crate::verdict::DropReason;
-use departed::Departures;
 pub use departed::Label;
+use departed::{Departures, Leaving};
 pub use ranges::Piece;
 use ranges::{Fit, Ranges};
 pub use sources::Source;
@@ -53,6 +55,9 @@ const KEPT_INSIDE: usize = 4;
 /// Fragments that every datagram may have: 64 KiB in the packets of Ethernet are 45, in IPv6's shortest 53.
 /// Datagrams with more share as many as a full table could have.
 const FRAGMENTS: usize = 64;
+
+/// Numbers of datagrams that begin in a copy are above this, those that it has fetched below.
+const OF_COPIES: u64 = 1 << 63;
 
 /// What the fragments of one datagram have in common (RFC 791 §3.2, RFC 8200 §4.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -138,12 +143,21 @@ struct Entry {
 /// The table.
 #[derive(Debug)]
 pub struct Fragments {
-    table: Mutex<Table>,
+    table: Arc<Mutex<Table>>,
+    departures: Departures,
     /// For each worker: whether there is news.
     news: Box<[AtomicBool]>,
 }
 
-#[derive(Debug, Clone)]
+/// What a table was copied from, a datagram at a time: who looks after a packet must not hold up all others.
+#[derive(Debug)]
+struct Origin {
+    table: Arc<Mutex<Table>>,
+    /// What has been asked for, whether it was there or not.
+    asked: HashSet<Datagram>,
+}
+
+#[derive(Debug)]
 struct Table {
     limit: usize,
     datagrams: HashMap<Datagram, Entry>,
@@ -152,9 +166,10 @@ struct Table {
     pieces: usize,
     /// Number of the latest datagram.
     number: u64,
-    departures: Departures,
     /// For each worker, by number.
     news: Box<[Vec<(u64, News)>]>,
+    /// `None`: it is nobody's copy.
+    origin: Option<Origin>,
 }
 
 impl Fragments {
@@ -162,25 +177,19 @@ impl Fragments {
     #[must_use]
     pub fn new(limit: u32, workers: usize) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).max(1);
-        let table = Table {
-            limit,
-            datagrams: HashMap::new(),
-            sources: Sources::default(),
-            pieces: 0,
-            number: 0,
-            departures: Departures::default(),
-            news: (0..workers).map(|_| Vec::new()).collect(),
-        };
-        let news = (0..workers).map(|_| AtomicBool::new(false)).collect();
-        Self { table: Mutex::new(table), news }
+        Self::over(Table::new(limit, workers, None), Departures::new(limit))
     }
 
     /// A copy, to try things out on; nobody is told what became of what waited before.
     pub(crate) fn copy(&self) -> Self {
-        let mut table = self.table.lock().clone();
-        table.news.iter_mut().for_each(Vec::clear);
-        let news = self.news.iter().map(|_| AtomicBool::new(false)).collect();
-        Self { table: Mutex::new(table), news }
+        let origin = Origin { table: Arc::clone(&self.table), asked: HashSet::new() };
+        let table = Table::new(self.limit(), self.news.len(), Some(origin));
+        Self::over(table, self.departures.copy())
+    }
+
+    fn over(table: Table, departures: Departures) -> Self {
+        let news = table.news.iter().map(|_| AtomicBool::new(false)).collect();
+        Self { table: Arc::new(Mutex::new(table)), departures, news }
     }
 
     /// Enters a fragment that a worker has received, and says what to do with it.
@@ -193,6 +202,7 @@ impl Fragments {
         lifetime: Duration,
     ) -> Entered {
         let mut table = self.table.lock();
+        table.fetch(&datagram);
         if table.datagrams.get(&datagram).is_some_and(|entry| entry.deadline <= now) {
             self.forget(&mut table, &datagram, DropReason::FragmentUntracked);
         }
@@ -221,18 +231,17 @@ impl Fragments {
         lifetime: Duration,
         draw: impl FnMut() -> u32,
     ) -> Option<u32> {
-        let mut table = self.table.lock();
-        let limit = table.limit;
-        let own = leaves.0.id;
-        let id = table.departures.note(whose, leaves, (now, now + lifetime), limit, draw);
-        (id != own).then_some(id)
+        let (label, carries) = leaves;
+        let leaving = Leaving { whose, label, carries, now, deadline: now + lifetime };
+        let id = self.departures.note(leaving, draw);
+        (id != label.id).then_some(id)
     }
 
     /// What the datagram carried, as it left, of which an ICMP error quotes a fragment, and the
     /// identification that its sender gave it.
     #[must_use]
     pub fn departed(&self, label: &Label, now: Timestamp) -> Option<(Carries, u32)> {
-        self.table.lock().departures.find(label, now)
+        self.departures.find(label, now)
     }
 
     /// States what became of a first fragment; `None`: it was dropped. Those that wait are told.
@@ -264,8 +273,8 @@ impl Fragments {
 
     /// Forgets what came from there: a port that is gone, whose number another may get.
     pub fn forget_source(&self, source: Source) {
+        self.departures.forget_source(source);
         let mut table = self.table.lock();
-        table.departures.forget_source(source);
         while let Some(oldest) = table.sources.oldest_of(source) {
             self.forget(&mut table, &oldest, DropReason::FragmentUntracked);
         }
@@ -274,7 +283,6 @@ impl Fragments {
     /// Forgets datagrams whose time is over.
     pub fn expire(&self, now: Timestamp) {
         let mut table = self.table.lock();
-        table.departures.expire(now);
         for datagram in table.expired(now) {
             self.forget(&mut table, &datagram, DropReason::FragmentUntracked);
         }
@@ -375,6 +383,37 @@ impl Fragments {
 }
 
 impl Table {
+    fn new(limit: usize, workers: usize, origin: Option<Origin>) -> Self {
+        Self {
+            limit,
+            datagrams: HashMap::new(),
+            sources: Sources::default(),
+            pieces: 0,
+            number: if origin.is_some() { OF_COPIES } else { 0 },
+            news: (0..workers).map(|_| Vec::new()).collect(),
+            origin,
+        }
+    }
+
+    /// Takes over, if this is a copy, what the other has of a datagram.
+    #[inline]
+    fn fetch(&mut self, datagram: &Datagram) {
+        let Some(origin) = &mut self.origin else { return };
+        if !origin.asked.insert(*datagram) {
+            return;
+        }
+        let other = origin.table.lock();
+        let found = other.datagrams.get(datagram).cloned();
+        drop(other);
+        let Some(entry) = found else { return };
+        self.pieces += entry.ranges.len();
+        self.sources.begin(entry.number, *datagram);
+        for _ in 0..entry.ranges.len() {
+            self.sources.gain_piece(datagram.source);
+        }
+        self.datagrams.insert(*datagram, Entry { waiting: 0, ..entry });
+    }
+
     fn begin(&mut self, datagram: Datagram, deadline: Timestamp) {
         self.number += 1;
         let number = self.number;

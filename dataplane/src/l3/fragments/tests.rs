@@ -519,3 +519,25 @@ fn what_came_by_a_port_goes_with_it() {
         assert_eq!(news.iter().map(|(_, news)| *news).collect::<Vec<_>>(), all, "{worker}");
     }
 }
+
+#[test]
+fn a_copy_goes_on_from_what_there_is_and_changes_nothing() {
+    let table = Table::new(64);
+    table.pass(&ip(7, 0, 800, true));
+    table.pass(&ip(7, 1600, 1700, false));
+    table.enter(&ip(8, 800, 900, false));
+    let copy = Table { fragments: table.fragments.copy(), now: START };
+    assert!(copy.fragments.is_empty(), "what nobody asks about is not copied");
+    // Another datagram begins there before one is fetched.
+    assert!(is_first(copy.pass(&ip(9, 0, 800, true))));
+    assert_eq!(copy.enter(&ip(7, 0, 800, true)), dropped(DropReason::FragmentDuplicate));
+    assert_eq!(copy.enter(&ip(7, 792, 800, true)), dropped(DropReason::FragmentOverlap));
+    assert!(is_first(copy.pass(&ip(8, 0, 800, true))));
+    // Whole there, and not fetched again.
+    assert!(matches!(copy.enter(&ip(8, 800, 900, false)), Entered::Wait(_)));
+    // Here it goes on as if nothing had been.
+    assert_eq!(table.pass(&ip(7, 800, 1600, true)), FOLLOW);
+    assert_eq!(table.fragments.len(), 1);
+    assert!(is_first(table.pass(&ip(8, 0, 800, true))));
+    assert!(table.fragments.is_empty());
+}
