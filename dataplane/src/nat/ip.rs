@@ -159,9 +159,9 @@ pub(crate) trait Ip: Copy {
     fn quoted(&self, bytes: &[u8]) -> Result<Self::Quoted, DropReason>;
     /// How answers to a quoted packet come, if they can belong to a connection.
     fn answers(quoted: &Self::Quoted, zone: Zone) -> Option<Self::Tuple>;
-    /// The datagram of a quoted packet that is a later fragment of it, without ports.
-    fn quoted_fragment(quoted: &Self::Quoted) -> Option<Label>;
-    /// Gives a quoted later fragment another identification.
+    /// The datagram of a quoted packet that is a fragment of it, and whether the quote says ports.
+    fn quoted_fragment(quoted: &Self::Quoted) -> Option<(Label, bool)>;
+    /// Gives a quoted fragment another identification.
     fn identify_quoted(&self, frame: &mut Frame, quoted: &Self::Quoted, id: u32);
     /// Translates the packet that this ICMP error quotes, which went the other way.
     fn translate_quoted(
@@ -325,10 +325,11 @@ impl Ip for Ipv4 {
         answers((quoted.src, quoted.dst), carries, zone, Self::is_tracked)
     }
 
-    fn quoted_fragment(quoted: &icmp::InnerPacket) -> Option<Label> {
+    fn quoted_fragment(quoted: &icmp::InnerPacket) -> Option<(Label, bool)> {
         let (src, dst) = (quoted.src.into(), quoted.dst.into());
         let label = Label { src, dst, proto: quoted.proto, id: quoted.id.into() };
-        (quoted.frag_offset != 0).then_some(label)
+        let is_fragment = quoted.more_fragments || quoted.frag_offset != 0;
+        is_fragment.then_some((label, quoted.l4 != InnerL4::None))
     }
 
     /// The sum of the quoted header, its checksum included, stays what it is, and with that the checksum of
@@ -474,10 +475,11 @@ impl Ip for Ipv6 {
         answers((quoted.src, quoted.dst), carries, zone, Self::is_tracked)
     }
 
-    fn quoted_fragment(quoted: &icmp6::InnerPacket) -> Option<Label> {
+    fn quoted_fragment(quoted: &icmp6::InnerPacket) -> Option<(Label, bool)> {
         let (src, dst) = (quoted.src.into(), quoted.dst.into());
         let label = Label { src, dst, proto: 0, id: quoted.frag_id };
-        (quoted.frag_offset != 0).then_some(label)
+        let is_fragment = quoted.more_fragments || quoted.frag_offset != 0;
+        is_fragment.then_some((label, quoted.l4 != InnerL4::None))
     }
 
     fn identify_quoted(&self, frame: &mut Frame, quoted: &icmp6::InnerPacket, id: u32) {

@@ -71,16 +71,20 @@ struct About<K> {
     id: Option<u32>,
 }
 
-/// The connection of the packet that an error quotes. A later fragment says nothing of ports; what its
-/// datagram left with does.
+/// The connection of the packet that an error quotes. A later fragment says nothing of ports; as what its
+/// datagram has left does, and which identification its sender gave it.
 fn lookup<P: Ip>(cx: &Cx<'_>, inner: &P::Quoted, zone: Zone) -> Option<About<P::Tuple>> {
     let (mut tuple, mut own) = (P::answers(inner, zone)?, None);
-    if let Some(label) = P::quoted_fragment(inner)
+    if let Some((label, has_ports)) = P::quoted_fragment(inner)
         && let Some((carries, id)) = cx.tables.fragments.departed(&label, cx.now)
     {
         let Carries { src_port, dst_port, proto, .. } = carries;
-        tuple = P::Tuple::new(tuple.src(), tuple.dst(), dst_port, src_port, zone, proto);
-        own = Some(id).filter(|id| *id != label.id);
+        let left = P::Tuple::new(tuple.src(), tuple.dst(), dst_port, src_port, zone, proto);
+        if !has_ports {
+            tuple = left;
+        }
+        // One that says its ports may be of another datagram than the one that is remembered.
+        own = Some(id).filter(|id| *id != label.id && tuple == left);
     }
     let hit = P::Tuple::table(cx.tables).lookup(tuple, cx.secs)?;
     Some(About { tuple, hit, id: own })

@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use super::checksum::{Sum, checksum, ipv4_header_is_valid};
 use super::field::{chunk, low_u16, write, write_u16};
 use super::headers::{Headers, Ipv4, L4, Net};
-use super::parse::{ICMP_LEN, IPV4_LEN};
+use super::parse::{ICMP_LEN, IPV4_LEN, IPV4_MF, IPV4_OFFSET_MASK};
 use super::rewrite::{ICMP_CHECKSUM, IPV4_CHECKSUM};
 use super::types::ip_proto;
 use crate::frame::Frame;
@@ -229,6 +229,8 @@ pub struct InnerPacket {
     pub proto: u8,
     /// Fragment offset in bytes.
     pub frag_offset: u16,
+    /// More fragments follow.
+    pub more_fragments: bool,
     /// Identification field, which fragments are known by.
     pub id: u16,
     /// What there is of the transport header.
@@ -301,7 +303,8 @@ pub fn parse_inner(bytes: &[u8], ip: &Ipv4) -> Result<InnerPacket, DropReason> {
         total => quote.get(header.len()..total.clamp(header.len(), quote.len())),
     }
     .unwrap_or_default();
-    let frag_offset = (u16::from_be_bytes([f0, f1]) & 0x1fff) << 3;
+    let fragment_word = u16::from_be_bytes([f0, f1]);
+    let frag_offset = (fragment_word & IPV4_OFFSET_MASK) << 3;
     let inner_l4 = match l4.first_chunk::<ICMP_LEN>() {
         Some(&[kind, _, _, _, i0, i1, _, _])
             if frag_offset == 0 && proto == ip_proto::ICMP && is_query(kind) =>
@@ -326,6 +329,7 @@ pub fn parse_inner(bytes: &[u8], ip: &Ipv4) -> Result<InnerPacket, DropReason> {
         dst: Ipv4Addr::new(d0, d1, d2, d3),
         proto,
         frag_offset,
+        more_fragments: fragment_word & IPV4_MF != 0,
         id: u16::from_be_bytes([i0, i1]),
         l4: inner_l4,
     })

@@ -258,6 +258,10 @@ pub struct InnerPacket {
     pub proto: u8,
     /// Fragment offset in bytes.
     pub frag_offset: u16,
+    /// More fragments follow.
+    pub more_fragments: bool,
+    /// Offset of the fragment header from the quoted IPv6 header; zero without one.
+    pub fragment_at: u16,
     /// Identification in the fragment header, which fragments are known by; zero without one.
     pub frag_id: u32,
     /// Whether the quoted extension headers are as they may be. Where the error ends among them it
@@ -338,6 +342,8 @@ fn read_inner(bytes: &[u8], ip: &Ipv6) -> Option<InnerPacket> {
         dst: Ipv6Addr::from(dst),
         proto: walk.proto,
         frag_offset: walk.frag_offset,
+        more_fragments: walk.more_fragments,
+        fragment_at: low_u16(walk.fragment_at),
         frag_id: walk.frag_id,
         chain: walk.chain,
         l4: inner_l4,

@@ -38,7 +38,7 @@ const VLAN_ID_MASK: u16 = 0x0fff;
 /// "Don't fragment" in the IPv4 flags and fragment offset word.
 const IPV4_DF: u16 = 0x4000;
 /// "More fragments" in the same word.
-const IPV4_MF: u16 = 0x2000;
+pub(crate) const IPV4_MF: u16 = 0x2000;
 /// The fragment offset in the same word, in units of eight bytes.
 pub(crate) const IPV4_OFFSET_MASK: u16 = 0x1fff;
 

@@ -14,7 +14,6 @@
 use std::net::Ipv6Addr;
 
 use super::checksum::Delta;
-use super::extensions::FRAGMENT_LEN;
 use super::field::{write, write_u16};
 use super::headers::{Ipv6, L4};
 use super::icmp::InnerL4;
@@ -151,12 +150,13 @@ pub(crate) fn identify(bytes: &mut [u8], at: usize, id: u32) {
     write(bytes, at + IDENTIFICATION, id.to_be_bytes());
 }
 
-/// Sets the identification of the later fragment that an ICMPv6 error quotes, and corrects the checksum
-/// of the error.
+/// Sets the identification of the fragment that an ICMPv6 error quotes, and corrects the checksum of the
+/// error.
 pub(crate) fn identify_inner(frame: &mut Frame, outer: &Ipv6, inner: &InnerPacket, id: u32) {
-    // Behind the fragment header nothing was read.
-    let header = usize::from(inner.offset) + usize::from(inner.header_len);
-    let Some(at) = header.checked_sub(FRAGMENT_LEN) else { return };
+    if inner.fragment_at == 0 {
+        return;
+    }
+    let at = usize::from(inner.offset) + usize::from(inner.fragment_at);
     let halves = |id: u32| {
         let [a, b, c, d] = id.to_be_bytes();
         [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]

@@ -276,6 +276,40 @@ fn errors_about_later_fragments_reach_the_sender() {
 }
 
 #[test]
+fn errors_about_first_fragments_show_the_sender_s_identification() {
+    let mut lab = Lab::default();
+    let tells = |lab: &mut Lab, from: &Host, out: &Wire, sent: &[u8], quoted: usize| {
+        let error =
+            |to, about: &[u8]| icmp(&ROUTER, to, 3, 1, [0; 4]).payload(&about[14..14 + quoted]);
+        let told = error(from, sent).routed(GATEWAY1.mac, from.mac);
+        lab.rx(UP.port, error(&UP, &out.bytes)).tx(from.port, told);
+    };
+    // The second has another port and another identification outside.
+    for from in [&A, &B] {
+        let first = &in_pieces(&outbound(from), FRAGMENT)[0];
+        let sent = &in_pieces(&outbound(from).ttl(63), FRAGMENT)[0];
+        let out = left(&mut lab, from, first);
+        assert_eq!(identification(&out) == 0x1234, from.port == A.port);
+        for quoted in [20, 28, 300] {
+            tells(&mut lab, from, &out, sent, quoted);
+        }
+    }
+    // And of what is cut here, as its sender would have cut it.
+    lab.reconfigure(|spec| spec.uplinks[0].mtu = 1400);
+    for from in [&A, &B] {
+        let whole = udp(from, 4000, &SERVER, 53).via(GATEWAY1.mac).may_fragment().long(1450);
+        let whole = whole.ident(777);
+        let out = lab.rx(from.port, &whole).moved("replicated", 1).take(UP.port);
+        assert_eq!(identification(&out[0]) == 777, from.port == A.port);
+        for (out, sent) in out.iter().zip(&in_pieces(&whole.ttl(63), 1376)) {
+            for quoted in [28, 60] {
+                tells(&mut lab, from, out, sent, quoted);
+            }
+        }
+    }
+}
+
+#[test]
 fn errors_about_later_fragments_of_what_came_in_show_the_published_address() {
     let mut lab = Lab::new(published());
     let datagram = udp(&CLIENT, 4000, &UP, 5353).may_fragment().long(5000);

@@ -269,7 +269,7 @@ fn fragments_of_two_senders_are_told_apart_and_errors_about_them_reach_theirs() 
     for (from, has_own) in [(&A, true), (&B, false)] {
         let packet = udp(from, 4000, &SERVER, 53).via(GATEWAY1.mac).long(1200);
         let [first, second] = in_two(&packet, 800);
-        let [_, sent] = in_two(&packet.ttl(63), 800);
+        let sent = in_two(&packet.ttl(63), 800);
         let mut step = lab.rx(from.port, first);
         for name in ["packets", "bytes"] {
             step = step.tolerate(&format!("masquerade.1.{name}"));
@@ -279,12 +279,14 @@ fn fragments_of_two_senders_are_told_apart_and_errors_about_them_reach_theirs() 
         let own = [0, 0, 0, 99];
         assert_eq!((first.bytes[58..62] == own, second.bytes[58..62] == own), (has_own, has_own));
         assert_eq!(first.bytes[58..62], second.bytes[58..62]);
-        for quoted in [48, 300] {
-            let error = |to, about: &[u8]| {
-                icmp6(&ROUTER, to, 1, 3, [0; 4]).payload(&about[14..14 + quoted])
-            };
-            let told = error(from, &sent.bytes).routed(GATEWAY1.mac, from.mac);
-            lab.rx(UP.port, error(&UP, &second.bytes)).tx(from.port, told);
+        for (out, sent) in [first, second].iter().zip(&sent) {
+            for quoted in [48, 56, 300] {
+                let error = |to, about: &[u8]| {
+                    icmp6(&ROUTER, to, 1, 3, [0; 4]).payload(&about[14..14 + quoted])
+                };
+                let told = error(from, &sent.bytes).routed(GATEWAY1.mac, from.mac);
+                lab.rx(UP.port, error(&UP, &out.bytes)).tx(from.port, told);
+            }
         }
     }
 }

@@ -237,6 +237,7 @@ fn the_quoted_chain_is_walked() {
 
     let first = inner_of(&exceeded(&chained(&[6, 0, 0, 1, 1, 2, 3, 4], 44, segment))).unwrap();
     assert_eq!((first.frag_id, first.header_len), (0x0102_0304, 48));
+    assert_eq!((first.fragment_at, first.more_fragments), (40, true));
     assert_eq!(first.l4, InnerL4::Ports { src_port: 40_000, dst_port: 80 });
     let later = inner_of(&exceeded(&chained(&[6, 0, 0, 0x59, 1, 2, 3, 4], 44, segment))).unwrap();
     assert_eq!((later.frag_offset, later.frag_id, later.proto), (0x58, 0x0102_0304, 6));

@@ -231,6 +231,28 @@ fn errors_about_translated_packets() {
     error_comes_back(&chained(&[17, 0, 0, 8, 0, 0, 0, 9], 44, b"the rest"), 50_000, 40_000);
 }
 
+#[test]
+fn a_quoted_fragment_gets_its_identification_back() {
+    // The last has options behind the fragment header, and in front of it.
+    let fragment = [17, 0, 0, 1, 1, 2, 3, 4];
+    let padding = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
+    let amid = [padding(44), [60, 0, 0, 1, 1, 2, 3, 4], padding(17)].concat();
+    for (packet, at) in [
+        (chained(&fragment, 44, &udp6(b"hello")[54..]), 54),
+        (chained(&[17, 0, 0, 8, 1, 2, 3, 4], 44, b"the rest"), 54),
+        (chained(&amid, 60, &udp6(b"hello")[54..]), 62),
+    ] {
+        let (mut error, _) = error_about(&packet);
+        let outer = ipv6(&parse(error.bytes()).unwrap());
+        let inner = parse_inner(error.bytes(), &outer).unwrap();
+        identify_inner(&mut error, &outer, &inner, 0xfeed_0001);
+        assert_checksums(error.bytes());
+        let mut expected = packet;
+        expected[at + 4..at + 8].copy_from_slice(&[0xfe, 0xed, 0, 1]);
+        assert_eq!(error.bytes()[62..], expected[14..]);
+    }
+}
+
 /// An ICMPv6 error with a quote cut to `keep` bytes behind the quoted headers.
 fn cut_quote(error: &Frame, headers: usize, keep: usize) -> Frame {
     let mut bytes = error.bytes()[..62 + headers + keep].to_vec();
