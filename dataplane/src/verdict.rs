@@ -121,6 +121,8 @@ drop_reasons! {
     SamePort = "same_port",
     /// No free outside port for this destination.
     SnatPortsExhausted = "snat_ports_exhausted",
+    /// An IPv4 packet that says by which routers it is to go (LSRR, SSRR): a way past filters.
+    SourceRouted = "source_routed",
     /// An ARP sender address that the endpoint does not own.
     SpoofedArp = "spoofed_arp",
     /// An IPv4 source address that the endpoint does not own.

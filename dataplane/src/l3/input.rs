@@ -8,10 +8,16 @@ use crate::core::Cx;
 use crate::frame::Frame;
 use crate::packet::checksum;
 use crate::packet::headers::{Chain, Ipv4, Ipv6, L4, Net};
-use crate::packet::parse::parse_net;
+use crate::packet::parse::{IPV4_LEN, parse_net};
 use crate::packet::types::ethertype;
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
+
+// IANA "IP Option Numbers", with the bits for "copied" and class.
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const LSRR: u8 = 131;
+const SSRR: u8 = 137;
 
 pub(crate) fn stage(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane]) {
     for (one, lane) in frames.iter().zip(lanes) {
@@ -57,6 +63,9 @@ fn check4(cx: &Cx<'_>, frame: &Frame, lane: &Lane, ip: &Ipv4) -> Result<(), Drop
     }
     if !header_is_sound(frame, lane, ip) {
         return Err(DropReason::Ipv4Checksum);
+    }
+    if usize::from(ip.header_len) > IPV4_LEN && is_source_routed(frame, ip) {
+        return Err(DropReason::SourceRouted);
     }
     if !can_be_source(ip.src) || ip.dst.is_loopback() || ip.dst.is_unspecified() {
         return Err(DropReason::Martian);
@@ -116,6 +125,25 @@ fn header_is_sound(frame: &Frame, lane: &Lane, ip: &Ipv4) -> bool {
     header.is_some_and(checksum::ipv4_header_is_valid)
 }
 
+/// Whether its options name routers that it is to go by: a way past filters, dropped by default (RFC 7126
+/// §4.3.5, §4.4.5), as by Linux with `accept_source_route=0`, whether or not any of the way is left.
+#[cold]
+fn is_source_routed(frame: &Frame, ip: &Ipv4) -> bool {
+    let l3 = ip.l3_offset();
+    let options = frame.bytes().get(l3 + IPV4_LEN..l3 + usize::from(ip.header_len));
+    ipv4_options(options.unwrap_or_default()).any(|kind| matches!(kind, LSRR | SSRR))
+}
+
+/// The kinds of the options, as far as they can be read (RFC 791 §3.1).
+fn ipv4_options(mut rest: &[u8]) -> impl Iterator<Item = u8> {
+    std::iter::from_fn(move || {
+        let kind = *rest.first().filter(|kind| **kind != END_OF_OPTIONS)?;
+        let length = if kind == NO_OPERATION { 1 } else { usize::from(*rest.get(1)?).max(2) };
+        rest = rest.get(length..).unwrap_or_default();
+        Some(kind)
+    })
+}
+
 /// RFC 1812 §5.3.7 and RFC 6890: "this network", loopback, multicast and class E.
 fn can_be_source(address: Ipv4Addr) -> bool {
     let [first, ..] = address.octets();
@@ -130,4 +158,23 @@ fn can_be_source6(address: Ipv6Addr) -> bool {
 /// Whether no packet on a wire is addressed like this.
 fn is_nowhere(address: Ipv6Addr) -> bool {
     address.is_unspecified() || address.is_loopback() || address.to_ipv4_mapped().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read_one_after_the_other() {
+        let kinds = |options: &[u8]| ipv4_options(options).collect::<Vec<_>>();
+        assert_eq!(kinds(&[]), []);
+        assert_eq!(kinds(&[0, 131, 3, 4]), [], "behind the end");
+        assert_eq!(kinds(&[1, 1, 131, 3, 4]), [1, 1, 131]);
+        // Record route, whose data are no options; then a strict route.
+        assert_eq!(kinds(&[7, 7, 4, 131, 3, 4, 0, 137, 3, 4, 0]), [7, 137]);
+        // A length that cannot be ends nothing too early, nor the reading never.
+        assert_eq!(kinds(&[7, 0, 131, 3, 4, 0]), [7, 131]);
+        assert_eq!(kinds(&[7, 200, 131, 3]), [7]);
+        assert_eq!(kinds(&[131]), [], "cut short");
+    }
 }

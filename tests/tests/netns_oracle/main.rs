@@ -127,14 +127,6 @@ const WANTED: &[Wanted] = &[
         why: PIECES,
     },
     Wanted {
-        step: "a source route",
-        six: false,
-        kernel: &[],
-        ours: &["outside hears udp uplink:p > server:53 8 bytes a1a2"],
-        why: "options are passed on as they are: the route names others, and is not followed here (RFC 1812 \
-              §5.3.13.4); the kernel drops every source route",
-    },
-    Wanted {
         step: "a wrong transport checksum",
         six: true,
         kernel: &[],

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use dataplane::config::StaticRoute;
-use dataplane::packet::types::Mac;
 use dataplane::packet::types::tcp_flags::SYN;
+use dataplane::packet::types::{Mac, ip_proto};
 use tests::fragments::in_two;
 use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NEIGHBOR, ROUTER, SERVER, UP,
-    UPLINK, prefix, topology, without_guard,
+    UPLINK, prefix, publish, topology, without_guard,
 };
 use tests::packet::{
     Host, Packet, Wire, arp_request, echo, echo_reply, ethernet, icmp, icmp_error, icmp6, ip,
@@ -318,6 +318,39 @@ fn addresses_that_cannot_be_on_the_wire() {
     // From outside: our own and inside addresses.
     for src in [UP.ip, GATEWAY1.ip, HOST_ADDRESS] {
         lab.rx(UP.port, udp(&CLIENT, 1, &UP, 2).src(src)).dropped("up", "martian");
+    }
+}
+
+#[test]
+fn packets_that_say_by_which_routers_they_go_are_not_routed() {
+    // Loose and strict, with hops left and without, behind others and in front of them.
+    let routes: [&[u8]; 4] = [
+        &[131, 7, 4, 192, 0, 2, 9, 0],
+        &[137, 7, 8, 192, 0, 2, 9, 0],
+        &[1, 131, 3, 4],
+        &[7, 7, 4, 0, 0, 0, 0, 1, 137, 7, 4, 192, 0, 2, 9, 0],
+    ];
+    let mut spec = topology();
+    spec.dnat = vec![publish(7, ip_proto::UDP, 5353, &B, 53)];
+    let mut lab = Lab::new(spec);
+    for route in routes {
+        let with = |packet: Packet| packet.ip_options(route);
+        let out = with(udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac));
+        lab.rx(A.port, out).dropped("a", "source_routed");
+        let ping = with(echo(&A, &GATEWAY1, 7));
+        lab.rx(A.port, ping).dropped("a", "source_routed");
+        let published = with(udp(&CLIENT, 4000, &UP, 5353));
+        lab.rx(UP.port, published).dropped("up", "source_routed");
+        // What is only switched is as it is.
+        let neighbor = with(udp(&A, 4000, &B, 53));
+        lab.rx(A.port, &neighbor).tx(B.port, &neighbor);
+    }
+    // Other options are passed on, and what only looks like a route.
+    for options in [[7, 7, 4, 131, 3, 4, 0, 0], [148, 4, 0, 0, 0, 131, 3, 4]] {
+        let out = udp(&A, 4001, &SERVER, 53).via(GATEWAY1.mac).ip_options(&options);
+        let sent = out.clone().src(UP.ip).routed(UP.mac, ROUTER.mac);
+        let step = lab.rx(A.port, &out).tx(UP.port, sent);
+        drop(if options[0] == 7 { step.masqueraded(&out) } else { step });
     }
 }
 
