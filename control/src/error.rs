@@ -18,6 +18,8 @@ const ELLIPSIS: &str = " … ";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
+    /// Others do as much of it as may be done at a time.
+    Busy,
     /// It exists already, is in use, overlaps or is exhausted.
     Conflict,
     /// The request was sound, carrying it out failed.
@@ -39,7 +41,7 @@ impl Kind {
             Self::NotFound => 404,
             Self::Conflict => 409,
             Self::Failed => 500,
-            Self::Unreachable => 503,
+            Self::Busy | Self::Unreachable => 503,
         }
     }
 
@@ -50,7 +52,7 @@ impl Kind {
             Self::Failed => 1,
             Self::Invalid => 2,
             Self::NotFound => 3,
-            Self::Conflict => 4,
+            Self::Busy | Self::Conflict => 4,
             Self::Unreachable => 5,
         }
     }
@@ -85,6 +87,12 @@ impl Error {
     #[must_use]
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(Kind::NotFound, message)
+    }
+
+    /// Others do as much of it as may be done at a time.
+    #[must_use]
+    pub fn busy(message: impl Into<String>) -> Self {
+        Self::new(Kind::Busy, message)
     }
 
     /// It exists already, is in use, overlaps or is exhausted.
@@ -183,6 +191,7 @@ mod tests {
             (Kind::Invalid, 400, 2),
             (Kind::NotFound, 404, 3),
             (Kind::Conflict, 409, 4),
+            (Kind::Busy, 503, 4),
             (Kind::Unreachable, 503, 5),
         ];
         for (kind, status, exit) in table {

@@ -129,7 +129,12 @@ impl NatLog {
 
     /// Writes until it is stopped: to be run by a thread of its own.
     pub fn run(&self, switch: &Switch) {
-        let watch = switch.engine().watch_connections(false);
+        let Some(watch) = switch.engine().watch_connections(false) else {
+            // Others have fewer places than there are.
+            tracing::error!("nat_log {}: no place to be told of connections", self.path.display());
+            self.trouble.store(true, Ordering::Relaxed);
+            return;
+        };
         let mut journal = Journal::new(self.path.clone(), self.size);
         let mut scribe = Scribe {
             switch,

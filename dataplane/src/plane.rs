@@ -342,9 +342,10 @@ impl Plane {
             .count()
     }
 
-    /// Is told of connections as they begin and end from now on, with `updates` also as they change.
+    /// Is told of connections as they begin and end from now on, with `updates` also as they change. `None`:
+    /// there are [`WATCHERS`](crate::conntrack::WATCHERS) already.
     #[must_use]
-    pub fn watch_connections(&self, updates: bool) -> Watch {
+    pub fn watch_connections(&self, updates: bool) -> Option<Watch> {
         self.tables.connections.watchers().watch(updates)
     }
 

@@ -205,6 +205,7 @@ fn operations() -> Vec<Operation> {
 
 fn status_text(kind: Kind) -> &'static str {
     match kind {
+        Kind::Busy => "Others do as much of it as may be done at a time",
         Kind::Conflict => "Exists already, is in use, overlaps or is exhausted",
         Kind::Failed => "Carrying it out failed",
         Kind::Invalid => "The request makes no sense",

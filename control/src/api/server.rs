@@ -21,7 +21,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::api::types::ErrorBody;
 use crate::error::{Error, Result, ResultExt};
@@ -36,6 +36,8 @@ pub(crate) struct Api {
     switch: Arc<Switch>,
     /// True: the daemon stops, streams end.
     stopping: watch::Receiver<bool>,
+    /// Places for those who read what happens to connections.
+    readers: Arc<Semaphore>,
 }
 
 impl Api {
@@ -119,7 +121,8 @@ pub async fn serve(
     switch: Arc<Switch>,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<()> {
-    let router = routes::router(Api { switch, stopping: stopping.clone() });
+    let readers = Arc::new(Semaphore::new(stream::READERS));
+    let router = routes::router(Api { switch, stopping: stopping.clone(), readers });
     let mut told = stopping.clone();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {
         // An error says that the sender is gone, which is a stop too.

@@ -26,7 +26,6 @@ use super::key::Key;
 use super::tuple::Zone;
 use super::words::Meta;
 use crate::packet::types::{Mac, ip_proto};
-use crate::sync::Mutex;
 
 /// Of so many parts of an endpoint's places, one is kept from those who come from outside.
 const KEPT_INSIDE: u32 = 4;
@@ -142,12 +141,13 @@ impl Standing {
 
 /// The accounts. Shared by the tables of both families.
 ///
-/// Locks: an account, then `owners` or a balance; never two of a kind.
+/// Locks: an account, then the shard of `owners` or of a balance; never two of a kind.
 #[derive(Debug)]
 pub struct Accounts {
     accounts: DashMap<Payer, Account, FxBuildHasher>,
     balances: DashMap<Owner, Balance, FxBuildHasher>,
-    owners: Mutex<Owners>,
+    /// As [`Owners`]. Whoever asks takes a shard to read, which others may do at the same time.
+    owners: DashMap<(Zone, IpAddr), Mac, FxBuildHasher>,
     limit: AtomicU32,
     rate: AtomicU32,
     peak: AtomicU32,
@@ -159,7 +159,7 @@ impl Default for Accounts {
         Self {
             accounts: DashMap::default(),
             balances: DashMap::default(),
-            owners: Mutex::default(),
+            owners: DashMap::default(),
             limit: AtomicU32::new(u32::MAX),
             rate: AtomicU32::new(u32::MAX),
             peak: AtomicU32::new(0),
@@ -182,7 +182,7 @@ impl Accounts {
         Self {
             accounts: self.accounts.clone(),
             balances: self.balances.clone(),
-            owners: Mutex::new(self.owners.lock().clone()),
+            owners: self.owners.clone(),
             limit: word(&self.limit),
             rate: word(&self.rate),
             peak: word(&self.peak),
@@ -215,14 +215,17 @@ impl Accounts {
     /// Notes whose addresses are whose from now on. What is booked to an address that became another's
     /// counts for that one.
     pub(crate) fn regroup(&self, owners: Owners) {
-        {
-            let mut known = self.owners.lock();
-            if *known == owners {
-                return;
-            }
-            *known = owners;
+        let before = self.owners.len();
+        self.owners.retain(|address, _| owners.contains_key(address));
+        let mut has_changed = self.owners.len() != before;
+        for (address, mac) in owners {
+            has_changed |= self.owners.insert(address, mac) != Some(mac);
         }
-        // Whatever is booked to a fresh account from here on asks the new owners.
+        if !has_changed {
+            return;
+        }
+        // Whatever is booked to a fresh account from here on asks the new owners. Meanwhile some of it was
+        // booked by the old ones: the accounts below say so.
         for mut account in self.accounts.iter_mut() {
             let owner = self.owner_of(account.key());
             let was = std::mem::replace(&mut account.owner, owner);
@@ -247,7 +250,7 @@ impl Accounts {
     fn owner_of(&self, payer: &Payer) -> Owner {
         let zone = payer.zone;
         let Some(address) = payer.address else { return Owner::Network(zone) };
-        match self.owners.lock().get(&(zone, address)) {
+        match self.owners.get(&(zone, address)) {
             Some(mac) => Owner::Endpoint(zone, *mac),
             None => Owner::Address(zone, address),
         }

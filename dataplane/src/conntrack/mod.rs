@@ -53,4 +53,4 @@ pub use tuple6::Tuple6;
 pub(crate) use view::state_name;
 pub use view::{Entry, STATES};
 pub(crate) use watch::QUEUE as EVENT_QUEUE;
-pub use watch::{Change, ConnectionEvent, EndReason, Watch};
+pub use watch::{Change, ConnectionEvent, EndReason, WATCHERS, Watch};

@@ -1,11 +1,17 @@
 //! Who is told of connections as they begin, change and end.
 //!
-//! A watcher has a bounded queue; what finds no place in it is counted as missed, and no worker waits. While
-//! nobody watches, beginning and ending a connection, and changing its state, cost one relaxed load more;
-//! packets that change nothing cost nothing.
+//! A watcher has a bounded queue without a lock; what finds no place in it is counted as missed, and no worker
+//! waits. While nobody watches, beginning and ending a connection, and changing its state, cost one relaxed
+//! load more; packets that change nothing cost nothing.
+//!
+//! Order: what one thread tells is heard in that order. What different workers tell is heard in the order in
+//! which it came into the queue, which need not be quite that of its times.
+//!
+//! Limits: [`QUEUE`] events for each watcher, [`WATCHERS`] at a time. The memory of a queue stays for the next
+//! watcher, since a worker may be about to put something in it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam::queue::ArrayQueue;
@@ -16,6 +22,9 @@ use crate::sync::Mutex;
 
 /// Events waiting for a watcher at most.
 pub(crate) const QUEUE: u32 = 8192;
+
+/// Watchers at a time.
+pub const WATCHERS: usize = 16;
 
 /// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,12 +89,35 @@ pub struct ConnectionEvent {
     pub connection: Connection,
 }
 
-#[derive(Debug)]
-struct Queue {
-    /// Who only asks what begins and ends has room for more of that.
-    updates: bool,
-    events: ArrayQueue<ConnectionEvent>,
+/// Whether a place is taken, and by whom.
+mod who {
+    /// Nobody.
+    pub(super) const NOBODY: u8 = 0;
+    /// Who only asks what begins and ends, and so has room for more of that.
+    pub(super) const OF_ENDS: u8 = 1;
+    /// Who asks for changes too.
+    pub(super) const OF_ALL: u8 = 2;
+}
+
+/// A place for a watcher.
+#[derive(Debug, Default)]
+struct Place {
+    /// Of [`who`].
+    who: AtomicU8,
+    events: OnceLock<ArrayQueue<ConnectionEvent>>,
     missed: AtomicU64,
+}
+
+impl Place {
+    fn len(&self) -> u32 {
+        let len = self.events.get().map_or(0, ArrayQueue::len);
+        u32::try_from(len).unwrap_or(u32::MAX)
+    }
+
+    fn clear(&self) {
+        while self.events.get().and_then(ArrayQueue::pop).is_some() {}
+        self.missed.store(0, Ordering::Relaxed);
+    }
 }
 
 /// Those who watch. The tables of both families share them.
@@ -98,8 +130,9 @@ struct Shared {
     any_updates: AtomicBool,
     /// The most that waited.
     peak: Peak,
-    /// Held for moments, and only while somebody watches.
-    queues: Mutex<Vec<Arc<Queue>>>,
+    places: [Place; WATCHERS],
+    /// Held while a watcher begins or ends; whoever tells does not take it.
+    changing: Mutex<()>,
 }
 
 impl Watchers {
@@ -120,46 +153,56 @@ impl Watchers {
     pub(crate) fn tell(&self, change: Change, connection: &Connection) {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_nanos = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
-        for queue in self.0.queues.lock().iter() {
-            if change == Change::Update && !queue.updates {
-                continue;
+        for place in &self.0.places {
+            match place.who.load(Ordering::Acquire) {
+                who::NOBODY => continue,
+                who::OF_ENDS if change == Change::Update => continue,
+                _ => {}
             }
+            let Some(events) = place.events.get() else { continue };
             let event = ConnectionEvent { unix_nanos, change, connection: connection.clone() };
-            if queue.events.push(event).is_err() {
-                queue.missed.fetch_add(1, Ordering::Relaxed);
+            if events.push(event).is_err() {
+                place.missed.fetch_add(1, Ordering::Relaxed);
             }
-            self.0.peak.note(u32::try_from(queue.events.len()).unwrap_or(u32::MAX));
+            self.0.peak.note(place.len());
         }
     }
 
-    pub(crate) fn watch(&self, updates: bool) -> Watch {
-        let events = ArrayQueue::new(QUEUE as usize);
-        let queue = Arc::new(Queue { updates, events, missed: AtomicU64::new(0) });
-        let mut queues = self.0.queues.lock();
-        queues.push(Arc::clone(&queue));
-        self.note_who(&queues);
-        drop(queues);
-        Watch { queue, watchers: self.clone() }
+    /// `None`: there are [`WATCHERS`] already.
+    pub(crate) fn watch(&self, updates: bool) -> Option<Watch> {
+        let _changing = self.0.changing.lock();
+        let is_free = |place: &Place| place.who.load(Ordering::Relaxed) == who::NOBODY;
+        let at = self.0.places.iter().position(is_free)?;
+        let place = self.0.places.get(at)?;
+        place.events.get_or_init(|| ArrayQueue::new(QUEUE as usize));
+        // What was told at the moment in which the one before ended.
+        place.clear();
+        place.who.store(if updates { who::OF_ALL } else { who::OF_ENDS }, Ordering::Release);
+        self.note_who();
+        Some(Watch { at, updates, watchers: self.clone() })
     }
 
-    fn note_who(&self, queues: &[Arc<Queue>]) {
-        self.0.any.store(!queues.is_empty(), Ordering::Release);
-        let updates = queues.iter().any(|queue| queue.updates);
-        self.0.any_updates.store(updates, Ordering::Release);
+    /// While `changing` is held.
+    fn note_who(&self) {
+        let all = || self.0.places.iter().map(|place| place.who.load(Ordering::Relaxed));
+        self.0.any.store(all().any(|it| it != who::NOBODY), Ordering::Release);
+        self.0.any_updates.store(all().any(|it| it == who::OF_ALL), Ordering::Release);
     }
 
     /// Events that wait for the slowest watcher, and that waited at most since the start.
     pub(crate) fn uses(&self) -> (u32, u32) {
-        let queues = self.0.queues.lock();
-        let most = queues.iter().map(|queue| queue.events.len()).max().unwrap_or(0);
-        (u32::try_from(most).unwrap_or(u32::MAX), self.0.peak.value())
+        let is_taken = |place: &&Place| place.who.load(Ordering::Relaxed) != who::NOBODY;
+        let most = self.0.places.iter().filter(is_taken).map(Place::len).max().unwrap_or(0);
+        (most, self.0.peak.value())
     }
 }
 
 /// What happens to connections from its beginning on; dropping it ends it.
 #[derive(Debug)]
 pub struct Watch {
-    queue: Arc<Queue>,
+    /// Which of the places.
+    at: usize,
+    updates: bool,
     watchers: Watchers,
 }
 
@@ -167,26 +210,38 @@ impl Watch {
     /// The next event, if there is one. Never blocks.
     #[must_use]
     pub fn next_event(&self) -> Option<ConnectionEvent> {
-        self.queue.events.pop()
+        let events = self.place()?.events.get()?;
+        // Who began to tell when another had this place may tell a change that nobody asked for.
+        std::iter::from_fn(|| events.pop())
+            .find(|event| self.updates || event.change != Change::Update)
+    }
+
+    fn place(&self) -> Option<&Place> {
+        self.watchers.0.places.get(self.at)
     }
 
     /// Events that found no place since the last look.
     #[must_use]
     pub fn take_missed(&self) -> u64 {
-        self.queue.missed.swap(0, Ordering::Relaxed)
+        self.place().map_or(0, |place| place.missed.swap(0, Ordering::Relaxed))
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut queues = self.watchers.0.queues.lock();
-        queues.retain(|queue| !Arc::ptr_eq(queue, &self.queue));
-        self.watchers.note_who(&queues);
+        let _changing = self.watchers.0.changing.lock();
+        if let Some(place) = self.place() {
+            place.who.store(who::NOBODY, Ordering::Release);
+            place.clear();
+        }
+        self.watchers.note_who();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::samples::{Sample, connection, for_both_families, tuple};
     use super::*;
     use crate::conntrack::{ConnTable, Insert, Tuple, Tuple6};
@@ -210,7 +265,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let unseen = enter(999);
-        let watch = table.watchers().watch(true);
+        let watch = table.watchers().watch(true).unwrap();
         let (first, second) = (enter(1000), enter(1001));
         assert_eq!(changes(&watch), [(Change::New, 1000), (Change::New, 1001)]);
         let hit = table.lookup(tuple(1, 1000), 1).unwrap();
@@ -238,7 +293,7 @@ mod tests {
 
     fn what_is_counted_is_told_at_the_end<K: Sample>() {
         let table = table::<K>(16);
-        let watch = table.watchers().watch(true);
+        let watch = table.watchers().watch(true).unwrap();
         let Insert::Inserted(id) = table.insert(&connection(1, 1000, 2000, 50), 1) else {
             panic!()
         };
@@ -253,9 +308,9 @@ mod tests {
 
     fn who_does_not_ask_for_changes_is_told_none<K: Sample>() {
         let table = table::<K>(16);
-        let watch = table.watchers().watch(false);
+        let watch = table.watchers().watch(false).unwrap();
         assert!(table.watchers().any() && !table.watchers().any_updates());
-        let all = table.watchers().watch(true);
+        let all = table.watchers().watch(true).unwrap();
         let Insert::Inserted(id) = table.insert(&connection(1, 1000, 2000, 50), 1) else {
             panic!()
         };
@@ -270,7 +325,7 @@ mod tests {
     /// Whose places another takes ends by that, and not in silence.
     fn who_is_evicted_is_told<K: Sample>() {
         let table = table::<K>(2);
-        let watch = table.watchers().watch(true);
+        let watch = table.watchers().watch(true).unwrap();
         for port in [1000, 1001] {
             assert!(matches!(table.insert(&connection(1, port, port, 50), 1), Insert::Inserted(_)));
         }
@@ -291,7 +346,7 @@ mod tests {
     #[test]
     fn a_slow_watcher_misses_events_and_is_told() {
         let table = table::<Tuple>(16);
-        let (slow, fast) = (table.watchers().watch(true), table.watchers().watch(true));
+        let [slow, fast] = [(); 2].map(|()| table.watchers().watch(true).unwrap());
         let mut told = 0;
         for _ in 0..QUEUE {
             let Insert::Inserted(id) = table.insert(&connection(1, 1000, 2000, 50), 1) else {
@@ -304,5 +359,73 @@ mod tests {
         assert_eq!(table.watchers().uses(), (QUEUE, QUEUE));
         assert_eq!(slow.take_missed(), u64::from(QUEUE));
         assert_eq!((changes(&slow).len(), slow.take_missed()), (QUEUE as usize, 0));
+    }
+
+    #[test]
+    fn there_are_so_many_watchers_and_no_more() {
+        let table = table::<Tuple>(16);
+        let mut all: Vec<_> =
+            (0..WATCHERS).map(|_| table.watchers().watch(true).unwrap()).collect();
+        assert!(table.watchers().watch(true).is_none());
+        let begin = |port| {
+            let Insert::Inserted(id) = table.insert(&connection(1, port, port, 50), 1) else {
+                panic!()
+            };
+            id
+        };
+        begin(1000);
+        all.truncate(1);
+        // A place that is given again has nothing of what the one before did not hear.
+        let next = table.watchers().watch(false).unwrap();
+        assert!(next.next_event().is_none() && next.take_missed() == 0);
+        begin(1001);
+        assert_eq!(changes(&next), [(Change::New, 1001)]);
+        assert_eq!(changes(&all[0]), [(Change::New, 1000), (Change::New, 1001)]);
+        drop((all, next));
+        assert!(!table.watchers().any());
+        assert_eq!(table.watchers().uses().0, 0);
+    }
+
+    /// Each worker's in its order, none twice, none lost without being counted.
+    #[test]
+    fn workers_tell_at_the_same_time() {
+        const EACH: u64 = 6000;
+        let watchers = Watchers::default();
+        let watch = watchers.watch(true).unwrap();
+        let sample = {
+            let table = table::<Tuple>(16);
+            assert!(matches!(table.insert(&connection(1, 1, 1, 50), 1), Insert::Inserted(_)));
+            table.entries(1).next().unwrap().connection
+        };
+        let mut heard = Vec::new();
+        let mut missed = 0;
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..3u16)
+                .map(|worker| {
+                    let (watchers, mut connection) = (&watchers, sample.clone());
+                    connection.original.src_port = worker;
+                    scope.spawn(move || {
+                        for number in 0..EACH {
+                            connection.timeout = Duration::from_secs(number);
+                            watchers.tell(Change::Update, &connection);
+                        }
+                    })
+                })
+                .collect();
+            loop {
+                let over = workers.iter().all(std::thread::ScopedJoinHandle::is_finished);
+                heard.extend(std::iter::from_fn(|| watch.next_event()));
+                missed += watch.take_missed();
+                if over {
+                    break;
+                }
+            }
+        });
+        assert_eq!(heard.len() as u64 + missed, 3 * EACH);
+        for worker in 0..3u16 {
+            let of = heard.iter().filter(|event| event.connection.original.src_port == worker);
+            let numbers: Vec<_> = of.map(|event| event.connection.timeout).collect();
+            assert!(numbers.is_sorted_by(|a, b| a < b));
+        }
     }
 }

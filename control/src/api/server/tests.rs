@@ -212,6 +212,36 @@ fn events_are_lines_and_end_with_the_daemon() {
     });
 }
 
+#[test]
+#[ignore = "needs root"]
+fn so_many_read_what_happens_to_connections_and_no_more() {
+    on_a_host(|host| {
+        with_server(host, |socket| {
+            let read = || {
+                let mut stream = UnixStream::connect(socket).unwrap();
+                stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                stream.write_all(b"GET /v1/conntrack/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+                let mut head = [0; 12];
+                stream.read_exact(&mut head).unwrap();
+                (stream, String::from_utf8_lossy(&head).into_owned())
+            };
+            let readers: Vec<_> = (0..stream::READERS).map(|_| read()).collect();
+            assert!(readers.iter().all(|(_, head)| head == "HTTP/1.1 200"));
+            let (status, body) = ask(socket, "GET /v1/conntrack/events", "");
+            let error = refusal(&body);
+            assert_eq!((status, error.kind), (503, Kind::Busy));
+            assert!(error.message.contains("8 read them already"), "{error}");
+            // Who goes leaves a place.
+            drop(readers);
+            let until = std::time::Instant::now() + Duration::from_secs(5);
+            while read().1 != "HTTP/1.1 200" {
+                assert!(std::time::Instant::now() < until, "nobody's place is free again");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        })
+    });
+}
+
 #[tokio::test]
 async fn a_socket_that_is_served_is_not_taken() {
     let directory = tempfile::tempdir().unwrap();
