@@ -16,6 +16,7 @@ mod alarms;
 mod declare;
 mod endpoint;
 mod follow;
+mod former;
 mod network;
 mod port;
 pub mod purge;
@@ -55,6 +56,7 @@ use crate::place::Place;
 use crate::proxy::OwnAddresses;
 use crate::state::Store;
 use alarms::Alarms;
+pub use former::Former;
 use undo::{Done, Undo};
 
 pub use follow::Touched;
@@ -125,6 +127,8 @@ struct Work {
 pub struct World {
     /// What should exist.
     pub desired: Desired,
+    /// What the networks were called that were removed last.
+    pub former: Former,
     /// What is attached.
     pub attached: Attached,
     /// What the host looked like when last asked.
@@ -143,6 +147,17 @@ pub struct World {
     pub stale: bool,
     /// Everything was purged, and nothing has been asked for since: nothing comes back by itself.
     pub purged: bool,
+}
+
+impl World {
+    fn apply(&mut self, edit: Edit) {
+        if let Edit::RemoveNetwork(name) = &edit
+            && let Some(network) = self.desired.networks.get(name)
+        {
+            self.former.note(network.network_id(), network.name.clone());
+        }
+        self.desired.apply(edit);
+    }
 }
 
 impl Switch {
@@ -239,7 +254,7 @@ impl Switch {
         blocking(|| work.store.commit(&edits))?;
         let mut world = self.world_mut();
         for edit in edits {
-            world.desired.apply(edit);
+            world.apply(edit);
         }
         Ok(())
     }

@@ -202,6 +202,59 @@ fn events_tell_what_becomes_of_connections() {
     host.refused(3, &["nope"], ["conntrack", "events", "--network", "nope"]);
 }
 
+/// Who reads of a connection's end reads it a moment later.
+#[test]
+#[ignore = "needs root"]
+fn what_ends_with_its_network_is_told_with_its_name() {
+    let mut host = Host::prepare(Uplink::Shared);
+    let (log, events) = (host.path("nat.log"), host.path("events"));
+    host.configure(&format!("[daemon]\nnat_log = {log:?}\n"));
+    host.launch();
+    let to = Stdio::from(fs::File::create(&events).unwrap());
+    let mut reader = host.ctl_command(["conntrack", "events", "--json", "--proto", "tcp"]);
+    let mut reader = Process::start(reader.stdout(to));
+    std::thread::sleep(Duration::from_millis(500));
+    let _server = TcpServer::start(&host.outside, (ANY, 7000));
+    let names: Vec<String> = (0..5).map(|number| format!("gone{number}")).collect();
+    for name in &names {
+        host.network(name, "--subnet 10.91.1.0/24");
+        let a = host.sandbox("a", &format!("--network {name}"));
+        let _client = TcpClient::connect(&a.ns, (GATEWAY, 7000));
+        host.ok(["sandbox", "rm", &a.name]);
+        host.ok(["network", "rm", name]);
+    }
+    let text = |path: &std::path::Path| fs::read_to_string(path).unwrap_or_default();
+    let limit = Duration::from_secs(5);
+    for name in &names {
+        eventually(limit, "the log says whose it was", || {
+            text(&log).lines().any(|line| line.contains(&format!("release network={name} ")))
+        });
+        eventually(limit, "the events say whose it was", || {
+            let text = text(&events);
+            let mut lines =
+                text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.any(|line| line["event"] == "destroy" && line["network"] == name.as_str())
+        });
+    }
+    assert!(!text(&log).contains("network=-"), "{}", text(&log));
+    reader.signal(Signal::SIGTERM);
+    reader.wait(limit);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn readers_of_events_are_limited() {
+    let host = host_with_app();
+    let read = || Process::start(host.ctl_command(["conntrack", "events"]).stdout(Stdio::null()));
+    let mut readers: Vec<_> = (0..8).map(|_| read()).collect();
+    std::thread::sleep(Duration::from_secs(1));
+    host.refused(4, &["8 read them already"], ["conntrack", "events"]);
+    for reader in &mut readers {
+        reader.signal(Signal::SIGTERM);
+        reader.wait(Duration::from_secs(5));
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn mappings_are_logged_without_destinations() {

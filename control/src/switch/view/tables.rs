@@ -330,12 +330,14 @@ impl Switch {
         Ok(self.network_names())
     }
 
-    /// The names of the networks that the engine knows by number.
+    /// The names of the networks that the engine knows by number, and of those removed last: what is told of
+    /// their connections is read when they are gone.
     #[must_use]
     pub fn network_names(&self) -> HashMap<NetworkId, Name> {
         let world = self.world();
         let networks = world.desired.networks.values();
-        networks.map(|network| (network.network_id(), network.name.clone())).collect()
+        let present = networks.map(|network| (network.network_id(), network.name.clone()));
+        world.former.names().chain(present).collect()
     }
 
     /// What happened to a connection that the filter asks for.
