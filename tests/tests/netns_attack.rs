@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::packet::types::tcp_flags::SYN;
 use dataplane::packet::types::{Mac, PortId};
+use tests::host::bystander::Waits;
 use tests::host::namespace::Namespace;
 use tests::host::raw::RawSender;
 use tests::host::{GATEWAY, Host, Sandbox, Uplink, rows};
@@ -117,17 +118,22 @@ impl Drop for Greeter {
     }
 }
 
-/// Connects, is greeted, and waits for the end, a few hundred times; none may fail. How long it took.
+/// Connects, is greeted, and waits for the end, a few hundred times; none may fail, and few take long. How
+/// long it took.
 fn visits(from: &Sandbox, to: (Ipv4Addr, u16)) -> Duration {
     let began = Instant::now();
+    let mut waits = Waits::default();
     for count in 0..VISITS {
+        let start = Instant::now();
         let connect = || TcpStream::connect_timeout(&to.into(), Duration::from_secs(5));
         let stream = from.ns.enter(connect);
         let mut stream = stream.unwrap_or_else(|error| panic!("visit {count} of {to:?}: {error}"));
         let mut greeting = String::new();
         stream.read_to_string(&mut greeting).unwrap();
         assert_eq!(greeting, "hello");
+        waits.note(start.elapsed());
     }
+    waits.assert_short("a visitor");
     began.elapsed()
 }
 
