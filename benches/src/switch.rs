@@ -408,6 +408,7 @@ fn container_and_uplink(guard: bool, nat_ports: (u16, u16)) -> SnapshotSpec {
             gateway6: Some(ROUTER6),
             nat_ports: vec![nat_ports],
             mtu: 1500,
+            carrier_ups: 0,
         }],
         ..SnapshotSpec::default()
     }

@@ -65,6 +65,8 @@ pub struct UplinkState {
     pub mtu: u16,
     /// The interface is up.
     pub up: bool,
+    /// How often its interface has got a carrier, where that is our concern.
+    pub carrier_ups: u32,
 }
 
 /// IPv6 of an uplink.
@@ -215,6 +217,7 @@ fn compile_uplink(id: UplinkId, mode: UplinkMode, state: &UplinkState, spec: &mu
             .map(|range| (range.first(), range.last()))
             .collect(),
         mtu: state.mtu,
+        carrier_ups: state.carrier_ups,
     });
     let role = PortRole::Uplink { uplink: id };
     spec.ports.push(PortConfig { id: state.port, role, mtu: state.mtu });

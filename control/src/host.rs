@@ -222,6 +222,7 @@ mod tests {
             mtu: 1500,
             up: true,
             carrier: true,
+            carrier_ups: 1,
             loopback: false,
             ethernet: true,
             kind: None,

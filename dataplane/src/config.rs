@@ -156,6 +156,9 @@ pub struct UplinkConfig {
     pub nat_ports: Vec<(u16, u16)>,
     /// The longest IP packet of the wire, in bytes.
     pub mtu: u16,
+    /// How often the wire has got a carrier. With another number its addresses are announced again: who is
+    /// there now may not have heard of them.
+    pub carrier_ups: u32,
 }
 
 impl UplinkConfig {

@@ -108,6 +108,7 @@ pub fn topology() -> SnapshotSpec {
             gateway6: speaks_ipv6().then_some(ROUTER.ip6()),
             nat_ports: vec![(1024, 65_535)],
             mtu: MTU,
+            carrier_ups: 0,
         }],
         host_addresses: vec![ip(HOST_ADDRESS)],
         ..SnapshotSpec::default()

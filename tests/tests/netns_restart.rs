@@ -283,3 +283,29 @@ fn a_start_tells_the_wire_of_a_dedicated_uplink_its_mac() {
     // Nobody speaks: it is told.
     eventually(Duration::from_secs(10), "the announcement", || known_outside(&host)[1] == mac);
 }
+
+#[test]
+#[ignore = "needs root"]
+fn a_carrier_that_returns_tells_the_wire_of_a_dedicated_uplink_its_mac() {
+    let host = Host::start(Uplink::Dedicated);
+    let a = host.sandbox("a", "");
+    assert_ping(&a.ns, GATEWAY, 63);
+    let [interface, mac] = known_outside(&host);
+    let other = "02:00:00:00:00:99";
+    let forget = || {
+        let entry = format!("{HOST_IP} dev {interface} lladdr {other} nud stale");
+        host.outside.ip(&format!("neighbor replace {entry}"));
+    };
+    // All of the start's announcements are over.
+    std::thread::sleep(Duration::from_secs(7));
+    forget();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(known_outside(&host)[1], other);
+    // The carrier goes and comes, and nobody speaks.
+    host.outside.ip(&format!("link set {interface} down"));
+    std::thread::sleep(Duration::from_secs(1));
+    host.outside.ip(&format!("link set {interface} up"));
+    forget();
+    eventually(Duration::from_secs(10), "the announcement", || known_outside(&host)[1] == mac);
+    assert_ping(&a.ns, GATEWAY, 63);
+}

@@ -126,6 +126,7 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
             gateway6: None,
             nat_ports: vec![(1, 65_535)],
             mtu: uplink_mtu,
+            carrier_ups: 0,
         }],
         dnat: vec![DnatRule {
             id: 1,

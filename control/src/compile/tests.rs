@@ -114,6 +114,7 @@ fn scene() -> (Desired, Attached) {
                 nat_ports: vec![range(1024, 65535)],
                 mtu: 1500,
                 up: true,
+                carrier_ups: 1,
             },
         )]),
     };

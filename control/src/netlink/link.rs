@@ -27,6 +27,8 @@ pub struct Link {
     pub up: bool,
     /// Up, and the other side is there (`LOWER_UP`).
     pub carrier: bool,
+    /// How often it has got a carrier.
+    pub carrier_ups: u32,
     /// `lo` or another loopback.
     pub loopback: bool,
     /// An Ethernet-like link, one that carries frames.
@@ -62,6 +64,7 @@ impl Link {
             mtu: 0,
             up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
+            carrier_ups: 0,
             loopback: flags.contains(LinkFlags::Loopback),
             ethernet: message.header.link_layer_type == LinkLayerType::Ether,
             kind: None,
@@ -73,6 +76,7 @@ impl Link {
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::CarrierUpCount(count) => link.carrier_ups = *count,
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(bytes) => {
                     link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac);

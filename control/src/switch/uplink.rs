@@ -363,6 +363,8 @@ fn uplink_state(
         },
         mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
         up: link.up && link.carrier,
+        // The host announces its own addresses.
+        carrier_ups: if uplink.mode == UplinkMode::Dedicated { link.carrier_ups } else { 0 },
     })
 }
 

@@ -274,6 +274,7 @@ mod tests {
             nat_ports,
             mtu: 1500,
             up: true,
+            carrier_ups: 1,
         };
         world.attached.uplinks.insert("up0".to_owned(), state);
         assert_eq!(world.warnings(), ["start", "sandbox", "uplink"]);

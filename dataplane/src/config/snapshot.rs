@@ -443,6 +443,7 @@ mod tests {
                 gateway6: Some(NEAR6),
                 nat_ports: vec![(1024, 65_535)],
                 mtu: 1500,
+                carrier_ups: 0,
             }],
             ..SnapshotSpec::default()
         }

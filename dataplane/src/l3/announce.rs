@@ -1,7 +1,8 @@
 //! Announcements: those on the wire of a dedicated uplink are told which MAC its addresses have, so that they
 //! need not wait until what they know is too old.
 //!
-//! Each address is announced when it appears, at start and after a restart too, and when its MAC has changed:
+//! Each address is announced when it appears, at start and after a restart too, when its MAC has changed, and when
+//! the wire has a carrier again:
 //! in IPv4 by an ARP announcement (RFC 5227 §3), in IPv6 by an unsolicited Neighbor Advertisement to all
 //! nodes (RFC 4861 §7.2.6), [`TIMES`] times, [`INTERVAL`] apart. The first worker sends them in its
 //! housekeeping, [`AT_ONCE`] at most each time. The addresses of a shared uplink are the host's.
@@ -43,6 +44,8 @@ struct What {
     port: PortId,
     mac: Mac,
     address: IpAddr,
+    /// Of [`UplinkConfig::carrier_ups`].
+    carrier: u32,
 }
 
 impl Announcements {
@@ -83,11 +86,12 @@ fn of(uplink: &UplinkConfig) -> impl Iterator<Item = What> {
     let has_ipv6 = uplink.addresses.iter().any(|(address, _)| address.is_ipv6());
     let is_told = uplink.has(derived) || !has_ipv6;
     let all = own.chain((!is_told).then_some(derived));
-    all.map(|address| What { port: uplink.port, mac: uplink.mac, address })
+    let UplinkConfig { port, mac, carrier_ups: carrier, .. } = *uplink;
+    all.map(move |address| What { port, mac, address, carrier })
 }
 
 /// False: there was no buffer.
-fn send(cx: &mut Cx<'_>, What { port, mac, address }: What) -> bool {
+fn send(cx: &mut Cx<'_>, What { port, mac, address, .. }: What) -> bool {
     let Some(mut frame) = cx.pool.take() else { return false };
     match address {
         IpAddr::V4(address) => {

@@ -230,6 +230,7 @@ mod tests {
                 gateway6: None,
                 nat_ports: Vec::new(),
                 mtu: 1500,
+                carrier_ups: 0,
             }],
             ..SnapshotSpec::default()
         })

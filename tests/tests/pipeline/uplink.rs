@@ -150,6 +150,13 @@ fn a_dedicated_uplink_announces_its_addresses_when_they_appear() {
     }
     lab.after(Duration::from_secs(10));
 
+    // The wire was away, and who is there now may be somebody else.
+    lab.reconfigure(|spec| spec.uplinks[0].carrier_ups += 1);
+    for _ in 0..3 {
+        all(lab.after(Duration::from_secs(2)), &UP);
+    }
+    lab.after(Duration::from_secs(2));
+
     // Another address, alone.
     let more = Ipv4Addr::new(203, 0, 113, 6);
     let entry = (more.into(), Prefix::new(more, 24));
