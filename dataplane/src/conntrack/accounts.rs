@@ -215,11 +215,16 @@ impl Accounts {
     /// Notes whose addresses are whose from now on. What is booked to an address that became another's
     /// counts for that one.
     pub(crate) fn regroup(&self, owners: Owners) {
-        let before = self.owners.len();
-        self.owners.retain(|address, _| owners.contains_key(address));
-        let mut has_changed = self.owners.len() != before;
+        // What stays as it is holds up nobody who asks.
+        let mut has_changed = self.owners.iter().any(|known| !owners.contains_key(known.key()));
+        if has_changed {
+            self.owners.retain(|address, _| owners.contains_key(address));
+        }
         for (address, mac) in owners {
-            has_changed |= self.owners.insert(address, mac) != Some(mac);
+            if self.owners.get(&address).is_none_or(|known| *known != mac) {
+                self.owners.insert(address, mac);
+                has_changed = true;
+            }
         }
         if !has_changed {
             return;
