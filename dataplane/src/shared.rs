@@ -111,9 +111,15 @@ impl Tables {
 
     /// Counts the first packet of a connection for a rule.
     pub(crate) fn count_rule(&self, rule: NatRule, bytes: u64) {
-        let entry = self.rules.entry(rule).or_default();
-        entry.0.fetch_add(1, Ordering::Relaxed);
-        entry.1.fetch_add(bytes, Ordering::Relaxed);
+        let add = |(connections, sum): &(AtomicU64, AtomicU64)| {
+            connections.fetch_add(1, Ordering::Relaxed);
+            sum.fetch_add(bytes, Ordering::Relaxed);
+        };
+        // Most rules have been used before; workers that look do not exclude each other.
+        match self.rules.get(&rule) {
+            Some(entry) => add(&entry),
+            None => add(&self.rules.entry(rule).or_default()),
+        }
     }
 
     pub(crate) fn rule(&self, rule: NatRule) -> (u64, u64) {

@@ -267,25 +267,34 @@ fn commit<K: Tracked>(
     let connections = K::table(cx.tables);
     let again = candidates.clone();
     let reply = |port| spoken(to, address, port).reversed(zone);
-    // The first one is free nearly always.
-    let mut together = 1;
-    loop {
-        let mut group = [(0, 0); TOGETHER];
-        let mut count = 0;
-        for (place, port) in group.iter_mut().take(together).zip(&mut candidates) {
+    let ask = |candidates: &mut Candidates<'_>, together: usize| {
+        let mut group = Group::default();
+        for (place, port) in group.places.iter_mut().take(together).zip(candidates) {
             let hash = connections.hash(reply(port));
             connections.prefetch_both(hash);
             *place = (port, hash);
-            count += 1;
+            group.count += 1;
         }
-        if count == 0 {
-            break;
-        }
-        for (port, hash) in group.into_iter().take(count) {
+        group
+    };
+    // The first one is free nearly always.
+    let mut together = 1;
+    let mut group = ask(&mut candidates, together);
+    while group.count > 0 {
+        let is_first = together == 1;
+        let mut next = None;
+        for (at, (port, hash)) in group.places.into_iter().take(group.count).enumerate() {
+            let mut taken = connections.may_be_taken(hash);
+            // Early enough for them to have come when they are looked at, late enough to be wanted.
+            if taken && next.is_none() && 2 * (at + 1) >= group.count {
+                together = TOGETHER.min(together * 2);
+                next = Some(ask(&mut candidates, together));
+            }
             new.reply = reply(port);
             // The inside port is worth a closer look: who had it may have expired.
-            let taken = connections.may_be_taken(hash)
-                && (together > 1 || connections.lookup_hashed(hash, new.reply, cx.secs).is_some());
+            if taken && is_first {
+                taken = connections.lookup_hashed(hash, new.reply, cx.secs).is_some();
+            }
             if taken || is_kept(cx, to, address, port) {
                 continue;
             }
@@ -294,7 +303,7 @@ fn commit<K: Tracked>(
                 other => return other,
             }
         }
-        together = TOGETHER.min(together * 2);
+        group = next.unwrap_or_else(|| ask(&mut candidates, together));
     }
     // Some may belong to connections that have expired without having been swept, or to a flood of such
     // as nobody answers, which must not keep this server from others.
@@ -369,7 +378,14 @@ fn insert_or_evict<K: Tracked>(
 
 /// Outside ports whose places in the index are asked for together at most; fewer at first, because most
 /// are free.
-const TOGETHER: usize = 8;
+const TOGETHER: usize = 4;
+
+/// Such ports, with the hashes of the tuples in which answers would come.
+#[derive(Default)]
+struct Group {
+    places: [(u16, u64); TOGETHER],
+    count: usize,
+}
 
 /// How a packet to its server looks from an outside port.
 fn spoken<K: Tracked>(to: K, address: K::Addr, port: u16) -> K {
