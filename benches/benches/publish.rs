@@ -40,6 +40,8 @@ fn spec(networks: u16) -> SnapshotSpec {
             mss_clamp: true,
             endpoint_independent: false,
             timeouts: None,
+            snooping: false,
+            querier: false,
         });
         for (container, host) in (0..CONTAINERS).zip(2u8..) {
             let number = (network - 1) * CONTAINERS + container;

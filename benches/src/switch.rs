@@ -139,6 +139,33 @@ impl Switch {
         Ok(switch)
     }
 
+    /// Two ports of a network that snoops; the second one's is trusted to ask for members of groups.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn snooping() -> io::Result<Self> {
+        let options = EngineOptions {
+            buffers_per_worker: 3 * ROUND,
+            workers: WORKERS,
+            ..EngineOptions::default()
+        };
+        let mut spec = two_ports();
+        for network in &mut spec.networks {
+            network.snooping = true;
+        }
+        for port in spec.ports.iter_mut().filter(|port| port.id == OTHER) {
+            if let PortRole::Endpoint { trusted, .. } = &mut port.role {
+                *trusted = true;
+            }
+        }
+        Self::new(&options, spec)
+    }
+
+    /// Time passes.
+    pub fn pass(&mut self, time: Duration) {
+        self.now = self.now + time;
+    }
+
     /// A container behind masquerading, with `count` connections begun.
     ///
     /// # Errors
@@ -351,6 +378,8 @@ fn network() -> NetworkConfig {
         mss_clamp: true,
         endpoint_independent: false,
         timeouts: None,
+        snooping: false,
+        querier: false,
     }
 }
 

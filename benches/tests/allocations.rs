@@ -163,6 +163,53 @@ fn switching() {
     }
 }
 
+/// What is said of a group by turns: a member renews its report, and somebody sends to it.
+struct Multicast(bool);
+
+/// Messages of IGMPv2: who is in any group, with a second to answer; 239.1.2.3 is joined.
+const QUESTION: [u8; 8] = [0x11, 10, 0xee, 0xf5, 0, 0, 0, 0];
+const JOIN: [u8; 8] = [0x16, 0, 0xf8, 0xfa, 239, 1, 2, 3];
+
+/// A packet for 239.1.2.3, with the sum of its header.
+fn for_the_group(port: PortId, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let group = [239, 1, 2, 3];
+    let mut bytes = Vec::new();
+    PacketBuilder::ethernet2(mac(3, port.0.into()).0, [1, 0, 0x5e, 1, 2, 3])
+        .ipv4([10, 0, 0, 9], group, 1)
+        .write(&mut bytes, protocol.into(), payload)
+        .unwrap();
+    bytes
+}
+
+impl Load for Multicast {
+    fn fill(&mut self, frame: &mut Frame) {
+        self.0 = !self.0;
+        let (port, protocol, payload) =
+            if self.0 { (INSIDE, 2, JOIN) } else { (OTHER, 253, [7; 8]) };
+        frame.copy_from(&for_the_group(port, protocol, &payload));
+        frame.ingress = port;
+    }
+}
+
+#[test]
+fn sending_groups_where_they_were_joined() {
+    let mut switch = Switch::snooping().unwrap();
+    let mut question = switch.prepare(&mut Multicast(false), 1);
+    question[0].copy_from(&for_the_group(OTHER, 2, &QUESTION));
+    question[0].ingress = OTHER;
+    assert_eq!(switch.process(&mut question), 1);
+    switch.pass(std::time::Duration::from_secs(3));
+    for batch in [2, 64, 256] {
+        assert_allocates_nothing(&mut switch, &mut Multicast(false), batch);
+    }
+    let groups = switch.plane.groups();
+    assert_eq!(groups.iter().map(|entry| entry.port).collect::<Vec<_>>(), [OTHER, INSIDE]);
+    // Nobody is in another one, and nobody is asked for who is in it: it was kept.
+    let mut stranger = switch.prepare(&mut Multicast(true), 1);
+    stranger[0].bytes_mut()[14 + 19] = 4;
+    assert_eq!(switch.process(&mut stranger), 0);
+}
+
 #[test]
 fn translating_established_connections() {
     let mut switch = Switch::nat(1000).unwrap();

@@ -176,6 +176,8 @@ fn compile_network(
         mss_clamp: options.mss_clamp,
         endpoint_independent: options.endpoint_independent,
         timeouts: options.timers(&spec.timeouts).map(Box::new),
+        snooping: options.snooping,
+        querier: options.querier,
     });
     if let Some(port) = attached.hosts.get(&network.name) {
         let role = PortRole::Host { network: network.network_id() };

@@ -277,6 +277,7 @@ fn start_engine(config: &Config, store: &Store) -> Result<Engine> {
         fdb_limit: config.limits.fdb,
         fdb_per_port: config.limits.fdb_per_port,
         neighbors: config.limits.neighbors,
+        groups: config.limits.groups,
         waiting_frames: config.limits.waiting_frames,
         icmp_errors: config.limits.icmp_errors,
         fragment_limit: config.limits.fragments,

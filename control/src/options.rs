@@ -45,7 +45,9 @@ const KNOWN: &[(&str, &[Driver], &[&str])] = {
         ("mss_clamp", &[Bridge, Overlay], &[]),
         ("mtu", &[Bridge, Macvlan, Ipvlan, Overlay], &["com.docker.network.driver.mtu"]),
         ("parent", &[Macvlan, Ipvlan], &[]),
+        ("querier", &[Bridge, Overlay], &[]),
         ("ra", &[Bridge, Overlay], &[]),
+        ("snooping", &[Bridge, Overlay], &[]),
         ("spoof_check", &[Bridge, Overlay], &[]),
         ("storm_limit", &[Bridge, Overlay], &[]),
         ("timeout_icmp", &[Bridge, Overlay], &[]),
@@ -125,8 +127,12 @@ pub struct NetworkOptions {
     pub mss_clamp: bool,
     /// MTU; `None`: `defaults.mtu`.
     pub mtu: Option<u16>,
+    /// The gateway asks who is in which multicast group.
+    pub querier: bool,
     /// The gateway tells hosts that it is a router of IPv6, where it has an address of it.
     pub ra: bool,
+    /// Packets for a multicast group go to who is in it, and not to all.
+    pub snooping: bool,
     /// Drop frames from endpoints that use addresses they do not own.
     pub spoof_check: bool,
     /// Frames of one port that are sent to all others in a second; zero: as many as come.
@@ -147,7 +153,9 @@ impl Default for NetworkOptions {
             masquerade: true,
             mss_clamp: true,
             mtu: None,
+            querier: false,
             ra: true,
+            snooping: false,
             spoof_check: true,
             storm_limit: STORM_LIMIT,
             timeouts: BTreeMap::new(),
@@ -249,6 +257,10 @@ impl NetworkOptions {
                         fault(&format!("is not a number from {MIN_MTU} to {MAX_MTU}"))
                     })?);
                 }
+                "querier" => parsed.querier = boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?,
+                "snooping" => {
+                    parsed.snooping = boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?;
+                }
                 "ra" => parsed.ra = boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?,
                 "spoof_check" => {
                     parsed.spoof_check = boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?;
@@ -291,7 +303,7 @@ impl NetworkOptions {
 /// The options of an endpoint as values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointOptions {
-    /// It may be the network's DHCP server or IPv6 router.
+    /// It may be the network's DHCP server, IPv6 router or multicast querier.
     pub trusted: bool,
     /// The VLANs it is in: `vlan` and `trunk`.
     pub vlans: Vlans,
@@ -390,7 +402,9 @@ mod tests {
             ("com.docker.network.container_iface_prefix", "net"),
             ("com.docker.network.driver.mtu", "1400"),
             ("link", "tap"),
+            ("querier", "true"),
             ("ra", "0"),
+            ("snooping", "1"),
             ("mss_clamp", "off"),
             ("spoof_check", "f"),
             ("storm_limit", "0"),
@@ -408,7 +422,9 @@ mod tests {
             masquerade: false,
             mss_clamp: false,
             mtu: Some(1400),
+            querier: true,
             ra: false,
+            snooping: true,
             spoof_check: false,
             storm_limit: 0,
             timeouts: BTreeMap::from([("timeout_udp", 60)]),
@@ -439,7 +455,7 @@ mod tests {
         let table = [
             (
                 ("colour", "red"),
-                "option \"colour\" is unknown; known options of driver bridge are endpoint_independent, gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, ra, spoof_check, storm_limit, timeout_icmp, timeout_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
+                "option \"colour\" is unknown; known options of driver bridge are endpoint_independent, gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, querier, ra, snooping, spoof_check, storm_limit, timeout_icmp, timeout_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
             ),
             (("parent", "eth0"), "option \"parent\" is not one of driver bridge"),
             (("mtu", "575"), "option mtu=575: is not a number from 576 to 65521"),
@@ -447,6 +463,8 @@ mod tests {
             (("icc", "yes"), "option icc=yes: is neither true nor false"),
             (("gateway_mode", "routed"), "is not built yet"),
             (("ra", "maybe"), "option ra=maybe: is neither true nor false"),
+            (("querier", "maybe"), "option querier=maybe: is neither true nor false"),
+            (("snooping", "maybe"), "option snooping=maybe: is neither true nor false"),
             (("gateway_mode", "x"), "is neither nat, routed nor isolated"),
             (("link", "x"), "is neither tap nor veth"),
             (("mss_clamp", "true"), "is neither auto nor off"),

@@ -113,6 +113,10 @@ pub struct NetworkConfig {
     pub endpoint_independent: bool,
     /// Idle timeouts of its connections, where they are not those of all.
     pub timeouts: Option<Box<Timeouts>>,
+    /// Packets for a multicast group go to who is in it.
+    pub snooping: bool,
+    /// The gateway asks who is in which group.
+    pub querier: bool,
 }
 
 /// One subnet of a network.

@@ -21,7 +21,7 @@ use crate::l3::announce::Announcements;
 use crate::l3::fragments::early::Early;
 use crate::l3::hop::Reach;
 use crate::l3::neighbor::{Remembered, Waiting};
-use crate::l3::ra;
+use crate::l3::{querier, ra};
 use crate::limiter::{ErrorRate, Limiter};
 use crate::nat::port_alloc::PortRng;
 use crate::packet::types::PortId;
@@ -109,6 +109,7 @@ pub struct Core {
     advertised: ra::Schedule,
     /// `None`: nothing is announced.
     announced: Option<Announcements>,
+    questions: querier::Schedule,
     fdb_cursor: u64,
     swept: Timestamp,
     forgot: Timestamp,
@@ -118,7 +119,8 @@ pub struct Core {
 
 /// How often the first worker looks for what has expired.
 const HOUSEKEEPING: std::time::Duration = std::time::Duration::from_millis(100);
-/// How often datagrams that wait for fragments no longer are forgotten, and who has no connections.
+/// How often datagrams that wait for fragments no longer are forgotten, who has no connections, and members of
+/// groups that were not heard of.
 const CLEAR: std::time::Duration = std::time::Duration::from_secs(1);
 /// How often unused and silent neighbors are forgotten.
 const FORGET_NEIGHBORS: std::time::Duration = std::time::Duration::from_secs(5);
@@ -157,6 +159,7 @@ impl Core {
             sweep6: Sweep::default(),
             advertised: ra::Schedule::default(),
             announced: announce.then(Announcements::default),
+            questions: querier::Schedule::default(),
             fdb_cursor: 0,
             swept: Timestamp::ZERO,
             forgot: Timestamp::ZERO,
@@ -204,7 +207,8 @@ impl Core {
         self.run(batch, now, out, false);
     }
 
-    /// As [`Core::process`], and gateways and addresses whose turn it is are advertised first.
+    /// As [`Core::process`], and gateways and addresses whose turn it is are advertised, and
+    /// gateways ask for members of groups, first.
     #[inline]
     fn run(
         &mut self,
@@ -232,6 +236,9 @@ impl Core {
                 announced.send(&mut self.cx(now));
                 self.announced = Some(announced);
             }
+            let questions = std::mem::take(&mut self.questions);
+            questions.send(&mut self.cx(now), out);
+            self.questions = questions;
         }
         pipeline::process(&mut self.cx(now), batch, &mut lanes, out);
         self.lanes = lanes;
@@ -322,7 +329,7 @@ impl Core {
         self.expectant = self.early.is_expectant(now);
     }
 
-    /// Forgets what has expired, and advertises gateways.
+    /// Forgets what has expired, advertises gateways, and has them ask for members of groups.
     fn sweep(&mut self, now: Timestamp, out: &mut dyn Transmit) {
         self.swept = now;
         let fragments = u32::try_from(self.tables.fragments.len()).unwrap_or(u32::MAX);
@@ -333,13 +340,15 @@ impl Core {
         if now.since(self.cleared) >= CLEAR {
             self.cleared = now;
             self.tables.fragments.expire(now);
+            self.tables.groups.expire(now.as_secs());
             self.tables.connections.accounts().forget_idle(now.as_secs());
         }
         let (config, generation) = (self.config.current(), self.config.generation());
         let advertises = self.advertised.is_due(config, now, &mut self.rng);
         let announces =
             self.announced.as_mut().is_some_and(|it| it.is_due(config, generation, now));
-        if advertises || announces {
+        let asks = self.questions.is_due(config, generation, now);
+        if advertises || announces || asks {
             self.run(&mut Vec::new(), now, out, true);
         }
         let ageing = self.config.current().fdb_ageing;

@@ -13,6 +13,7 @@ use crate::frame::Frame;
 use crate::io::vnet_hdr::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
 use crate::io::{Offloads, TxReport};
 use crate::l2::forward::{fits, vlan_of};
+use crate::l2::snoop::{self, Audience};
 use crate::l2::{storm, vlan};
 use crate::l3::neighbor::{Held, Place};
 use crate::l3::waiting;
@@ -46,6 +47,8 @@ pub(crate) struct PortTable {
     gro: Option<Gro>,
     sinks: Sinks,
     worker: usize,
+    /// The ports that a frame for a group is for, while it is sent.
+    audience: Vec<PortId>,
 }
 
 impl PortTable {
@@ -367,7 +370,13 @@ pub(crate) fn stage(
             Some(Verdict::ForwardInPieces(port)) => {
                 cx.ports.push_fragments(cx.counters, cx.pool, port, frame, lane.mtu);
             }
-            Some(Verdict::Flood(network)) => flood(cx, frame, lane, network, out),
+            Some(Verdict::Flood(network)) => flood(cx, frame, lane, network, Audience::All, out),
+            Some(Verdict::Multicast(network)) => {
+                flood(cx, frame, lane, network, Audience::Members, out);
+            }
+            Some(Verdict::Routers(network)) => {
+                flood(cx, frame, lane, network, Audience::Routers, out);
+            }
             Some(Verdict::Answer) => {
                 cx.counters.consumed.add(1);
                 cx.ports.push_generated(cx.counters, frame.ingress, frame);
@@ -422,23 +431,32 @@ pub(crate) fn send_held(cx: &mut Cx<'_>, port: PortId, held: Held) {
     }
 }
 
-/// To all ports of the network and the frame's VLAN but the one it came from, if that has not sent too
-/// many of these; between endpoints only where they may talk to each other.
+/// To all ports of the network and the frame's VLAN but the one it came from, or to those of them that it
+/// is for, if that one has not sent too many of these; between endpoints only where they may talk to each other.
 fn flood(
     cx: &mut Cx<'_>,
     mut frame: Frame,
     lane: &Lane,
     network: NetworkId,
+    audience: Audience,
     out: &mut dyn Transmit,
 ) {
     let Some(network) = cx.config.network(network) else {
         cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::PortUnconfigured);
         return cx.pool.put(frame);
     };
-    if !storm::allows(cx, network.config.id, &frame) {
+    // What is for routers alone has been counted where it was read.
+    let told = audience == Audience::Routers;
+    if !told && !storm::allows(cx, network.config.id, &frame) {
         cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::StormLimited);
         return cx.pool.put(frame);
     }
+    let all = audience == Audience::All;
+    let mut meant = std::mem::take(&mut cx.ports.audience);
+    if !all {
+        snoop::audience(cx, network, &frame, lane, audience, &mut meant);
+    }
+    let wanted = |port: &PortId| all || meant.contains(port);
     let isolated = !network.config.icc && matches!(lane.from, From::Endpoint(_));
     let (vlan, tagged, mut l3) = (vlan_of(lane), lane.headers.tagged, lane.headers.l3);
     let mut copies = 0u64;
@@ -446,7 +464,7 @@ fn flood(
     // First those who get it as it came, then those for whom the tag is put in or taken out.
     for as_tagged in [tagged, !tagged] {
         let mut others = false;
-        for port in network.ports.iter().filter(|port| **port != ingress) {
+        for port in network.ports.iter().filter(|port| **port != ingress && wanted(port)) {
             let Some(egress) = cx.config.port(*port) else { continue };
             if isolated && matches!(egress.config.role, PortRole::Endpoint { .. }) {
                 continue;
@@ -471,11 +489,24 @@ fn flood(
         }
         l3 = if tagged { l3.saturating_sub(TAG) } else { l3.saturating_add(TAG) };
     }
+    cx.ports.audience = meant;
     match copies {
+        0 if told => cx.counters.consumed.add(1),
         0 => cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NoEgress),
         n => cx.counters.replicated.add(n - 1),
     }
     cx.pool.put(frame);
+}
+
+/// Sends a frame that the engine made itself by a port at once, and keeps it.
+pub(crate) fn send_generated(
+    cx: &mut Cx<'_>,
+    port: PortId,
+    frame: &mut Frame,
+    out: &mut dyn Transmit,
+) {
+    cx.counters.generated.add(1);
+    send_copy(cx, port, frame, out);
 }
 
 /// Sends a frame by a port at once, and keeps it.

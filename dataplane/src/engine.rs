@@ -14,6 +14,7 @@ use crate::config::Snapshot;
 use crate::crew::Crew;
 use crate::io::{IoBackend, IoChoice, Port, Tether};
 pub use crate::l2::fdb::StaticRefused;
+pub use crate::l2::groups::GroupLimits;
 use crate::l3::fragments;
 use crate::l3::neighbor::MAX_WAITING;
 pub use crate::l3::neighbor::NeighborLimits;
@@ -54,6 +55,8 @@ pub struct EngineOptions {
     pub waiting_frames: usize,
     /// ICMP errors that a worker sends.
     pub icmp_errors: ErrorRate,
+    /// Memberships of ports in multicast groups at most.
+    pub groups: GroupLimits,
     /// Unfinished datagrams whose fragments are followed at most.
     pub fragment_limit: u32,
     /// How devices are read and written.
@@ -91,6 +94,7 @@ impl Default for EngineOptions {
             fdb_limit: 65_536,
             fdb_per_port: 1024,
             neighbors: NeighborLimits::default(),
+            groups: GroupLimits::default(),
             waiting_frames: MAX_WAITING,
             icmp_errors: ErrorRate::default(),
             fragment_limit: fragments::DEFAULT_LIMIT,
@@ -161,6 +165,21 @@ pub struct PortStats {
     pub rx_drops: Vec<u64>,
     /// Frames meant for here that the device did not take, by [`crate::verdict::DropReason::index`].
     pub tx_drops: Vec<u64>,
+}
+
+/// A port that is in a multicast group, or behind which a multicast router is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupEntry {
+    /// Network.
+    pub network: NetworkId,
+    /// VLAN, 0 for untagged.
+    pub vlan: u16,
+    /// The group; `None`: a router.
+    pub group: Option<IpAddr>,
+    /// The port.
+    pub port: PortId,
+    /// Seconds until it is forgotten, if it is not heard of.
+    pub expires: u32,
 }
 
 /// One FDB entry.

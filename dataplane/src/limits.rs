@@ -66,7 +66,8 @@ pub(crate) fn of(
     now: Timestamp,
 ) -> Vec<LimitUse> {
     use DropReason::{
-        ConntrackFull, EndpointLimit, FragmentLimit, NeighborQueueFull, NeighborTableFull, NoBuffer,
+        ConntrackFull, EndpointLimit, FragmentLimit, GroupLimit, NeighborQueueFull,
+        NeighborTableFull, NoBuffer,
     };
     let heaviest = |gauge: fn(&WorkerCounters) -> &Gauge| {
         workers.iter().map(|counters| gauge(counters).view()).fold((0, 0), most)
@@ -76,6 +77,7 @@ pub(crate) fn of(
     let room = tables.connections.room();
     let fdb = tables.fdb.stats();
     let neighbors = tables.neighbors.uses();
+    let [groups, own_groups] = tables.groups.uses();
     let fragments = size(tables.fragments.len());
     tables.fragments_peak.note(fragments);
     let burst = options.icmp_errors.burst();
@@ -111,6 +113,8 @@ pub(crate) fn of(
             neighbors.unheard.1,
             Some(NeighborTableFull),
         ),
+        LimitUse::new("groups", groups.0, groups.1, Some(GroupLimit)),
+        LimitUse::new("groups_per_endpoint", own_groups.0, own_groups.1, Some(GroupLimit)),
         LimitUse::new(
             "waiting_frames",
             heaviest(|counters| &counters.waiting),

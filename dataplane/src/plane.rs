@@ -11,8 +11,8 @@ use crate::config::{PortEntry, Snapshot};
 use crate::conntrack::{EarlierRun, EndReason, Watch};
 use crate::core::{Core, Start};
 use crate::engine::{
-    Connection, ConntrackStats, EngineOptions, FdbEntry, FdbKind, FdbStats, LimitUse, Link,
-    NatRule, NeighborEntry, PortStats, WorkerStats,
+    Connection, ConntrackStats, EngineOptions, FdbEntry, FdbKind, FdbStats, GroupEntry, LimitUse,
+    Link, NatRule, NeighborEntry, PortStats, WorkerStats,
 };
 use crate::gone::Gone;
 use crate::hash::HashKey;
@@ -159,6 +159,7 @@ impl Plane {
         ports.remove(&port);
         drop(ports);
         self.tables.fdb.retain_not(|entry| entry.port == port, now_secs());
+        self.tables.groups.forget_port(port);
     }
 
     /// The lowest number of no port.
@@ -209,6 +210,9 @@ impl Plane {
             settle();
             self.forget(&gone);
         }
+        // What was known when a network last looked is too old when it does again.
+        let snoops = |id| now.network(id).is_some_and(|network| network.config.snooping);
+        self.tables.groups.retain_networks(snoops);
     }
 
     fn forget(&self, gone: &Gone) {
@@ -265,6 +269,12 @@ impl Plane {
         let mut entries = self.tables.fdb.entries(now_secs(), ageing);
         entries.sort_by_key(|entry| (entry.network, entry.mac, entry.vlan));
         entries
+    }
+
+    /// Members of multicast groups, and multicast routers.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupEntry> {
+        self.tables.groups.entries(now_secs())
     }
 
     /// Adds a static FDB entry.

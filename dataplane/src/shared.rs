@@ -13,6 +13,7 @@ use crate::conntrack::{ConnId, ConnTable, EarlierRun, EndReason, Entry, Key, Roo
 use crate::engine::{ConntrackStats, EngineOptions, NatRule};
 use crate::hash::HashKey;
 use crate::l2::fdb::Fdb;
+use crate::l2::groups::Groups;
 use crate::l3::fragments::Fragments;
 use crate::l3::neighbor::Neighbors;
 use crate::limits::Peak;
@@ -34,6 +35,8 @@ pub struct Tables {
     pub earlier: EarlierRun,
     /// Neighbors.
     pub neighbors: Neighbors,
+    /// Multicast groups.
+    pub groups: Groups,
     /// First packets of connections and their bytes, by rule. Control alone makes rules, so that they
     /// need no keyed hash.
     rules: DashMap<NatRule, (AtomicU64, AtomicU64), FxBuildHasher>,
@@ -61,6 +64,7 @@ impl Tables {
             fragments: Fragments::new(options.fragment_limit, options.workers.max(1)),
             fragments_peak: Peak::default(),
             neighbors: Neighbors::new(options.neighbors),
+            groups: Groups::new(options.groups),
             rules: DashMap::default(),
         })
     }
@@ -79,6 +83,7 @@ impl Tables {
             fragments: self.fragments.copy(),
             fragments_peak: Peak::default(),
             neighbors: self.neighbors.copy(),
+            groups: self.groups.copy(),
             rules: DashMap::default(),
         })
     }

@@ -59,6 +59,10 @@ drop_reasons! {
     FragmentOverlap = "fragment_overlap",
     /// A fragment whose first fragment did not come or did not pass, so that it belongs to no connection.
     FragmentUntracked = "fragment_untracked",
+    /// A report of multicast groups from a port, or in a network, that is in as many as it may be.
+    GroupLimit = "group_limit",
+    /// IGMP or MLD that is cut short, in fragments, from afar or with a wrong checksum, in a network that snoops.
+    GroupMalformed = "group_malformed",
     /// The host's stack passed it on for somebody else: the source is no address of the host.
     HostForwarded = "host_forwarded",
     /// An ICMP error about no connection we know.
@@ -113,6 +117,8 @@ drop_reasons! {
     OwnMac = "own_mac",
     /// The ingress port is attached but not (or no longer) configured.
     PortUnconfigured = "port_unconfigured",
+    /// A question who is in multicast groups, from an endpoint that is not trusted, in a network that snoops.
+    QuerierUntrusted = "querier_untrusted",
     /// An IPv6 Router Advertisement or Redirect from an endpoint that is not trusted, or what could hide one.
     RaUntrusted = "ra_untrusted",
     /// Shorter than an Ethernet header.
@@ -188,4 +194,8 @@ pub enum Verdict {
     HoldFragment,
     /// It waits until the neighbor is known.
     Hold,
+    /// To all ports of the network that are in the packet's group, and to multicast routers.
+    Multicast(NetworkId),
+    /// To the multicast routers of the network.
+    Routers(NetworkId),
 }

@@ -25,7 +25,7 @@ use dataplane::config::{
     UplinkMode, Vlans,
 };
 use dataplane::core::Core;
-use dataplane::engine::{Connection, ErrorRate, Link, NeighborLimits, Placement};
+use dataplane::engine::{Connection, ErrorRate, GroupLimits, Link, NeighborLimits, Placement};
 use dataplane::frame::Frame;
 use dataplane::io::{Offloads, TxReport};
 use dataplane::l3::route::Prefix;
@@ -172,6 +172,8 @@ pub fn network(id: NetworkId, gateway: &Host) -> NetworkConfig {
         mss_clamp: true,
         endpoint_independent: false,
         timeouts: None,
+        snooping: false,
+        querier: false,
     }
 }
 
@@ -219,6 +221,7 @@ pub fn small() -> EngineOptions {
         fdb_limit: 1024,
         fdb_per_port: 1024,
         neighbors: NeighborLimits::default(),
+        groups: GroupLimits::default(),
         waiting_frames: 128,
         icmp_errors: ErrorRate::default(),
         fragment_limit: 256,

@@ -115,6 +115,8 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
             mss_clamp: false,
             endpoint_independent: false,
             timeouts: None,
+            snooping: false,
+            querier: false,
         }],
         uplinks: vec![UplinkConfig {
             id: UPLINK,

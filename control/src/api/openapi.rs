@@ -17,9 +17,10 @@ use utoipa::{IntoParams, ToSchema};
 use super::types::{
     CaptureQuery, ConnectRequest, Connection, ConnectionEvent, ConntrackFilter, ConntrackStats,
     DisconnectRequest, DropCount, DropsQuery, ErrorBody, Event, FdbAdd, FdbEntry, FdbFlush,
-    FdbQuery, FdbRemove, NatRule, Neighbor, Network, NetworkCreate, NetworkEndpoint, PortMapping,
-    PortStats, Pruned, PublishRequest, Purged, Removed, Route, RouteAdd, RouteRemove, Sandbox,
-    SandboxCreate, StatsQuery, Status, Trace, TraceRequest, Uplink, UplinkAdd,
+    FdbQuery, FdbRemove, MdbEntry, MdbQuery, NatRule, Neighbor, Network, NetworkCreate,
+    NetworkEndpoint, PortMapping, PortStats, Pruned, PublishRequest, Purged, Removed, Route,
+    RouteAdd, RouteRemove, Sandbox, SandboxCreate, StatsQuery, Status, Trace, TraceRequest, Uplink,
+    UplinkAdd,
 };
 use crate::error::Kind;
 
@@ -169,6 +170,9 @@ fn operations() -> Vec<Operation> {
         post("/v1/routes/remove", "Remove a static route").takes::<RouteRemove>(),
         get("/v1/neighbors", "Neighbors found by ARP").answers(list::<Neighbor>()),
         get("/v1/fdb", "Where MAC addresses are").query::<FdbQuery>().answers(list::<FdbEntry>()),
+        get("/v1/mdb", "Who is in which multicast group")
+            .query::<MdbQuery>()
+            .answers(list::<MdbEntry>()),
         post("/v1/fdb", "Add a static entry").takes::<FdbAdd>().creates(one::<FdbEntry>()),
         post("/v1/fdb/remove", "Remove a learned or static entry").takes::<FdbRemove>(),
         post("/v1/fdb/flush", "Forget what was learned")
@@ -304,6 +308,7 @@ mod tests {
         ("post", "/v1/routes/remove"),
         ("get", "/v1/neighbors"),
         ("get", "/v1/fdb"),
+        ("get", "/v1/mdb"),
         ("post", "/v1/fdb"),
         ("post", "/v1/fdb/remove"),
         ("post", "/v1/fdb/flush"),

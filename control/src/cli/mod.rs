@@ -83,6 +83,9 @@ pub enum Command {
     /// Where MAC addresses are
     #[command(subcommand, arg_required_else_help = false)]
     Fdb(tables::FdbCommand),
+    /// Who is in which multicast group
+    #[command(subcommand, arg_required_else_help = false)]
+    Mdb(tables::MdbCommand),
     /// Tracked connections
     #[command(subcommand, arg_required_else_help = false)]
     Conntrack(tables::ConntrackCommand),
@@ -157,6 +160,7 @@ fn run(cli: Cli) -> Result<u8> {
                 Command::Route(args) => args.run(&client).await,
                 Command::Neigh(args) => args.run(&client).await,
                 Command::Fdb(args) => args.run(&client).await,
+                Command::Mdb(args) => args.run(&client).await,
                 Command::Conntrack(args) => args.run(&client, format).await,
                 Command::Nat(args) => args.run(&client).await,
                 Command::Drops(args) => args.run(&client).await,

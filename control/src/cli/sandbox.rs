@@ -66,8 +66,8 @@ pub(super) struct CreateFlags {
     /// One more name by which other sandboxes of its networks find it
     #[arg(long = "alias", value_name = "NAME")]
     aliases: Vec<Name>,
-    /// Option of the endpoint in the first network: trusted=true lets it be the network's DHCP server
-    /// or IPv6 router, vlan=10 puts it into a VLAN, trunk=10,20-30 gives it several, tagged
+    /// Option of the endpoint in the first network: trusted=true lets it be the network's DHCP
+    /// server, IPv6 router or multicast querier, vlan=10 puts it into a VLAN, trunk=10,20-30 gives it several, tagged
     #[arg(short = 'o', long = "opt", value_name = "KEY=VALUE", value_parser = values::key_value)]
     options: Vec<(String, String)>,
     /// Publish a port: [HOSTIP:][HOSTPORT[-END]:]PORT[-END][/tcp|udp|sctp]; a range of host ports

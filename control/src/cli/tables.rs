@@ -1,4 +1,4 @@
-//! `vswitchctl fdb`, `conntrack`, `nat`, `drops` and `stats`: the engine's tables and counters.
+//! `vswitchctl fdb`, `mdb`, `conntrack`, `nat`, `drops` and `stats`: the engine's tables and counters.
 
 use clap::{Args, Subcommand};
 
@@ -8,7 +8,8 @@ use crate::api::client::Client;
 use crate::api::types::{
     AddressMatch, Connection, ConnectionEvent, ConnectionState, ConntrackFilter, ConntrackStats,
     DropCount, DropsQuery, Event, FdbAdd, FdbEntry, FdbFlush, FdbKind, FdbQuery, FdbRemove,
-    IpProtocol, MacAddr, NatKind, NatRule, PortStats, Removed, StatsQuery, Tuple,
+    IpProtocol, MacAddr, MdbEntry, MdbKind, MdbQuery, NatKind, NatRule, PortStats, Removed,
+    StatsQuery, Tuple,
 };
 use crate::capture::summary::time_of_day;
 use crate::check;
@@ -83,6 +84,42 @@ const FDB_COLUMNS: &[Column<FdbEntry>] = &[
     }),
     ("AGE", |entry| format!("{}s", entry.age_s)),
 ];
+
+/// Verbs of multicast groups.
+#[derive(Debug, Subcommand)]
+pub enum MdbCommand {
+    /// List members and routers
+    #[command(visible_aliases = ["ls", "list"])]
+    Show {
+        /// Only this network
+        #[arg(long, value_parser = values::network)]
+        network: Option<Name>,
+    },
+}
+
+const MDB_COLUMNS: &[Column<MdbEntry>] = &[
+    ("NETWORK", |entry| entry.network.to_string()),
+    ("VLAN", |entry| entry.vlan.to_string()),
+    ("GROUP", |entry| or_dash(entry.group.as_ref())),
+    ("PORT", |entry| entry.port.clone()),
+    ("SANDBOX", |entry| or_dash(entry.sandbox.as_ref())),
+    ("KIND", |entry| {
+        match entry.kind {
+            MdbKind::Member => "member",
+            MdbKind::Router => "router",
+        }
+        .to_owned()
+    }),
+    ("EXPIRES", |entry| format!("{}s", entry.expires_s)),
+];
+
+impl MdbCommand {
+    pub(super) async fn run(self, client: &Client) -> Result<Outcome> {
+        let Self::Show { network } = self;
+        let entries: Vec<MdbEntry> = client.query("/v1/mdb", &MdbQuery { network }).await?;
+        Ok(Reply::list(&entries, MDB_COLUMNS)?.into())
+    }
+}
 
 impl FdbCommand {
     pub(super) async fn run(self, client: &Client) -> Result<Outcome> {

@@ -56,6 +56,8 @@ fn the_contract_s_lines_are_understood() {
         "fdb add 02:00:00:00:00:05 --network a --port sb/eth0 --vlan 5",
         "fdb del 02:00:00:00:00:05 --network a",
         "fdb flush",
+        "mdb show",
+        "mdb show --network a",
         "conntrack list --proto tcp --src 10.0.0.0/8 --dst 1.2.3.4 --sport 1 --dport 2 --state established --network a",
         "conntrack flush --proto 17",
         "conntrack stats",

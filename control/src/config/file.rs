@@ -218,6 +218,8 @@ pub struct LimitsSection {
     pub new_connections_per_endpoint: Option<Ranged<1, 16_777_216>>,
     pub fdb: Option<Ranged<1024, 16_777_216>>,
     pub fdb_per_port: Option<Ranged<1, 16_777_216>>,
+    pub groups: Option<Ranged<1, 1_048_576>>,
+    pub groups_per_endpoint: Option<Ranged<1, 1_048_576>>,
     pub fragments: Option<Ranged<1, 65_536>>,
     pub buffers: Option<Ranged<256, 65_536>>,
     pub neighbors: Option<Ranged<256, 1_048_576>>,

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dataplane::config::{DEFAULT_FDB_AGEING, Timeouts};
-use dataplane::engine::{ErrorRate, NeighborLimits};
+use dataplane::engine::{ErrorRate, GroupLimits, NeighborLimits};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::api::types::{NetworkCreate, UplinkAdd};
@@ -199,6 +199,8 @@ pub struct Limits {
     pub buffers: usize,
     /// Neighbors at most.
     pub neighbors: NeighborLimits,
+    /// Memberships in multicast groups at most.
+    pub groups: GroupLimits,
     /// Frames that a worker lets wait for neighbors at most.
     pub waiting_frames: usize,
     /// ICMP errors that a worker sends.
@@ -218,6 +220,7 @@ impl Default for Limits {
             fragments: engine.fragment_limit,
             buffers: engine.buffers_per_worker,
             neighbors: engine.neighbors,
+            groups: engine.groups,
             waiting_frames: engine.waiting_frames,
             icmp_errors: engine.icmp_errors,
         }

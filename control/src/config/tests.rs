@@ -76,6 +76,8 @@ fn every_section() {
         new_connections_per_endpoint = 50
         fdb = 4096
         fdb_per_port = 7
+        groups = 90
+        groups_per_endpoint = 9
         fragments = 8
         buffers = 256
         neighbors = 300
@@ -120,6 +122,7 @@ fn every_section() {
         fragments: 8,
         buffers: 256,
         neighbors: NeighborLimits { all: 300, network: 30 },
+        groups: GroupLimits { network: 90, port: 9 },
         waiting_frames: 20,
         icmp_errors: ErrorRate { per_second: 10 },
     };

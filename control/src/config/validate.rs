@@ -238,6 +238,12 @@ fn limits(section: &LimitsSection, config: &mut Config) {
     if let Some(limit) = section.fdb {
         config.limits.fdb = limit.0;
     }
+    if let Some(limit) = section.groups {
+        config.limits.groups.network = limit.0;
+    }
+    if let Some(limit) = section.groups_per_endpoint {
+        config.limits.groups.port = limit.0;
+    }
     if let Some(limit) = section.fdb_per_port {
         config.limits.fdb_per_port = limit.0;
     }

@@ -302,6 +302,13 @@ fn cases() -> Vec<Case> {
         )
         .json(json!({"destination": "0.0.0.0/0"})),
         get("neigh show", "/v1/neighbors", json!([neighbor]), "192.0.2.1   -     -         eth0"),
+        get(
+            "mdb show --network app",
+            "/v1/mdb?network=app",
+            json!([{"network": "app", "vlan": 0, "group": "239.1.2.3", "port": "sb/eth0",
+                "sandbox": "sb", "kind": "member", "expires_s": 250}]),
+            "239.1.2.3",
+        ),
         get("fdb show --network app", "/v1/fdb?network=app", json!([fdb()]), "learned"),
         case(
             "fdb add 02:00:00:00:00:09 --network app --sandbox sb --vlan 5",

@@ -428,6 +428,8 @@ mod tests {
                 mss_clamp: true,
                 endpoint_independent: false,
                 timeouts: None,
+                snooping: false,
+                querier: false,
             }],
             uplinks: vec![UplinkConfig {
                 id: UPLINK,

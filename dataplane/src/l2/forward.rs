@@ -4,7 +4,7 @@ use crate::config::{FROM_GATEWAY, Network, PortRole};
 use crate::core::Cx;
 use crate::express::links::{LinkHead, To};
 use crate::frame::Frame;
-use crate::l2::vlan;
+use crate::l2::{snoop, vlan};
 use crate::l3::{arp, hop, nd};
 use crate::nat::lookup::zone;
 use crate::packet::headers::Net;
@@ -71,7 +71,11 @@ fn in_network(
         }
     }
     if headers.dst.is_multicast() {
-        return Some(Verdict::Flood(network.config.id));
+        return Some(if network.config.snooping {
+            snoop::frame(cx, network, frame, lane)
+        } else {
+            Verdict::Flood(network.config.id)
+        });
     }
     if headers.dst == network.config.gateway_mac {
         // The gateway speaks untagged only.

@@ -27,16 +27,26 @@ impl Storms {
 
 /// Whether a frame may go to all ports of a network. A frame that stands for many counts as many.
 pub(crate) fn allows(cx: &mut Cx<'_>, network: NetworkId, frame: &Frame) -> bool {
+    allows_many(cx, network, frame.ingress, segments(frame))
+}
+
+/// Whether a port may send as many frames as these to all ports of a network.
+pub(crate) fn allows_many(
+    cx: &mut Cx<'_>,
+    network: NetworkId,
+    ingress: PortId,
+    frames: u64,
+) -> bool {
     let per_second = cx.config.network(network).map_or(0, |network| network.config.storm_limit);
     // What an uplink brings is flooded only where it was routed, to a neighbor that the FDB has forgotten:
     // that neighbor's answer ends it, and one network's is not to be another's.
-    let role = cx.config.port(frame.ingress).map(|port| &port.config.role);
+    let role = cx.config.port(ingress).map(|port| &port.config.role);
     let routed = matches!(role, Some(PortRole::Uplink { .. }));
     if per_second == 0 || routed {
         return true;
     }
-    let bucket = cx.storms.0.get_mut(frame.ingress.index());
-    bucket.is_none_or(|bucket| bucket.take(cx.now, segments(frame), u64::from(per_second)))
+    let bucket = cx.storms.0.get_mut(ingress.index());
+    bucket.is_none_or(|bucket| bucket.take(cx.now, frames, u64::from(per_second)))
 }
 
 fn segments(frame: &Frame) -> u64 {

@@ -7,6 +7,7 @@ pub(crate) mod hop;
 pub(crate) mod input;
 pub(crate) mod nd;
 pub mod neighbor;
+pub(crate) mod querier;
 pub(crate) mod ra;
 pub(crate) mod report;
 pub mod route;

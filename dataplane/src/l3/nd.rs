@@ -218,6 +218,8 @@ mod tests {
                 mss_clamp: true,
                 endpoint_independent: false,
                 timeouts: None,
+                snooping: false,
+                querier: false,
                 ra: true,
             }],
             uplinks: vec![UplinkConfig {

@@ -11,6 +11,7 @@ pub(crate) mod gro;
 pub mod headers;
 pub mod icmp;
 pub mod icmp6;
+pub(crate) mod membership;
 pub mod ndp;
 pub mod offload;
 pub mod parse;

@@ -139,7 +139,9 @@ impl Notes {
             Some(Verdict::Answer) => step.facts.push(("verdict", Fact::Word("answer"))),
             Some(Verdict::Consume) => step.facts.push(("verdict", Fact::Word("consume"))),
             Some(Verdict::Drop(reason)) => step.facts.push(("drop", Fact::Dropped(reason))),
-            Some(Verdict::Flood(network)) => step.facts.push(("flood", Fact::Network(network))),
+            Some(
+                Verdict::Flood(network) | Verdict::Multicast(network) | Verdict::Routers(network),
+            ) => step.facts.push(("flood", Fact::Network(network))),
             Some(Verdict::Forward(port)) => step.facts.push(("forward", Fact::Port(port))),
             Some(Verdict::ForwardInPieces(port)) => {
                 step.facts.push(("forward_in_pieces", Fact::Port(port)));
@@ -219,7 +221,19 @@ impl Notes {
         let arp = matches!(lane.headers.net, Net::Arp);
         match network {
             _ if arp => facts.push(("arp", Fact::Word("read"))),
-            Some(_) if dst.is_multicast() => facts.push(("fdb", Fact::Word("group"))),
+            Some(network) if dst.is_multicast() => {
+                facts.push(("fdb", Fact::Word("group")));
+                match lane.verdict {
+                    Some(Verdict::Flood(_)) if network.config.snooping => {
+                        facts.push(("for", Fact::Word("all")));
+                    }
+                    Some(Verdict::Multicast(_)) => {
+                        facts.push(("for", Fact::Word("members and routers")));
+                    }
+                    Some(Verdict::Routers(_)) => facts.push(("for", Fact::Word("routers"))),
+                    _ => {}
+                }
+            }
             Some(network) if dst == network.config.gateway_mac => {
                 facts.push(("fdb", Fact::Word("gateway")));
             }

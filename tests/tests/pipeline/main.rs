@@ -28,6 +28,7 @@ mod nd;
 mod offload;
 mod quotas;
 mod shortcuts;
+mod snoop;
 mod storm;
 mod tcp;
 mod trace;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dataplane::EngineOptions;
 use dataplane::clock::Timestamp;
-use dataplane::config::{Snapshot, SnapshotSpec};
+use dataplane::config::{PortRole, Snapshot, SnapshotSpec};
 use dataplane::core::Core;
 use dataplane::engine::{Connection, FdbEntry, FlowTuple, Link, NeighborEntry, NeighborLimits};
 use dataplane::frame::Frame;
@@ -25,7 +25,7 @@ use tests::lab::{
 };
 use tests::ledger::Ledger;
 use tests::outlet::{Outlet, Outside, sent};
-use tests::packet::{Host, Wire, icmp_error, tcp, udp};
+use tests::packet::{Host, Wire, icmp_error, raw_ip, tcp, udp};
 
 use crate::batches::{choice, frame};
 
@@ -142,7 +142,12 @@ impl Engine {
             .filter(|(_, count)| *count > 0)
             .collect();
         assert_eq!(dropped, traced.drops, "{}", shown("drops"));
-        let consumed = u64::from(matches!(traced.verdict, Verdict::Answer | Verdict::Consume));
+        let ends = match traced.verdict {
+            Verdict::Answer | Verdict::Consume => true,
+            Verdict::Routers(_) => left.is_empty(),
+            _ => false,
+        };
+        let consumed = u64::from(ends);
         assert_eq!(after.consumed - before.consumed, consumed, "{}", shown("end"));
         let stays = |verdict| traced.verdict == verdict && traced.drops.is_empty();
         let held = stays(Verdict::Hold) || stays(Verdict::HoldFragment);
@@ -343,6 +348,38 @@ fn each_stage_says_what_it_found() {
     assert_eq!(traced.waits_for, Some((Link::Uplink(UPLINK), nobody.ip.into())));
     assert_eq!(fact(&traced, "neighbor", "mac"), Fact::Word("unknown"));
     assert_eq!(traced.sent.len(), 1, "the question");
+}
+
+#[test]
+fn a_trace_tells_for_whom_a_group_is() {
+    let mut spec = topology();
+    spec.networks[0].snooping = true;
+    for port in &mut spec.ports {
+        if let PortRole::Endpoint { trusted, .. } = &mut port.role {
+            *trusted = port.id == C.port;
+        }
+    }
+    let mut engine = Engine::new(&small(), spec);
+    let group = Mac([1, 0, 0x5e, 1, 2, 3]);
+    let data = udp(&A, 1, &B, 2).dst([239, 1, 2, 3].into()).macs(A.mac, group);
+    let told = |engine: &mut Engine, port, wire: &Wire, verdict, to, copies| {
+        let traced = engine.check(port, wire);
+        assert_eq!(fact(&traced, "switch", "for"), Fact::Word(to));
+        assert_eq!((traced.verdict, traced.sent.len()), (verdict, copies));
+    };
+    told(&mut engine, A.port, &data.clone().into(), Verdict::Flood(NET1), "all", 3);
+    // Version 2: B joins, C asks for members and gives them a second.
+    let igmp = |host: &Host, message: [u8; 8]| {
+        let packet = raw_ip(host, &A, 2).payload(&message).ttl(1);
+        Wire::from(packet.dst([239, 1, 2, 3].into()).macs(host.mac, group))
+    };
+    let joins = igmp(&B, [0x16, 0, 0xf8, 0xfa, 239, 1, 2, 3]);
+    told(&mut engine, B.port, &joins, Verdict::Routers(NET1), "routers", 1);
+    let asks = igmp(&C, [0x11, 10, 0xee, 0xf5, 0, 0, 0, 0]);
+    told(&mut engine, C.port, &asks, Verdict::Flood(NET1), "all", 3);
+    engine.now = engine.now + Duration::from_secs(3);
+    told(&mut engine, A.port, &data.into(), Verdict::Multicast(NET1), "members and routers", 3);
+    told(&mut engine, B.port, &joins, Verdict::Routers(NET1), "routers", 2);
 }
 
 #[test]

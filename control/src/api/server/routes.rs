@@ -34,6 +34,7 @@ fn removed(count: usize) -> Answer<Removed> {
 pub(super) fn router(api: Api) -> Router {
     let with_query = Router::new()
         .route("/v1/fdb", get(fdb))
+        .route("/v1/mdb", get(mdb))
         .route("/v1/conntrack", get(connections))
         .route("/v1/conntrack/events", get(connection_events))
         .route("/v1/drops", get(drops))
@@ -214,6 +215,13 @@ async fn remove_route(State(api): State<Api>, Body(request): Body<RouteRemove>) 
 
 async fn neighbors(State(api): State<Api>) -> Json<Vec<types::Neighbor>> {
     Json(api.switch.neighbors())
+}
+
+async fn mdb(
+    State(api): State<Api>,
+    Params(query): Params<types::MdbQuery>,
+) -> Answer<Vec<types::MdbEntry>> {
+    Ok(Json(api.switch.mdb(&query)?))
 }
 
 async fn fdb(

@@ -12,7 +12,8 @@ use dataplane::verdict::DropReason;
 use super::{port_name, unknown_network, unknown_sandbox};
 use crate::api::types::{
     self, ConntrackFilter, ConntrackStats, ConntrackUse, DropCount, DropsQuery, FdbEntry, FdbQuery,
-    FdbUse, IpProtocol, NatKind, Neighbor, PortStats, Status, Tuple, WorkerStatus,
+    FdbUse, IpProtocol, MdbEntry, MdbKind, MdbQuery, NatKind, Neighbor, PortStats, Status, Tuple,
+    WorkerStatus,
 };
 use crate::check;
 use crate::error::{Error, Result};
@@ -182,6 +183,33 @@ impl Switch {
             .collect();
         shown.sort_by(|a, b| (&a.network, a.mac, a.vlan).cmp(&(&b.network, b.mac, b.vlan)));
         Ok(shown)
+    }
+
+    /// Multicast groups and routers, by network, VLAN and group.
+    ///
+    /// # Errors
+    /// When the network is unknown.
+    pub fn mdb(&self, query: &MdbQuery) -> Result<Vec<MdbEntry>> {
+        let entries = self.engine.groups();
+        let world = self.world();
+        world.network_exists(query.network.as_ref())?;
+        let owners = world.owners();
+        let shown = entries.iter().filter_map(|entry| {
+            let network = network_name(&world.desired, entry.network)?;
+            let owner = owners.get(&entry.port);
+            Some(MdbEntry {
+                network,
+                vlan: entry.vlan,
+                group: entry.group,
+                port: owner.map_or_else(|| entry.port.0.to_string(), |o| o.port.clone()),
+                sandbox: owner.and_then(|o| o.sandbox.clone()),
+                kind: if entry.group.is_some() { MdbKind::Member } else { MdbKind::Router },
+                expires_s: entry.expires.into(),
+            })
+        });
+        let wanted =
+            |entry: &MdbEntry| query.network.as_ref().is_none_or(|name| *name == entry.network);
+        Ok(shown.filter(wanted).collect())
     }
 
     /// Adds a static FDB entry.

@@ -267,7 +267,10 @@ impl Names {
         let lost = traced.drops.first().map(|(reason, _)| *reason);
         let (verdict, reason) = match traced.verdict {
             Verdict::Drop(reason) => ("drop", Some(reason)),
-            Verdict::Flood(_) | Verdict::Forward(_) | Verdict::ForwardInPieces(_)
+            Verdict::Flood(_)
+            | Verdict::Forward(_)
+            | Verdict::ForwardInPieces(_)
+            | Verdict::Multicast(_)
                 if !left && lost.is_some() =>
             {
                 ("drop", lost)
@@ -275,7 +278,9 @@ impl Names {
             Verdict::Hold | Verdict::HoldFragment if lost.is_some() => ("drop", lost),
             Verdict::Answer => ("answer", None),
             Verdict::Consume => ("consume", None),
-            Verdict::Flood(_) => ("flood", None),
+            // Routers alone, and there is none: it told us something.
+            Verdict::Routers(_) if !left => ("consume", None),
+            Verdict::Flood(_) | Verdict::Multicast(_) | Verdict::Routers(_) => ("flood", None),
             Verdict::Forward(_) | Verdict::ForwardInPieces(_) => ("forward", None),
             Verdict::Hold | Verdict::HoldFragment => ("hold", None),
         };
