@@ -5,8 +5,9 @@ use std::time::Duration;
 use dataplane::EngineOptions;
 use dataplane::engine::{FdbKind, StaticRefused};
 use dataplane::packet::types::{Mac, PortId, tcp_flags};
-use tests::lab::{A, B, C, D, GATEWAY1, Lab, NET1, UP, small, topology, without_guard};
-use tests::packet::{Host, Wire, arp, ethernet, tcp, udp};
+use tests::lab::{A, B, C, D, GATEWAY1, Lab, NET1, UP, dual, small, topology, without_guard};
+use tests::packet::nd::solicitation;
+use tests::packet::{Host, Wire, arp, echo, ethernet, tcp, udp};
 
 const BRIDGE: u16 = 0x88b5; // IEEE 802 local experimental
 const NOBODY: Mac = Mac([2, 0, 0, 0, 0, 0x77]);
@@ -443,4 +444,46 @@ fn the_oldest_learned_address_makes_room() {
     assert!(evicted > 100 && refused < 60, "{evicted} evicted, {refused} refused");
     let known = plain(B.mac, A.mac);
     lab.rx(B.port, known.clone()).tx(A.port, known);
+}
+
+#[test]
+fn ipv6_is_switched_and_guarded_by_its_macs() {
+    let mut lab = Lab::new(dual());
+    let there = udp(&A, 1, &B, 2).v6();
+    lab.rx(A.port, &there).tx(B.port, &there);
+    lab.rx(A.port, there.clone().macs(STRANGER, B.mac)).dropped("a", "spoofed_mac");
+    lab.rx(A.port, there.clone().macs(B.mac, C.mac)).dropped("a", "spoofed_mac");
+    // A later fragment has nothing behind its headers that could be read: identification 7, offset 8.
+    let header = [0x60, 0, 0, 0, 0, 16, 44, 64];
+    let [from, to] = [A.ip6(), B.ip6()].map(|address| address.octets());
+    let later = [&header[..], &from, &to, &[17, 0, 0, 8, 0, 0, 0, 7], &[0x5a; 8]].concat();
+    let later = ethernet(A.mac, B.mac, 0x86dd, &later);
+    lab.rx(A.port, later.clone()).tx(B.port, later);
+}
+
+#[test]
+fn without_icc_ipv6_reaches_the_host_only() {
+    let mut lab = Lab::new(dual());
+    lab.reconfigure(|spec| spec.networks[0].icc = false);
+    for packet in [udp(&A, 1, &B, 2).v6(), echo(&A, &B, 7).v6()] {
+        lab.rx(A.port, &packet).dropped("a", "icc_disabled");
+    }
+    let question = solicitation(&A, A.ip6(), B.ip6());
+    lab.rx(A.port, &question).tx(GATEWAY1.port, &question);
+}
+
+#[test]
+fn frames_with_a_length_instead_of_a_type_are_switched() {
+    let mut lab = Lab::default();
+    // LLC: a bridge's BPDU to one host, and SNAP with something that is no IP.
+    for payload in [&[0x42, 0x42, 3, 0, 0][..], &[0xaa, 0xaa, 3, 0, 0, 0, 0x88, 0xb5, 1]] {
+        let length = payload.len() as u16;
+        let padded = [payload, &vec![0; 46 - payload.len()]].concat();
+        let frame = ethernet(A.mac, B.mac, length, &padded);
+        lab.rx(A.port, frame.clone()).tx(B.port, frame);
+        let frame = ethernet(A.mac, Mac::BROADCAST, length, &padded);
+        lab.rx(A.port, frame.clone())
+            .flooded(&[B.port, C.port, GATEWAY1.port], frame)
+            .moved("replicated", 2);
+    }
 }
