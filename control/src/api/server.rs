@@ -27,6 +27,8 @@ use crate::api::types::ErrorBody;
 use crate::error::{Error, Result, ResultExt};
 use crate::switch::Switch;
 
+pub use self::fault::{read_body, read_query};
+
 /// What open requests get to end before they are cut off at a stop.
 const GRACE: Duration = Duration::from_secs(5);
 

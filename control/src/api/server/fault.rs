@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// When it is not JSON, not an object, or not what `T` is.
-pub(super) fn read_body<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T> {
+pub fn read_body<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T> {
     // Read twice: the first time as any JSON, so that what fails the second time is a field.
     let value: serde_json::Value = serde_json::from_slice(text)
         .map_err(|error| Error::invalid(format!("body: is not JSON: {error}")))?;
@@ -29,7 +29,7 @@ pub(super) fn read_body<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T> 
 ///
 /// # Errors
 /// When it is not what `T` is.
-pub(super) fn read_query<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T> {
+pub fn read_query<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T> {
     let pairs = form_urlencoded::parse(text.as_bytes());
     serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(pairs))
         .map_err(|error| fault("query", error.path(), &error.inner().to_string()))
