@@ -133,6 +133,17 @@ fn bridge(cx: &Cx<'_>, network: &Network, frame: &mut Frame, lane: &Lane, port: 
     if leaves { Verdict::Forward(port) } else { Verdict::Drop(DropReason::VlanDenied) }
 }
 
+/// To the host's leg, which has the gateway's MAC: the frame is addressed to it already. `None`: there is no
+/// leg.
+pub(crate) fn to_host(cx: &Cx<'_>, network: &Network, frame: &Frame, l3: u16) -> Option<Verdict> {
+    let leg = cx.config.port(network.host_port?)?;
+    Some(if fits(frame, l3, leg.config.mtu) {
+        Verdict::Forward(leg.config.id)
+    } else {
+        Verdict::Drop(DropReason::Oversize)
+    })
+}
+
 /// Whether what follows the link header at `l3`, or each segment of it, is no longer than `mtu`.
 /// The virtio-net header has been admitted.
 pub(crate) fn fits(frame: &Frame, l3: u16, mtu: u16) -> bool {

@@ -7,6 +7,7 @@ use crate::config::{Network, UplinkMode};
 use crate::core::Cx;
 use crate::engine::Link;
 use crate::frame::Frame;
+use crate::l2::forward;
 use crate::l3::nd;
 use crate::packet::arp::{ArpOp, ArpPacket};
 use crate::packet::headers::Net;
@@ -36,7 +37,8 @@ pub(crate) fn in_network(
         ArpOp::Reply if lane.headers.dst == gateway_mac => {
             cx.tables.neighbors.confirm(link, arp.sender_ip, arp.sender_mac, false, cx.now);
             // The host's stack may have asked, with the same MAC.
-            Some(network.host_port.map_or(Verdict::Consume, Verdict::Forward))
+            let to_host = forward::to_host(cx, network, frame, lane.headers.l3);
+            Some(to_host.unwrap_or(Verdict::Consume))
         }
         _ => {
             if arp.is_gratuitous() && !network.is_gateway(arp.sender_ip) {

@@ -15,6 +15,7 @@ use crate::config::{Network, Snapshot, UplinkConfig, UplinkMode};
 use crate::core::Cx;
 use crate::engine::Link;
 use crate::frame::Frame;
+use crate::l2::forward;
 use crate::l3::ra;
 use crate::packet::headers::{Headers, Net};
 use crate::packet::ndp::{self, ALL_NODES, Body, Message, NdpOption, link_local, multicast_mac};
@@ -63,8 +64,9 @@ pub(crate) fn in_network(
             let mac = options.target_link().unwrap_or(headers.src);
             believe(cx, link, &message, mac);
             // The host's stack may have asked, with the same MAC.
-            (headers.dst == gateway_mac)
-                .then(|| network.host_port.map_or(Verdict::Consume, Verdict::Forward))
+            (headers.dst == gateway_mac).then(|| {
+                forward::to_host(cx, network, frame, headers.l3).unwrap_or(Verdict::Consume)
+            })
         }
         Body::RouterSolicitation if matches!(lane.from, From::Endpoint(_)) => {
             ra::answer(cx, network, frame.ingress, &message, headers.src);

@@ -4,6 +4,7 @@
 use crate::config::LocalAddress;
 use crate::core::Cx;
 use crate::frame::Frame;
+use crate::l2::forward::{fits, to_host};
 use crate::l3::report::{Trouble, report};
 use crate::nat::ip::Ip;
 use crate::nat::translate::not_ours;
@@ -24,21 +25,15 @@ pub(super) fn deliver<P: Ip>(
     let ours = !matches!(local, LocalAddress::Host);
     match lane.from {
         From::Uplink(_) if echo && matches!(local, LocalAddress::Uplink(_)) => {
-            P::answer_echo(frame, &lane.headers)?;
-            Ok(Verdict::Answer)
+            answer::<P>(cx, frame, lane)
         }
-        From::Endpoint(_) | From::Host(_) if echo && ours => {
-            P::answer_echo(frame, &lane.headers)?;
-            Ok(Verdict::Answer)
-        }
+        From::Endpoint(_) | From::Host(_) if echo && ours => answer::<P>(cx, frame, lane),
         From::Endpoint(id) => {
-            let host_port = cx.config.network(id).and_then(|network| network.host_port);
-            match host_port {
-                // The host's leg has the gateway's MAC: the frame is addressed to it already.
-                Some(port) if !matches!(local, LocalAddress::Uplink(_)) => {
-                    Ok(Verdict::Forward(port))
-                }
-                _ => {
+            let network =
+                cx.config.network(id).filter(|_| !matches!(local, LocalAddress::Uplink(_)));
+            match network.and_then(|network| to_host(cx, network, frame, lane.headers.l3)) {
+                Some(verdict) => Ok(verdict),
+                None => {
                     report(cx, frame, &lane.headers, lane.from, Trouble::PortUnreachable);
                     Err(DropReason::NoService)
                 }
@@ -46,6 +41,20 @@ pub(super) fn deliver<P: Ip>(
         }
         From::Uplink(_) => not_ours(cx, lane.from, DropReason::Unsolicited),
         From::Host(_) | From::Nowhere => Err(DropReason::NoService),
+    }
+}
+
+/// Sends an echo back, unless it is longer than what goes where it came from.
+fn answer<P: Ip>(cx: &Cx<'_>, frame: &mut Frame, lane: &Lane) -> Result<Verdict, DropReason> {
+    P::answer_echo(frame, &lane.headers)?;
+    let mtu = match lane.from {
+        From::Uplink(id) => cx.config.uplink(id).map(|uplink| uplink.mtu),
+        _ => cx.config.port(frame.ingress).map(|port| port.config.mtu),
+    };
+    if mtu.is_some_and(|mtu| fits(frame, lane.headers.l3, mtu)) {
+        Ok(Verdict::Answer)
+    } else {
+        Err(DropReason::Oversize)
     }
 }
 

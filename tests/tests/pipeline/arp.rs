@@ -93,6 +93,9 @@ fn the_host_s_own_questions_are_answered_by_containers() {
         .flooded(&[A.port, B.port, C.port], who)
         .moved("replicated", 2);
     lab.rx(A.port, arp_reply(&A, &GATEWAY1)).tx(GATEWAY1.port, arp_reply(&A, &GATEWAY1));
+    let mut long = arp_reply(&A, &GATEWAY1);
+    long.resize(1515, 0);
+    lab.rx(A.port, long).dropped("a", "oversize");
     // The host looks for somebody else with its own address: the engine is the same machine.
     let own = arp_request(&GATEWAY1, GATEWAY1.ip);
     lab.rx(GATEWAY1.port, own.clone())

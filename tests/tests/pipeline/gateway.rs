@@ -27,6 +27,7 @@ tests::in_ipv6! {
     routed_within_a_network
     the_gateway_answers_echo
     what_is_for_the_host_goes_to_its_leg
+    what_is_too_long_is_neither_echoed_nor_for_the_host
     without_a_leg_of_the_host_nobody_serves_there
 }
 
@@ -84,6 +85,22 @@ fn what_is_for_the_host_goes_to_its_leg() {
     }
     let answer = udp(&GATEWAY1, 53, &A, 1000);
     lab.rx(GATEWAY1.port, &answer).tx(A.port, &answer);
+}
+
+#[test]
+fn what_is_too_long_is_neither_echoed_nor_for_the_host() {
+    let mut lab = Lab::default();
+    for packet in [
+        udp(&A, 4000, &GATEWAY1, 53),
+        echo(&A, &GATEWAY1, 3).dst(HOST_ADDRESS),
+        echo(&A, &GATEWAY1, 3),
+    ] {
+        lab.rx(A.port, packet.long(1473)).dropped("a", "oversize");
+    }
+    let ping = echo(&SERVER, &UP, 3).macs(ROUTER.mac, UP.mac);
+    lab.rx(UP.port, ping.long(1473)).dropped("up", "oversize");
+    let datagram = udp(&A, 4000, &GATEWAY1, 53).long(1452);
+    lab.rx(A.port, &datagram).tx(GATEWAY1.port, &datagram);
 }
 
 #[test]

@@ -88,6 +88,9 @@ fn the_host_s_own_questions_are_answered_by_containers() {
     lab.rx(GATEWAY1.port, &who).flooded(&[A.port, B.port, C.port], &who).moved("replicated", 2);
     let reply = advertisement(&A, A.ip6(), &GATEWAY1, GATEWAY1.ip6());
     lab.rx(A.port, &reply).tx(GATEWAY1.port, &reply);
+    let options = [200, 1, 0, 0, 0, 0, 0, 0].repeat(180);
+    let long = reply.payload(&[&A.ip6().octets()[..], &options].concat());
+    lab.rx(A.port, &long).dropped("a", "oversize");
     // The host tries its own address: the engine is the same machine.
     for own in
         [probe(&GATEWAY1, GATEWAY1.ip6()), router_solicitation(&GATEWAY1, GATEWAY1.link_local())]
