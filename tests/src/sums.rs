@@ -110,11 +110,12 @@ fn ipv6(packet: &[u8], partial: bool) -> Option<Sums> {
 }
 
 fn transport(src: &[u8], dst: &[u8], proto: u8, segment: &[u8], partial: bool) -> Option<bool> {
-    let (field, with_pseudo, least) = match proto {
-        1 => (2, false, 8),
-        6 => (16, true, 20),
-        17 => (6, true, 8),
-        58 => (2, true, 4),
+    // The ICMP of one IP version is an unknown protocol in the other.
+    let (field, with_pseudo, least) = match (proto, src.len()) {
+        (1, 4) => (2, false, 8),
+        (6, _) => (16, true, 20),
+        (17, _) => (6, true, 8),
+        (58, 16) => (2, true, 4),
         _ => return None,
     };
     if segment.len() < least {
