@@ -11,6 +11,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -128,8 +129,16 @@ fn errors(ns: &Namespace) -> Vec<(String, u64)> {
     found
 }
 
-/// Turns each feature of a device on or off.
-fn shuffle(ns: &Namespace, device: &str, mtus: &[u16], rng: &mut Rng) -> String {
+/// What a device is set to.
+#[derive(Debug)]
+struct Setting {
+    mtu: usize,
+    #[allow(dead_code, reason = "printed")]
+    off: String,
+}
+
+/// Turns each feature of a device on or off; says which are off.
+fn features(ns: &Namespace, device: &str, rng: &mut Rng) -> String {
     ns.ok(&format!("ethtool -K {device} tx on rx on tso on gso on gro on"));
     let all_off = rng.happens(250);
     let off: Vec<_> = ["tx", "rx", "tso", "gso", "gro"]
@@ -140,11 +149,18 @@ fn shuffle(ns: &Namespace, device: &str, mtus: &[u16], rng: &mut Rng) -> String 
     if !off.is_empty() {
         ns.ok(&format!("ethtool -K {device} {}", off.join(" ")));
     }
+    off.join(" ")
+}
+
+/// The same, and gives it another MTU unless it is the wire's.
+fn shuffle(ns: &Namespace, device: &str, mtus: &[u16], rng: &mut Rng) -> Setting {
+    let off = features(ns, device, rng);
     let mtu = mtus[usize::try_from(rng.number()).unwrap() % mtus.len()];
-    if device != WIRE {
-        ns.ip(&format!("link set {device} mtu {mtu}"));
+    if device == WIRE {
+        return Setting { mtu: MTU, off };
     }
-    format!("{}: mtu {mtu} {}", ns.name(), off.join(" "))
+    ns.ip(&format!("link set {device} mtu {mtu}"));
+    Setting { mtu: mtu.into(), off }
 }
 
 fn seed() -> u64 {
@@ -173,22 +189,23 @@ fn random_transfers(uplink: Uplink) {
             shuffle(&host.ns, WIRE, &MTUS, &mut rng),
             shuffle(&host.outside, WIRE, &MTUS, &mut rng),
         ];
-        let (what, from, to, device, at) = match round % 4 {
-            0 => ("switched", &a.ns, &b.ns, "eth0", b.ip),
-            1 => ("through SNAT", &b.ns, &host.outside, WIRE, GATEWAY),
-            2 => ("into a published port", &host.outside, &a.ns, "eth0", HOST_IP),
-            _ => ("switched", &b.ns, &a.ns, "eth0", a.ip),
+        let [in_a, in_b, _, outside] = settings.each_ref().map(|setting| setting.mtu);
+        let (what, from, to, device, at, mtu) = match round % 4 {
+            0 => ("switched", &a.ns, &b.ns, "eth0", b.ip, in_a.min(in_b)),
+            1 => ("through SNAT", &b.ns, &host.outside, WIRE, GATEWAY, in_b.min(outside)),
+            2 => {
+                ("into a published port", &host.outside, &a.ns, "eth0", HOST_IP, in_a.min(outside))
+            }
+            _ => ("switched", &b.ns, &a.ns, "eth0", a.ip, in_a.min(in_b)),
         };
         println!("{what}, {settings:#?}");
-        let watch = rng.happens(500).then(|| Watch::start(to, device));
+        let watch = Watch::start(to, device);
         let began = Instant::now();
         transfer(AMOUNT, from, to, (at, port), &mut rng);
         println!("{:?}", began.elapsed());
-        if let Some(watch) = watch {
-            let seen = watch.seen();
-            println!("{seen:?}");
-            seen.assert_sound(MTU);
-        }
+        let seen = watch.seen();
+        println!("{seen:?}");
+        seen.assert_sound(mtu);
     }
     for (ns, before) in spaces.into_iter().zip(before) {
         assert_eq!(errors(ns), before, "{}", ns.name());
@@ -206,6 +223,52 @@ fn assert_balanced(host: &Host) {
                 == of("tx_frames") + of("merged") + of("consumed") + of("queued") + of("drops")
         })
     });
+}
+
+/// Set when it goes, also by a panic.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One stream, while features of both sides are turned on and off again and again.
+#[test]
+#[ignore = "needs root"]
+fn a_gibibyte_arrives_while_offloads_come_and_go() {
+    let mut rng = Rng(seed());
+    let host = Host::start(Uplink::None);
+    let (a, b) = (host.sandbox("a", ""), host.sandbox("b", ""));
+    let before = [&a.ns, &b.ns].map(errors);
+    let watch = Watch::start(&b.ns, "eth0");
+    let ended = AtomicBool::new(false);
+    let mut changes = Rng(rng.number());
+    let changed = thread::scope(|scope| {
+        let changing = scope.spawn(|| {
+            let mut changed = 0;
+            while !ended.load(Ordering::Relaxed) {
+                for sandbox in [&a, &b] {
+                    features(&sandbox.ns, "eth0", &mut changes);
+                }
+                changed += 1;
+            }
+            changed
+        });
+        let guard = Ended(&ended);
+        transfer(ALL, &a.ns, &b.ns, (b.ip, 7000), &mut rng);
+        drop(guard);
+        changing.join().unwrap()
+    });
+    let seen = watch.seen();
+    println!("changed {changed} times, {seen:?}");
+    seen.assert_sound(MTU);
+    assert!(changed >= 3, "changed {changed} times only");
+    for (sandbox, before) in [&a, &b].into_iter().zip(before) {
+        assert_eq!(errors(&sandbox.ns), before, "{}", sandbox.name);
+    }
+    assert_balanced(&host);
 }
 
 #[test]
@@ -261,17 +324,18 @@ fn random_data_over_random_offloads_by_ipv6() {
             shuffle(&host.ns, WIRE, &MTUS6, &mut rng),
             shuffle(&host.outside, WIRE, &MTUS6, &mut rng),
         ];
-        let (what, from, to, device, at) = match round % 4 {
-            0 => ("switched", &a.ns, &b.ns, "eth0", ipv6_of(&host, &b)),
-            1 | 3 => ("through NAT66", &b.ns, &host.outside, WIRE, ROUTER6),
-            _ => ("switched", &b.ns, &a.ns, "eth0", ipv6_of(&host, &a)),
+        let [in_a, in_b, _, outside] = settings.each_ref().map(|setting| setting.mtu);
+        let (what, from, to, device, at, mtu) = match round % 4 {
+            0 => ("switched", &a.ns, &b.ns, "eth0", ipv6_of(&host, &b), in_a.min(in_b)),
+            1 | 3 => ("through NAT66", &b.ns, &host.outside, WIRE, ROUTER6, in_b.min(outside)),
+            _ => ("switched", &b.ns, &a.ns, "eth0", ipv6_of(&host, &a), in_a.min(in_b)),
         };
         println!("{what}, {settings:#?}");
         let watch = Watch::start(to, device);
         transfer(AMOUNT6, from, to, (at, port), &mut rng);
         let seen = watch.seen();
         println!("{seen:?}");
-        seen.assert_sound(MTU);
+        seen.assert_sound(mtu);
     }
     for (ns, before) in spaces.into_iter().zip(before) {
         assert_eq!(errors(ns), before, "{}", ns.name());
