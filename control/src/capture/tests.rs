@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::stream::StreamReader;
 use super::summary::{describe, time_of_day};
+use super::view::NetView;
 use super::*;
 
 const MAC_A: [u8; 6] = [2, 0x42, 10, 0, 0, 2];
@@ -135,6 +136,51 @@ fn summaries() {
     .unwrap();
     PacketBuilder::ethernet2(MAC_A, [255; 6]).arp(arp).write(&mut frame).unwrap();
     assert_eq!(line(&frame), "ARP, Request who-has 10.0.0.1 tell 10.0.0.2, length 42");
+}
+
+/// An IPv6 packet whose payload begins with these bytes.
+fn ipv6(next: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = [&MAC_B[..], &MAC_A[..], &[0x86, 0xdd, 0x60, 0, 0, 0]].concat();
+    frame.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
+    frame.extend([next, 64]);
+    frame.extend([0xfd; 32]);
+    frame.extend(payload);
+    frame
+}
+
+/// Extension headers that say more follows than does: what is not there is not read.
+#[test]
+fn extension_headers_that_are_cut_short_have_no_fragment() {
+    const HOP_BY_HOP: u8 = 0;
+    const FRAGMENT: u8 = 44;
+    const DESTINATION: u8 = 60;
+    let later = |bytes: &[u8]| {
+        let view = View::parse(bytes, u32::try_from(bytes.len()).unwrap());
+        match view.net {
+            NetView::Ip { later_fragment, .. } => later_fragment,
+            other => panic!("{other:?}"),
+        }
+    };
+    let options = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
+    let fragment = |offset: u16| {
+        let [high, low] = (offset << 3).to_be_bytes();
+        [17, 0, high, low, 0, 0, 0, 1]
+    };
+    assert!(later(&ipv6(FRAGMENT, &fragment(3))));
+    assert!(!later(&ipv6(FRAGMENT, &fragment(0))));
+    assert!(later(&ipv6(
+        HOP_BY_HOP,
+        &[options(DESTINATION), options(FRAGMENT), fragment(1)].concat()
+    )));
+    for next in [HOP_BY_HOP, DESTINATION, FRAGMENT, 43, 51] {
+        for length in 0..8 {
+            assert!(!later(&ipv6(next, &options(17)[..length])), "{next}, {length} bytes");
+            let chain = [&options(next)[..], &[next, 255, 9, 9, 9, 9, 9, 9][..length]].concat();
+            assert!(!later(&ipv6(HOP_BY_HOP, &chain)), "{next} behind another, {length} bytes");
+        }
+        // Longer than the packet.
+        assert!(!later(&ipv6(HOP_BY_HOP, &[next, 255, 9, 9, 9, 9, 9, 9])), "{next}");
+    }
 }
 
 proptest! {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use dataplane::packet::types::{Mac, ip_proto};
 use etherparse::{
-    EtherType, Ipv6ExtensionSlice, LaxLinkExtSlice, LaxNetSlice, LaxSlicedPacket, LinkSlice,
-    TransportSlice,
+    EtherType, IpNumber, Ipv6ExtensionsSlice, LaxLinkExtSlice, LaxNetSlice, LaxSlicedPacket,
+    LinkSlice, TransportSlice, ip_number,
 };
 
 /// What was found in a frame.
@@ -141,15 +141,11 @@ impl View {
             }
             Some(LaxNetSlice::Ipv6(ip)) => {
                 let header = ip.header();
-                let later_fragment = ip.extensions().clone().into_iter().any(|extension| {
-                    matches!(extension, Ipv6ExtensionSlice::Fragment(fragment)
-                        if fragment.fragment_offset().value() != 0)
-                });
                 self.net = NetView::Ip {
                     src: header.source_addr().into(),
                     dst: header.destination_addr().into(),
                     proto: ip.payload().ip_number.0,
-                    later_fragment,
+                    later_fragment: is_later_fragment(ip.extensions()),
                     payload_len: ip.payload().payload.len(),
                 };
                 self.read_ports(ip.payload().payload);
@@ -210,4 +206,27 @@ impl View {
             _ => Detail::None,
         };
     }
+}
+
+/// Whether a fragment header says that this is not the first one. The headers are walked here: etherparse's own
+/// iterator goes by what the last one says follows, without looking whether that is there, and after lax
+/// reading it need not be.
+fn is_later_fragment(extensions: &Ipv6ExtensionsSlice<'_>) -> bool {
+    let mut rest = extensions.slice();
+    let Some(first) = extensions.first_header() else { return false };
+    let mut kind = first;
+    while let Some([next, length, high, low, ..]) = rest.first_chunk::<8>() {
+        let length = usize::from(*length);
+        let length = match kind {
+            ip_number::IPV6_FRAG => return u16::from_be_bytes([*high, *low]) >> 3 != 0,
+            ip_number::IPV6_HOP_BY_HOP | ip_number::IPV6_ROUTE | ip_number::IPV6_DEST_OPTIONS => {
+                (length + 1) * 8
+            }
+            ip_number::AUTH => (length + 2) * 4,
+            _ => return false,
+        };
+        kind = IpNumber(*next);
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    false
 }
