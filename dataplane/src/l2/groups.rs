@@ -2,9 +2,8 @@
 //! somebody asks for members at all.
 //!
 //! Memberships live as long as RFC 3376 §8.4 and RFC 3810 §9.4 say without being renewed. Limits: so many for
-//! each port and for each network, routers counted with them. A port with one more than may be entered is one
-//! of those that get every group for now, so that no limit keeps anything from anybody; there is one such entry
-//! a port. Besides there are at most two queriers a VLAN. One lock, held for a lookup or a change, taken by
+//! each port and for each network, routers counted with them and never refused. A port with one more than may
+//! be entered is one of those that get every group of its network for now; there is one such entry a port. Besides there are at most two queriers a VLAN. One lock, held for a lookup or a change, taken by
 //! multicast frames of networks that snoop alone.
 
 use std::collections::HashMap;
@@ -53,6 +52,16 @@ struct Inner {
     networks: HashMap<NetworkId, u32>,
 }
 
+/// What became of a membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Joined {
+    Entered,
+    /// The port is in as many groups as it may be.
+    PortFull,
+    /// Its network is.
+    NetworkFull,
+}
+
 /// How many memberships there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupLimits {
@@ -89,38 +98,47 @@ impl Groups {
         Self { inner: Mutex::new(self.inner.lock().clone()), ..Self::new(self.limits) }
     }
 
-    /// A port is in a group. False: it, or its network, is in as many as it may be.
-    pub(crate) fn join(&self, place: Place, group: IpAddr, port: PortId, now: u32) -> bool {
+    /// A port is in a group.
+    pub(crate) fn join(&self, place: Place, group: IpAddr, port: PortId, now: u32) -> Joined {
         let inner = &mut *self.inner.lock();
         let querier = inner.queriers.get(&(place, group.is_ipv6()));
         let life = querier.map_or(MEMBERSHIP, |querier| querier.membership);
         self.enter(inner, (place, Some(group)), port, now.saturating_add(life))
     }
 
-    /// A multicast router is behind a port, and gets every group. False: as of a membership.
-    pub(crate) fn note_router(&self, place: Place, port: PortId, now: u32) -> bool {
-        self.enter(&mut self.inner.lock(), (place, None), port, now.saturating_add(MEMBERSHIP))
+    /// A multicast router is behind a port, and gets every group until it should have asked again. Whatever
+    /// sandboxes have joined, there is room for it: only trusted ports are a router's, once in each VLAN.
+    pub(crate) fn note_router(&self, place: Place, port: PortId, asked: Option<&Query>, now: u32) {
+        let again =
+            asked.map_or(0, |query| query.renewal.min(LONGEST) + query.response.min(LONGEST));
+        let until = now.saturating_add(again.max(MEMBERSHIP));
+        self.enter(&mut self.inner.lock(), (place, None), port, until);
     }
 
-    fn enter(&self, inner: &mut Inner, key: Key, port: PortId, until: u32) -> bool {
+    fn enter(&self, inner: &mut Inner, key: Key, port: PortId, until: u32) -> Joined {
         let network = key.0.0;
         let known = inner.members.get_mut(&key);
         if let Some(member) = known.and_then(|ports| ports.iter_mut().find(|m| m.port == port)) {
             member.until = until;
-            return true;
+            return Joined::Entered;
         }
         let of_port = inner.ports.get(&port).copied().unwrap_or(0);
         let of_network = inner.networks.get(&network).copied().unwrap_or(0);
-        if of_port >= self.limits.port || of_network >= self.limits.network {
+        let is_router = key.1.is_none();
+        if !is_router && (of_port >= self.limits.port || of_network >= self.limits.network) {
             inner.spare(network, port, until);
-            return false;
+            return if of_port >= self.limits.port {
+                Joined::PortFull
+            } else {
+                Joined::NetworkFull
+            };
         }
         inner.members.entry(key).or_default().push(Until { port, until });
         inner.ports.insert(port, of_port + 1);
         inner.networks.insert(network, of_network + 1);
         self.most_of_port.note(of_port + 1);
         self.most_of_network.note(of_network + 1);
-        true
+        Joined::Entered
     }
 
     /// A port gets every group until a second.
@@ -228,6 +246,8 @@ impl Groups {
         let mut entries: Vec<_> = (inner.members.iter())
             .flat_map(|(key, members)| members.iter().map(|member| entry(*key, member)))
             .collect();
+        // Workers wait for the lock.
+        drop(inner);
         entries.sort_by_key(|e| (e.network, e.vlan, e.group, e.port));
         entries
     }

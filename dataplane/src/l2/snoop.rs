@@ -17,7 +17,7 @@ use crate::config::{FROM_GATEWAY, Network, PortRole};
 use crate::core::Cx;
 use crate::frame::Frame;
 use crate::l2::forward::vlan_of;
-use crate::l2::groups::Place;
+use crate::l2::groups::{Joined, Place};
 use crate::l2::storm;
 use crate::l3::querier;
 use crate::packet::headers::{Headers, Net};
@@ -58,9 +58,10 @@ pub(crate) fn frame(cx: &mut Cx<'_>, network: &Network, frame: &Frame, lane: &La
         }
         Message::Report(records) => report(cx, network, frame, place, records),
         Message::Router => {
-            let known = !is_trusted(cx, frame.ingress)
-                || cx.tables.groups.note_router(place, frame.ingress, cx.secs);
-            if known { Verdict::Flood(id) } else { Verdict::Drop(DropReason::GroupLimit) }
+            if is_trusted(cx, frame.ingress) {
+                cx.tables.groups.note_router(place, frame.ingress, None, cx.secs);
+            }
+            Verdict::Flood(id)
         }
         Message::Unknown => Verdict::Flood(id),
         Message::None => match membership::group_of(&headers) {
@@ -109,8 +110,8 @@ fn asked(
     if !is_trusted(cx, port) {
         return Verdict::Drop(DropReason::QuerierUntrusted);
     }
-    if query.is_router && !groups.note_router(place, port, cx.secs) {
-        return Verdict::Drop(DropReason::GroupLimit);
+    if query.is_router {
+        groups.note_router(place, port, Some(query), cx.secs);
     }
     // Without `icc` endpoints do not hear each other.
     if network.config.icc {
@@ -145,7 +146,7 @@ fn report(
         // The host's leg gets every group.
         return Verdict::Routers(id);
     };
-    let (is_alone, mut asked) = (*guard, 0);
+    let (is_alone, mut asked, mut has_too_many) = (*guard, 0, false);
     for (group, change) in records {
         if !group.is_multicast() || membership::is_for_all(group) {
             continue;
@@ -153,9 +154,9 @@ fn report(
         let groups = &cx.tables.groups;
         match change {
             Change::Join => {
-                if !groups.join(place, group, port, cx.secs) {
-                    return Verdict::Drop(DropReason::GroupLimit);
-                }
+                // Others have filled the network: that keeps nothing of this port's from routers.
+                let joined = groups.join(place, group, port, cx.secs);
+                has_too_many |= joined == Joined::PortFull;
             }
             Change::Leave if is_alone => groups.leave(place, group, port),
             // A router that hears of it asks; without one, or for one more, time tells.
@@ -170,7 +171,7 @@ fn report(
             }
         }
     }
-    Verdict::Routers(id)
+    if has_too_many { Verdict::Drop(DropReason::GroupLimit) } else { Verdict::Routers(id) }
 }
 
 /// The ports of a network that a frame is for, if not for all.
