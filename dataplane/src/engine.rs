@@ -472,11 +472,11 @@ impl Engine {
         }
     }
 
-    /// Notes devices as gone that were moved to another network namespace. They end with their
-    /// ports, persistent or not. Asks the kernel for each device: not for every frame.
-    pub fn lose_moved(&self) {
+    /// Notes devices as gone that were deleted, or moved to another network namespace. They end with
+    /// their ports, persistent or not. Asks the kernel for each device: not for every frame.
+    pub fn look_for_lost(&self) {
         let tethers = self.tethers.lock().clone();
-        for (port, tether) in tethers.into_iter().filter(|(_, tether)| tether.has_moved()) {
+        for (port, tether) in tethers.into_iter().filter(|(_, tether)| tether.is_lost()) {
             // Refused by one that was deleted just now.
             let _ = tether.let_go();
             self.lose(port);

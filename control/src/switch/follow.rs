@@ -76,7 +76,7 @@ impl Switch {
     /// Makes devices anew that somebody deleted, or moved to another namespace.
     pub async fn follow_gone(&self, look: Look) {
         // What happens in a sandbox is not told here.
-        blocking(|| self.engine.lose_moved());
+        blocking(|| self.engine.look_for_lost());
         if look == Look::Ports && self.engine.gone_ports().is_empty() {
             return;
         }

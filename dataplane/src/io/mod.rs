@@ -165,8 +165,9 @@ pub trait Missed: Send + Sync + fmt::Debug {
 
 /// Watches a device that goes on working wherever somebody moves it. Does not keep it open.
 pub trait Tether: Send + Sync + fmt::Debug {
-    /// Whether it is in another network namespace than when it was opened. Asks the kernel.
-    fn has_moved(&self) -> bool;
+    /// Whether it was deleted, or is in another network namespace than when it was opened. Asks the
+    /// kernel.
+    fn is_lost(&self) -> bool;
     /// Lets the device end with its last half, even a persistent one.
     ///
     /// # Errors

@@ -119,7 +119,7 @@ impl Tap {
             tun::set_offload(fd, BASE_OFFLOADS).map_err(failed("turn offloads on"))?;
         }
         tun::set_persist(fd, options.persistent).map_err(failed("make it persistent"))?;
-        let netns = netns_of(fd);
+        let netns = netns_of(fd).ok();
         Ok(Self {
             name: name.to_owned(),
             netns,
@@ -183,10 +183,10 @@ fn attach(fd: BorrowedFd<'_>, name: &str) -> Result<(), TapError> {
     })
 }
 
-/// Number of the namespace that the device is in now.
-fn netns_of(fd: BorrowedFd<'_>) -> Option<u64> {
-    let netns = tun::netns(fd).ok()?;
-    fstat(netns).ok().map(|stat| stat.st_ino)
+/// Number of the namespace that the device is in now; `EBADFD`: it is nowhere, it was deleted.
+fn netns_of(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let netns = tun::netns(fd).map_err(|error| errno(&error))?;
+    fstat(netns).map(|stat| stat.st_ino)
 }
 
 fn errno(error: &io::Error) -> Errno {
@@ -222,10 +222,14 @@ struct TapTether {
 }
 
 impl Tether for TapTether {
-    fn has_moved(&self) -> bool {
+    fn is_lost(&self) -> bool {
         let Some(fd) = self.fd.upgrade() else { return false };
-        // One that was deleted is nowhere.
-        netns_of(fd.as_fd()).is_some_and(|now| now != self.netns)
+        match netns_of(fd.as_fd()) {
+            Ok(now) => now != self.netns,
+            // The reader is told too, but not always: the driver wakes it a moment before the device
+            // is gone (`tun_detach_all`, drivers/net/tun.c), and never again.
+            Err(errno) => errno == Errno::EBADFD,
+        }
     }
 
     fn let_go(&self) -> io::Result<()> {

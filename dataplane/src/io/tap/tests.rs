@@ -65,15 +65,15 @@ fn a_device_that_was_moved_is_known_and_goes_with_its_port() {
         let halves = halves(tap);
         ip("link set t0 up");
         ip("link set t0 name other0");
-        assert!(!tether.has_moved());
+        assert!(!tether.is_lost());
         ip(&format!("link set other0 netns {}", elsewhere.path()));
-        assert!(tether.has_moved());
+        assert!(tether.is_lost());
         tether.let_go().unwrap();
         elsewhere.run(|| if_nametoindex("other0").unwrap());
         drop(halves);
         eventually("it is deleted", || elsewhere.run(|| if_nametoindex("other0").is_err()));
         // Of what is closed there is nothing to tell.
-        assert!(!tether.has_moved());
+        assert!(!tether.is_lost());
         tether.let_go().unwrap();
     });
 }
@@ -171,11 +171,15 @@ fn refusals_are_told_apart() {
 #[ignore = "needs root"]
 fn a_deleted_device_is_gone_for_good() {
     Netns::new().run(|| {
-        let (mut rx, mut tx) = halves(Tap::create(&options("t0", true)).unwrap());
+        let tap = Tap::create(&options("t0", true)).unwrap();
+        let tether = tap.tether().unwrap();
+        let (mut rx, mut tx) = halves(tap);
         ip("link set t0 up");
         let mut poller = Poller::new().unwrap();
         poller.add(rx.fd().unwrap(), 1).unwrap();
+        assert!(!tether.is_lost());
         ip("link delete t0");
+        assert!(tether.is_lost());
         gone(&mut *rx, &mut *tx, &mut poller);
     });
 }
