@@ -2,7 +2,8 @@
 //!
 //! Names: `pipeline/<load>/<frame bytes>/<batch>/<flows>`. `l2`: between random MACs of two
 //! ports, source learned, destination looked up. `nat44_out`, `nat44_in`: established connections
-//! through masquerading, from the container and back to it. Every frame is of a random flow.
+//! through masquerading, from the container and back to it. Every frame is of a random flow, and leaves
+//! by itself; in `l2_train` datagrams of one flow leave as one frame.
 #![allow(missing_docs, reason = "criterion_group! makes a public function")]
 #![allow(clippy::expect_used, reason = "a bench that cannot be set up must stop")]
 
@@ -46,6 +47,16 @@ fn l2(c: &mut Criterion) {
     }
 }
 
+/// What merging costs the engine; what it saves is behind it, in the devices.
+fn trains(c: &mut Criterion) {
+    let mut switch = LazyCell::new(|| {
+        let mut switch = Switch::bridge(1).expect("memory");
+        switch.merge_datagrams();
+        switch
+    });
+    one(c, "l2_train", "1", &mut switch, |len| Box::new(MacPairs::new(len, 1)));
+}
+
 fn nat44(c: &mut Criterion) {
     for (count, name) in SIZES {
         let mut switch = LazyCell::new(|| Switch::nat(count).expect("memory"));
@@ -61,6 +72,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = l2, nat44
+    targets = l2, trains, nat44
 }
 criterion_main!(pipeline);

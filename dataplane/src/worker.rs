@@ -17,6 +17,7 @@ use crate::clock::Timestamp;
 use crate::core::{BATCH, Core, Transmit};
 use crate::engine::EngineError;
 use crate::frame::Frame;
+use crate::io::give_way::GiveWay;
 use crate::io::poll::{Event, MAX_EVENTS, Poller, Waker};
 use crate::io::ring::Ring;
 use crate::io::spin::Spin;
@@ -133,6 +134,7 @@ impl WorkerHandle {
                 devices: Devices { ring, ..Devices::default() },
                 polled: Vec::new(),
                 spin: Spin::default(),
+                give_way: GiveWay::new(),
                 came: 0,
                 batch: Vec::with_capacity(BATCH + PORT_BUDGET),
                 gone,
@@ -244,6 +246,7 @@ struct Worker {
     polled: Vec<PortId>,
     /// Without a ring, which looks for work by itself.
     spin: Spin,
+    give_way: GiveWay,
     /// Bytes of what devices without a ring have given in this round.
     came: usize,
     batch: Vec<Frame>,
@@ -356,7 +359,11 @@ impl Worker {
 
     fn process(&mut self, now: Timestamp) {
         if !self.batch.is_empty() {
+            let give_way = self.give_way.after(&self.batch);
             self.core.process(&mut self.batch, now, &mut self.devices);
+            if give_way {
+                thread::yield_now();
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! into one receiving half, owned by one worker, and one sending half for each worker. The engine
 //! cannot tell a kernel device from a test channel.
 
+pub(crate) mod give_way;
 pub mod memory;
 pub mod packet_socket;
 pub mod pcap;

@@ -1,5 +1,5 @@
 //! Generic receive offload: consecutive TCP segments of a flow that wait for the same device become
-//! one GSO frame.
+//! one GSO frame; consecutive UDP datagrams of a flow too ([`udp`]).
 //!
 //! A sender without segmentation offload gives a frame of at most one MTU for each segment, and
 //! every device and stack behind us would handle each by itself. Where this is done and why:
@@ -12,9 +12,10 @@
 //! afterwards if it stood still before. Whatever does not come out the same is not merged.
 //! Frames of a flow stay in order: one that does not join ends what was gathered before it.
 //!
-//! Limits: nothing begins with a frame of fewer than [`SHORTEST`] bytes; plain frames only (one that
-//! stands for several segments already is left as it is), TCP only, and only what waits at the same
-//! moment.
+//! Limits: no segment begins with a frame of fewer than [`SHORTEST`] bytes; plain frames only (one that
+//! stands for several segments already is left as it is), and only what waits at the same moment.
+
+mod udp;
 
 use super::checksum::ipv4_header_is_valid;
 use super::field::{chunk, low_u16, low_u32, read_u16, write, write_u16};
@@ -25,7 +26,7 @@ use super::transport::Transport;
 use super::types::{ethertype, ip_proto, tcp_flags};
 use crate::frame::Frame;
 use crate::io::Offloads;
-use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, VnetHdr};
+use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VnetHdr};
 use crate::pool::Pool;
 
 /// The longest packet made: what kernels take that know no BIG TCP (`GRO_LEGACY_MAX_SIZE`).
@@ -34,7 +35,7 @@ const MAX_PACKET: usize = 65_535;
 /// another switch behind the next device may be the judge.
 const MAX_SEGMENTS: usize = super::offload::GRO_SEGMENTS;
 /// The shortest frame that others may join. Merging such as are shorter would not pay for looking at
-/// them, and they come in great numbers: acknowledgements, datagrams of 64 bytes.
+/// them, and they come in great numbers: acknowledgements.
 const SHORTEST: usize = 128;
 /// Flows gathered at a time; the one begun first makes room for another.
 const MAX_FLOWS: usize = 8;
@@ -127,8 +128,20 @@ impl Gro {
         offloads: Offloads,
         pool: &mut Pool,
     ) -> u64 {
-        let takes = offloads.csum && (offloads.tso4 || offloads.tso6);
-        if queue.len() < 2 || !takes || !queue.iter().any(may_begin) {
+        if queue.len() < 2 || !offloads.csum {
+            return 0;
+        }
+        let datagrams = if offloads.uso { udp::merge(queue, pool) } else { 0 };
+        datagrams + self.merge_segments(queue, offloads, pool)
+    }
+
+    fn merge_segments(
+        &mut self,
+        queue: &mut Vec<Frame>,
+        offloads: Offloads,
+        pool: &mut Pool,
+    ) -> u64 {
+        if !(offloads.tso4 || offloads.tso6) || !queue.iter().any(may_begin) {
             return 0;
         }
         let mut kept = 0;
@@ -216,8 +229,8 @@ impl Open {
         let Some(ids) = self.headers_allow(head.bytes(), frame.bytes(), segment) else {
             return false;
         };
-        self.sound = self.sound || is_sound(head, &self.first);
-        if !self.sound || !is_sound(frame, segment) {
+        self.sound = self.sound || is_sound(head, &self.first.at);
+        if !self.sound || !is_sound(frame, &segment.at) {
             return false;
         }
         head.append(frame.bytes().get(segment.at.payload..).unwrap_or_default());
@@ -252,17 +265,7 @@ impl Open {
         if !tcp || !same(l3, l3 + 2) || !same(l3 + 6, l3 + IPV4_CHECKSUM) {
             return None;
         }
-        let first_id = read_u16(head, l3 + 4)?;
-        let id = read_u16(bytes, l3 + 4)?;
-        let atomic = read_u16(head, l3 + 6)? & IPV4_DF != 0;
-        let ids = if id == first_id.wrapping_add(low_u16(self.segments)) {
-            Ids::Rising
-        } else if id == first_id && atomic {
-            Ids::Fixed
-        } else {
-            return None;
-        };
-        (self.ids == Ids::Unknown || self.ids == ids).then_some(ids)
+        self.ids.continued(head, bytes, l3, self.segments)
     }
 
     fn seal_in(self, queue: &mut [Frame]) {
@@ -276,28 +279,57 @@ impl Open {
         if self.segments < 2 {
             return;
         }
-        let Transport { l3, start, payload, is_ipv6, .. } = self.first.at;
-        let transport = Transport { end: head.len(), ..self.first.at };
-        let bytes = head.bytes_mut();
-        let packet = bytes.len() - l3;
-        if is_ipv6 {
-            write_u16(bytes, l3 + 4, low_u16(packet - IPV6_LEN));
-        } else {
-            write_u16(bytes, l3 + 2, low_u16(packet));
-            seal_ipv4_header(bytes, l3, start - l3);
-        }
-        if let Some(sum) = transport.pseudo_header(bytes, transport.end - start) {
-            write_u16(bytes, start + TCP_CHECKSUM, sum.fold());
-        }
-        head.vnet = VnetHdr {
-            flags: F_NEEDS_CSUM,
-            gso_type: if is_ipv6 { GSO_TCPV6 } else { GSO_TCPV4 },
-            hdr_len: low_u16(payload),
-            gso_size: low_u16(self.first.payload_len()),
-            csum_start: low_u16(start),
-            csum_offset: low_u16(TCP_CHECKSUM),
-        };
+        seal(head, &self.first.at);
     }
+}
+
+impl Ids {
+    /// What they do if the packet in `bytes` is the one after `count` that are in `head`; `None`: that
+    /// cannot be said of it.
+    fn continued(self, head: &[u8], bytes: &[u8], l3: usize, count: usize) -> Option<Self> {
+        let first = read_u16(head, l3 + 4)?;
+        let id = read_u16(bytes, l3 + 4)?;
+        let atomic = read_u16(head, l3 + 6)? & IPV4_DF != 0;
+        let ids = if id == first.wrapping_add(low_u16(count)) {
+            Self::Rising
+        } else if id == first && atomic {
+            Self::Fixed
+        } else {
+            return None;
+        };
+        (self == Self::Unknown || self == ids).then_some(ids)
+    }
+}
+
+/// Makes a GSO frame of `head`, whose first part was `first` and to which the payloads of others have
+/// been appended.
+fn seal(head: &mut Frame, first: &Transport) {
+    let Transport { l3, start, payload, checksum, is_ipv6, .. } = *first;
+    let transport = Transport { end: head.len(), ..*first };
+    let bytes = head.bytes_mut();
+    let packet = bytes.len() - l3;
+    if is_ipv6 {
+        write_u16(bytes, l3 + 4, low_u16(packet - IPV6_LEN));
+    } else {
+        write_u16(bytes, l3 + 2, low_u16(packet));
+        seal_ipv4_header(bytes, l3, start - l3);
+    }
+    if let Some(sum) = transport.pseudo_header(bytes, transport.end - start) {
+        write_u16(bytes, start + checksum, sum.fold());
+    }
+    let gso_type = match (first.tcp_flags, is_ipv6) {
+        (None, _) => GSO_UDP_L4,
+        (Some(_), true) => GSO_TCPV6,
+        (Some(_), false) => GSO_TCPV4,
+    };
+    head.vnet = VnetHdr {
+        flags: F_NEEDS_CSUM,
+        gso_type,
+        hdr_len: low_u16(payload),
+        gso_size: low_u16(first.end - payload),
+        csum_start: low_u16(start),
+        csum_offset: low_u16(checksum),
+    };
 }
 
 /// Whether other frames might join this one, by the little that is quickly seen: most batches have
@@ -338,16 +370,16 @@ fn is_same_flow(head: &Frame, open: &Open, frame: &Frame, segment: &Segment) -> 
 }
 
 /// Whether the checksums are what computing them anew will give.
-fn is_sound(frame: &Frame, segment: &Segment) -> bool {
+fn is_sound(frame: &Frame, at: &Transport) -> bool {
     let bytes = frame.bytes();
-    let Transport { l3, start, is_ipv6, .. } = segment.at;
+    let Transport { l3, start, is_ipv6, .. } = *at;
     // The other zero of one's complement is valid too, but nobody writes it.
     let ip = is_ipv6
         || read_u16(bytes, l3 + IPV4_CHECKSUM) != Some(0xffff)
             && bytes.get(l3..start).is_some_and(ipv4_header_is_valid);
-    let stored = || read_u16(bytes, start + TCP_CHECKSUM);
+    let stored = || read_u16(bytes, start + at.checksum);
     // A partial sum is completed by whoever sends the frame, merged or not.
-    ip && (frame.vnet.needs_csum() || segment.at.full_checksum(bytes) == stored())
+    ip && (frame.vnet.needs_csum() || at.full_checksum(bytes) == stored())
 }
 
 /// Reads as much of a frame as merging asks for; for most frames, the protocol number.

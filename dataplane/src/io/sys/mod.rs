@@ -8,5 +8,6 @@ pub(super) mod bpf;
 pub(super) mod map;
 pub(super) mod netns;
 pub(super) mod packet;
+pub(super) mod sched;
 pub(super) mod tun;
 pub(super) mod uring;

@@ -2,6 +2,7 @@
 //! both IP versions where it has both; what that test does not cover; and random trains. Every one
 //! checks that cutting what came out gives what went in.
 
+mod datagrams;
 mod own;
 
 use proptest::prelude::*;
@@ -186,7 +187,7 @@ fn payloads(frames: Vec<Frame>) -> Vec<usize> {
         let vnet = frame.vnet;
         offload::admit(frame, &headers).unwrap();
         assert_eq!(frame.vnet, vnet);
-        Transport::of(&headers).map_or(frame.len() - 54, |tcp| tcp.end - tcp.payload)
+        Transport::of(&headers).map_or_else(|| frame.len() - 54, |l4| l4.end - l4.payload)
     };
     queue.iter_mut().map(payload).collect()
 }
