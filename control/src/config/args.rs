@@ -45,7 +45,7 @@ pub struct DaemonFlags {
     /// How to read and write TAPs and uplinks [default: by io_uring if the kernel allows it]
     #[arg(long, value_enum, value_name = "WAY")]
     pub io: Option<super::Io>,
-    /// Merge TCP segments that wait for the same device [default: true]
+    /// Merge TCP segments, and trains of UDP datagrams, that wait for the same device [default: true]
     #[arg(long, value_name = "BOOL")]
     pub gro: Option<bool>,
     /// Serve Docker's plugin API from this directory, e.g. /run/docker/plugins [default: off]

@@ -67,7 +67,7 @@ pub struct Daemon {
     pub placement: Placement,
     /// How devices are read and written; `None`: the fastest way that the kernel allows.
     pub io: Option<Io>,
-    /// Merge TCP segments that wait for the same device.
+    /// Merge TCP segments, and trains of UDP datagrams, that wait for the same device.
     pub gro: bool,
     /// Where Docker looks for plugin sockets; `None`: no plugin.
     pub docker_plugin_dir: Option<PathBuf>,

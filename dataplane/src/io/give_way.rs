@@ -7,7 +7,7 @@
 //! tenth of a millisecond at most, beside programs that compute without end too. With turns of the usual
 //! length it would give up whole ones (Linux 6.18, `yield_task_fair`), and does not.
 //!
-//! Figures: docs/performance.md, "Small frames".
+//! Why and against what: docs/adr/0024-workers-give-way.md. Figures: docs/performance.md, "64-byte frames".
 
 use std::time::Duration;
 
