@@ -370,13 +370,12 @@ pub(crate) fn stage(
             Some(Verdict::ForwardInPieces(port)) => {
                 cx.ports.push_fragments(cx.counters, cx.pool, port, frame, lane.mtu);
             }
-            Some(Verdict::Flood(network)) => flood(cx, frame, lane, network, Audience::All, out),
-            Some(Verdict::Multicast(network)) => {
-                flood(cx, frame, lane, network, Audience::Members, out);
-            }
-            Some(Verdict::Routers(network)) => {
-                flood(cx, frame, lane, network, Audience::Routers, out);
-            }
+            Some(
+                Verdict::Flood(network)
+                | Verdict::FloodCounted(network)
+                | Verdict::Multicast(network)
+                | Verdict::Routers(network),
+            ) => flood(cx, frame, lane, network, out),
             Some(Verdict::Answer) => {
                 cx.counters.consumed.add(1);
                 cx.ports.push_generated(cx.counters, frame.ingress, frame);
@@ -438,16 +437,20 @@ fn flood(
     mut frame: Frame,
     lane: &Lane,
     network: NetworkId,
-    audience: Audience,
     out: &mut dyn Transmit,
 ) {
     let Some(network) = cx.config.network(network) else {
         cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::PortUnconfigured);
         return cx.pool.put(frame);
     };
-    // What is for routers alone has been counted where it was read.
-    let told = audience == Audience::Routers;
-    if !told && !storm::allows(cx, network.config.id, &frame) {
+    // What is said of groups has been counted where it was read.
+    let (audience, counted) = match lane.verdict {
+        Some(Verdict::Multicast(_)) => (Audience::Members, false),
+        Some(Verdict::Routers(_)) => (Audience::Routers, true),
+        Some(Verdict::FloodCounted(_)) => (Audience::All, true),
+        _ => (Audience::All, false),
+    };
+    if !counted && !storm::allows(cx, network.config.id, &frame) {
         cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::StormLimited);
         return cx.pool.put(frame);
     }
@@ -491,7 +494,7 @@ fn flood(
     }
     cx.ports.audience = meant;
     match copies {
-        0 if told => cx.counters.consumed.add(1),
+        0 if audience == Audience::Routers => cx.counters.consumed.add(1),
         0 => cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NoEgress),
         n => cx.counters.replicated.add(n - 1),
     }

@@ -156,10 +156,10 @@ impl Plane {
         // Before the number can be another's.
         capture::forget(&self.captures.current(), port);
         self.tables.fragments.forget_source(Source::Port(port));
+        self.tables.groups.forget_port(port);
         ports.remove(&port);
         drop(ports);
         self.tables.fdb.retain_not(|entry| entry.port == port, now_secs());
-        self.tables.groups.forget_port(port);
     }
 
     /// The lowest number of no port.

@@ -186,6 +186,8 @@ pub enum Verdict {
     Drop(DropReason),
     /// To all ports of the network but the one it came from.
     Flood(NetworkId),
+    /// The same, and the storm limit has counted it.
+    FloodCounted(NetworkId),
     /// To this port.
     Forward(PortId),
     /// To this port, in fragments that fit the link.

@@ -7,11 +7,13 @@
     reason = "test code: a failure here is a failed test"
 )]
 
-use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
 
 use dataplane::packet::checksum::Sum;
 use dataplane::packet::types::Mac;
+use nix::net::if_::if_nametoindex;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::host::raw::{RawListener, RawSender};
 use tests::host::traffic::assert_ping;
@@ -19,16 +21,20 @@ use tests::host::{Host, Sandbox, Uplink, eventually, one, rows};
 use tests::packet::ethernet;
 
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 2, 3);
+const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0x1234);
 const GROUP_MAC: [u8; 6] = [1, 0, 0x5e, 1, 2, 3];
+const GROUP6_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0x12, 0x34];
 const PORT: u16 = 5007;
+const PORT6: u16 = 5008;
 
 fn members(host: &Host, sandbox: &Sandbox) -> Vec<Value> {
     let all = rows(&host.json(["mdb", "show", "--network", "app"]));
     all.into_iter().filter(|entry| entry["sandbox"] == *sandbox.name).collect()
 }
 
-fn is_in(host: &Host, sandbox: &Sandbox) -> bool {
-    members(host, sandbox).iter().any(|entry| entry["group"] == *GROUP.to_string())
+fn is_in(host: &Host, sandbox: &Sandbox, group: impl Into<IpAddr>) -> bool {
+    let group = group.into().to_string();
+    members(host, sandbox).iter().any(|entry| entry["group"] == *group)
 }
 
 /// Joined by the kernel of a sandbox.
@@ -47,6 +53,21 @@ fn say(sandbox: &Sandbox, word: &str) {
 fn hears(socket: &UdpSocket, word: &str) -> bool {
     let mut buffer = [0; 64];
     socket.recv(&mut buffer).is_ok_and(|length| buffer[..length] == *word.as_bytes())
+}
+
+/// Of IPv6.
+fn join6(sandbox: &Sandbox) -> UdpSocket {
+    let socket = sandbox.ns.enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT6))).unwrap();
+    let eth0 = sandbox.ns.enter(|| if_nametoindex("eth0")).unwrap();
+    socket.join_multicast_v6(&GROUP6, eth0).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    socket
+}
+
+fn say6(sandbox: &Sandbox, word: &str) {
+    let socket = sandbox.ns.enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))).unwrap();
+    let eth0 = sandbox.ns.enter(|| if_nametoindex("eth0")).unwrap();
+    socket.send_to(word.as_bytes(), SocketAddrV6::new(GROUP6, PORT6, 0, eth0)).unwrap();
 }
 
 /// Reports of `count` groups from a sandbox, by as few frames as there may be.
@@ -82,7 +103,7 @@ fn multicast_goes_where_it_was_joined() {
     let [a, b, c] = ["a", "b", "c"]
         .map(|name| host.sandbox(name, &format!("--network app --ip6 fd00:93:1::{name}")));
     let at_b = join(&b);
-    eventually(Duration::from_secs(5), "the report is read", || is_in(&host, &b));
+    eventually(Duration::from_secs(5), "the report is read", || is_in(&host, &b, GROUP));
     // Before everybody had time to answer the querier, all get all.
     say(&a, "first");
     assert!(hears(&at_b, "first"));
@@ -123,13 +144,13 @@ fn multicast_goes_where_it_was_joined() {
     say(&a, "still");
     assert!(hears(&at_b, "still"));
     let at_a = join(&a);
-    eventually(Duration::from_secs(5), "a neighbor joins", || is_in(&host, &a));
+    eventually(Duration::from_secs(5), "a neighbor joins", || is_in(&host, &a, GROUP));
     say(&b, "hello");
     assert!(hears(&at_a, "hello"));
 
     // Who leaves hears no more, at once.
     drop(at_b);
-    eventually(Duration::from_secs(5), "it has left", || !is_in(&host, &b));
+    eventually(Duration::from_secs(5), "it has left", || !is_in(&host, &b, GROUP));
     let listener = RawListener::start(&b.ns, "eth0", |frame| frame.starts_with(&GROUP_MAC));
     say(&a, "gone");
     std::thread::sleep(Duration::from_millis(300));
@@ -137,4 +158,36 @@ fn multicast_goes_where_it_was_joined() {
     // With the sandbox its memberships go.
     host.ok(["sandbox", "rm", &c.name]);
     eventually(Duration::from_secs(5), "nothing is left of it", || limit("groups").0 <= 2);
+}
+
+/// Whoever joined before the daemon stopped is a member after it: everybody gets all until all were asked.
+#[test]
+#[ignore = "needs root"]
+fn members_of_both_families_outlive_the_daemon() {
+    let mut host = Host::start(Uplink::None);
+    let subnets = "--subnet 10.93.2.0/24 --subnet fd00:93:2::/64";
+    host.network("app", &format!("{subnets} -o snooping=true -o querier=true"));
+    let [a, b, c] = ["a", "b", "c"]
+        .map(|name| host.sandbox(name, &format!("--network app --ip6 fd00:93:2::{name}")));
+    let (at_b, at_b6) = (join(&b), join6(&b));
+    let members_alone = |host: &Host, since: &str| {
+        eventually(Duration::from_secs(30), &format!("members alone hear it {since}"), || {
+            let listener = RawListener::start(&c.ns, "eth0", |frame| {
+                frame.starts_with(&GROUP_MAC) || frame.starts_with(&GROUP6_MAC)
+            });
+            say(&a, since);
+            say6(&a, since);
+            assert!(hears(&at_b, since) && hears(&at_b6, since));
+            std::thread::sleep(Duration::from_millis(100));
+            listener.seen().is_empty()
+        });
+        assert!(is_in(host, &b, GROUP) && is_in(host, &b, GROUP6));
+    };
+    members_alone(&host, "at first");
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        host.stop(signal);
+        host.launch();
+        // None is lost, from the first one on.
+        members_alone(&host, &format!("after {signal}"));
+    }
 }

@@ -160,19 +160,20 @@ impl Groups {
         count_down(networks, place.0);
     }
 
-    /// Somebody asks who is in a group: those who do not answer by then are not. `port`: only there. False:
-    /// nobody was, or was to be for longer.
-    pub(crate) fn last_call(
-        &self,
-        place: Place,
-        group: IpAddr,
-        port: Option<PortId>,
-        until: u32,
-    ) -> bool {
+    /// Whether a port is in a group, and for longer than until then.
+    pub(crate) fn is_member(&self, place: Place, group: IpAddr, port: PortId, until: u32) -> bool {
+        let inner = self.inner.lock();
+        let members = inner.members.get(&(place, Some(group)));
+        members.into_iter().flatten().any(|member| member.port == port && member.until > until)
+    }
+
+    /// Somebody asks who is in a group: those who do not answer by then are not. `port`: only there.
+    pub(crate) fn last_call(&self, place: Place, group: IpAddr, port: Option<PortId>, until: u32) {
         let mut inner = self.inner.lock();
-        let Some(members) = inner.members.get_mut(&(place, Some(group))) else { return false };
-        let asked = |m: &&mut Until| port.is_none_or(|port| port == m.port) && m.until > until;
-        members.iter_mut().filter(asked).map(|member| member.until = until).count() > 0
+        let Some(members) = inner.members.get_mut(&(place, Some(group))) else { return };
+        for member in members.iter_mut().filter(|m| port.is_none_or(|port| port == m.port)) {
+            member.until = member.until.min(until);
+        }
     }
 
     /// Somebody has asked for the members of all groups: who is in none wants none, once there was time to
@@ -195,6 +196,17 @@ impl Groups {
         let inner = self.inner.lock();
         let querier = inner.queriers.get(&(place, is_ipv6));
         querier.is_some_and(|querier| (querier.from..=querier.until).contains(&now))
+    }
+
+    /// Seconds within which everybody will have been asked by those who ask in a network, in whichever VLAN,
+    /// and have answered; none, if nobody asks.
+    pub(crate) fn answered_within(&self, network: NetworkId, is_ipv6: bool, now: u32) -> u32 {
+        let inner = self.inner.lock();
+        let asks = |((at, is_six), querier): (&(Place, bool), &Querier)| {
+            let asks = at.0 == network && *is_six == is_ipv6 && querier.until >= now;
+            asks.then_some(querier.membership)
+        };
+        inner.queriers.iter().filter_map(asks).max().unwrap_or(0)
     }
 
     /// Adds the ports that get every group, and those in this one.

@@ -9,7 +9,8 @@
 //! - Who leaves by a guarded port, behind which nobody else is, has left at once; behind any other the
 //!   others there are asked first.
 //!
-//! Nobody's frame goes further by this than a flood would: network, VLAN, `icc` and storm limit hold as ever.
+//! Nobody's frame goes further by this than a flood would: network, VLAN, `icc` and storm limit hold as ever. IGMP,
+//! MLD and PIM count against the limit here, before anything is done about them, the rest at egress.
 
 use std::net::IpAddr;
 
@@ -27,8 +28,7 @@ use crate::packet::types::PortId;
 use crate::pipeline::Lane;
 use crate::verdict::{DropReason, Verdict};
 
-/// Records of a report that are read for the price of a frame, in the storm limit. A frame can have
-/// thousands.
+/// Records of a report that are read for the price of a frame. A frame can have thousands.
 const RECORDS_A_FRAME: usize = 16;
 /// Groups of one report that others behind its port are asked for.
 const ASKED_AT_ONCE: usize = 8;
@@ -50,7 +50,12 @@ pub(crate) fn frame(cx: &mut Cx<'_>, network: &Network, frame: &Frame, lane: &La
     let id = network.config.id;
     let headers = parsed(frame, lane);
     let place = (id, vlan_of(lane));
-    match membership::read(frame.bytes(), &headers) {
+    let message = membership::read(frame.bytes(), &headers);
+    let price = price(&message);
+    if price > 0 && !storm::allows_many(cx, id, frame.ingress, price) {
+        return Verdict::Drop(DropReason::StormLimited);
+    }
+    match message {
         Message::Malformed => Verdict::Drop(DropReason::GroupMalformed),
         Message::Query(query) => {
             let is_ipv6 = matches!(headers.net, Net::Ipv6(_));
@@ -61,13 +66,22 @@ pub(crate) fn frame(cx: &mut Cx<'_>, network: &Network, frame: &Frame, lane: &La
             if is_trusted(cx, frame.ingress) {
                 cx.tables.groups.note_router(place, frame.ingress, None, cx.secs);
             }
-            Verdict::Flood(id)
+            Verdict::FloodCounted(id)
         }
-        Message::Unknown => Verdict::Flood(id),
+        Message::Unknown => Verdict::FloodCounted(id),
         Message::None => match membership::group_of(&headers) {
             Some(group) if is_kept(cx, network, place, group) => Verdict::Multicast(id),
             _ => Verdict::Flood(id),
         },
+    }
+}
+
+/// What a message costs of its port's storm limit; nothing: that is for egress to say.
+fn price(message: &Message<'_>) -> u64 {
+    match message {
+        Message::None => 0,
+        Message::Report(records) => 1 + (records.at_most() / RECORDS_A_FRAME) as u64,
+        Message::Malformed | Message::Query(_) | Message::Router | Message::Unknown => 1,
     }
 }
 
@@ -105,7 +119,7 @@ fn asked(
     let (id, groups) = (network.config.id, &cx.tables.groups);
     if place.1 == FROM_GATEWAY {
         // It does not reach those who are in their VLAN with a tag, so that silence says nothing.
-        return Verdict::Flood(id);
+        return Verdict::FloodCounted(id);
     }
     if !is_trusted(cx, port) {
         return Verdict::Drop(DropReason::QuerierUntrusted);
@@ -125,7 +139,7 @@ fn asked(
             None => groups.note_querier(place, is_ipv6, query, cx.secs),
         }
     }
-    Verdict::Flood(id)
+    Verdict::FloodCounted(id)
 }
 
 /// Enters what a host says of itself.
@@ -137,10 +151,6 @@ fn report(
     records: Records<'_>,
 ) -> Verdict {
     let (id, port) = (network.config.id, frame.ingress);
-    let price = 1 + records.at_most() / RECORDS_A_FRAME;
-    if !storm::allows_many(cx, id, port, price as u64) {
-        return Verdict::Drop(DropReason::StormLimited);
-    }
     let Some(PortRole::Endpoint { guard, .. }) = cx.config.port(port).map(|p| &p.config.role)
     else {
         // The host's leg gets every group.
@@ -164,9 +174,13 @@ fn report(
                 if asked == ASKED_AT_ONCE || !querier::can_ask(network, group.is_ipv6()) => {}
             Change::Leave => {
                 let until = cx.secs.saturating_add(LAST_CALL);
-                if groups.last_call(place, group, Some(port), until) {
+                // At the cost of who leaves. Whoever was not asked stays.
+                if groups.is_member(place, group, port, until)
+                    && storm::allows_many(cx, id, port, 1)
+                    && querier::ask(cx, network, port, place.1, group)
+                {
                     asked += 1;
-                    querier::ask(cx, network, port, place.1, group);
+                    cx.tables.groups.last_call(place, group, Some(port), until);
                 }
             }
         }

@@ -92,25 +92,42 @@ impl Schedule {
         for (id, port) in &self.new {
             let Some(network) = cx.config.network(*id) else { continue };
             if !self.due.contains(id) {
-                ask_all(cx, network, &[*port], out);
-            }
-            if network.config.snooping {
-                // It was not asked with the others. Our question comes now, another querier's at its time.
-                let wait = if network.config.querier { 0 } else { QUERY_INTERVAL.into() };
-                cx.tables.groups.spare(*id, *port, cx.secs.saturating_add(wait + ANSWERED));
+                let asked = ask_all(cx, network, &[*port], out);
+                spare(cx, network, *port, asked);
             }
         }
         for id in &self.due {
             let Some(network) = cx.config.network(*id) else { continue };
-            let families = ask_all(cx, network, &network.ports, out);
-            for (is_ipv6, asked) in [false, true].into_iter().zip(families) {
+            let asked = ask_all(cx, network, &network.ports, out);
+            for (is_ipv6, asked) in families(asked) {
                 for vlan in network.pvids.iter().filter(|_| asked && network.config.snooping) {
                     let groups = &cx.tables.groups;
                     groups.note_querier((*id, *vlan), is_ipv6, &Query::OWN, cx.secs);
                 }
             }
+            for (_, port) in self.new.iter().filter(|(of, _)| of == id) {
+                spare(cx, network, *port, asked);
+            }
         }
     }
+}
+
+/// Whether each was asked, with whether it is IPv6.
+fn families(asked: [bool; 2]) -> impl Iterator<Item = (bool, bool)> {
+    [false, true].into_iter().zip(asked)
+}
+
+/// A new port was not asked with the others, and gets every group until who is behind it has answered: our
+/// question, or where there was none of a family, that of whoever else asks.
+fn spare(cx: &Cx<'_>, network: &Network, port: PortId, asked: [bool; 2]) {
+    if !network.config.snooping {
+        return;
+    }
+    let (id, groups) = (network.config.id, &cx.tables.groups);
+    let others = families(asked).filter(|(_, asked)| !asked);
+    let others = others.map(|(is_ipv6, _)| groups.answered_within(id, is_ipv6, cx.secs));
+    let wait = others.max().unwrap_or(0).max(ANSWERED);
+    groups.spare(id, port, cx.secs.saturating_add(wait));
 }
 
 /// Its ports but the host's leg, whose stack is behind the very gateway.
@@ -172,10 +189,17 @@ fn ask_vlan(
     }
 }
 
-/// Asks behind a port, in a VLAN, who else is in a group. Whether that can be done says [`can_ask`].
-pub(crate) fn ask(cx: &mut Cx<'_>, network: &Network, port: PortId, vlan: u16, group: IpAddr) {
+/// Asks behind a port, in a VLAN, who else is in a group. False: it could not, for want of a buffer or because
+/// of what [`can_ask`] says.
+pub(crate) fn ask(
+    cx: &mut Cx<'_>,
+    network: &Network,
+    port: PortId,
+    vlan: u16,
+    group: IpAddr,
+) -> bool {
     let tagged = cx.config.port(port).and_then(|port| port.leaves_tagged(vlan, false));
-    let Some(mut frame) = cx.pool.take() else { return };
+    let Some(mut frame) = cx.pool.take() else { return false };
     let asks = write(network, &mut frame, Some(group), group.is_ipv6());
     let sent = match tagged {
         Some(true) => asks && vlan::retag(&mut frame, vlan, true),
@@ -187,6 +211,7 @@ pub(crate) fn ask(cx: &mut Cx<'_>, network: &Network, port: PortId, vlan: u16, g
     } else {
         cx.pool.put(frame);
     }
+    sent
 }
 
 /// False: the gateway has no address of this family.

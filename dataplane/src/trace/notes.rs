@@ -140,7 +140,10 @@ impl Notes {
             Some(Verdict::Consume) => step.facts.push(("verdict", Fact::Word("consume"))),
             Some(Verdict::Drop(reason)) => step.facts.push(("drop", Fact::Dropped(reason))),
             Some(
-                Verdict::Flood(network) | Verdict::Multicast(network) | Verdict::Routers(network),
+                Verdict::Flood(network)
+                | Verdict::FloodCounted(network)
+                | Verdict::Multicast(network)
+                | Verdict::Routers(network),
             ) => step.facts.push(("flood", Fact::Network(network))),
             Some(Verdict::Forward(port)) => step.facts.push(("forward", Fact::Port(port))),
             Some(Verdict::ForwardInPieces(port)) => {
@@ -224,7 +227,9 @@ impl Notes {
             Some(network) if dst.is_multicast() => {
                 facts.push(("fdb", Fact::Word("group")));
                 match lane.verdict {
-                    Some(Verdict::Flood(_)) if network.config.snooping => {
+                    Some(Verdict::Flood(_) | Verdict::FloodCounted(_))
+                        if network.config.snooping =>
+                    {
                         facts.push(("for", Fact::Word("all")));
                     }
                     Some(Verdict::Multicast(_)) => {

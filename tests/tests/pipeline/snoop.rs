@@ -351,6 +351,98 @@ fn behind_an_unguarded_port_others_may_stay() {
     assert_eq!(reached(&mut lab, A.port, data(&A, G)), [B.port, HOST]);
 }
 
+/// How many frames of a port ended for a reason.
+fn dropped(lab: &Lab, port: PortId, name: &str) -> u64 {
+    let drops = lab.plane.port_stats(port).unwrap().rx_drops;
+    let reasons = dataplane::verdict::DropReason::ALL.iter().zip(drops.iter());
+    reasons.filter(|(reason, _)| reason.name() == name).map(|(_, n)| *n).sum()
+}
+
+#[test]
+fn what_is_said_of_groups_counts_against_the_storm_limit_before_it_is_believed() {
+    let limited = |limit: u32| {
+        let mut lab = snooping(false, |spec| {
+            trust(spec, &C);
+            spec.networks[0].storm_limit = limit;
+        });
+        pass(&mut lab, 2);
+        lab
+    };
+    let pim = ipv4(&C, Ipv4Addr::new(224, 0, 0, 13), 103, &[0x20, 0, 0, 0]);
+    // Once each.
+    for said in [query(&C), query_of(&C, G, &[]), pim.clone(), join(&C, G)] {
+        let mut lab = limited(5);
+        for _ in 0..7 {
+            lab.rx(C.port, said.clone()).only_balanced();
+        }
+        assert_eq!(dropped(&lab, C.port, "storm_limited"), 2);
+    }
+    let mut malformed = join(&C, G);
+    malformed[14 + 20 + 7] ^= 1;
+    let mut lab = limited(5);
+    for _ in 0..5 {
+        lab.rx(C.port, malformed.clone()).dropped("c", "group_malformed");
+    }
+    lab.rx(C.port, malformed).dropped("c", "storm_limited");
+    // A question that the limit keeps from the others says nothing of those who do not answer.
+    for said in [query(&C), pim] {
+        lab.rx(C.port, said).dropped("c", "storm_limited");
+    }
+    assert_eq!(lab.plane.groups(), []);
+    pass(&mut lab, 12);
+    assert_eq!(reached(&mut lab, A.port, data(&A, G)), [B.port, C.port, HOST]);
+}
+
+#[test]
+fn who_leaves_pays_for_asking_the_others() {
+    let mut lab = snooping(true, |spec| {
+        without_guard(spec);
+        spec.networks[0].storm_limit = 6;
+    });
+    begun(&mut lab);
+    let groups: Vec<Ipv4Addr> = (0..8).map(|n| Ipv4Addr::new(239, 8, 8, n)).collect();
+    let records = |kind: u8| {
+        let records =
+            groups.iter().flat_map(|group| [&[kind, 0, 0, 0][..], &group.octets()].concat());
+        igmp(&B, V3, &[0x22, 0, 0, 0, 0, 0, 0, 8].into_iter().chain(records).collect::<Vec<u8>>())
+    };
+    lab.rx(B.port, records(4)).only_balanced();
+    let asked = lab.rx(B.port, records(3)).sent();
+    assert_eq!(asked.iter().filter(|(port, _)| *port == B.port).count(), 4);
+    // Whoever could not be asked is not gone.
+    pass(&mut lab, 4);
+    let hears = |lab: &mut Lab, group| {
+        // A second's frames of A are fewer than these.
+        pass(lab, 1);
+        reached(lab, A.port, data(&A, group)).contains(&B.port)
+    };
+    let still = groups.iter().filter(|group| hears(&mut lab, **group));
+    assert_eq!(still.collect::<Vec<_>>(), groups[4..].iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_new_port_waits_for_another_querier_where_ours_has_no_address() {
+    let mut spec = dual();
+    (spec.networks[0].snooping, spec.networks[0].querier) = (true, true);
+    for subnet in &mut spec.networks[0].subnets {
+        subnet.gateway = subnet.gateway.filter(IpAddr::is_ipv6);
+    }
+    trust(&mut spec, &C);
+    spec.ports.retain(|port| port.id != B.port);
+    let mut lab = Lab::new(spec);
+    lab.rx(C.port, query(&C)).only_balanced();
+    begun(&mut lab);
+    assert_eq!(reached(&mut lab, A.port, data(&A, G)), [C.port, HOST]);
+    lab.spec.ports.push(endpoint(&B, NET1));
+    lab.set_offloads(B.port, dataplane::io::Offloads::ALL);
+    lab.publish();
+    pass(&mut lab, 13);
+    assert_eq!(reached(&mut lab, A.port, data(&A, G)), [B.port, C.port, HOST]);
+    lab.rx(C.port, query(&C)).only_balanced();
+    pass(&mut lab, 249);
+    assert_eq!(reached(&mut lab, A.port, data(&A, G)), [C.port, HOST]);
+}
+
 #[test]
 fn groups_are_those_of_a_vlan() {
     let mut lab = snooping(true, |spec| {
@@ -487,12 +579,8 @@ fn groups_without_end_cost_their_port_alone() {
     }
     let of = |lab: &Lab, port| lab.plane.groups().iter().filter(|e| e.port == port).count();
     assert_eq!(of(&lab, B.port), 30);
-    let dropped = |lab: &Lab, name: &str| {
-        let drops = lab.plane.port_stats(B.port).unwrap().rx_drops;
-        let reasons = dataplane::verdict::DropReason::ALL.iter().zip(drops.iter());
-        reasons.filter(|(reason, _)| reason.name() == name).map(|(_, n)| *n).sum::<u64>()
-    };
-    assert_eq!((dropped(&lab, "group_limit"), dropped(&lab, "storm_limited")), (970, 200));
+    let limited = |lab: &Lab| dropped(lab, B.port, "storm_limited");
+    assert_eq!((dropped(&lab, B.port, "group_limit"), limited(&lab)), (970, 200));
     // A neighbor joins, and hears.
     assert_eq!(reached(&mut lab, C.port, join(&C, G)), [HOST]);
     // Who has more groups than it may gets every one, so that none is kept from it.
@@ -514,9 +602,9 @@ fn groups_without_end_cost_their_port_alone() {
     pass(&mut lab, 2);
     let groups: Vec<u8> = (0..160).flat_map(|n| [4, 0, 0, 0, 239, 8, 8, n]).collect();
     let many = igmp(&B, V3, &[&[0x22, 0, 0, 0, 0, 0, 0, 160][..], &groups].concat());
-    let before = dropped(&lab, "storm_limited");
+    let before = limited(&lab);
     for _ in 0..200 {
         lab.rx(B.port, many.clone()).only_balanced();
     }
-    assert_eq!(dropped(&lab, "storm_limited") - before, 200 - 1000 / 11);
+    assert_eq!(limited(&lab) - before, 200 - 1000 / 11);
 }

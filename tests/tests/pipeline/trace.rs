@@ -376,7 +376,7 @@ fn a_trace_tells_for_whom_a_group_is() {
     let joins = igmp(&B, [0x16, 0, 0xf8, 0xfa, 239, 1, 2, 3]);
     told(&mut engine, B.port, &joins, Verdict::Routers(NET1), "routers", 1);
     let asks = igmp(&C, [0x11, 10, 0xee, 0xf5, 0, 0, 0, 0]);
-    told(&mut engine, C.port, &asks, Verdict::Flood(NET1), "all", 3);
+    told(&mut engine, C.port, &asks, Verdict::FloodCounted(NET1), "all", 3);
     engine.now = engine.now + Duration::from_secs(3);
     told(&mut engine, A.port, &data.into(), Verdict::Multicast(NET1), "members and routers", 3);
     told(&mut engine, B.port, &joins, Verdict::Routers(NET1), "routers", 2);

@@ -268,6 +268,7 @@ impl Names {
         let (verdict, reason) = match traced.verdict {
             Verdict::Drop(reason) => ("drop", Some(reason)),
             Verdict::Flood(_)
+            | Verdict::FloodCounted(_)
             | Verdict::Forward(_)
             | Verdict::ForwardInPieces(_)
             | Verdict::Multicast(_)
@@ -280,7 +281,10 @@ impl Names {
             Verdict::Consume => ("consume", None),
             // Routers alone, and there is none: it told us something.
             Verdict::Routers(_) if !left => ("consume", None),
-            Verdict::Flood(_) | Verdict::Multicast(_) | Verdict::Routers(_) => ("flood", None),
+            Verdict::Flood(_)
+            | Verdict::FloodCounted(_)
+            | Verdict::Multicast(_)
+            | Verdict::Routers(_) => ("flood", None),
             Verdict::Forward(_) | Verdict::ForwardInPieces(_) => ("forward", None),
             Verdict::Hold | Verdict::HoldFragment => ("hold", None),
         };

@@ -27,10 +27,14 @@ fn memberships_live_as_long_as_the_rfc_says() {
     groups.expire(461);
     assert_eq!(groups.entries(461).len(), 1);
     assert_eq!(heard(&groups, 461), [1]);
-    assert!(!groups.last_call(PLACE, GROUP, Some(PortId(9)), 464));
+    groups.last_call(PLACE, GROUP, Some(PortId(9)), 464);
     assert_eq!(heard(&groups, 600), [1]);
-    assert!(groups.last_call(PLACE, GROUP, None, 503));
-    assert!(!groups.last_call(PLACE, GROUP, None, 504), "no longer than before");
+    let is_member = |port, until| groups.is_member(PLACE, GROUP, PortId(port), until);
+    assert_eq!([is_member(1, 503), is_member(9, 503)], [true, false]);
+    groups.last_call(PLACE, GROUP, None, 503);
+    assert!(!is_member(1, 503) && is_member(1, 502));
+    // No longer than before.
+    groups.last_call(PLACE, GROUP, None, 504);
     assert_eq!((heard(&groups, 503), heard(&groups, 504)), (vec![1], vec![]));
     groups.leave(PLACE, GROUP, PortId(1));
     assert_eq!(groups.uses().map(|((now, most), _)| (now, most)), [(0, 3), (0, 1)]);
@@ -47,6 +51,9 @@ fn a_querier_is_believed_once_members_had_time_to_answer() {
     assert!(!groups.is_asked_for((NetworkId(1), 7), false, 200), "another VLAN");
     groups.note_querier(PLACE, false, &ASKED, 225);
     assert!(asked(226) && asked(480));
+    let within = |network, is_ipv6, now| groups.answered_within(NetworkId(network), is_ipv6, now);
+    assert_eq!([within(1, false, 480), within(1, false, 481)], [260, 0]);
+    assert_eq!([within(1, true, 300), within(2, false, 300)], [0, 0]);
     // One that was silent begins anew.
     groups.note_querier(PLACE, false, &ASKED, 600);
     assert!(!asked(610) && asked(611));
