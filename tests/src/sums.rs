@@ -110,9 +110,9 @@ fn ipv6(packet: &[u8], partial: bool) -> Option<Sums> {
 }
 
 fn transport(src: &[u8], dst: &[u8], proto: u8, segment: &[u8], partial: bool) -> Option<bool> {
-    // The ICMP of one IP version is an unknown protocol in the other.
+    // The ICMP of one IP version is an unknown protocol in the other, and IGMP in IPv6.
     let (field, with_pseudo, least) = match (proto, src.len()) {
-        (1, 4) => (2, false, 8),
+        (1 | 2, 4) => (2, false, 8),
         (6, _) => (16, true, 20),
         (17, _) => (6, true, 8),
         (58, 16) => (2, true, 4),

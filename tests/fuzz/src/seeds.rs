@@ -1,6 +1,8 @@
 //! What fuzzing begins with: for the targets of frames the first ones of each capture in
 //! `tests/captures` and, if it is set, below `VSWITCHD_PCAPS`; for the others what is well-formed.
 
+mod groups;
+
 use std::env;
 use std::fs;
 use std::io::Read;
@@ -34,7 +36,7 @@ pub fn of(target: &Target) -> Vec<Vec<u8>> {
         "fragments" => orders(),
         "parse" => frames().map(|(_, wire)| [&[1], wire.bytes.as_slice()].concat()).collect(),
         "pcap" => captures().map(|path| beginning(&path)).collect(),
-        "pipeline" => programs(),
+        "pipeline" => programs().into_iter().chain(groups::programs()).collect(),
         _ => vec![vec![0; 16], vec![1; 64], vec![2; 64]],
     }
 }

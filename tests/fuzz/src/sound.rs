@@ -78,7 +78,7 @@ fn ipv6(packet: &mut [u8], partial: bool) {
 
 fn transport(segment: &mut [u8], proto: u8, addresses: &[Vec<u8>; 2], partial: bool) {
     let (field, least) = match proto {
-        1 | 58 => (2, 8),
+        1 | 2 | 58 => (2, 8),
         6 => (16, 20),
         17 => (6, 8),
         _ => return,
@@ -90,8 +90,9 @@ fn transport(segment: &mut [u8], proto: u8, addresses: &[Vec<u8>; 2], partial: b
         put(segment, 4, u16::try_from(segment.len()).unwrap_or(0));
     }
     let [src, dst] = addresses;
-    let pseudo = if proto == 1 { 0 } else { pseudo_header(src, dst, proto, segment.len()) };
-    if partial && proto != 1 && proto != 58 {
+    let pseudo =
+        if matches!(proto, 1 | 2) { 0 } else { pseudo_header(src, dst, proto, segment.len()) };
+    if partial && !matches!(proto, 1 | 2 | 58) {
         return put(segment, field, pseudo);
     }
     put(segment, field, 0);

@@ -8,7 +8,7 @@ use dataplane::EngineOptions;
 use dataplane::clock::Timestamp;
 use dataplane::config::{PortRole, Snapshot, SnapshotSpec};
 use dataplane::core::Core;
-use dataplane::engine::Link;
+use dataplane::engine::{GroupLimits, Link};
 use dataplane::frame::Frame;
 use dataplane::io::vnet_hdr::VnetHdr;
 use dataplane::io::{Offloads, TxReport};
@@ -49,6 +49,9 @@ thread_local! {
     static KEPT: RefCell<Pool> = RefCell::new(Pool::new(BUFFERS));
 }
 
+/// Memberships: two ports fill their network.
+const GROUPS: GroupLimits = GroupLimits { network: 9, port: 6 };
+
 /// Sizes at which every limit is soon met.
 pub(crate) fn sizes() -> EngineOptions {
     EngineOptions {
@@ -60,13 +63,21 @@ pub(crate) fn sizes() -> EngineOptions {
         fdb_per_port: 16,
         waiting_frames: 8,
         fragment_limit: 64,
+        groups: GROUPS,
         ..small()
     }
 }
 
-/// Both IP versions, a port published in each, one network short and one strict.
+/// Both IP versions, a port published in each; a network that asks for members of groups and snoops, where C
+/// may be a router.
 pub(crate) fn topology() -> SnapshotSpec {
     let mut spec = dual();
+    (spec.networks[0].snooping, spec.networks[0].querier) = (true, true);
+    for port in spec.ports.iter_mut().filter(|port| port.id == C.port) {
+        if let PortRole::Endpoint { trusted, .. } = &mut port.role {
+            *trusted = true;
+        }
+    }
     spec.dnat = vec![publish_tcp(1, 8080, &B, 80), publish(2, 17, 5353, &B, 53)];
     let mut six = publish_tcp(3, 8080, &B, 80);
     six.to = B.ip6().into();
@@ -154,11 +165,25 @@ impl UnderTest {
         let waiting = queued - self.core.waiting_fragments();
         let pool = self.core.pool();
         assert_eq!(pool.available() + waiting, pool.size(), "a buffer was lost or doubled");
+        self.check_groups();
         let sent = std::mem::take(&mut self.outside.0.0);
         for (port, wire) in &sent {
             self.check(*port, wire);
         }
         sent
+    }
+
+    /// Nobody has more than it may, and only who is trusted is a router.
+    fn check_groups(&self) {
+        let groups = self.plane.groups();
+        let members = groups.iter().filter(|entry| entry.group.is_some());
+        assert!(members.count() <= GROUPS.network as usize, "{groups:?}");
+        for port in PORTS {
+            let of_port = groups.iter().filter(|entry| entry.port == port);
+            let (members, routers): (Vec<_>, Vec<_>) = of_port.partition(|e| e.group.is_some());
+            assert!(members.len() <= GROUPS.port as usize, "{groups:?}");
+            assert!(routers.is_empty() || port == C.port, "{groups:?}");
+        }
     }
 
     fn check(&self, port: PortId, wire: &Wire) {
