@@ -35,6 +35,8 @@ impl Cable {
             ip("neighbor add 192.0.2.2 lladdr 02:00:00:00:00:02 dev theirs");
             wait_until_up("theirs");
         });
+        // What is sent before is lost without a word.
+        near.run(|| wait_until_up("ours"));
         Self { near, far }
     }
 
