@@ -52,6 +52,8 @@ const KNOWN: &[(&str, &[Driver], &[&str])] = {
         ("storm_limit", &[Bridge, Overlay], &[]),
         ("timeout_icmp", &[Bridge, Overlay], &[]),
         ("timeout_other", &[Bridge, Overlay], &[]),
+        ("timeout_sctp_established", &[Bridge, Overlay], &[]),
+        ("timeout_sctp_other", &[Bridge, Overlay], &[]),
         ("timeout_tcp_closing", &[Bridge, Overlay], &[]),
         ("timeout_tcp_established", &[Bridge, Overlay], &[]),
         ("timeout_tcp_opening", &[Bridge, Overlay], &[]),
@@ -78,6 +80,8 @@ type Timer = fn(&mut Timeouts) -> &mut Duration;
 const TIMERS: &[(&str, Timer)] = &[
     ("timeout_icmp", |timeouts| &mut timeouts.icmp),
     ("timeout_other", |timeouts| &mut timeouts.other),
+    ("timeout_sctp_established", |timeouts| &mut timeouts.sctp_established),
+    ("timeout_sctp_other", |timeouts| &mut timeouts.sctp_other),
     ("timeout_tcp_closing", |timeouts| &mut timeouts.tcp_closing),
     ("timeout_tcp_established", |timeouts| &mut timeouts.tcp_established),
     ("timeout_tcp_opening", |timeouts| &mut timeouts.tcp_opening),
@@ -447,7 +451,7 @@ mod tests {
             *timer(&mut expected) = Duration::from_secs(seconds);
             assert_eq!(parsed.timers(&everywhere), Some(expected), "{name}");
         }
-        assert_eq!(TIMERS.len(), 9, "those of `[timeouts]` but for fragments, SCTP and the FDB");
+        assert_eq!(TIMERS.len(), 11, "those of `[timeouts]` but for fragments and the FDB");
     }
 
     #[test]
@@ -455,7 +459,7 @@ mod tests {
         let table = [
             (
                 ("colour", "red"),
-                "option \"colour\" is unknown; known options of driver bridge are endpoint_independent, gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, querier, ra, snooping, spoof_check, storm_limit, timeout_icmp, timeout_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
+                "option \"colour\" is unknown; known options of driver bridge are endpoint_independent, gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, querier, ra, snooping, spoof_check, storm_limit, timeout_icmp, timeout_other, timeout_sctp_established, timeout_sctp_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
             ),
             (("parent", "eth0"), "option \"parent\" is not one of driver bridge"),
             (("mtu", "575"), "option mtu=575: is not a number from 576 to 65521"),

@@ -16,7 +16,7 @@
 //! and the connections through them. Each family has sockets of its own
 //! (`IPV6_V6ONLY`). Limits: a range beyond [`MAX_SERVED_PORTS`] is held by
 //! sockets that nobody can connect to; one that [`LongRanges`] has no room for is only checked
-//! against the host's sockets; SCTP is not bound either; a program that binds to a device first
+//! against the host's sockets, and so is SCTP, which is not served to the host itself; a program that binds to a device first
 //! (`SO_BINDTODEVICE`) can take a port of ours on that device.
 
 mod bind;
@@ -272,7 +272,7 @@ pub fn reserve(
     let host = HostPorts::read()?;
     let (first, last) = host.ephemeral();
     let overlap = PortRange::new(first, last).is_some_and(|own| own.overlaps(host_ports));
-    if long.shared && overlap {
+    if bindable && long.shared && overlap {
         return Err(ProxyError::TooMany { ports: host_ports, proto, first, last });
     }
     match first_busy(&host, publication) {
@@ -288,7 +288,8 @@ fn first_busy(host: &HostPorts, publication: &Publication) -> Option<u16> {
     let mut left = Some(host_ports);
     while let Some(ports) = left {
         let port = host.first_busy(proto, host_ip, ports)?;
-        if bind::hold(proto, host_ip, port).is_err() {
+        // A socket of SCTP would make the kernel load it.
+        if proto == Proto::Sctp || bind::hold(proto, host_ip, port).is_err() {
             return Some(port);
         }
         left = port.checked_add(1).and_then(|next| PortRange::new(next, ports.last()));

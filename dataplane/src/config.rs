@@ -276,6 +276,11 @@ pub struct Timeouts {
     pub udp_dns: Duration,
     /// ICMP queries. RFC 5508 REQ-2: 60 s.
     pub icmp: Duration,
+    /// SCTP established. Linux before 6.0: 432,000 s; since then 210 s, as an association asks every 30 s
+    /// whether the other side is there (RFC 9260 §8.3), unless told otherwise.
+    pub sctp_established: Duration,
+    /// SCTP in any other state: 60 s, above what Linux has for any of them.
+    pub sctp_other: Duration,
     /// Other protocols. Linux: 600 s.
     pub other: Duration,
     /// Unfinished datagrams. RFC 791 §3.2 recommends 15 s for reassembly, Linux `ipfrag_time` is 30 s.
@@ -295,6 +300,8 @@ impl Default for Timeouts {
             udp: Duration::from_secs(300),
             udp_dns: Duration::from_secs(30),
             icmp: Duration::from_secs(60),
+            sctp_established: Duration::from_secs(432_000),
+            sctp_other: Duration::from_secs(60),
             other: Duration::from_secs(600),
             fragments: Duration::from_secs(30),
             fragments_v6: Duration::from_secs(60),

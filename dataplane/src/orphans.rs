@@ -38,7 +38,7 @@ fn rule_stands(snapshot: &Snapshot, connection: &Connection, rule: u32) -> bool 
 
 /// What is published leads elsewhere than the connection: it came by a wider rule than there is now, or it
 /// speaks from a port that is published by now. Packets from outside that look like answers would pass
-/// by whoever the port is for. A conversation over TCP goes on: the other side has agreed to it, and begins
+/// by whoever the port is for. A conversation over TCP or SCTP goes on: the other side has agreed to it, and begins
 /// no other from that very port.
 pub(crate) fn is_published_over(snapshot: &Snapshot, entry: &Entry) -> bool {
     let Entry { connection, rule, is_open, .. } = entry;
@@ -47,7 +47,7 @@ pub(crate) fn is_published_over(snapshot: &Snapshot, entry: &Entry) -> bool {
     }
     let (address, port) = (connection.reply.dst, connection.reply.dst_port);
     connection.snat
-        && (connection.proto != ip_proto::TCP || *is_open)
+        && (!matches!(connection.proto, ip_proto::TCP | ip_proto::SCTP) || *is_open)
         && snapshot.local(address).is_some()
         && snapshot.dnat.lookup(connection.proto, address, port).is_some()
 }

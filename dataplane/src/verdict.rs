@@ -41,7 +41,7 @@ drop_reasons! {
     BeyondScope = "beyond_scope",
     /// No free connection entry; raise `limits.conntrack` or look for the flood.
     ConntrackFull = "conntrack_full",
-    /// A TCP segment that fits no connection and is no SYN, or contradicts the connection's state.
+    /// A TCP segment or SCTP packet that fits no connection and cannot begin one, or contradicts the connection's state.
     ConntrackInvalid = "conntrack_invalid",
     /// What a DHCP server says, from an endpoint that is not trusted.
     DhcpUntrusted = "dhcp_untrusted",
@@ -83,7 +83,7 @@ drop_reasons! {
     Ipv6Malformed = "ipv6_malformed",
     /// IPv6 reached the gateway of a network that has none of it.
     Ipv6NotRouted = "ipv6_not_routed",
-    /// The TCP, UDP or ICMP header is cut short or contradicts itself.
+    /// The TCP, UDP, SCTP or ICMP header, or a chunk of SCTP, is cut short or contradicts itself.
     L4Malformed = "l4_malformed",
     /// Addressed to 01-80-C2-00-00-0x, which a bridge never forwards.
     LinkLocalGroup = "link_local_group",
@@ -125,6 +125,10 @@ drop_reasons! {
     Runt = "runt",
     /// The destination is on the port the frame came from.
     SamePort = "same_port",
+    /// A fragment of SCTP whose port would have to change: its CRC is over what only the whole packet has.
+    SctpFragmented = "sctp_fragmented",
+    /// An SCTP packet whose verification tag its receiver would not take (RFC 9260).
+    SctpTagInvalid = "sctp_tag_invalid",
     /// No free outside port for this destination.
     SnatPortsExhausted = "snat_ports_exhausted",
     /// An IPv4 packet that says by which routers it is to go (LSRR, SSRR): a way past filters.

@@ -16,6 +16,7 @@ use etherparse::{
 use crate::sums;
 
 pub mod nd;
+pub mod sctp;
 mod six;
 
 use six::Six;
@@ -187,6 +188,7 @@ pub fn describe(bytes: &[u8]) -> String {
 enum Transport {
     Icmp { kind: u8, code: u8, rest: [u8; 4] },
     Raw(u8),
+    Sctp { src: u16, dst: u16, tag: u32 },
     Tcp(Box<TcpHeader>),
     Udp { src: u16, dst: u16 },
 }
@@ -535,6 +537,10 @@ impl Packet {
             Transport::Raw(proto) => {
                 step.write(&mut bytes, IpNumber(*proto), &self.payload).unwrap();
             }
+            Transport::Sctp { src, dst, tag } => {
+                let bytes_of = sctp::with_crc(*src, *dst, *tag, &self.payload);
+                step.write(&mut bytes, IpNumber::SCTP, &bytes_of).unwrap();
+            }
             Transport::Tcp(tcp) => {
                 step.tcp_header((**tcp).clone()).write(&mut bytes, &self.payload).unwrap();
             }
@@ -546,15 +552,25 @@ impl Packet {
     }
 
     /// As a kernel sends it that leaves the transport checksum to the device: the field holds the
-    /// pseudo-header's sum, and the virtio-net header says so.
+    /// pseudo-header's sum (of SCTP zero), and the virtio-net header says so.
     #[must_use]
     pub fn partial(&self) -> Wire {
         let mut bytes = self.bytes();
         let l4 = self.l4();
+        if let Transport::Sctp { .. } = &self.transport {
+            bytes[l4 + 8..l4 + 12].fill(0);
+            let vnet = VnetHdr {
+                flags: F_NEEDS_CSUM,
+                csum_start: l4 as u16,
+                csum_offset: 8,
+                ..VnetHdr::default()
+            };
+            return Wire { bytes, vnet };
+        }
         let (proto, at) = match &self.transport {
             Transport::Tcp(_) => (6, 16),
             Transport::Udp { .. } => (17, 6),
-            _ => panic!("only TCP and UDP have partial checksums"),
+            _ => panic!("only TCP, UDP and SCTP have partial checksums"),
         };
         let (src, dst) = self.addresses();
         let sum = sums::pseudo_header(&src, &dst, proto, bytes.len() - l4);

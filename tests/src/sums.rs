@@ -49,6 +49,19 @@ pub fn pseudo_header(src: &[u8], dst: &[u8], proto: u8, length: usize) -> u16 {
     sum(&bytes)
 }
 
+/// CRC32c, bit by bit from its polynomial (RFC 9260 Appendix A).
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = crc >> 1 ^ if crc & 1 == 0 { 0 } else { 0x82f6_3b78 };
+        }
+    }
+    !crc
+}
+
 /// Zero has two forms.
 fn same(a: u16, b: u16) -> bool {
     a % 0xffff == b % 0xffff
@@ -110,6 +123,11 @@ fn ipv6(packet: &[u8], partial: bool) -> Option<Sums> {
 }
 
 fn transport(src: &[u8], dst: &[u8], proto: u8, segment: &[u8], partial: bool) -> Option<bool> {
+    if proto == 132 {
+        let stored = segment.get(8..12)?;
+        let zeroed = [&segment[..8], &[0; 4], &segment[12..]].concat();
+        return Some(stored == crc32c(&zeroed).to_le_bytes());
+    }
     // The ICMP of one IP version is an unknown protocol in the other, and IGMP in IPv6.
     let (field, with_pseudo, least) = match (proto, src.len()) {
         (1 | 2, 4) => (2, false, 8),
@@ -140,6 +158,12 @@ fn transport(src: &[u8], dst: &[u8], proto: u8, segment: &[u8], partial: bool) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// RFC 3720 Appendix B.4.
+    #[test]
+    fn crcs_as_rfc_3720_does() {
+        assert_eq!(crc32c(&[0; 32]).to_le_bytes(), [0xaa, 0x36, 0x91, 0x8a]);
+    }
 
     /// The example of RFC 1071 §3.
     #[test]

@@ -285,9 +285,17 @@ fn faults_name_line_and_key() {
 
 #[test]
 fn keys_of_parts_not_built_yet_are_noted() {
-    let config = parse("[defaults]\ndns = true\n[timeouts]\nsctp_other = 60\n").unwrap();
-    assert_eq!(config.warnings.len(), 2);
-    assert!(config.warnings[1].starts_with("timeouts.sctp_other: not built yet"));
+    let config = parse("[defaults]\ndns = true\n").unwrap();
+    assert_eq!(config.warnings.len(), 1);
+    assert!(config.warnings[0].starts_with("defaults.dns: not built yet"));
+}
+
+#[test]
+fn the_timers_of_sctp_are_set() {
+    let config = parse("[timeouts]\nsctp_established = 7\nsctp_other = 8\n").unwrap();
+    let timers = (config.timeouts.sctp_established, config.timeouts.sctp_other);
+    assert_eq!(timers, (Duration::from_secs(7), Duration::from_secs(8)));
+    assert_eq!(config.warnings, Vec::<String>::new());
 }
 
 #[test]

@@ -210,19 +210,12 @@ fn timeouts(section: &TimeoutsSection, config: &mut Config) {
     set(&mut to.udp, section.udp);
     set(&mut to.udp_dns, section.udp_dns);
     set(&mut to.icmp, section.icmp);
+    set(&mut to.sctp_established, section.sctp_established);
+    set(&mut to.sctp_other, section.sctp_other);
     set(&mut to.other, section.other);
     set(&mut to.fragments, section.fragments);
     set(&mut to.fragments_v6, section.fragments_v6);
     set(&mut config.fdb_ageing, section.fdb_ageing);
-    let unbuilt = [
-        ("timeouts.sctp_established", section.sctp_established),
-        ("timeouts.sctp_other", section.sctp_other),
-    ];
-    for (key, value) in unbuilt {
-        if value.is_some() {
-            without_effect(config, key);
-        }
-    }
 }
 
 fn limits(section: &LimitsSection, config: &mut Config) {

@@ -1,12 +1,13 @@
-//! Which TCP and UDP ports the host itself uses, and which are left for NAT.
+//! Which TCP, UDP and SCTP ports the host itself uses, and which are left for NAT.
 //!
 //! Read from `/proc/net/{tcp,tcp6,udp,udp6}` rather than asked by `sock_diag`: the files are in
 //! every kernel, while the diagnostics are modules that a locked-down host may not load, and one
 //! reading covers sockets in every state. It costs one pass over the host's connections and is
 //! done when an uplink or a port range is set up, never per packet.
 //!
-//! Limits: a TCP socket that is bound but neither listens nor is connected shows nowhere; SCTP is
-//! not looked at.
+//! SCTP's are in `/proc/net/sctp`, which is there when the kernel has loaded it.
+//!
+//! Limits: a TCP socket that is bound but neither listens nor is connected shows nowhere.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,6 +21,8 @@ use crate::publish::{PortRange, Proto};
 const FIRST_NAT_PORT: u16 = 1024;
 /// `include/net/tcp_states.h`: `TCP_LISTEN`, as the files print it.
 const STATE_LISTEN: &str = "0A";
+/// The same as the files of SCTP print it (`SCTP_SS_LISTENING` in `net/sctp/constants.h`).
+const SCTP_LISTENING: &str = "10";
 
 /// Why the host's ports are not known.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +47,7 @@ pub struct BoundSocket {
     pub address: IpAddr,
     /// Local port.
     pub port: u16,
-    /// Takes traffic from anyone: listens (TCP) or has no peer (UDP).
+    /// Takes traffic from anyone: listens (TCP, SCTP) or has no peer (UDP).
     pub serves: bool,
     /// The other end of a connection that a program has; `None` too for what the kernel goes on
     /// with by itself after the program closed it or died.
@@ -107,6 +110,7 @@ impl HostPorts {
                 Err(error) => return Err(SocketsError::Read(path, error)),
             }
         }
+        ports.add_sctp()?;
         let path = "/proc/sys/net/ipv4/ip_local_port_range";
         let text = fs::read_to_string(path).map_err(|error| SocketsError::Read(path, error))?;
         let mut numbers = text.split_whitespace().map(str::parse);
@@ -210,6 +214,53 @@ impl HostPorts {
         }
         Ok(())
     }
+
+    fn add_sctp(&mut self) -> Result<(), SocketsError> {
+        for (path, parse) in [
+            ("/proc/thread-self/net/sctp/eps", parse_endpoint_of_sctp as fn(&str) -> _),
+            ("/proc/thread-self/net/sctp/assocs", parse_association),
+        ] {
+            match fs::read_to_string(path) {
+                Ok(text) => self.sockets.extend(text.lines().skip(1).flat_map(parse)),
+                // The kernel has no SCTP, or nobody has used it yet.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(SocketsError::Read(path, error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A row of `eps`: `ENDPT SOCK STY SST HBKT LPORT UID INODE LADDRS…`, a socket for each address.
+fn parse_endpoint_of_sctp(line: &str) -> Vec<BoundSocket> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let (Some(state), Some(port)) = (fields.get(3), number(&fields, 5)) else { return Vec::new() };
+    let serves = *state == SCTP_LISTENING;
+    let socket = |address| BoundSocket { proto: Proto::Sctp, address, port, serves, peer: None };
+    addresses(fields.get(8..).unwrap_or_default()).map(socket).collect()
+}
+
+/// A row of `assocs`: `ASSOC SOCK STY SST ST HBKT ASSOC-ID TX_QUEUE RX_QUEUE UID INODE LPORT RPORT
+/// LADDRS… <-> RADDRS…`, a socket for each address of ours.
+fn parse_association(line: &str) -> Vec<BoundSocket> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let (Some(port), Some(ends)) = (number(&fields, 11), fields.get(13..)) else {
+        return Vec::new();
+    };
+    let mut sides = ends.split(|field| *field == "<->");
+    let own = sides.next().unwrap_or_default();
+    let peer = addresses(sides.next().unwrap_or_default()).next();
+    let socket = |address| BoundSocket { proto: Proto::Sctp, address, port, serves: false, peer };
+    addresses(own).map(socket).collect()
+}
+
+fn number(fields: &[&str], at: usize) -> Option<u16> {
+    fields.get(at)?.parse().ok().filter(|port| *port != 0)
+}
+
+/// Addresses, of which the primary one has a star, up to the first word that is none.
+fn addresses<'a>(fields: &'a [&'a str]) -> impl Iterator<Item = IpAddr> + 'a {
+    fields.iter().map_while(|field| field.trim_start_matches('*').parse().ok())
 }
 
 /// Takes ranges out of a range: what is left, ascending.
@@ -315,6 +366,31 @@ mod tests {
         assert_eq!((socket.address, socket.port), (IpAddr::V6(Ipv6Addr::LOCALHOST), 53));
         for line in ["", "0:", "0: 0100007F 0", "0: 01:1F90 02:0000 0A", "0: 0100007F:XX 0:0 0A"] {
             assert_eq!(parse_socket(Proto::Tcp, line), None, "{line:?}");
+        }
+    }
+
+    /// As `sctp_eps_seq_show` and `sctp_assocs_seq_show` of `net/sctp/proc.c` print them.
+    #[test]
+    fn lines_of_sctp_are_read() {
+        let listens = "0000000012345678 00000000abcdef01 2   10  29   36412     0 48213 \
+                       192.0.2.1 *10.0.0.1 ";
+        let all = parse_endpoint_of_sctp(listens);
+        let seen: Vec<_> = all.iter().map(|s| (s.address, s.port, s.serves, s.peer)).collect();
+        let here = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([10, 0, 0, 1])];
+        assert_eq!(seen, here.map(|address| (address, 36_412, true, None)));
+        let closed = listens.replace(" 10  29", " 7   29");
+        assert!(parse_endpoint_of_sctp(&closed).iter().all(|socket| !socket.serves));
+        let any = "0 0 2 10 29 5000 0 1 0000:0000:0000:0000:0000:0000:0000:0000";
+        assert!(parse_endpoint_of_sctp(any)[0].overlaps(here[0]), "of both families");
+        let association = "0000000012345678 00000000abcdef01 2   1   3  29      5        0        0 \
+                           \u{20}     0 48213 40000 36412  *192.0.2.1 <-> *198.51.100.9 198.51.100.10 \t \
+                           \u{20}  30000    10    10   10    0    0        0        1        0   212992";
+        let all = parse_association(association);
+        let seen: Vec<_> = all.iter().map(|s| (s.address, s.port, s.serves, s.peer)).collect();
+        assert_eq!(seen, [(here[0], 40_000, false, Some([198, 51, 100, 9].into()))]);
+        assert!(all[0].is_connected_at(&here, &here));
+        for line in ["", "0 0 2 10 29", "0 0 2 10 29 0 0 1 10.0.0.1", "a b c d e f g h i j k l m"] {
+            assert_eq!((parse_endpoint_of_sctp(line), parse_association(line)), (vec![], vec![]));
         }
     }
 

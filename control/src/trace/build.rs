@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use dataplane::packet::crc32c::crc32c;
 use dataplane::packet::types::{Mac, ethertype, ip_proto};
 
 use super::packet::{Carried, Packet};
@@ -34,6 +35,7 @@ impl Packet {
         let proto = match self.carried {
             Carried::Echo { .. } => ip_proto::ICMP,
             Carried::Tcp { .. } => ip_proto::TCP,
+            Carried::Sctp { .. } => ip_proto::SCTP,
             Carried::Udp => ip_proto::UDP,
         };
         let payload = self.transport(proto, &[src.octets(), dst.octets()].concat());
@@ -55,6 +57,7 @@ impl Packet {
         let proto = match self.carried {
             Carried::Echo { .. } => ICMPV6,
             Carried::Tcp { .. } => ip_proto::TCP,
+            Carried::Sctp { .. } => ip_proto::SCTP,
             Carried::Udp => ip_proto::UDP,
         };
         let payload = self.transport(proto, &[src.octets(), dst.octets()].concat());
@@ -94,6 +97,7 @@ impl Packet {
                 ];
                 (header.concat(), 16)
             }
+            Carried::Sctp { tag } => return self.init(tag),
             Carried::Udp => {
                 let len = u16::try_from(8 + zeros.len()).unwrap_or(u16::MAX).to_be_bytes();
                 ([src, dst, len, [0, 0]].concat(), 6)
@@ -112,6 +116,35 @@ impl Packet {
             bytes.splice(6..8, [0xff, 0xff]);
         }
         bytes
+    }
+
+    /// An SCTP packet with an INIT (RFC 9260 §3.3.2): a window of 64 KiB, ten streams each way, and a
+    /// parameter of zeros, of a type that its receiver passes over, for what else it is to be long.
+    fn init(&self, tag: u32) -> Vec<u8> {
+        const HEADER: usize = 20;
+        let zeros = usize::from(self.len).next_multiple_of(4);
+        let parameter = match u16::try_from(zeros) {
+            Ok(0) | Err(_) => Vec::new(),
+            Ok(len) => {
+                let mut parameter = [[0x80, 0], (len.max(4)).to_be_bytes()].concat();
+                parameter.resize(zeros, 0);
+                parameter
+            }
+        };
+        let len = u16::try_from(HEADER + parameter.len()).unwrap_or(u16::MAX);
+        let ports = [self.src.port().to_be_bytes(), self.dst.port().to_be_bytes()].concat();
+        let chunk = [
+            &[1, 0][..],
+            &len.to_be_bytes(),
+            &tag.to_be_bytes(),
+            &65_536_u32.to_be_bytes(),
+            &[0, 10, 0, 10],
+            &1_u32.to_be_bytes(),
+            &parameter,
+        ]
+        .concat();
+        let crc = crc32c([&ports[..], &[0; 8], &chunk]);
+        [&ports[..], &[0; 4], &crc.to_le_bytes(), &chunk].concat()
     }
 }
 
@@ -167,6 +200,12 @@ mod tests {
                 "icmp reply fd00::1 > fd00::2",
                 "IP6 fd00::1 > fd00::2: ICMP6 echo reply, id 1, seq 1, length 8",
                 62,
+            ),
+            ("sctp 10.0.0.1:1 > 10.0.0.2:2", "IP 10.0.0.1.1 > 10.0.0.2.2: SCTP, length 32", 66),
+            (
+                "sctp [fd00::1]:1 > [fd00::2]:2 len 9",
+                "IP6 fd00::1.1 > fd00::2.2: SCTP, length 44",
+                98,
             ),
             ("udp [fd00::1]:1 > [fd00::2]:2", "IP6 fd00::1.1 > fd00::2.2: UDP, length 0", 62),
         ] {

@@ -28,6 +28,11 @@ pub enum Carried {
         /// Window.
         window: u16,
     },
+    /// The first packet of an SCTP association: INIT.
+    Sctp {
+        /// The tag that its sender wants to be spoken to with.
+        tag: u32,
+    },
     /// A datagram.
     Udp,
 }
@@ -60,8 +65,8 @@ const FLAGS: [(&str, u8); 6] =
     [("fin", 1), ("syn", 2), ("rst", 4), ("psh", 8), ("ack", 16), ("urg", 32)];
 
 /// What may follow source and destination.
-const WORDS: &str = "fin, syn, rst, psh, ack [N], urg, seq N, win N, id N, ttl N, len N, df, \
-                     from MAC and to MAC";
+const WORDS: &str = "fin, syn, rst, psh, ack [N], urg, seq N, win N, id N, tag N, ttl N, len N, \
+                     df, from MAC and to MAC";
 
 fn invalid(text: impl fmt::Display) -> Error {
     Error::invalid(format!("packet: {text}"))
@@ -96,6 +101,7 @@ impl FromStr for Packet {
         let mut carried = match words.next() {
             Some("tcp") => Carried::Tcp { flags: 0, seq: 0, ack: 0, window: 65_535 },
             Some("udp") => Carried::Udp,
+            Some("sctp") => Carried::Sctp { tag: 1 },
             Some("icmp") => match words.next() {
                 Some("echo") => Carried::Echo { request: true, id: 1 },
                 Some("reply") => Carried::Echo { request: false, id: 1 },
@@ -105,9 +111,9 @@ impl FromStr for Packet {
                 }
             },
             Some(other) => {
-                return Err(invalid(format_args!("{other:?} is none of tcp, udp and icmp")));
+                return Err(invalid(format_args!("{other:?} is none of tcp, udp, sctp and icmp")));
             }
-            None => return Err(invalid("begins with tcp, udp or icmp echo")),
+            None => return Err(invalid("begins with tcp, udp, sctp or icmp echo")),
         };
         let with_port = !matches!(carried, Carried::Echo { .. });
         let src = end(words.next(), with_port, "source")?;
@@ -151,6 +157,7 @@ impl FromStr for Packet {
             }
             match (word, &mut carried) {
                 ("id", Carried::Echo { id, .. }) => *id = number(word, words.next())?,
+                ("tag", Carried::Sctp { tag }) => *tag = number(word, words.next())?,
                 ("ttl", _) => packet.ttl = number(word, words.next())?,
                 ("len", _) => packet.len = number(word, words.next())?,
                 ("df", _) => packet.df = true,
@@ -223,6 +230,8 @@ mod tests {
         assert_eq!((data.ttl, data.len, data.df), (3, 9, true));
         let bare = parse("tcp 10.0.0.1:1 > 10.0.0.2:2 ack fin");
         assert_eq!(bare.carried, Carried::Tcp { flags: 17, seq: 0, ack: 0, window: 65_535 });
+        let init = parse("sctp 10.0.0.1:5 > 10.0.0.2:36412 tag 77");
+        assert_eq!(init.carried, Carried::Sctp { tag: 77 });
         let six = parse("udp [2001:db8::1]:5 > [2001:db8::2]:53 from 02:00:00:00:00:01");
         assert!(six.src.is_ipv6() && six.carried == Carried::Udp && six.from.is_some());
         let echo = parse("icmp echo 10.0.0.1 > 10.0.0.2 id 9 to ff:ff:ff:ff:ff:ff");
@@ -236,8 +245,10 @@ mod tests {
     #[test]
     fn faults_are_named() {
         for (text, fault) in [
-            ("", "begins with tcp, udp or icmp echo"),
-            ("sctp 10.0.0.1:1 > 10.0.0.2:2", "\"sctp\" is none of tcp, udp and icmp"),
+            ("", "begins with tcp, udp, sctp or icmp echo"),
+            ("gre 10.0.0.1:1 > 10.0.0.2:2", "\"gre\" is none of tcp, udp, sctp and icmp"),
+            ("sctp 10.0.0.1 > 10.0.0.2:2", "source \"10.0.0.1\" is not ADDRESS:PORT"),
+            ("udp 10.0.0.1:1 > 10.0.0.2:2 tag 1", "\"tag\" is not known here"),
             ("icmp 10.0.0.1 > 10.0.0.2", "neither echo nor reply"),
             ("tcp", "the source is missing"),
             ("tcp 10.0.0.1 > 10.0.0.2:2", "source \"10.0.0.1\" is not ADDRESS:PORT"),

@@ -67,10 +67,10 @@ enum Owner {
 /// The MAC of the endpoint that has an address in a zone.
 pub(crate) type Owners = FxHashMap<(Zone, IpAddr), Mac>;
 
-/// Whether a connection is one that the two sides have not agreed on: TCP whose handshake was never
-/// completed, refused ones too; anything else before the first answer. A full table may end those.
+/// Whether a connection is one that the two sides have not agreed on: TCP and SCTP whose handshake was
+/// never completed, refused ones too; anything else before the first answer. A full table may end those.
 pub(super) const fn is_open(proto: u8, meta: Meta) -> bool {
-    let agreed = if proto == ip_proto::TCP { ASSURED } else { SEEN_REPLY };
+    let agreed = if matches!(proto, ip_proto::TCP | ip_proto::SCTP) { ASSURED } else { SEEN_REPLY };
     meta.flags() & agreed == 0
 }
 

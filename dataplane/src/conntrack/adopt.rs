@@ -8,6 +8,7 @@ use super::cold::COLD_HALVES;
 use super::entry::{Hit, Insert, NewConnection};
 use super::key::Key;
 use super::room::Room;
+use super::sctp::SctpState;
 use super::table::{ConnTable, HEADER, STEP};
 use super::tcp::TcpState;
 use super::tuple::Direction;
@@ -154,7 +155,7 @@ pub enum EarlierRun {
     None,
     /// They go on.
     TakenOver {
-        /// Entries that no run of ours can have written.
+        /// Entries that no run of this build can have written.
         refused: u32,
     },
     /// The file is not one of ours, of another format, or damaged: all are lost.
@@ -162,7 +163,11 @@ pub enum EarlierRun {
 }
 
 fn is_plausible<K: Key>(new: &NewConnection<K>, now: u32) -> bool {
-    let state_ok = new.original.proto() != ip_proto::TCP || TcpState::from_u8(new.state).is_some();
+    let state_ok = match new.original.proto() {
+        ip_proto::TCP => TcpState::from_u8(new.state).is_some(),
+        ip_proto::SCTP => SctpState::from_u8(new.state).is_some(),
+        _ => true,
+    };
     state_ok
         && new.original.proto() == new.reply.proto()
         && new.deadline.saturating_sub(now) <= MAX_TIMEOUT_SECS

@@ -7,6 +7,7 @@ use super::accounts::{Payer, is_open};
 use super::entry::{ConnId, DNAT, Hit, Insert, MAPPED, NewConnection, SEEN_REPLY};
 use super::key::{Hot, Key};
 use super::mappings::Inside;
+use super::sctp::SctpState;
 use super::table::{ConnTable, FreeList, HEADER, SHARDS, STEP};
 use super::tcp::TcpState;
 use super::tuple::Direction;
@@ -323,10 +324,16 @@ impl<K: Key> ConnTable<K> {
             return false;
         }
         if self.watchers.any() {
-            let is_tcp = tuples().iter().all(|tuple| tuple.proto() == ip_proto::TCP);
-            let closed = reason == EndReason::Timeout
-                && is_tcp
-                && TcpState::from_u8(now.state()).is_some_and(TcpState::is_over);
+            let [proto, _] = tuples().map(Key::proto);
+            let is_over = match proto {
+                ip_proto::TCP => TcpState::from_u8(now.state()).is_some_and(TcpState::is_over),
+                // It begins in the state in which it ends.
+                ip_proto::SCTP if now.flags() & SEEN_REPLY != 0 => {
+                    SctpState::from_u8(now.state()).is_some_and(SctpState::is_over)
+                }
+                _ => false,
+            };
+            let closed = reason == EndReason::Timeout && is_over;
             let reason = if closed { EndReason::Closed } else { reason };
             self.tell(Change::Destroy(reason), index);
         }

@@ -11,6 +11,7 @@
 //! - `watch`: who is told of connections as they begin, change and end.
 //! - [`tcp`]: the TCP state machine.
 //! - [`window`]: its sequence numbers.
+//! - [`sctp`]: the states and tags of SCTP.
 //! - [`timeout`]: how long an idle connection lives.
 //! - [`expiry`]: the incremental sweep.
 
@@ -28,6 +29,7 @@ mod note;
 mod room;
 #[cfg(test)]
 mod samples;
+pub mod sctp;
 #[cfg(test)]
 mod stress_tests;
 pub mod table;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::sctp::SctpState;
 use super::tcp::TcpState;
 use crate::config::Timeouts;
 use crate::packet::types::ip_proto;
@@ -10,7 +11,7 @@ use crate::packet::types::ip_proto;
 const DNS_PORT: u16 = 53;
 
 /// The idle timeout of a connection of protocol `proto` to `dst_port` in state `state` (a
-/// [`TcpState`] for TCP, ignored otherwise).
+/// [`TcpState`] for TCP, an [`SctpState`] for SCTP, ignored otherwise).
 #[must_use]
 #[inline]
 pub fn idle(timeouts: &Timeouts, proto: u8, dst_port: u16, state: u8) -> Duration {
@@ -19,6 +20,8 @@ pub fn idle(timeouts: &Timeouts, proto: u8, dst_port: u16, state: u8) -> Duratio
         ip_proto::UDP if dst_port == DNS_PORT => timeouts.udp_dns,
         ip_proto::UDP => timeouts.udp,
         ip_proto::ICMP | ip_proto::ICMPV6 => timeouts.icmp,
+        ip_proto::SCTP if state == SctpState::Established as u8 => timeouts.sctp_established,
+        ip_proto::SCTP => timeouts.sctp_other,
         _ => timeouts.other,
     }
 }

@@ -87,9 +87,9 @@ impl Tuple6 {
     #[must_use]
     pub fn of(ip: &Ipv6, zone: Zone) -> Option<Self> {
         let (src_port, dst_port) = match ip.l4 {
-            L4::Tcp { src_port, dst_port, .. } | L4::Udp { src_port, dst_port } => {
-                (src_port, dst_port)
-            }
+            L4::Tcp { src_port, dst_port, .. }
+            | L4::Udp { src_port, dst_port }
+            | L4::Sctp { src_port, dst_port } => (src_port, dst_port),
             L4::Icmp { kind, id, .. } if icmp6::is_query(kind) => (id, id),
             L4::Other => (0, 0),
             L4::Icmp { .. } | L4::LaterFragment | L4::Truncated => return None,

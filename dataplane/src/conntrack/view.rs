@@ -7,6 +7,7 @@ use super::accounts::is_open;
 use super::cold::Cold;
 use super::entry::{ASSURED, ConnId, DNAT, NewConnection, SEEN_REPLY, SNAT};
 use super::key::Key;
+use super::sctp::SctpState;
 use super::table::ConnTable;
 use super::tcp::TcpState;
 use super::tuple::Direction;
@@ -23,8 +24,8 @@ pub struct Entry {
     pub id: ConnId,
     /// DNAT rule or zero.
     pub rule: u32,
-    /// The two sides have not agreed on it: TCP without a complete handshake, anything else that nobody
-    /// has answered.
+    /// The two sides have not agreed on it: TCP or SCTP without a complete handshake, anything else that
+    /// nobody has answered.
     pub is_open: bool,
     /// The rest.
     pub connection: Connection,
@@ -142,8 +143,8 @@ impl<K: Key> Raw<K> {
     }
 }
 
-/// Every name that [`Connection::state`] can have: those of TCP, then those of the rest.
-pub const STATES: [&str; 12] = [
+/// Every name that [`Connection::state`] can have: those of TCP, then those of SCTP beside, then those of the rest.
+pub const STATES: [&str; 19] = [
     "SYN_SENT",
     "SYN_SENT2",
     "SYN_RECV",
@@ -153,6 +154,13 @@ pub const STATES: [&str; 12] = [
     "LAST_ACK",
     "TIME_WAIT",
     "CLOSE",
+    "CLOSED",
+    "COOKIE_WAIT",
+    "COOKIE_ECHOED",
+    "SHUTDOWN_SENT",
+    "SHUTDOWN_RECD",
+    "SHUTDOWN_ACK_SENT",
+    "HEARTBEAT_SENT",
     "UNREPLIED",
     "REPLIED",
     "ASSURED",
@@ -162,6 +170,9 @@ pub const STATES: [&str; 12] = [
 pub(crate) fn state_name(proto: u8, state: u8, flags: u8) -> &'static str {
     if proto == ip_proto::TCP {
         return TcpState::from_u8(state).map_or("NONE", TcpState::name);
+    }
+    if proto == ip_proto::SCTP {
+        return SctpState::from_u8(state).map_or("NONE", SctpState::name);
     }
     if flags & ASSURED != 0 {
         "ASSURED"
@@ -178,9 +189,11 @@ mod tests {
     #[test]
     fn every_state_is_listed() {
         let tcp = (0..=u8::MAX).filter(|state| TcpState::from_u8(*state).is_some());
+        let sctp = (0..=u8::MAX).filter(|state| SctpState::from_u8(*state).is_some());
         let others = [0, SEEN_REPLY, ASSURED, SEEN_REPLY | ASSURED];
         let mut named: Vec<&str> = tcp
             .map(|state| state_name(ip_proto::TCP, state, 0))
+            .chain(sctp.map(|state| state_name(ip_proto::SCTP, state, 0)))
             .chain(others.map(|flags| state_name(ip_proto::UDP, 0, flags)))
             .collect();
         let mut listed = STATES.to_vec();

@@ -43,12 +43,14 @@ pub(super) fn begin<P: Ip>(
     tuple: P::Tuple,
 ) -> Result<Verdict, DropReason> {
     let local = P::local(cx, lane.from, ip.dst());
-    let state = first_state(ip);
+    let seen = Seen::of(frame, ip, tuple.proto());
+    let state = first_state(ip, &seen);
     let target = match (local, ip.l4()) {
         // Nothing is published on a link's own addresses: servers on others could not answer.
-        (Some(_), L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. })
-            if state.is_some() && !P::Tuple::stays_on_link(ip.dst()) =>
-        {
+        (
+            Some(_),
+            L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. } | L4::Sctp { dst_port, .. },
+        ) if state.is_some() && !P::Tuple::stays_on_link(ip.dst()) => {
             cx.config.dnat.lookup(ip.proto(), ip.dst(), dst_port)
         }
         _ => None,
@@ -64,7 +66,7 @@ pub(super) fn begin<P: Ip>(
         }
         (None, None, _) => {}
     }
-    let state = state.ok_or(DropReason::ConntrackInvalid)?;
+    let state = state.ok_or_else(|| seen.refusal())?;
     let to = target.map_or(tuple, |t| tuple.with_dst(t.address, t.port));
     // Forbidden ways are refused before anybody is asked for anything.
     let link = hop::route(cx, to.dst()).ok().map(|hop| hop.link);
@@ -108,7 +110,6 @@ pub(super) fn begin<P: Ip>(
     };
     count_rules(cx, &hit, target.as_ref(), u64::from(ip.total_len()));
     // Should the answer have come by another worker already, its state is the later one.
-    let seen = Seen::of(frame, ip, tuple.proto());
     note(cx, &seen, &hit, &seen.begins(state), service);
     finish::<P>(cx, frame, lane, tuple, &hit, &way)
 }
@@ -123,9 +124,10 @@ fn booking(cx: &Cx<'_>, ingress: PortId, from: From, src: impl Into<IpAddr>) -> 
 }
 
 /// The state a connection begins in; `None` when this packet cannot begin one.
-fn first_state<P: Ip>(ip: &P) -> Option<u8> {
+fn first_state<P: Ip>(ip: &P, seen: &Seen) -> Option<u8> {
     match ip.l4() {
         L4::Tcp { flags, .. } => TcpState::first(flags).map(|state| state as u8),
+        L4::Sctp { .. } => seen.first_of_sctp(),
         // An echo reply answers something, or nothing.
         L4::Icmp { kind, .. } => (kind != P::ECHO_REPLY).then_some(0),
         _ => Some(0),
@@ -438,7 +440,7 @@ fn insert_hashed<K: Tracked>(
 }
 
 const fn has_ports<K: Tracked>(proto: u8) -> bool {
-    matches!(proto, ip_proto::TCP | ip_proto::UDP) || proto == K::ICMP
+    matches!(proto, ip_proto::TCP | ip_proto::UDP | ip_proto::SCTP) || proto == K::ICMP
 }
 
 fn zone_of(link: Link) -> Zone {

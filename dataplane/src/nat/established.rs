@@ -2,6 +2,7 @@
 //! one.
 
 use crate::conntrack::entry::{ASSURED, SEEN_REPLY};
+use crate::conntrack::sctp::{self, SctpState};
 use crate::conntrack::tcp::TcpState;
 use crate::conntrack::window::{self, Judgement, Segment, Side, Unbelievable};
 use crate::conntrack::{Direction, Hit, Key, timeout};
@@ -11,6 +12,7 @@ use crate::nat::ip::{Ip, Tracked};
 use crate::packet::headers::L4;
 use crate::packet::parse::ETH_LEN;
 use crate::packet::quick::{self, Change, Quick};
+use crate::packet::sctp::Chunks;
 use crate::packet::tcp;
 use crate::packet::types::{ip_proto, tcp_flags};
 use crate::pipeline::Lane;
@@ -20,36 +22,74 @@ use crate::verdict::{DropReason, Verdict};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seen {
     proto: u8,
-    /// Of TCP segments only.
-    segment: Option<Segment>,
+    says: Says,
     len: u64,
+}
+
+/// What its transport header tells.
+#[derive(Debug, Clone, Copy)]
+enum Says {
+    /// Nothing of a state.
+    Nothing,
+    Segment(Segment),
+    /// Of SCTP; `None`: they contradict themselves.
+    Chunks(Option<Chunks>),
 }
 
 impl Seen {
     /// `proto` is the connection's: a later fragment of IPv6 may name any.
     #[inline]
     pub(super) fn of(frame: &Frame, ip: &impl Ip, proto: u8) -> Self {
-        let segment = match ip.l4() {
+        let at = usize::from(ip.l4_offset());
+        let says = match ip.l4() {
             L4::Tcp { flags, header_len, .. } => {
-                let at = usize::from(ip.l4_offset());
-                let segment = segment(frame, at, header_len, ip.end(), flags);
-                segment.map(|segment| Segment { is_fragment: ip.more_fragments(), ..segment })
+                match segment(frame, at, header_len, ip.end(), flags) {
+                    Some(segment) => {
+                        Says::Segment(Segment { is_fragment: ip.more_fragments(), ..segment })
+                    }
+                    None => Says::Nothing,
+                }
             }
-            _ => None,
+            L4::Sctp { .. } => Says::Chunks(chunks(frame, at, ip)),
+            _ => Says::Nothing,
         };
-        Self { proto, segment, len: u64::from(ip.total_len()) }
+        Self { proto, says, len: u64::from(ip.total_len()) }
     }
 
     /// Whether it ends the connection at once.
     #[inline(always)]
     fn is_reset(&self) -> bool {
-        self.segment.is_some_and(|segment| segment.flags & tcp_flags::RST != 0)
+        matches!(self.says, Says::Segment(segment) if segment.flags & tcp_flags::RST != 0)
+    }
+
+    /// The state that a connection of SCTP begins in with this packet; `None`: it can begin none.
+    pub(super) fn first_of_sctp(&self) -> Option<u8> {
+        let Says::Chunks(Some(chunks)) = &self.says else { return None };
+        SctpState::first(chunks).map(|(state, _)| state as u8)
+    }
+
+    /// Why it begins no connection.
+    pub(super) const fn refusal(&self) -> DropReason {
+        match self.says {
+            Says::Chunks(None) => DropReason::L4Malformed,
+            _ => DropReason::ConntrackInvalid,
+        }
     }
 
     /// Of a packet that begins a connection, in this state.
     pub(super) fn begins(&self, state: u8) -> Judged {
-        Judged { state, said: self.segment.as_ref().map(Side::first), revives: true }
+        let said = match &self.says {
+            Says::Segment(segment) => Some(Side::first(segment)),
+            Says::Chunks(Some(chunks)) => SctpState::first(chunks).map(|(_, said)| said.into()),
+            Says::Chunks(None) | Says::Nothing => None,
+        };
+        Judged { state, said, revives: true }
     }
+}
+
+#[inline(never)]
+fn chunks(frame: &Frame, at: usize, ip: &impl Ip) -> Option<Chunks> {
+    Chunks::read(frame.bytes().get(at..ip.end())?, ip.more_fragments())
 }
 
 /// The segment whose header of this length is `at`; the packet ends at `end`.
@@ -69,7 +109,7 @@ fn segment(frame: &Frame, at: usize, header_len: u8, end: usize, flags: u8) -> O
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Judged {
     state: u8,
-    /// What its side has said with it, of TCP.
+    /// What its side has said with it, of TCP and SCTP.
     said: Option<Side>,
     /// Whether the connection lives on from now.
     revives: bool,
@@ -82,12 +122,11 @@ pub(super) fn judge<K: Tracked>(
     seen: &Seen,
     hit: &Hit<K>,
 ) -> Result<Judged, DropReason> {
-    if seen.proto != ip_proto::TCP {
-        return Ok(Judged { state: hit.state(), said: None, revives: true });
-    }
-    // A fragment that is not the first goes where the first one went.
-    let Some(segment) = &seen.segment else {
-        return Ok(Judged { state: hit.state(), said: None, revives: true });
+    let segment = match &seen.says {
+        // Of another protocol, or a fragment that is not the first and goes where the first one went.
+        Says::Nothing => return Ok(Judged { state: hit.state(), said: None, revives: true }),
+        Says::Chunks(chunks) => return judge_sctp(cx, chunks.as_ref(), hit),
+        Says::Segment(segment) => segment,
     };
     let state = TcpState::from_u8(hit.state()).ok_or(DropReason::ConntrackInvalid)?;
     let next =
@@ -106,6 +145,26 @@ pub(super) fn judge<K: Tracked>(
     })
 }
 
+/// What a packet of SCTP makes of its association.
+#[inline(never)]
+fn judge_sctp<K: Tracked>(
+    cx: &Cx<'_>,
+    chunks: Option<&Chunks>,
+    hit: &Hit<K>,
+) -> Result<Judged, DropReason> {
+    let chunks = chunks.ok_or(DropReason::L4Malformed)?;
+    let state = SctpState::from_u8(hit.state()).ok_or(DropReason::ConntrackInvalid)?;
+    let [mine, theirs] = K::table(cx.tables).sides(hit).map(sctp::Peer::from);
+    match sctp::judge(state, hit.direction, chunks, mine, theirs) {
+        Ok(sctp::Judgement { state, said, revives }) => {
+            let said = (said != mine).then(|| said.into());
+            Ok(Judged { state: state as u8, said, revives })
+        }
+        Err(sctp::Unbelievable::State) => Err(DropReason::ConntrackInvalid),
+        Err(sctp::Unbelievable::Tag) => Err(DropReason::SctpTagInvalid),
+    }
+}
+
 /// Counts the packet and moves the connection's state and deadline; false: see
 /// [`crate::conntrack::ConnTable::touch`].
 #[inline(always)]
@@ -121,11 +180,11 @@ pub(super) fn note<K: Tracked>(
         Direction::Reply => SEEN_REPLY,
         Direction::Original => 0,
     };
-    let assured = if seen.proto == ip_proto::TCP {
-        state == TcpState::Established as u8
-    } else {
+    let assured = match seen.proto {
+        ip_proto::TCP => state == TcpState::Established as u8,
+        ip_proto::SCTP => state == SctpState::Established as u8,
         // Both have spoken, and the first again.
-        hit.flags() & SEEN_REPLY != 0 && matches!(hit.direction, Direction::Original)
+        _ => hit.flags() & SEEN_REPLY != 0 && matches!(hit.direction, Direction::Original),
     };
     let flags = flags | if assured { ASSURED } else { 0 };
     let idle = timeout::idle(cx.config.timeouts_of(hit.network()), seen.proto, service, state);
@@ -186,11 +245,12 @@ pub(super) fn travel(
         let end = ETH_LEN + usize::from(lane.total_len);
         let segment = quick::tcp_header_len(frame)
             .and_then(|header_len| segment(frame, quick::L4, header_len, end, lane.tcp_flags));
-        let seen = Seen { proto, segment, len };
+        let says = segment.map_or(Says::Nothing, Says::Segment);
+        let seen = Seen { proto, says, len };
         judge(cx, &seen, &hit).and_then(|judged| settle(cx, &seen, &mut hit, judged, service))
     } else {
         let judged = Judged { state: hit.state(), said: None, revives: true };
-        settle(cx, &Seen { proto, segment: None, len }, &mut hit, judged, service)
+        settle(cx, &Seen { proto, says: Says::Nothing, len }, &mut hit, judged, service)
     };
     if let Err(reason) = noted {
         return Some(Err(reason));

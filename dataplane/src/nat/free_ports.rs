@@ -25,7 +25,7 @@ impl FreePorts {
         let mut free = Self::default();
         for uplink in uplinks {
             for (address, _) in &uplink.addresses {
-                for proto in [ip_proto::TCP, ip_proto::UDP] {
+                for proto in [ip_proto::TCP, ip_proto::UDP, ip_proto::SCTP] {
                     let published = dnat.ranges_at(proto, *address);
                     let left = subtract(&uplink.nat_ports, &published);
                     if left != uplink.nat_ports {

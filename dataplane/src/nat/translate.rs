@@ -89,6 +89,9 @@ pub(super) fn established<P: Ip>(
 ) -> Result<Verdict, DropReason> {
     let seen = Seen::of(frame, ip, tuple.proto());
     let judged = judge(cx, &seen, &hit)?;
+    if tuple.proto() == ip_proto::SCTP && ip.is_fragment() && changes_ports(tuple, &hit) {
+        return Err(DropReason::SctpFragmented);
+    }
     let way = way_out(cx, frame, lane, ip, hit.other.src())?;
     let original = match hit.direction {
         Direction::Original => tuple,
@@ -209,6 +212,11 @@ pub(super) fn translation<K: Key>(tuple: K, hit: &Hit<K>) -> Rewrite<K::Addr> {
         src: (to_src != (tuple.src(), tuple.src_port())).then_some(to_src),
         dst: (to_dst != (tuple.dst(), tuple.dst_port())).then_some(to_dst),
     }
+}
+
+/// Whether packets of this direction get another port.
+fn changes_ports<K: Key>(tuple: K, hit: &Hit<K>) -> bool {
+    (hit.other.dst_port(), hit.other.src_port()) != (tuple.src_port(), tuple.dst_port())
 }
 
 /// Remembers the way of packets of this direction, of the kind that can go it again by themselves.

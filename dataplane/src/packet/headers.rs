@@ -216,6 +216,13 @@ pub enum L4 {
     LaterFragment,
     /// A protocol the engine does not look into.
     Other,
+    /// SCTP with a whole common header.
+    Sctp {
+        /// Source port.
+        src_port: u16,
+        /// Destination port.
+        dst_port: u16,
+    },
     /// TCP with a whole header.
     Tcp {
         /// Source port.
@@ -227,7 +234,7 @@ pub enum L4 {
         /// Header length in bytes, options included: 20 to 60.
         header_len: u8,
     },
-    /// TCP, UDP, ICMP or an IPv6 extension header that is cut short or contradicts itself.
+    /// TCP, UDP, SCTP, ICMP or an IPv6 extension header that is cut short or contradicts itself.
     Truncated,
     /// UDP with a whole header.
     Udp {

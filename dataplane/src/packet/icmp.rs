@@ -242,7 +242,7 @@ pub struct InnerPacket {
 pub enum InnerL4 {
     /// A later fragment, another protocol, an ICMP error, or fewer than eight bytes.
     None,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     Ports {
         /// Source port.
         src_port: u16,
@@ -312,7 +312,8 @@ pub fn parse_inner(bytes: &[u8], ip: &Ipv4) -> Result<InnerPacket, DropReason> {
             InnerL4::Query { kind, id: u16::from_be_bytes([i0, i1]) }
         }
         Some(&[s0, s1, d0, d1, ..])
-            if frag_offset == 0 && matches!(proto, ip_proto::TCP | ip_proto::UDP) =>
+            if frag_offset == 0
+                && matches!(proto, ip_proto::TCP | ip_proto::UDP | ip_proto::SCTP) =>
         {
             InnerL4::Ports {
                 src_port: u16::from_be_bytes([s0, s1]),

@@ -326,7 +326,9 @@ fn read_inner(bytes: &[u8], ip: &Ipv6) -> Option<InnerPacket> {
         {
             InnerL4::Query { kind, id: u16::from_be_bytes([i0, i1]) }
         }
-        (ip_proto::TCP | ip_proto::UDP, Some(&[s0, s1, d0, d1, ..])) if begins_here => {
+        (ip_proto::TCP | ip_proto::UDP | ip_proto::SCTP, Some(&[s0, s1, d0, d1, ..]))
+            if begins_here =>
+        {
             InnerL4::Ports {
                 src_port: u16::from_be_bytes([s0, s1]),
                 dst_port: u16::from_be_bytes([d0, d1]),

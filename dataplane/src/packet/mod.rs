@@ -3,6 +3,7 @@
 
 pub mod arp;
 pub mod checksum;
+pub mod crc32c;
 pub(crate) mod extensions;
 pub(crate) mod field;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub mod parse;
 pub(crate) mod quick;
 pub mod rewrite;
 pub mod rewrite6;
+pub mod sctp;
 pub mod segment;
 pub mod tcp;
 mod transport;

@@ -10,12 +10,13 @@
 //! - neither: the packet is no longer than IP allows.
 //!
 //! Limits: GSO frames of tunnels (`SKB_GSO_UDP_TUNNEL` and the like, which a device shows as
-//! plain TCP GSO with an inner `csum_start`) are refused; SCTP with its CRC left open is refused.
-//! TAP devices deliver neither.
+//! plain TCP GSO with an inner `csum_start`) are refused. TAP devices deliver none. SCTP with its CRC left
+//! open, as a veth device delivers it, gets its CRC here: not every device could be told to.
 
 use super::checksum::Sum;
 use super::field::{low_u16, read_u16, write_u16};
 use super::headers::{Headers, L4, Net};
+use super::sctp;
 use super::transport::{JUMBO_LEN, Transport};
 use super::types::tcp_flags;
 use crate::frame::{Frame, MAX_FRAME_LEN};
@@ -91,7 +92,7 @@ fn admit_partial(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason>
             && usize::from(vnet.csum_offset) == transport.checksum
     });
     let Some(transport) = ours else {
-        return complete_tunnelled(frame, headers);
+        return complete(frame, headers);
     };
     let mut derived = VnetHdr {
         flags: F_NEEDS_CSUM,
@@ -172,10 +173,11 @@ fn check_gso(frame: &Frame, transport: &Transport) -> Result<u16, DropReason> {
     }
 }
 
-/// A tunnel's frame may come with the checksum of the *inner* packet left open. Nothing behind us
+/// The CRC of SCTP may be left open, and a tunnel's frame may come with the checksum of the *inner* packet
+/// left open. Nothing behind us
 /// should have to know about that, so it is completed here, as `skb_checksum_help` does; all it
 /// can spoil is the sender's own payload.
-fn complete_tunnelled(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason> {
+fn complete(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason> {
     let vnet = frame.vnet;
     let (l4, l4_offset, end, fragment) = match &headers.net {
         Net::Ipv4(ip) => (ip.l4, ip.l4_offset, ip.end(), ip.is_fragment()),
@@ -184,14 +186,22 @@ fn complete_tunnelled(frame: &mut Frame, headers: &Headers) -> Result<(), DropRe
     };
     let start = usize::from(vnet.csum_start);
     let offset = usize::from(vnet.csum_offset);
+    let is_whole = !fragment && vnet.gso_type == GSO_NONE && fits_length_field(headers);
+    if matches!(l4, L4::Sctp { .. }) && start == usize::from(l4_offset) && offset == sctp::CRC {
+        let packet = frame.bytes_mut().get_mut(start..end).filter(|_| is_whole);
+        if !packet.is_some_and(sctp::complete) {
+            return Err(DropReason::VnetInvalid);
+        }
+        frame.vnet = VnetHdr::default();
+        return Ok(());
+    }
     // The inner checksum lies behind an outer UDP header, or in something we do not look into.
     let behind_outer = match l4 {
         L4::Udp { .. } => start >= usize::from(l4_offset) + super::parse::UDP_LEN,
         L4::Other => start > usize::from(l4_offset),
         _ => false,
     };
-    let is_tunnelled = behind_outer && !fragment && vnet.gso_type == GSO_NONE;
-    if !is_tunnelled || !fits_length_field(headers) {
+    if !behind_outer || !is_whole {
         return Err(DropReason::VnetInvalid);
     }
     let inner = frame.bytes_mut().get_mut(start..end).ok_or(DropReason::VnetInvalid)?;

@@ -13,6 +13,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::extensions::walk_extensions;
 use super::field::{chunk, low_u16, low_u32};
 use super::headers::{Chain, Headers, Ipv4, Ipv6, L4, Net, ParseError};
+use super::sctp::SCTP_LEN;
 use super::types::{Mac, ethertype, ip_proto};
 
 /// Bytes of an Ethernet header without tags.
@@ -188,6 +189,7 @@ fn parse_ipv4(l3: u16, packet: &[u8], net: &mut Net) {
             ip_proto::TCP => parse_tcp(payload),
             ip_proto::UDP => parse_udp(payload, more_fragments, false),
             ip_proto::ICMP => parse_icmp(payload),
+            ip_proto::SCTP => parse_sctp(payload),
             _ => L4::Other,
         }
     };
@@ -247,6 +249,7 @@ fn parse_ipv6(l3: u16, packet: &[u8]) -> Net {
                 ip_proto::TCP => parse_tcp(payload),
                 ip_proto::UDP => parse_udp(payload, walk.more_fragments, true),
                 ip_proto::ICMPV6 => parse_icmp(payload),
+                ip_proto::SCTP => parse_sctp(payload),
                 _ => L4::Other,
             }
         }
@@ -314,6 +317,13 @@ fn parse_icmp(payload: &[u8]) -> L4 {
         return L4::Truncated;
     };
     L4::Icmp { kind, code, id: u16::from_be_bytes([i0, i1]) }
+}
+
+fn parse_sctp(payload: &[u8]) -> L4 {
+    let Some(&[s0, s1, d0, d1, ..]) = payload.first_chunk::<SCTP_LEN>() else {
+        return L4::Truncated;
+    };
+    L4::Sctp { src_port: u16::from_be_bytes([s0, s1]), dst_port: u16::from_be_bytes([d0, d1]) }
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@
 //! [`Ipv4`] that a function takes by `&mut` describes the frame before and after. No function
 //! changes the length of a frame, so every offset stays valid.
 //!
-//! Limits: SCTP and unknown protocols get new addresses only; their ports lie under checksums
-//! that cannot be updated (SCTP, RFC 9260 §6.8) or are not known.
+//! Limits: unknown protocols get new addresses only. So do fragments of SCTP: what another port does to
+//! its CRC depends on the length of the whole packet ([`super::crc32c`]).
 
 use std::net::Ipv4Addr;
 
@@ -15,10 +15,13 @@ use super::field::{chunk, chunk_mut, read_u16, write, write_u16};
 use super::headers::{Ipv4, L4};
 use super::icmp::{self, InnerL4, InnerPacket};
 use super::parse::IPV4_LEN;
+use super::sctp;
 use super::types::{Mac, ip_proto};
 use crate::frame::Frame;
 use crate::verdict::DropReason;
 
+/// Offset of the total length in the IPv4 header.
+const TOTAL_LENGTH: usize = 2;
 /// Offset of the checksum in the IPv4 header.
 pub(super) const IPV4_CHECKSUM: usize = 10;
 /// Offset of the checksum in the TCP header.
@@ -136,6 +139,7 @@ pub fn apply_with(frame: &mut Frame, ip: &mut Ipv4, rewrite: &Rewrite, deltas: D
     let partial = frame.vnet.needs_csum();
     let l3 = ip.l3_offset();
     let l4 = usize::from(ip.l4_offset);
+    let (end, is_fragment) = (ip.end(), ip.is_fragment());
     let bytes = frame.bytes_mut();
 
     let Some(header) = chunk_mut::<IPV4_LEN>(bytes, l3) else { return };
@@ -170,7 +174,10 @@ pub fn apply_with(frame: &mut Frame, ip: &mut Ipv4, rewrite: &Rewrite, deltas: D
                 update(segment, ICMP_CHECKSUM, |old| deltas.ports.apply(old));
             }
         }
-        L4::Icmp { .. } | L4::LaterFragment | L4::Other | L4::Truncated => {}
+        L4::Sctp { src_port, dst_port } if !is_fragment => {
+            sctp::translate(segment, end.saturating_sub(l4), rewrite, src_port, dst_port);
+        }
+        L4::Icmp { .. } | L4::LaterFragment | L4::Other | L4::Sctp { .. } | L4::Truncated => {}
     }
 }
 
@@ -270,6 +277,9 @@ pub fn apply_inner(frame: &mut Frame, outer: &Ipv4, inner: &mut InnerPacket, rew
     let addresses =
         address_delta(inner.src, rewrite.src).and(address_delta(inner.dst, rewrite.dst));
     let Some(header) = chunk_mut::<IPV4_LEN>(bytes, at) else { return };
+    // Of the transport, as the quoted packet says, of which the error may have only the beginning.
+    let whole = read_u16(header, TOTAL_LENGTH).map_or(0, usize::from);
+    let whole = whole.saturating_sub(usize::from(inner.header_len));
     let header_checksum_before = u16_at_checksum(header);
     set_addresses(header, rewrite, addresses);
     // Addresses and header checksum both lie under the checksum of the error.
@@ -283,6 +293,10 @@ pub fn apply_inner(frame: &mut Frame, outer: &Ipv4, inner: &mut InnerPacket, rew
 
     if let Some(segment) = bytes.get_mut(l4..quoted_end) {
         match &mut inner.l4 {
+            InnerL4::Ports { src_port, dst_port } if inner.proto == ip_proto::SCTP => {
+                let delta = sctp::translate(segment, whole, rewrite, src_port, dst_port);
+                error = error.and(delta);
+            }
             InnerL4::Ports { src_port, dst_port } => {
                 let ports =
                     port_delta(*src_port, rewrite.src).and(port_delta(*dst_port, rewrite.dst));

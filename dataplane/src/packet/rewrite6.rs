@@ -6,7 +6,7 @@
 //! first fragment of a datagram has the checksum of the whole of it, and is translated like a whole
 //! packet; extension headers stay as they are.
 //!
-//! Limits: as for IPv4, SCTP and unknown protocols get new addresses only. Where the transport
+//! Limits: as for IPv4, unknown protocols and fragments of SCTP get new addresses only. Where the transport
 //! checksum is not over the addresses of the header (a routing header with segments left, a home
 //! address option: RFC 8200 §8.1, RFC 6275 §6.3) it is wrong after the translation, as it is after
 //! Linux'. An authentication header does not survive a translation at all (RFC 4302 §3.3.3).
@@ -14,7 +14,7 @@
 use std::net::Ipv6Addr;
 
 use super::checksum::Delta;
-use super::field::{write, write_u16};
+use super::field::{read_u16, write, write_u16};
 use super::headers::{Ipv6, L4};
 use super::icmp::InnerL4;
 use super::icmp6::{self, InnerPacket};
@@ -22,10 +22,13 @@ use super::rewrite::{
     Deltas, ICMP_CHECKSUM, ICMP_ID, Rewrite, TCP_CHECKSUM, UDP_CHECKSUM, port_delta, set_ports,
     update,
 };
+use super::sctp;
 use super::types::ip_proto;
 use crate::frame::Frame;
 use crate::verdict::DropReason;
 
+/// Offset of the payload length in the IPv6 header.
+const PAYLOAD_LENGTH: usize = 4;
 /// Offset of the hop limit in the IPv6 header.
 const HOP_LIMIT: usize = 7;
 /// Offset of the source address.
@@ -98,6 +101,7 @@ pub fn apply_with(frame: &mut Frame, ip: &mut Ipv6, rewrite: &Rewrite<Ipv6Addr>,
     let partial = frame.vnet.needs_csum();
     let l3 = ip.l3_offset();
     let l4 = usize::from(ip.l4_offset);
+    let (end, is_fragment) = (ip.end(), ip.is_fragment());
     let bytes = frame.bytes_mut();
     if !rewrite.set_addresses(bytes, l3, &mut ip.src, &mut ip.dst) {
         return;
@@ -127,7 +131,10 @@ pub fn apply_with(frame: &mut Frame, ip: &mut Ipv6, rewrite: &Rewrite<Ipv6Addr>,
             let delta = if query { both } else { deltas.addresses };
             update(segment, ICMP_CHECKSUM, |old| delta.apply(old));
         }
-        L4::LaterFragment | L4::Other | L4::Truncated => {}
+        L4::Sctp { src_port, dst_port } if !is_fragment => {
+            sctp::translate(segment, end.saturating_sub(l4), rewrite, src_port, dst_port);
+        }
+        L4::LaterFragment | L4::Other | L4::Sctp { .. } | L4::Truncated => {}
     }
 }
 
@@ -189,9 +196,16 @@ pub fn apply_inner(
     if !rewrite.set_addresses(bytes, at, &mut inner.src, &mut inner.dst) {
         return;
     }
+    // Of the transport, as the quoted packet says, of which the error may have only the beginning.
+    let payload = read_u16(bytes, at + PAYLOAD_LENGTH).map_or(0, usize::from);
+    let whole = (super::parse::IPV6_LEN + payload).saturating_sub(usize::from(inner.header_len));
     let mut error = addresses;
     if let Some(segment) = bytes.get_mut(l4..quoted_end) {
         match &mut inner.l4 {
+            InnerL4::Ports { src_port, dst_port } if inner.proto == ip_proto::SCTP => {
+                let delta = sctp::translate(segment, whole, rewrite, src_port, dst_port);
+                error = error.and(delta);
+            }
             InnerL4::Ports { src_port, dst_port } => {
                 let ports =
                     port_delta(*src_port, rewrite.src).and(port_delta(*dst_port, rewrite.dst));

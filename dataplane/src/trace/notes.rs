@@ -107,9 +107,9 @@ impl Packet {
             Net::Arp | Net::Malformed(_) | Net::Other | Net::Unread => return None,
         };
         let (src_port, dst_port) = match l4 {
-            L4::Tcp { src_port, dst_port, .. } | L4::Udp { src_port, dst_port, .. } => {
-                (src_port, dst_port)
-            }
+            L4::Tcp { src_port, dst_port, .. }
+            | L4::Udp { src_port, dst_port }
+            | L4::Sctp { src_port, dst_port } => (src_port, dst_port),
             _ => (0, 0),
         };
         Some(Self { flow: FlowTuple { src, dst, src_port, dst_port }, proto, ttl })

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use dataplane::io::pcap::PcapReader;
 use dataplane::packet::types::{PortId, tcp_flags};
 use tests::lab::{A, B, GATEWAY1, ROUTER, SERVER, UP};
+use tests::packet::sctp::{INIT, INIT_ACK, sctp};
 use tests::packet::{Packet, Wire, arp_reply, arp_request, echo, icmp_error, nd, tcp, udp};
 
 use crate::targets::{Piece, Target, pipeline};
@@ -121,12 +122,16 @@ fn programs() -> Vec<Vec<u8>> {
         let answer = tcp(&SERVER, 80, &UP, 2000, tcp_flags::SYN | tcp_flags::ACK);
         let ack = tcp(&A, 2000, &SERVER, 80, tcp_flags::ACK);
         let error = icmp_error(&SERVER, &UP, 3, 3, &udp(&UP, 2000, &SERVER, 53), 28);
-        let steps: [(PortId, u8, Packet); 8] = [
+        let init = sctp(&A, 2000, &SERVER, 36_412, 0).asks_for(INIT, 7);
+        let init_ack = sctp(&SERVER, 36_412, &UP, 2000, 7).asks_for(INIT_ACK, 8);
+        let steps: [(PortId, u8, Packet); 10] = [
             out(syn),
             back(answer),
             out(ack.clone().payload(b"hello")),
             out(udp(&A, 2000, &SERVER, 53)),
             out(echo(&A, &SERVER, 9)),
+            out(init),
+            back(init_ack),
             out(udp(&A, 2000, &SERVER, 53).long(1700).may_fragment()),
             back(udp(&SERVER, 53, &UP, 8080)),
             if six { out(nd::router_solicitation(&A, A.ip6())) } else { back(error) },

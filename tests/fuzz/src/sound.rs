@@ -4,7 +4,7 @@
 use dataplane::io::vnet_hdr::VnetHdr;
 use tests::packet::Wire;
 use tests::rig::network_header;
-use tests::sums::{pseudo_header, sum};
+use tests::sums::{crc32c, pseudo_header, sum};
 
 fn put(bytes: &mut [u8], at: usize, value: u16) {
     if let Some(field) = bytes.get_mut(at..at + 2) {
@@ -77,6 +77,12 @@ fn ipv6(packet: &mut [u8], partial: bool) {
 }
 
 fn transport(segment: &mut [u8], proto: u8, addresses: &[Vec<u8>; 2], partial: bool) {
+    if let (132, Some(field)) = (proto, segment.get_mut(8..12)) {
+        field.fill(0);
+        let crc = if partial { 0 } else { crc32c(segment) };
+        segment[8..12].copy_from_slice(&crc.to_le_bytes());
+        return;
+    }
     let (field, least) = match proto {
         1 | 2 | 58 => (2, 8),
         6 => (16, 20),
@@ -126,6 +132,8 @@ pub(crate) fn offload(wire: &mut Wire, gso: u16) {
             (16, tcp, usize::from(offset) * 4)
         }
         17 => (6, GSO_UDP_L4, 8),
+        // No kernel leaves its segments to a device here.
+        132 if gso == 0 => (8, 0, 0),
         _ => return,
     };
     wire.vnet = VnetHdr {

@@ -207,7 +207,7 @@ impl Packet {
     pub fn sport(mut self, port: u16) -> Self {
         match &mut self.transport {
             Transport::Tcp(tcp) => tcp.source_port = port,
-            Transport::Udp { src, .. } => *src = port,
+            Transport::Sctp { src, .. } | Transport::Udp { src, .. } => *src = port,
             Transport::Icmp { rest, .. } => rest[..2].copy_from_slice(&port.to_be_bytes()),
             Transport::Raw(_) => panic!("no ports"),
         }
@@ -219,7 +219,7 @@ impl Packet {
     pub fn dport(mut self, port: u16) -> Self {
         match &mut self.transport {
             Transport::Tcp(tcp) => tcp.destination_port = port,
-            Transport::Udp { dst, .. } => *dst = port,
+            Transport::Sctp { dst, .. } | Transport::Udp { dst, .. } => *dst = port,
             Transport::Icmp { rest, .. } => rest[..2].copy_from_slice(&port.to_be_bytes()),
             Transport::Raw(_) => panic!("no ports"),
         }

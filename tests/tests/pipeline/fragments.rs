@@ -330,7 +330,7 @@ fn errors_about_later_fragments_of_what_came_in_show_the_published_address() {
 #[test]
 fn errors_about_protocols_without_ports_go_by_their_addresses() {
     let mut lab = Lab::default();
-    for proto in [ip_proto::SCTP, 47] {
+    for proto in [50, 47] {
         let packet = raw_ip(&A, &SERVER, proto).via(GATEWAY1.mac);
         lab.rx(A.port, &packet).masqueraded(&packet).take_one(UP.port);
         let told = icmp_error(&ROUTER, &A, 3, 1, &packet.clone().ttl(63), 548);

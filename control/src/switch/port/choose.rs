@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::{Counters, Publish, Sandbox};
 use crate::netlink::sockets::HostPorts;
 use crate::proxy::ProxyError;
-use crate::publish::{PortRange, Proto, PublishSpec};
+use crate::publish::{PortRange, PublishSpec};
 use crate::switch::undo::{Done, Undo};
 use crate::switch::{Switch, Work};
 
@@ -185,11 +185,6 @@ impl Switch {
 
 /// The record, with the host ports that were named, if they were.
 fn wanted(spec: &PublishSpec, id: u32, target: Target) -> Result<Publish> {
-    if spec.proto == Proto::Sctp {
-        return Err(Error::invalid(format!(
-            "publish {spec}: SCTP is not built yet; publish tcp or udp"
-        )));
-    }
     if spec.host_ip.is_some_and(|ip| ip.is_ipv6()) && target.ipv6.is_none() {
         return Err(Error::invalid(format!(
             "publish {spec}: it has no IPv6 address that is reachable from outside; connect it to a \

@@ -9,7 +9,7 @@ use crate::model::{Publish, Sandbox, Uplink};
 use crate::netlink::sockets::HostPorts;
 use crate::options::NetworkOptions;
 use crate::proxy::{self, LongRanges, ProxyError, Publication, Reservation};
-use crate::publish::is_at;
+use crate::publish::{Proto, is_at};
 use crate::switch::{Switch, Work, World, blocking};
 
 /// Where a sandbox's published ports lead, and at which host address unless they say.
@@ -264,7 +264,8 @@ impl Switch {
             }
             let ephemeral =
                 publish.host_ports.first() <= last && first <= publish.host_ports.last();
-            if !addresses.is_empty() && ephemeral && work.only_checked(&publish) {
+            let is_long = publish.proto != Proto::Sctp && work.only_checked(&publish);
+            if !addresses.is_empty() && ephemeral && is_long {
                 return Err(Error::conflict(format!(
                     "ports {}, {owner}, overlap {first}-{last}, which the host gives to its own \
                      connections, and are too many to hold; unpublish them first, or add the \

@@ -1,7 +1,7 @@
 //! Steering of shared uplinks: which frames are ours and which are the host's.
 //!
-//! Ours are, at each address of the uplink: the ports that SNAT may use, the published ports, and
-//! as ICMP identifiers the ports that SNAT may use.
+//! Ours are, at each address of the uplink: the ports that SNAT may use and those that are published, of
+//! TCP, UDP and SCTP; and as ICMP identifiers the ports that SNAT may use.
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
@@ -72,11 +72,10 @@ impl Live {
             }
         }
         for (slot, address) in addresses.iter().enumerate() {
-            let [tcp, udp, icmp] = bitmaps(*address, &state.nat_ports, published);
             // Ports before the address: a slot without one matches nothing.
-            steering.set_ports(slot, SteerProto::Tcp, &tcp).failed(context)?;
-            steering.set_ports(slot, SteerProto::Udp, &udp).failed(context)?;
-            steering.set_ports(slot, SteerProto::Icmp, &icmp).failed(context)?;
+            for (proto, ports) in bitmaps(*address, &state.nat_ports, published) {
+                steering.set_ports(slot, proto, &ports).failed(context)?;
+            }
             steering.set_address(slot, Some(*address)).failed(context)?;
         }
         self.addresses = addresses;
@@ -110,8 +109,12 @@ pub(in crate::switch) async fn remove(host: &Place, uplink: &Uplink) -> Result<(
     host.netlink.remove_steering(link.index, made).await.failed("remove the steering filter")
 }
 
-/// TCP ports, UDP ports and ICMP identifiers that are ours at `address`.
-fn bitmaps(address: IpAddr, free: &[PortRange], published: &[Publish]) -> [PortBitmap; 3] {
+/// Ports and ICMP identifiers that are ours at `address`.
+fn bitmaps(
+    address: IpAddr,
+    free: &[PortRange],
+    published: &[Publish],
+) -> [(SteerProto, PortBitmap); 4] {
     let mut nat = PortBitmap::new();
     for range in free {
         nat.insert_range(range.first(), range.last());
@@ -125,7 +128,12 @@ fn bitmaps(address: IpAddr, free: &[PortRange], published: &[Publish]) -> [PortB
         }
         bitmap
     };
-    [with(Proto::Tcp), with(Proto::Udp), nat.clone()]
+    [
+        (SteerProto::Tcp, with(Proto::Tcp)),
+        (SteerProto::Udp, with(Proto::Udp)),
+        (SteerProto::Sctp, with(Proto::Sctp)),
+        (SteerProto::Icmp, nat.clone()),
+    ]
 }
 
 #[cfg(test)]
@@ -150,13 +158,20 @@ mod tests {
             publish(Proto::Udp, Some(ip("::")), range(54, 54)),
             publish(Proto::Tcp, Some(there), range(99, 99)),
             publish(Proto::Tcp, Some(ip("2001:db8::2")), range(98, 98)),
+            publish(Proto::Sctp, Some(here), range(36_412, 36_412)),
         ];
-        let [tcp, udp, icmp] = bitmaps(here, &[range(61_000, 65_535)], &published);
+        let bitmaps = |address| {
+            bitmaps(address, &[range(61_000, 65_535)], &published).map(|(_, bitmap)| bitmap)
+        };
+        let [tcp, udp, sctp, icmp] = bitmaps(here);
         assert_eq!((tcp.count(), udp.count(), icmp.count()), (4536 + 2, 4536 + 1, 4536));
+        assert_eq!((sctp.count(), sctp.contains(36_412)), (4536 + 1, true));
+        assert!(!tcp.contains(36_412) && !udp.contains(36_412));
         assert!(tcp.contains(8081) && udp.contains(53) && icmp.contains(61_000));
         assert!(!tcp.contains(99) && !tcp.contains(53) && !udp.contains(8080));
-        let [tcp, udp, icmp] = bitmaps(ip("2001:db8::2"), &[range(61_000, 65_535)], &published);
+        let [tcp, udp, sctp, icmp] = bitmaps(ip("2001:db8::2"));
         assert_eq!((tcp.count(), udp.count(), icmp.count()), (4536 + 1, 4536 + 1, 4536));
+        assert_eq!(sctp.count(), 4536);
         assert!(tcp.contains(98) && udp.contains(54) && !tcp.contains(8080));
     }
 }

@@ -12,7 +12,7 @@
 //!   a reply it did not ask for. The host's bulk traffic is never copied.
 //!
 //! A frame is the engine's when it is IPv4 or IPv6, untagged, not for another MAC, to an address with a
-//! slot, and its TCP or UDP destination port, its ICMP echo reply identifier, or the source port
+//! slot, and its TCP, UDP or SCTP destination port, its ICMP echo reply identifier, or the source port
 //! (identifier) of the packet within an ICMP error is in the slot's bitmap. Of IPv6's extension headers,
 //! options and the fragment header are looked behind; a packet with another one is the host's.
 //!
@@ -43,7 +43,7 @@ pub const MAX_ADDRESSES: usize = SLOTS / 2;
 
 /// A power of two.
 const SLOT_COUNT: i32 = 32;
-const PROTOCOLS: i32 = 3;
+const PROTOCOLS: i32 = 4;
 /// Words of 64 bits for 65,536 ports.
 const WORDS: i32 = 1024;
 const WORD_COUNT: usize = WORDS as usize;
@@ -79,6 +79,13 @@ pub enum SteerProto {
     Udp,
     /// ICMP echo identifiers.
     Icmp,
+    /// SCTP ports.
+    Sctp,
+}
+
+impl SteerProto {
+    /// All of them.
+    pub const ALL: [Self; PROTOCOLS as usize] = [Self::Tcp, Self::Udp, Self::Icmp, Self::Sctp];
 }
 
 /// A set of ports or identifiers.
@@ -161,7 +168,7 @@ pub struct Steering {
 #[derive(Debug, Clone, Default)]
 struct Slot {
     address: Option<IpAddr>,
-    bitmaps: [PortBitmap; 3],
+    bitmaps: [PortBitmap; PROTOCOLS as usize],
 }
 
 impl Steering {
@@ -236,7 +243,7 @@ impl Steering {
             entry.address = Some(new);
             return Ok(());
         }
-        for proto in [SteerProto::Tcp, SteerProto::Udp, SteerProto::Icmp] {
+        for proto in SteerProto::ALL {
             self.set_ports(slot, proto, &PortBitmap::new())?;
         }
         Ok(())

@@ -43,6 +43,7 @@ const PROTO_UDP: i32 = 17;
 const PROTO_FRAGMENT: i32 = 44;
 const PROTO_ICMPV6: i32 = 58;
 const PROTO_DESTINATION_OPTIONS: i32 = 60;
+const PROTO_SCTP: i32 = 132;
 /// Fragment offset, in the 16 bits that it shares with the flags.
 const FRAG_OFFSET: i32 = 0x1fff;
 /// The same of IPv6.
@@ -63,6 +64,8 @@ const EXTENSIONS: usize = 4;
 
 /// [`super::SteerProto::Icmp`] in [`PROTO`].
 const ECHO: i32 = 2;
+/// The same of [`super::SteerProto::Sctp`].
+const SCTP: i32 = 3;
 
 // Places on the stack, from R10.
 const SHORT: i16 = -8; // 2 bytes: ethertype or port
@@ -101,13 +104,15 @@ pub(super) fn assemble_verdict(verdict: i32) -> Option<Vec<Instruction>> {
 /// Where frames go from here, by what has been found.
 #[derive(Clone, Copy)]
 struct Ways {
-    /// `AT` is at the ports of TCP or UDP: the destination's is the second.
+    /// `AT` is at the ports of TCP, UDP or SCTP: the destination's is the second.
     outer_tcp: Label,
     outer_udp: Label,
+    outer_sctp: Label,
     /// `AT` is at the ports of a packet within an ICMP error: the source's, which is the first one, is
     /// ours.
     inner_tcp: Label,
     inner_udp: Label,
+    inner_sctp: Label,
     /// An echo message is on the stack.
     echo: Label,
     later_fragment: Label,
@@ -135,8 +140,10 @@ pub(super) fn assemble(maps: Maps, verdicts: Verdicts) -> Option<Vec<Instruction
     let ways = Ways {
         outer_tcp: label(),
         outer_udp: label(),
+        outer_sctp: label(),
         inner_tcp: label(),
         inner_udp: label(),
+        inner_sctp: label(),
         echo: label(),
         later_fragment: label(),
         neighbor: label(),
@@ -175,6 +182,11 @@ pub(super) fn assemble(maps: Maps, verdicts: Verdicts) -> Option<Vec<Instruction
     asm.alu(Alu::Add, AT, 2);
     asm.bind(ways.inner_udp);
     asm.set(PROTO, 1);
+    asm.jump(port);
+    asm.bind(ways.outer_sctp);
+    asm.alu(Alu::Add, AT, 2);
+    asm.bind(ways.inner_sctp);
+    asm.set(PROTO, SCTP);
     asm.bind(port);
     load_short(&mut asm, 0, ways.other);
 
@@ -210,6 +222,7 @@ fn packet4(asm: &mut Assembler, addresses: RawFd, ways: Ways) {
     asm.jump_if(PROTO, Cond::Equal, PROTO_ICMP, icmp);
     asm.jump_if(PROTO, Cond::Equal, PROTO_TCP, ways.outer_tcp);
     asm.jump_if(PROTO, Cond::Equal, PROTO_UDP, ways.outer_udp);
+    asm.jump_if(PROTO, Cond::Equal, PROTO_SCTP, ways.outer_sctp);
     asm.jump(other);
 
     asm.bind(icmp);
@@ -254,6 +267,7 @@ fn packet6(asm: &mut Assembler, addresses: RawFd, ways: Ways) {
     asm.jump_if(PROTO, Cond::Equal, PROTO_ICMPV6, icmp);
     asm.jump_if(PROTO, Cond::Equal, PROTO_TCP, ways.outer_tcp);
     asm.jump_if(PROTO, Cond::Equal, PROTO_UDP, ways.outer_udp);
+    asm.jump_if(PROTO, Cond::Equal, PROTO_SCTP, ways.outer_sctp);
     asm.jump(other);
 
     asm.bind(icmp);
@@ -281,6 +295,7 @@ fn packet6(asm: &mut Assembler, addresses: RawFd, ways: Ways) {
 fn inner_packet(asm: &mut Assembler, icmp: (i32, i32), ways: Ways) {
     asm.jump_if(PROTO, Cond::Equal, PROTO_TCP, ways.inner_tcp);
     asm.jump_if(PROTO, Cond::Equal, PROTO_UDP, ways.inner_udp);
+    asm.jump_if(PROTO, Cond::Equal, PROTO_SCTP, ways.inner_sctp);
     asm.jump_if(PROTO, Cond::NotEqual, icmp.0, ways.other);
     load_bytes(asm, 0, ICMP, 8, ways.other);
     asm.load(Size::U8, Reg::R1, Reg::R10, ICMP);

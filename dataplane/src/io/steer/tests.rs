@@ -91,19 +91,21 @@ fn error(kind: u8, inner: &[u8]) -> Vec<u8> {
     to_us(1, &[&[kind, 0, 0, 0, 0, 0, 0, 0], inner].concat())
 }
 
-/// Slot 3 has our address, TCP ports 40000-40999 and 80, UDP port 65535 and identifier 7.
+/// Slot 3 has our address, TCP ports 40000-40999 and 80, UDP port 65535, SCTP port 36412 and identifier 7.
 fn steering() -> Steering {
     let mut steering = Steering::load().unwrap();
     let mut tcp = PortBitmap::new();
     tcp.insert_range(40_000, 40_999);
     tcp.insert(80);
-    let (mut udp, mut icmp) = (PortBitmap::new(), PortBitmap::new());
+    let [mut udp, mut icmp, mut sctp] = [(); 3].map(|()| PortBitmap::new());
     udp.insert(65_535);
+    sctp.insert(36_412);
     icmp.insert(7);
     steering.set_address(3, Some(OURS.into())).unwrap();
     steering.set_ports(3, SteerProto::Tcp, &tcp).unwrap();
     steering.set_ports(3, SteerProto::Udp, &udp).unwrap();
     steering.set_ports(3, SteerProto::Icmp, &icmp).unwrap();
+    steering.set_ports(3, SteerProto::Sctp, &sctp).unwrap();
     steering
 }
 
@@ -146,7 +148,10 @@ fn ports_and_identifiers_decide() {
         (1, echo(0, 8), Seen::Host),
         (1, echo(8, 7), Seen::Host),
         (1, echo(13, 7), Seen::Host),
+        (132, l4(1, 36_412), Seen::Ours),
+        (132, l4(36_412, 1), Seen::Host),
         (132, l4(1, 40_000), Seen::Host),
+        (33, l4(1, 36_412), Seen::Host),
     ] {
         assert_eq!(run(&steering, &to_us(proto, &bytes)), expected, "{proto} {bytes:?}");
         let options = ipv4(proto, (PEER, OURS), 10, 0, &bytes);
@@ -170,6 +175,7 @@ fn errors_follow_the_packet_within() {
             (inner(1, &echo(8, 7)), Seen::Both),
             (inner(1, &echo(8, 6)), Seen::Host),
             (inner(1, &echo(0, 7)), Seen::Host),
+            (inner(132, &l4(36_412, 1)), Seen::Ours),
             (inner(132, &l4(40_000, 1)), Seen::Host),
             // With options; the first fragment; a later one; of somebody else.
             (ipv4(6, (OURS, PEER), 5, 0, &l4(40_000, 1)), Seen::Ours),

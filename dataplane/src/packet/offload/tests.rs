@@ -149,7 +149,7 @@ fn partial_checksums_need_a_transport_header() {
     assert_refused(&changed(20, 0x20), |_| (), "a first fragment");
     assert_refused(&changed(21, 0x08), |_| (), "a later fragment");
     assert_refused(&changed(46, 0x10), |_| (), "a broken TCP header");
-    assert_refused(&changed(23, 132), |_| (), "SCTP");
+    assert_refused(&changed(23, 132), |_| (), "a CRC of SCTP where TCP has its checksum");
     assert_refused(&changed(13, 0x06), |_| (), "ARP");
     assert_refused(&changed(16, 0xff), |_| (), "a broken IP header");
     let mut echo = frame(&echo_request(b"x"));

@@ -141,12 +141,25 @@ fn fragments() {
 fn icmp_and_unknown_protocols() {
     let headers = parse(&echo_request(b"abc")).unwrap();
     assert_eq!(ipv4(&headers).l4, L4::Icmp { kind: 8, code: 0, id: 0x4242 });
-    let mut sctp = tcp(b"");
-    sctp[23] = ip_proto::SCTP;
-    assert_eq!(ipv4(&parse(&sctp).unwrap()).l4, L4::Other);
+    let mut other = tcp(b"");
+    other[23] = 47;
+    assert_eq!(ipv4(&parse(&other).unwrap()).l4, L4::Other);
     // ICMPv6 within IPv4 is nothing we know.
-    sctp[23] = ip_proto::ICMPV6;
-    assert_eq!(ipv4(&parse(&sctp).unwrap()).l4, L4::Other);
+    other[23] = ip_proto::ICMPV6;
+    assert_eq!(ipv4(&parse(&other).unwrap()).l4, L4::Other);
+}
+
+#[test]
+fn sctp_has_ports() {
+    let mut sctp = udp(b"data");
+    sctp[23] = ip_proto::SCTP;
+    let ports = L4::Sctp { src_port: 40_000, dst_port: 53 };
+    assert_eq!(ipv4(&parse(&sctp).unwrap()).l4, ports, "a common header and no chunk");
+    sctp[17] -= 1;
+    assert_eq!(ipv4(&parse(&sctp).unwrap()).l4, L4::Truncated);
+    let header = [156, 64, 0, 53, 0, 0, 0, 1, 0, 0, 0, 0];
+    assert_eq!(ipv6(&chained(&[], ip_proto::SCTP, &header)).l4, ports);
+    assert_eq!(ipv6(&chained(&[], ip_proto::SCTP, &header[1..])).l4, L4::Truncated);
 }
 
 #[test]

@@ -99,9 +99,13 @@ fn a_partial_checksum_gets_the_addresses_only() {
 fn fragments_and_unknown_protocols_get_addresses_only() {
     let mut later = udp(b"hello");
     later[20..22].copy_from_slice(&[0x00, 0x10]);
-    let mut sctp = tcp(b"hello");
-    sctp[23] = ip_proto::SCTP;
-    for mut before in [later, sctp] {
+    let mut other = tcp(b"hello");
+    other[23] = 47;
+    // What another port does to its CRC is not known.
+    let mut first = tcp(b"hello");
+    first[23] = ip_proto::SCTP;
+    first[20] = 0x20;
+    for mut before in [later, other, first] {
         before[24..26].copy_from_slice(&[0, 0]);
         let sum = !slow_sum(&before[14..34]);
         before[24..26].copy_from_slice(&sum.to_be_bytes());
@@ -178,6 +182,18 @@ fn errors_about_translated_packets() {
     error_comes_back(&tcp(&[9; 1400]), 50_000, 40_000);
     error_comes_back(&udp(b"hello"), 50_000, 40_000);
     error_comes_back(&echo_request(b"hello"), 0x1111, 0x4242);
+    error_comes_back(&sctp(b"hello"), 50_000, 40_000);
+    error_comes_back(&sctp(&[9; 1400]), 50_000, 40_000);
+}
+
+/// SCTP whose CRC is as wrong as it may be: what comes back is as it was.
+fn sctp(payload: &[u8]) -> Vec<u8> {
+    let mut bytes = tcp(payload);
+    bytes[23] = ip_proto::SCTP;
+    bytes[24..26].copy_from_slice(&[0, 0]);
+    let sum = !slow_sum(&bytes[14..34]);
+    bytes[24..26].copy_from_slice(&sum.to_be_bytes());
+    bytes
 }
 
 /// An ICMP error with a quote cut to `keep` bytes behind the quoted IPv4 header.

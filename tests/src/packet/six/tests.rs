@@ -6,6 +6,7 @@ use dataplane::packet::offload;
 use dataplane::packet::parse::parse;
 use dataplane::packet::types::{Mac, PortId, tcp_flags};
 
+use super::super::sctp::{DATA, sctp};
 use super::super::{Wire, describe, echo, echo_reply, icmp_error, raw_ip, tcp, udp};
 use super::*;
 use crate::sums;
@@ -34,7 +35,8 @@ fn a_twin_says_the_same() {
         udp(&A, 40_000, &SERVER, 80),
         echo(&A, &SERVER, 9),
         echo_reply(&A, &SERVER, 9),
-        raw_ip(&A, &SERVER, 132),
+        raw_ip(&A, &SERVER, 47),
+        sctp(&A, 40_000, &SERVER, 36_412, 9).chunk(DATA, 3, &[7; 20]),
     ];
     for packet in packets {
         let twin = packet.clone().ttl(7).tos(0xb9).v6();

@@ -54,18 +54,21 @@ fn error(kind: u8, inner: &[u8]) -> Vec<u8> {
     to_us(ICMPV6, &[&[kind, 0, 0, 0, 0, 0, 5, 0], inner].concat())
 }
 
-/// Slot 20 has our address, TCP ports 40000-40999 and 80, UDP port 65535 and identifier 7.
+/// Slot 20 has our address, TCP ports 40000-40999 and 80, UDP port 65535, SCTP port 36412 and
+/// identifier 7.
 fn steering() -> Steering {
     let mut steering = Steering::load().unwrap();
-    let [mut tcp, mut udp, mut icmp] = [(); 3].map(|()| PortBitmap::new());
+    let [mut tcp, mut udp, mut icmp, mut sctp] = [(); 4].map(|()| PortBitmap::new());
     tcp.insert_range(40_000, 40_999);
     tcp.insert(80);
     udp.insert(65_535);
     icmp.insert(7);
+    sctp.insert(36_412);
     steering.set_address(20, Some(OURS.into())).unwrap();
     steering.set_ports(20, SteerProto::Tcp, &tcp).unwrap();
     steering.set_ports(20, SteerProto::Udp, &udp).unwrap();
     steering.set_ports(20, SteerProto::Icmp, &icmp).unwrap();
+    steering.set_ports(20, SteerProto::Sctp, &sctp).unwrap();
     steering
 }
 
@@ -88,6 +91,7 @@ fn packets() -> Vec<(u8, Vec<u8>, Seen)> {
         // ICMP of the other family, whatever it says.
         (ICMPV6, echo(0, 7), Seen::Host),
         (1, echo(0, 7), Seen::Host),
+        (132, l4(1, 36_412), Seen::Ours),
         (132, l4(1, 40_000), Seen::Host),
         // Nothing behind it.
         (59, Vec::new(), Seen::Host),
