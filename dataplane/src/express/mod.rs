@@ -94,7 +94,7 @@ pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) -
     cx.counters.rx_frames.add(frames.len() as u64);
     // Frames come in trains of one port: they are counted once a train.
     let mut train = Train::NONE;
-    let mut last = Last { head: LinkHead::NONE, to: None, tuple: None };
+    let mut last = Last { head: LinkHead::NONE, to: None, tuple: None, is_only: frames.len() == 1 };
     let (mut routed, mut decided) = (0usize, 0usize);
     for at in 0..frames.len().min(lanes.len()) {
         if let Some(next) = frames.get(at + AHEAD) {
@@ -155,6 +155,8 @@ struct Last {
     head: LinkHead,
     to: Option<To>,
     tuple: Option<(Tuple, u64)>,
+    /// There is no other frame.
+    is_only: bool,
 }
 
 #[inline(always)]
@@ -193,7 +195,12 @@ fn recognise(
                 Some((same, hash)) if same == tuple => hash,
                 _ => {
                     let hash = connections.hash(tuple);
-                    connections.prefetch_index(hash);
+                    // Others would fill the time of a miss; here nothing does.
+                    if last.is_only {
+                        connections.prefetch_both(hash);
+                    } else {
+                        connections.prefetch_index(hash);
+                    }
                     hash
                 }
             };
@@ -220,13 +227,13 @@ fn recognise(
 /// entries first: the cache misses of the batch overlap. Returns how many have one.
 fn find_ways(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane], routed: usize) -> usize {
     let connections = &cx.tables.connections;
-    // The only one asks for its entry as soon by looking it up.
+    // A single one does too: its entry lies in two lines or three, and its lookup waits for the first.
     let mut asked = None;
     let mut missed = false;
     for lane in lanes.iter_mut().filter(|lane| lane.shortcut == Shortcut::Candidate) {
         // A train asks once.
         lane.src_hash = 0;
-        if routed > 1 && asked != Some(lane.hash) {
+        if asked != Some(lane.hash) {
             asked = Some(lane.hash);
             lane.src_hash = connections.prefetch_entry(lane.hash);
             missed |= lane.src_hash == 0;
