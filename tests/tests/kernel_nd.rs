@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dataplane::Engine;
-use dataplane::config::Snapshot;
+use dataplane::config::{Snapshot, SnapshotSpec};
 use dataplane::io::tap::{Tap, TapOptions};
 use dataplane::verdict::DropReason;
 use nix::sched::{CloneFlags, unshare};
@@ -67,8 +67,9 @@ fn dropped(engine: &Engine, reason: DropReason) -> u64 {
     engine.worker_stats().iter().map(|worker| worker.drops_for(reason)).sum()
 }
 
-/// The engine with A behind a TAP, whose other side is an interface of this namespace with A's MAC.
-fn connect() -> Engine {
+/// The engine with A behind a TAP, whose other side is an interface of this namespace with A's MAC; and what is
+/// configured.
+fn connect() -> (Engine, SnapshotSpec) {
     let tap = Tap::create(&TapOptions { name: DEVICE.to_owned(), persistent: false }).unwrap();
     ip(&format!("link set {DEVICE} address {}", A.mac));
     // As they are in a sandbox, whatever this host has as defaults.
@@ -90,9 +91,9 @@ fn connect() -> Engine {
     spec.ports[0].id = port;
     spec.networks[0].ra = true;
     spec.networks[0].mtu = 1400;
-    engine.publish(Snapshot::build(spec).unwrap());
+    engine.publish(Snapshot::build(spec.clone()).unwrap());
     ip(&format!("link set {DEVICE} up"));
-    engine
+    (engine, spec)
 }
 
 fn address(what: &str, address: Ipv6Addr) -> String {
@@ -101,9 +102,26 @@ fn address(what: &str, address: Ipv6Addr) -> String {
 
 #[test]
 #[ignore = "needs root"]
+fn the_kernel_forgets_a_router_that_ceases_to_be_one() {
+    in_namespace(|| {
+        let (engine, mut spec) = connect();
+        let default = "-6 route show default";
+        awaited(default, |text| !text.is_empty());
+        spec.networks[0].ra = false;
+        engine.publish(Snapshot::build(spec.clone()).unwrap());
+        awaited(default, str::is_empty);
+        spec.networks[0].ra = true;
+        engine.publish(Snapshot::build(spec).unwrap());
+        awaited(default, |text| !text.is_empty());
+        assert_balances(&engine);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
 fn the_kernel_finds_its_router_and_its_neighbors() {
     in_namespace(|| {
-        let engine = connect();
+        let (engine, _) = connect();
         address("add", A.ip6());
         let shown = format!("-6 address show dev {DEVICE}");
         let settled =
@@ -121,10 +139,13 @@ fn the_kernel_finds_its_router_and_its_neighbors() {
         assert_eq!(ip(&shown).matches("inet6").count(), 2);
 
         let socket = UdpSocket::bind("[::]:0").unwrap();
-        for gateway in [GATEWAY1.ip6(), "2001:db8::1".parse().unwrap()] {
+        // The first address of the prefix is every router's (RFC 4291 §2.6.1).
+        let [.., last] = GATEWAY1.ip6().octets();
+        let anycast = Ipv6Addr::from_bits(GATEWAY1.ip6().to_bits() - u128::from(last));
+        for gateway in [GATEWAY1.ip6(), anycast, "2001:db8::1".parse().unwrap()] {
             socket.send_to(b"anybody?", (gateway, 9)).unwrap();
         }
-        for gateway in [GATEWAY1.ip6(), GATEWAY1.link_local()] {
+        for gateway in [GATEWAY1.ip6(), anycast, GATEWAY1.link_local()] {
             let entry = awaited(&format!("-6 neighbor show {gateway}"), |text| {
                 text.contains("lladdr") && text.contains("router")
             });
@@ -142,7 +163,7 @@ fn the_kernel_finds_its_router_and_its_neighbors() {
 #[ignore = "needs root"]
 fn the_kernel_does_not_take_an_address_that_the_gateway_has() {
     in_namespace(|| {
-        let engine = connect();
+        let (engine, _) = connect();
         address("add", GATEWAY1.ip6());
         let failed = format!("-6 address show dev {DEVICE} dadfailed");
         awaited(&failed, |text| text.contains(&GATEWAY1.ip6().to_string()));

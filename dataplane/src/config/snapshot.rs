@@ -123,6 +123,13 @@ impl Network {
             || self.config.subnets.iter().any(|s| s.gateway == Some(address))
     }
 
+    /// Whether it is the address that all routers of a subnet have (RFC 4291 §2.6.1), of which the gateway
+    /// is the only one.
+    #[must_use]
+    pub fn is_anycast(&self, address: Ipv6Addr) -> bool {
+        self.config.subnets.iter().any(|subnet| anycast_of(subnet) == Some(address))
+    }
+
     /// Whether its untagged frames are in more than one VLAN, so that the gateway is between them.
     #[must_use]
     pub fn is_divided(&self) -> bool {
@@ -160,6 +167,15 @@ fn put<T>(slots: &mut Vec<Option<T>>, id: u16, value: T) -> Result<(), ConfigErr
             Ok(())
         }
         _ => Err(ConfigError::DuplicateId(id)),
+    }
+}
+
+/// The subnet-router anycast address of a subnet with a gateway. A prefix of 127 bits has none (RFC 6164
+/// §5), nor has a single address.
+fn anycast_of(subnet: &Subnet) -> Option<Ipv6Addr> {
+    match (subnet.gateway, subnet.prefix.network()) {
+        (Some(_), IpAddr::V6(first)) if subnet.prefix.prefix_len() < 127 => Some(first),
+        _ => None,
     }
 }
 
@@ -214,6 +230,9 @@ impl Snapshot {
             self.routes.insert(subnet.prefix, RouteTarget::Network(config.id));
             if let Some(gateway) = subnet.gateway {
                 self.local.insert(gateway, LocalAddress::Gateway(config.id));
+            }
+            if let Some(anycast) = anycast_of(subnet) {
+                self.local.insert(anycast, LocalAddress::Gateway(config.id));
             }
         }
         let id = config.id.0;

@@ -1,20 +1,22 @@
-//! Announcements: those on the wire of a dedicated uplink are told which MAC its addresses have, so that they
-//! need not wait until what they know is too old.
+//! Announcements: those on the wire of a dedicated uplink are told which MAC its addresses have, and the
+//! containers of a network which one its gateway has, so that they need not wait until what they know is too old.
 //!
 //! Each address is announced when it appears, at start and after a restart too, when its MAC has changed, and when
 //! the wire has a carrier again:
 //! in IPv4 by an ARP announcement (RFC 5227 §3), in IPv6 by an unsolicited Neighbor Advertisement to all
 //! nodes (RFC 4861 §7.2.6), [`TIMES`] times, [`INTERVAL`] apart. The first worker sends them in its
-//! housekeeping, [`AT_ONCE`] at most each time. The addresses of a shared uplink are the host's.
+//! housekeeping, [`AT_ONCE`] at most each time. The addresses of a shared uplink are the host's. Who comes to a network
+//! later asks.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::config::{Snapshot, UplinkConfig, UplinkMode};
+use crate::config::{Network, Snapshot, UplinkConfig, UplinkMode};
 use crate::core::Cx;
+use crate::engine::Link;
 use crate::packet::arp::ArpPacket;
-use crate::packet::ndp::{ALL_NODES, Body, Message, NdpOption, link_local};
+use crate::packet::ndp::{Message, NdpOption, link_local};
 use crate::packet::types::{Mac, PortId};
 
 /// RFC 4861 §10 `MAX_NEIGHBOR_ADVERTISEMENT`; RFC 5227 §1.1 has `ANNOUNCE_NUM` 2.
@@ -41,10 +43,10 @@ struct Announced {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct What {
-    port: PortId,
+    link: Link,
     mac: Mac,
     address: IpAddr,
-    /// Of [`UplinkConfig::carrier_ups`].
+    /// Of [`UplinkConfig::carrier_ups`]; of a network zero.
     carrier: u32,
 }
 
@@ -55,7 +57,9 @@ impl Announcements {
             self.generation = Some(generation);
             let known = std::mem::take(&mut self.all);
             let dedicated = |uplink: &&UplinkConfig| uplink.mode == UplinkMode::Dedicated;
-            self.all.extend(config.uplinks().filter(dedicated).flat_map(of).map(|what| {
+            let uplinks = config.uplinks().filter(dedicated).flat_map(of);
+            let networks = config.networks().flat_map(of_gateway);
+            self.all.extend(uplinks.chain(networks).map(|what| {
                 let old = known.iter().find(|old| old.what == what);
                 old.copied().unwrap_or(Announced { what, sent: 0, at: now })
             }));
@@ -86,27 +90,43 @@ fn of(uplink: &UplinkConfig) -> impl Iterator<Item = What> {
     let has_ipv6 = uplink.addresses.iter().any(|(address, _)| address.is_ipv6());
     let is_told = uplink.has(derived) || !has_ipv6;
     let all = own.chain((!is_told).then_some(derived));
-    let UplinkConfig { port, mac, carrier_ups: carrier, .. } = *uplink;
-    all.map(move |address| What { port, mac, address, carrier })
+    let UplinkConfig { id, mac, carrier_ups: carrier, .. } = *uplink;
+    all.map(move |address| What { link: Link::Uplink(id), mac, address, carrier })
+}
+
+/// Every address of a network's gateway.
+fn of_gateway(network: &Network) -> impl Iterator<Item = What> {
+    let own = network.config.subnets.iter().filter_map(|subnet| subnet.gateway);
+    let derived = network.link_local.map(IpAddr::V6);
+    let (link, mac) = (Link::Network(network.config.id), network.config.gateway_mac);
+    own.chain(derived).map(move |address| What { link, mac, address, carrier: 0 })
 }
 
 /// False: there was no buffer.
-fn send(cx: &mut Cx<'_>, What { port, mac, address, .. }: What) -> bool {
+fn send(cx: &mut Cx<'_>, what: What) -> bool {
+    match what.link {
+        Link::Uplink(id) => {
+            cx.config.uplink(id).is_none_or(|uplink| send_by(cx, uplink.port, what))
+        }
+        Link::Network(id) => {
+            let Some(network) = cx.config.network(id) else { return true };
+            // The host's leg is skipped: its stack has the address.
+            network.untagged.iter().all(|port| send_by(cx, *port, what))
+        }
+    }
+}
+
+fn send_by(cx: &mut Cx<'_>, port: PortId, What { mac, address, .. }: What) -> bool {
     let Some(mut frame) = cx.pool.take() else { return false };
     match address {
         IpAddr::V4(address) => {
             ArpPacket::announcement(mac, address).write(&mut frame, Mac::BROADCAST, mac);
         }
         IpAddr::V6(address) => {
-            advertisement(address).write_multicast(&mut frame, mac, &[NdpOption::TargetLink(mac)]);
+            let options = [NdpOption::TargetLink(mac)];
+            Message::announcement(address, true).write_multicast(&mut frame, mac, &options);
         }
     }
     cx.ports.push_generated(cx.counters, port, frame);
     true
-}
-
-const fn advertisement(target: Ipv6Addr) -> Message {
-    let body =
-        Body::NeighborAdvertisement { target, router: true, solicited: false, overrides: true };
-    Message { src: target, dst: ALL_NODES, body }
 }

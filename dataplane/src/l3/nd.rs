@@ -5,7 +5,8 @@
 //! checksum right, and it is in no fragment. What does not is switched or dropped as any other packet.
 //! Who may say what is the guard's business ([`guard6`](crate::l2::guard6)).
 //!
-//! The gateway of a network with IPv6 has its subnets' addresses and a link-local one. It asks from that;
+//! The gateway of a network with IPv6 has its subnets' addresses, the anycast ones that every router of a
+//! subnet has, and a link-local one. It asks from that;
 //! so does a dedicated uplink. A shared one asks from the address that it shares with the host, as the
 //! host's link-local address is not known here.
 
@@ -52,13 +53,15 @@ pub(crate) fn in_network(
     match message.body {
         // The host's own stack asks about its own address only to find duplicates: nobody answers.
         Body::NeighborSolicitation { target }
-            if network.is_gateway(target) && !matches!(lane.from, From::Host(_)) =>
+            if (network.is_gateway(target) || network.is_anycast(target))
+                && !matches!(lane.from, From::Host(_)) =>
         {
             let asker = options.source_link();
             if let Some(mac) = asker {
                 cx.tables.neighbors.confirm(link, message.src, mac, false, cx.now);
             }
-            answer(frame, &message, asker.unwrap_or(headers.src), gateway_mac)
+            let own = network.link_local.filter(|_| network.is_anycast(target));
+            answer(frame, &message, asker.unwrap_or(headers.src), gateway_mac, own)
         }
         Body::NeighborAdvertisement { target, .. } if !network.is_gateway(target) => {
             let mac = options.target_link().unwrap_or(headers.src);
@@ -105,7 +108,7 @@ pub(crate) fn on_uplink(
                 cx.tables.neighbors.confirm(link, message.src, mac, ours && near, cx.now);
             }
             if ours && uplink.mode == UplinkMode::Dedicated {
-                return answer(frame, &message, asker.unwrap_or(headers.src), uplink.mac);
+                return answer(frame, &message, asker.unwrap_or(headers.src), uplink.mac, None);
             }
         }
         Body::NeighborAdvertisement { .. } => {
@@ -128,9 +131,21 @@ fn is_own(uplink: &UplinkConfig, address: Ipv6Addr) -> bool {
 }
 
 /// Turns a solicitation into its answer. Who only tries the address is told with all nodes, on its own
-/// port: nobody else was asked.
-fn answer(frame: &mut Frame, question: &Message, asker: Mac, own: Mac) -> Option<Verdict> {
-    let answer = question.answer(true)?;
+/// port: nobody else was asked. An anycast address is no source: the answer comes from `unicast` then, and
+/// overrides nothing (RFC 4861 §7.2.7).
+fn answer(
+    frame: &mut Frame,
+    question: &Message,
+    asker: Mac,
+    own: Mac,
+    unicast: Option<Ipv6Addr>,
+) -> Option<Verdict> {
+    let mut answer = question.answer(true)?;
+    if let (Some(src), Body::NeighborAdvertisement { overrides, .. }) = (unicast, &mut answer.body)
+    {
+        answer.src = src;
+        *overrides = false;
+    }
     let dst = if question.is_probe() { multicast_mac(ALL_NODES) } else { asker };
     answer.write(frame, dst, own, &[NdpOption::TargetLink(own)]);
     Some(Verdict::Answer)

@@ -5,8 +5,10 @@
 //! autonomous flag is not set), since addresses are configuration here. An internal network's gateway is
 //! no default router: its lifetime is zero.
 //!
-//! The first worker sends them in its housekeeping: three soon after a network appears, then one every
-//! 200 to 600 s, at random (RFC 4861 §6.2.4). Who asks is answered at once and alone; the RFC's delay is
+//! The first worker sends them in its housekeeping: three soon after a network appears or its lifetime
+//! changes, then one every 200 to 600 s, at random (RFC 4861 §6.2.4). When `ra` is switched off, three more say that
+//! the gateway is no default router any more (§6.2.5). Of a network that goes nobody is left to be told: it
+//! has no endpoints then. Who asks is answered at once and alone; the RFC's delay is
 //! for links with several routers, and its limit for answers that everybody hears.
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -28,6 +30,9 @@ const MAX_INTERVAL: Duration = Duration::from_secs(600);
 /// RFC 4861 §10: `MAX_INITIAL_RTR_ADVERTISEMENTS`, and their interval.
 const INITIAL: u8 = 3;
 const INITIAL_INTERVAL: Duration = Duration::from_secs(16);
+/// RFC 4861 §10: `MAX_FINAL_RTR_ADVERTISEMENTS`, and `MIN_DELAY_BETWEEN_RAS`.
+const FINAL: u8 = 3;
+const FINAL_INTERVAL: Duration = Duration::from_secs(3);
 /// `AdvDefaultLifetime`: three times the longest interval, in seconds.
 const LIFETIME: u16 = 1800;
 /// `AdvCurHopLimit`: IANA's default.
@@ -53,6 +58,31 @@ pub(crate) struct Schedule {
 struct Turn {
     at: Timestamp,
     sent: u8,
+    /// What is told; `None`: that the gateway is no router any more.
+    lifetime: Option<u16>,
+}
+
+impl Turn {
+    const fn begins(at: Timestamp, lifetime: Option<u16>) -> Self {
+        Self { at, sent: 0, lifetime }
+    }
+
+    /// What is to be told of a network now, if it was told something.
+    fn goes_on(self, network: &Network, now: Timestamp) -> Option<Self> {
+        network.link_local?;
+        let lifetime = lifetime_of(network);
+        if self.lifetime == lifetime {
+            let is_over = lifetime.is_none() && self.sent == FINAL;
+            return (!is_over).then_some(self);
+        }
+        Some(Self::begins(now, lifetime))
+    }
+}
+
+/// For how long the gateway is a default router; `None`: it does not advertise itself.
+fn lifetime_of(network: &Network) -> Option<u16> {
+    let lifetime = if network.config.internal { 0 } else { LIFETIME };
+    network.is_advertised().then_some(lifetime)
 }
 
 impl Schedule {
@@ -61,8 +91,15 @@ impl Schedule {
         self.due.clear();
         for (index, slot) in self.networks.iter_mut().enumerate() {
             let id = u16::try_from(index).unwrap_or(u16::MAX);
-            if !config.network(NetworkId(id)).is_some_and(Network::is_advertised) {
-                *slot = None;
+            let network = config.network(NetworkId(id));
+            *slot = slot.zip(network).and_then(|(turn, network)| turn.goes_on(network, now));
+            if let Some(turn) = slot
+                && turn.lifetime.is_none()
+                && turn.at <= now
+            {
+                turn.sent += 1;
+                turn.at = now + FINAL_INTERVAL;
+                self.due.push(id);
             }
         }
         for network in config.networks().filter(|network| network.is_advertised()) {
@@ -71,7 +108,7 @@ impl Schedule {
                 self.networks.resize(id.index() + 1, None);
             }
             let Some(slot) = self.networks.get_mut(id.index()) else { continue };
-            let turn = slot.get_or_insert(Turn { at: now, sent: 0 });
+            let turn = slot.get_or_insert(Turn::begins(now, lifetime_of(network)));
             if turn.at > now {
                 continue;
             }
@@ -131,7 +168,7 @@ fn write(network: &Network, frame: &mut Frame, src: Ipv6Addr, dst: Ipv6Addr, mac
     let config = &network.config;
     let body = Body::RouterAdvertisement(RouterAdvertisement {
         hop_limit: HOP_LIMIT,
-        lifetime: if config.internal { 0 } else { LIFETIME },
+        lifetime: lifetime_of(network).unwrap_or(0),
         ..RouterAdvertisement::default()
     });
     // What stays empty is left out.

@@ -153,6 +153,16 @@ pub(crate) trait Ip: Copy {
     fn decrement(&mut self, frame: &mut Frame) -> Result<(), DropReason>;
     /// Translates it.
     fn translate(&mut self, frame: &mut Frame, change: &Rewrite<Addr<Self>>);
+    /// The address that an echo to this one is answered from, where it is no source itself: that of the gateway
+    /// for an anycast one (RFC 4443 §2.2).
+    fn unicast_for(
+        _cx: &Cx<'_>,
+        _local: LocalAddress,
+        _asker: Addr<Self>,
+        _address: Addr<Self>,
+    ) -> Option<Addr<Self>> {
+        None
+    }
     /// Turns an echo request into the reply to it.
     fn answer_echo(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason>;
     /// The packet that this ICMP error quotes.
@@ -460,6 +470,17 @@ impl Ip for Ipv6 {
 
     fn translate(&mut self, frame: &mut Frame, change: &Rewrite<Ipv6Addr>) {
         rewrite6::apply(frame, self, change);
+    }
+
+    fn unicast_for(
+        cx: &Cx<'_>,
+        local: LocalAddress,
+        asker: Ipv6Addr,
+        address: Ipv6Addr,
+    ) -> Option<Ipv6Addr> {
+        let LocalAddress::Gateway(id) = local else { return None };
+        let network = cx.config.network(id)?;
+        network.is_anycast(address).then(|| network.gateway_for(asker)).flatten()
     }
 
     fn answer_echo(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason> {

@@ -6,9 +6,10 @@ use crate::core::Cx;
 use crate::frame::Frame;
 use crate::l2::forward::{fits, to_host};
 use crate::l3::report::{Trouble, report};
-use crate::nat::ip::Ip;
+use crate::nat::ip::{Addr, Ip};
 use crate::nat::translate::not_ours;
 use crate::packet::headers::L4;
+use crate::packet::rewrite::Rewrite;
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
@@ -23,14 +24,16 @@ pub(super) fn deliver<P: Ip>(
     let request = matches!(ip.l4(), L4::Icmp { kind, .. } if kind == P::ECHO_REQUEST);
     let echo = request && !ip.is_fragment();
     let ours = !matches!(local, LocalAddress::Host);
+    let unicast = P::unicast_for(cx, local, ip.src(), ip.dst());
     match lane.from {
         From::Uplink(_) if echo && matches!(local, LocalAddress::Uplink(_)) => {
-            answer::<P>(cx, frame, lane)
+            answer(cx, frame, lane, ip, None)
         }
-        From::Endpoint(_) | From::Host(_) if echo && ours => answer::<P>(cx, frame, lane),
+        From::Endpoint(_) | From::Host(_) if echo && ours => answer(cx, frame, lane, ip, unicast),
         From::Endpoint(id) => {
-            let network =
-                cx.config.network(id).filter(|_| !matches!(local, LocalAddress::Uplink(_)));
+            // The host's stack need not have an anycast address.
+            let is_the_host_s = !matches!(local, LocalAddress::Uplink(_)) && unicast.is_none();
+            let network = cx.config.network(id).filter(|_| is_the_host_s);
             match network.and_then(|network| to_host(cx, network, frame, lane.headers.l3)) {
                 Some(verdict) => Ok(verdict),
                 None => {
@@ -44,9 +47,23 @@ pub(super) fn deliver<P: Ip>(
     }
 }
 
-/// Sends an echo back, unless it is longer than what goes where it came from.
-fn answer<P: Ip>(cx: &Cx<'_>, frame: &mut Frame, lane: &Lane) -> Result<Verdict, DropReason> {
-    P::answer_echo(frame, &lane.headers)?;
+/// Sends an echo back, unless it is longer than what goes where it came from; from another address than it
+/// went to, if that is no source.
+fn answer<P: Ip>(
+    cx: &Cx<'_>,
+    frame: &mut Frame,
+    lane: &Lane,
+    ip: &P,
+    unicast: Option<Addr<P>>,
+) -> Result<Verdict, DropReason> {
+    let mut headers = lane.headers;
+    if let Some(unicast) = unicast
+        && let L4::Icmp { id, .. } = ip.l4()
+        && let Some(own) = P::of(&mut headers)
+    {
+        own.translate(frame, &Rewrite::dnat(unicast, id));
+    }
+    P::answer_echo(frame, &headers)?;
     let mtu = match lane.from {
         From::Uplink(id) => cx.config.uplink(id).map(|uplink| uplink.mtu),
         _ => cx.config.port(frame.ingress).map(|port| port.config.mtu),

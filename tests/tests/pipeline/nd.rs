@@ -1,6 +1,6 @@
 //! Neighbor discovery both ways, and router advertisements.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use dataplane::config::UplinkMode;
@@ -14,7 +14,7 @@ use tests::packet::nd::{
     advertisement, announcement, probe, router_s_advertisement, router_s_announcement,
     router_solicitation, solicitation,
 };
-use tests::packet::{Host, Packet, icmp6};
+use tests::packet::{Host, Packet, icmp6, icmp6_error, udp};
 
 const ALL_NODES: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
 
@@ -52,6 +52,56 @@ fn the_gateway_answers_for_its_addresses() {
             lab.rx(host.port, probe(&host, target)).tx(host.port, taken).answered();
         }
     }
+}
+
+/// RFC 4291 §2.6.1: to the first address of its subnet every router listens.
+#[test]
+fn the_gateway_answers_for_the_anycast_address_of_its_subnet() {
+    let mut lab = Lab::new(dual());
+    for (host, gateway) in [(A, GATEWAY1), (D, GATEWAY2)] {
+        let spec = &lab.spec.networks[usize::from(host == D)];
+        let six = |net: IpAddr| match net {
+            IpAddr::V6(first) => Some(first),
+            IpAddr::V4(_) => None,
+        };
+        let anycast = spec.subnets.iter().find_map(|s| six(s.prefix.network())).unwrap();
+        // It does not override, and comes from an address that is one node's alone.
+        let question = solicitation(&host, host.ip6(), anycast);
+        let expected = answer(&gateway, anycast, &host, host.ip6()).src6(gateway.link_local());
+        let expected = expected.icmp_rest([0xc0, 0, 0, 0]);
+        lab.rx(host.port, &question).tx(host.port, expected).answered();
+        // Nobody takes it for itself.
+        let name = if host == D { "d" } else { "a" };
+        lab.rx(host.port, probe(&host, anycast)).dropped(name, "spoofed_nd");
+        let ping = icmp6(&host, &gateway, 128, 0, [0, 9, 0, 1]).payload(b"abcdefgh");
+        let pong = icmp6(&gateway, &host, 129, 0, [0, 9, 0, 1]).payload(b"abcdefgh");
+        lab.rx(host.port, ping.clone().dst6(anycast)).tx(host.port, pong).answered();
+        // A wrong checksum is not made right by that.
+        let mut wrong = ping.dst6(anycast).bytes();
+        wrong[69] ^= 1;
+        lab.rx(host.port, wrong).dropped(name, "l4_malformed");
+        // Nothing else is served there.
+        let datagram = udp(&host, 1, &gateway, 2).v6().dst6(anycast);
+        let told = icmp6_error(&gateway, &host, 1, 4, &datagram, 1232);
+        lab.rx(host.port, &datagram)
+            .tx(host.port, told)
+            .dropped(name, "no_service")
+            .moved("generated", 1);
+    }
+}
+
+#[test]
+fn a_gateway_that_leads_nowhere_any_more_is_told_of_at_once() {
+    let mut lab = Lab::new(dual());
+    lab.reconfigure(|spec| spec.networks[0].ra = true);
+    for _ in 0..40 {
+        lab.after(Duration::from_secs(1)).only_balanced();
+    }
+    lab.reconfigure(|spec| spec.networks[0].internal = true);
+    let none = router_advertisement(0, Some(1500), ALL_NODES, all_nodes());
+    lab.after(Duration::from_secs(1))
+        .flooded(&[A.port, B.port, C.port], &none)
+        .moved("generated", 3);
 }
 
 #[test]
@@ -328,7 +378,17 @@ fn the_gateway_advertises_itself_now_and_then() {
     }
     waits.dedup();
     assert!(waits.len() > 1, "not at random: {waits:?}");
+    // It ceases to be a router, and says so three times (RFC 4861 §6.2.5); who asks gets no answer.
     lab.reconfigure(|spec| spec.networks[0].ra = false);
+    let last = router_advertisement(0, Some(1500), ALL_NODES, all_nodes());
+    for wait in [1, 3, 3] {
+        if wait > 1 {
+            lab.after(Duration::from_secs(wait - 1));
+        }
+        lab.after(Duration::from_secs(1))
+            .flooded(&[A.port, B.port, C.port], &last)
+            .moved("generated", 3);
+    }
     lab.after(Duration::from_secs(1000));
     // A network that comes again is a new one.
     lab.reconfigure(|spec| spec.networks[0].ra = true);

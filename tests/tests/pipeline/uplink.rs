@@ -4,12 +4,12 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use dataplane::EngineOptions;
-use dataplane::config::UplinkMode;
+use dataplane::config::{SnapshotSpec, UplinkMode};
 use dataplane::l3::route::Prefix;
 use dataplane::packet::types::Mac;
 use dataplane::packet::types::tcp_flags::{ACK, RST, SYN};
 use tests::lab::{
-    A, B, CLIENT, GATEWAY1, HOST_ADDRESS, Lab, NEIGHBOR, ROUTER, SERVER, Step, UP, dual,
+    A, B, C, CLIENT, D, GATEWAY1, HOST_ADDRESS, Lab, NEIGHBOR, ROUTER, SERVER, Step, UP, dual,
     publish_tcp, small, topology,
 };
 use tests::packet::nd::router_s_announcement;
@@ -132,10 +132,45 @@ fn our_own_frames_that_come_back_by_the_wire_are_no_news() {
     lab.rx(UP.port, sent).moved("consumed", 1);
 }
 
+/// Without networks, whose gateways are announced too.
+fn uplink_alone(mut spec: SnapshotSpec) -> SnapshotSpec {
+    spec.networks.clear();
+    spec.ports.retain(|port| port.id == UP.port);
+    spec
+}
+
+#[test]
+fn gateways_are_announced_to_their_containers() {
+    let options = EngineOptions { announce: true, ..small() };
+    let mut spec = dual();
+    spec.uplinks[0].mode = UplinkMode::Shared;
+    spec.networks.truncate(1);
+    spec.ports.retain(|port| port.id != D.port);
+    let mut lab = Lab::unresolved(&options, spec);
+    let (mac, ip) = (GATEWAY1.mac, GATEWAY1.ip);
+    let all = |mut step: Step<'_>| {
+        for frame in [
+            Wire::from(arp(1, (mac, Mac::BROADCAST), (mac, ip), (Mac::ZERO, ip))),
+            router_s_announcement(&GATEWAY1, GATEWAY1.ip6()).into(),
+            router_s_announcement(&GATEWAY1, GATEWAY1.link_local()).into(),
+        ] {
+            step = step.flooded(&[A.port, B.port, C.port], frame).moved("generated", 3);
+        }
+        drop(step);
+    };
+    for _ in 0..3 {
+        all(lab.after(Duration::from_secs(2)));
+    }
+    lab.after(Duration::from_secs(10));
+    // Another configuration with the same addresses is nothing new; the host's own leg is never told.
+    lab.reconfigure(|spec| spec.networks[0].mtu = 1400);
+    lab.after(Duration::from_secs(2));
+}
+
 #[test]
 fn a_dedicated_uplink_announces_its_addresses_when_they_appear() {
     let options = EngineOptions { announce: true, ..small() };
-    let mut lab = Lab::unresolved(&options, dual());
+    let mut lab = Lab::unresolved(&options, uplink_alone(dual()));
     let by_arp = |mac: Mac, ip: Ipv4Addr| arp(1, (mac, Mac::BROADCAST), (mac, ip), (Mac::ZERO, ip));
     let all = |step: Step<'_>, from: &Host| {
         step.tx(UP.port, by_arp(from.mac, UP.ip))
@@ -179,7 +214,7 @@ fn a_dedicated_uplink_announces_its_addresses_when_they_appear() {
 #[test]
 fn many_addresses_are_announced_a_few_at_a_time() {
     let options = EngineOptions { announce: true, ..small() };
-    let mut spec = topology();
+    let mut spec = uplink_alone(topology());
     let more = (100..120).map(|n| Ipv4Addr::new(203, 0, 113, n));
     spec.uplinks[0].addresses.extend(more.map(|ip| (ip.into(), Prefix::new(ip, 24))));
     let mut lab = Lab::unresolved(&options, spec);
