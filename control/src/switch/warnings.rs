@@ -187,7 +187,8 @@ impl World {
                 without.insert(NoPorts { interface: interface.clone(), proto: "" });
                 continue;
             }
-            for (proto, text) in [(Proto::Tcp, "tcp "), (Proto::Udp, "udp ")] {
+            let protocols = [(Proto::Tcp, "tcp "), (Proto::Udp, "udp "), (Proto::Sctp, "sctp ")];
+            for (proto, text) in protocols {
                 let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) =
                     state.nets().map(|net| net.addr()).partition(IpAddr::is_ipv4);
                 let all = |of: &[IpAddr]| {
