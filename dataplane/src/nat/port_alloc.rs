@@ -142,7 +142,7 @@ const fn gcd(mut a: u32, mut b: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::collections::{HashMap, HashSet};
 
     use super::*;
 
@@ -193,6 +193,35 @@ mod tests {
             let ranges = [(2000, last)];
             let seen: HashSet<u16> = Candidates::new(&ranges, 1, &mut rng()).collect();
             assert_eq!(seen.len(), usize::from(last - 1999));
+        }
+    }
+
+    /// RFC 6888 REQ-15, RFC 6056: who has seen many ports does not know the next one.
+    #[test]
+    fn a_port_tells_nothing_of_the_next_one() {
+        let ranges = [(1024, 65_535)];
+        let drawn = |key| -> Vec<i64> {
+            let mut rng = PortRng::new(key);
+            let first = |_| Candidates::new(&ranges, 1, &mut rng).next().unwrap();
+            (0..4000).map(first).map(i64::from).collect()
+        };
+        let ports = drawn(HashKey::new(5, 6));
+        let steps: Vec<i64> = ports.windows(2).map(|two| two[1] - two[0]).collect();
+        // Of 4000 guesses among 64512 ports a 16th of one is right by chance: by the port before, by the
+        // step before, by the port next to it.
+        let right = |hits: usize| assert!(hits < 4, "{hits}");
+        right(steps.iter().filter(|step| **step == 0).count());
+        right(steps.windows(2).filter(|two| two[0] == two[1]).count());
+        right(steps.iter().filter(|step| step.abs() == 1).count());
+        let mut usual: HashMap<i64, usize> = HashMap::new();
+        for step in &steps {
+            *usual.entry(*step).or_default() += 1;
+        }
+        assert!(usual.values().all(|times| *times < 6), "a step that comes again and again");
+        // And by another key, of which a bit differs.
+        for key in [HashKey::new(5, 7), HashKey::new(4, 6)] {
+            let other = drawn(key);
+            right(ports.iter().zip(&other).filter(|(a, b)| a == b).count());
         }
     }
 

@@ -449,6 +449,25 @@ fn protocols_without_ports_and_messages_without_a_query() {
 }
 
 #[test]
+fn a_protocol_without_ports_is_forgotten_when_nothing_comes() {
+    let mut lab = Lab::default();
+    let there = raw_ip(&A, &SERVER, 47).via(GATEWAY1.mac);
+    let back = raw_ip(&SERVER, &UP, 47);
+    lab.rx(A.port, &there).masqueraded(&there).take_one(UP.port);
+    // Each packet counts from anew, whichever way it goes.
+    for _ in 0..2 {
+        lab.after(Duration::from_secs(599));
+        lab.rx(UP.port, &back).take_one(A.port);
+        lab.after(Duration::from_secs(599));
+        lab.rx(A.port, &there).take_one(UP.port);
+    }
+    lab.after(Duration::from_secs(599));
+    assert_eq!(lab.connections().len(), 1);
+    lab.after(Duration::from_secs(1)).moved("conn.entries", -1).moved("conn.expired", 1);
+    lab.rx(UP.port, &back).dropped("up", "unsolicited");
+}
+
+#[test]
 fn a_whole_first_conversation() {
     let mut lab = Lab::default();
     lab.batch(vec![

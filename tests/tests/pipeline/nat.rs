@@ -1,14 +1,16 @@
 //! SNAT out, un-NAT of the replies, published ports, hairpins.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use dataplane::config::DnatRule;
-use dataplane::packet::types::ip_proto;
 use dataplane::packet::types::tcp_flags::{ACK, SYN};
+use dataplane::packet::types::{PortId, ip_proto};
 use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NET1, ROUTER, SERVER, Step, UP,
     publish, publish_tcp, topology,
 };
+use tests::packet::sctp::{INIT, sctp};
 use tests::packet::{Host, Packet, Wire, echo, echo_reply, ip, reported, tcp, udp};
 
 tests::in_ipv6! {
@@ -21,6 +23,9 @@ tests::in_ipv6! {
     a_range_maps_port_by_port_and_the_narrower_rule_wins
     a_zero_udp_checksum_stays_zero
     an_identifier_that_is_taken_is_replaced
+    a_hop_limit_that_runs_out_on_the_way_in_is_told_outside
+    a_mapping_is_one_protocol_s
+    a_port_of_a_full_range_is_used_again
     an_internal_network_reaches_no_published_port_of_another
     containers_reach_a_published_port_by_any_address_of_the_host
     nobody_outside_can_pretend_to_be_inside
@@ -227,6 +232,112 @@ fn when_all_ports_are_taken_the_sender_is_told() {
         .dropped("a", "snat_ports_exhausted");
     let elsewhere = udp(&A, 40_004, &CLIENT, 53).via(GATEWAY1.mac);
     lab.rx(A.port, &elsewhere).masqueraded(&elsewhere).take_one(UP.port);
+}
+
+#[test]
+fn a_port_of_a_full_range_is_used_again() {
+    let mut spec = topology();
+    spec.uplinks[0].nat_ports = vec![(50_000, 50_001)];
+    let mut lab = Lab::new(spec);
+    let there = |n: u16| udp(&A, 40_000 + n, &SERVER, 53).via(GATEWAY1.mac);
+    let mut ports = Vec::new();
+    for n in 0..2 {
+        let packet = there(n);
+        ports.push(ports_of(lab.rx(A.port, &packet).masqueraded(&packet), UP.port).0);
+    }
+    lab.after(Duration::from_secs(20));
+    // The first flow goes on where it is while the second one ends.
+    let kept = ports_of(lab.rx(A.port, there(0)), UP.port).0;
+    assert_eq!(kept, ports[0]);
+    let full = there(2);
+    lab.rx(A.port, &full)
+        .tx(A.port, reported(&GATEWAY1, &A, 3, 13, &full))
+        .moved("generated", 1)
+        .moved("conn.ports_exhausted", 1)
+        .dropped("a", "snat_ports_exhausted");
+    lab.after(Duration::from_secs(10)).moved("conn.entries", -1).moved("conn.expired", 1);
+    let again = ports_of(lab.rx(A.port, &full).masqueraded(&full), UP.port).0;
+    assert_eq!(again, ports[1]);
+    assert_eq!(ports_of(lab.rx(A.port, there(0)), UP.port).0, ports[0]);
+}
+
+fn ports_of(step: Step<'_>, by: PortId) -> (u16, u16) {
+    ports(&step.take_one(by))
+}
+
+/// RFC 7857 §5, §6.
+#[test]
+fn a_mapping_is_one_protocol_s() {
+    let mut lab = Lab::default();
+    let there = udp(&A, 40_000, &SERVER, 4242).via(GATEWAY1.mac);
+    lab.rx(A.port, &there).masqueraded(&there).tx(UP.port, outside(&there));
+    for foreign in [
+        tcp(&SERVER, 4242, &UP, 40_000, SYN),
+        tcp(&SERVER, 4242, &UP, 40_000, ACK),
+        sctp(&SERVER, 4242, &UP, 40_000, 0).asks_for(INIT, 1),
+        echo_reply(&SERVER, &UP, 40_000),
+    ] {
+        lab.rx(UP.port, foreign).dropped("up", "unsolicited");
+    }
+    // Another protocol has the same port to itself.
+    let syn = tcp(&A, 40_000, &SERVER, 4242, SYN).via(GATEWAY1.mac);
+    lab.rx(A.port, &syn).masqueraded(&syn).tx(UP.port, outside(&syn));
+    let back = udp(&SERVER, 4242, &UP, 40_000);
+    lab.rx(UP.port, &back).tx(A.port, inside(&back, &A));
+}
+
+/// What SIP, FTP and IRC say of addresses and ports is left as it is and opens nothing.
+#[test]
+fn what_a_payload_says_of_ports_opens_nothing() {
+    let mut lab = Lab::default();
+    let invite = b"INVITE sip:bob@example.org SIP/2.0\r\nVia: SIP/2.0/UDP 10.1.0.2:5060\r\n\
+        Contact: <sip:alice@10.1.0.2:5060>\r\nContent-Type: application/sdp\r\n\r\n\
+        c=IN IP4 10.1.0.2\r\nm=audio 41000 RTP/AVP 0\r\n";
+    let call = udp(&A, 5060, &SERVER, 5060).via(GATEWAY1.mac).payload(invite);
+    lab.rx(A.port, &call).masqueraded(&call).tx(UP.port, outside(&call));
+    for (from, to, said) in [
+        (40_000, 21, &b"PORT 10,1,0,2,160,40\r\n"[..]),
+        (40_001, 21, b"EPRT |1|10.1.0.2|41000|\r\n"),
+        (40_002, 6667, b"PRIVMSG bob :\x01DCC CHAT chat 167837698 41000\x01\r\n"),
+    ] {
+        let syn = tcp(&A, from, &SERVER, to, SYN).via(GATEWAY1.mac);
+        lab.rx(A.port, &syn).masqueraded(&syn).tx(UP.port, outside(&syn));
+        let answer = tcp(&SERVER, to, &UP, from, SYN | ACK);
+        lab.rx(UP.port, &answer).tx(A.port, inside(&answer, &A));
+        let command = tcp(&A, from, &SERVER, to, ACK).via(GATEWAY1.mac).payload(said);
+        lab.rx(A.port, &command).tx(UP.port, outside(&command));
+    }
+    for invited in [
+        udp(&SERVER, 30_000, &UP, 41_000),
+        tcp(&SERVER, 20, &UP, 41_000, SYN),
+        tcp(&SERVER, 30_000, &UP, 41_000, SYN),
+        udp(&CLIENT, 5060, &UP, 5060),
+    ] {
+        lab.rx(UP.port, invited).dropped("up", "unsolicited");
+    }
+    assert_eq!(lab.connections().len(), 4);
+}
+
+#[test]
+fn a_hop_limit_that_runs_out_on_the_way_in_is_told_outside() {
+    let mut lab = published();
+    let syn = tcp(&CLIENT, 5000, &UP, 8080, SYN);
+    let told = |lab: &mut Lab, packet: &Packet| {
+        lab.rx(UP.port, packet)
+            .tx(UP.port, reported(&UP, &CLIENT, 11, 0, packet))
+            .moved("generated", 1)
+            .dropped("up", "ttl_exceeded");
+    };
+    // What begins a connection begins none; of one that exists nothing changes.
+    told(&mut lab, &syn.clone().ttl(1));
+    assert!(lab.connections().is_empty());
+    lab.rx(UP.port, &syn).tx(B.port, inside(&syn, &B).dport(80)).dnat(&syn);
+    told(&mut lab, &syn.clone().ttl(1));
+    assert_eq!(lab.connection().packets, [1, 0]);
+    // And of an answer.
+    let there = udp(&A, 40_000, &CLIENT, 53).via(GATEWAY1.mac);
+    lab.rx(A.port, &there).masqueraded(&there).tx(UP.port, outside(&there));
+    told(&mut lab, &udp(&CLIENT, 53, &UP, 40_000).ttl(1));
 }
 
 #[test]

@@ -12,6 +12,7 @@ tests::in_ipv6! {
     an_expired_connection_is_gone_before_it_is_swept
     an_idle_connection_expires_and_its_segments_are_invalid
     a_reset_keeps_no_connection_alive
+    after_a_reset_and_its_time_only_a_syn_opens
     an_idle_session_survives_a_blind_reset
     an_open_of_one_batch
     both_sides_close_in_one_batch
@@ -208,6 +209,18 @@ fn a_reset_closes_in_every_state() {
             assert_eq!(lab.connection().state, "CLOSE");
         }
     }
+}
+
+#[test]
+fn after_a_reset_and_its_time_only_a_syn_opens() {
+    let mut lab = Lab::default();
+    play(&mut lab, &OPEN);
+    play(&mut lab, &[(Server, RST | ACK, "CLOSE")]);
+    lab.after(Duration::from_secs(240)).moved("conn.entries", -1).moved("conn.expired", 1);
+    refuse(&mut lab, Client, ACK);
+    refuse(&mut lab, Client, FIN | ACK);
+    lab.rx(UP.port, segment(Server, ACK)).dropped("up", "unsolicited");
+    play(&mut lab, &OPEN);
 }
 
 #[test]
