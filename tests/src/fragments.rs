@@ -5,6 +5,10 @@ use crate::sums;
 
 /// Ethernet and IPv4 header of [`Packet`], which has no options.
 const HEADERS: usize = 34;
+/// Ethernet and IPv6 header.
+const HEADERS6: usize = 54;
+/// Number of the fragment header (RFC 8200 §4.5).
+const FRAGMENT_HEADER: u8 = 44;
 /// "More fragments" (RFC 791).
 const MORE: u16 = 0x2000;
 
@@ -47,4 +51,28 @@ pub fn piece(whole: &[u8], from: usize, to: usize) -> Vec<u8> {
     let sum = !sums::sum(&bytes[14..HEADERS]);
     bytes[24..26].copy_from_slice(&sum.to_be_bytes());
     bytes
+}
+
+/// As [`in_pieces`], of an IPv6 packet without extension headers: fragments with this identification.
+///
+/// # Panics
+/// When the packet is longer than an IP packet can be.
+#[must_use]
+pub fn in_pieces6(packet: &Packet, len: usize, id: u32) -> Vec<Vec<u8>> {
+    let whole = packet.bytes();
+    assert!(len.is_multiple_of(8));
+    let end = whole.len() - HEADERS6;
+    let piece = |from: usize| {
+        let to = end.min(from + len);
+        // In units of eight bytes above three bits of flags: the number of bytes.
+        let field = u16::try_from(from).expect("an offset") | u16::from(to < end);
+        let header = [&[whole[20], 0], &field.to_be_bytes()[..], &id.to_be_bytes()].concat();
+        let carried = &whole[HEADERS6 + from..HEADERS6 + to];
+        let mut bytes = [&whole[..HEADERS6], &header, carried].concat();
+        let len = u16::try_from(bytes.len() - HEADERS6).expect("a length");
+        bytes[18..20].copy_from_slice(&len.to_be_bytes());
+        bytes[20] = FRAGMENT_HEADER;
+        bytes
+    };
+    (0..end).step_by(len).map(piece).collect()
 }

@@ -337,6 +337,11 @@ impl Lab {
         }
     }
 
+    /// The device behind a port takes no trains of datagrams: each leaves by itself.
+    pub fn keep_datagrams_apart(&mut self, port: PortId) {
+        self.set_offloads(port, Offloads { uso: false, ..Offloads::ALL });
+    }
+
     /// The device behind a port is down.
     pub fn set_down(&mut self, port: PortId) {
         self.outside.0.down.insert(port);

@@ -7,12 +7,13 @@
     reason = "test code: a failure here is a failed test"
 )]
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::fmt::Display;
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use dataplane::packet::types::{Mac, PortId};
-use tests::fragments::{in_pieces, piece};
+use tests::fragments::{in_pieces, in_pieces6, piece};
 use tests::host::namespace::Namespace;
 use tests::host::raw::RawSender;
 use tests::host::traffic::{TcpClient, TcpServer, ping};
@@ -45,7 +46,7 @@ fn mac_of(ns: &Namespace, interface: &str) -> Mac {
 }
 
 /// The MAC that a stack has for a neighbor.
-fn neighbor(ns: &Namespace, interface: &str, address: Ipv4Addr) -> Mac {
+fn neighbor(ns: &Namespace, interface: &str, address: impl Display) -> Mac {
     let shown = ns.ip(&format!("neighbor show to {address} dev {interface}"));
     let mac = shown.split("lladdr ").nth(1).and_then(|rest| rest.split(' ').next());
     mac.unwrap_or_else(|| panic!("{shown:?}")).parse().unwrap()
@@ -169,6 +170,57 @@ fn fragments_in_any_order_by_a_dedicated_uplink() {
 #[ignore = "needs root"]
 fn fragments_in_any_order_by_a_shared_uplink() {
     in_any_order(Uplink::Shared);
+}
+
+/// As ip_defrag.c does with `-6`.
+#[test]
+#[ignore = "needs root"]
+fn fragments_of_ipv6_in_any_order() {
+    const ROUTER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+    const HOST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+    /// Where UDP's payload begins in a frame.
+    const PAYLOAD6: usize = 62;
+    let mut host = Host::prepare(Uplink::Dedicated);
+    for ns in [&host.ns, &host.outside] {
+        ns.enable_ipv6();
+    }
+    host.outside.ip(&format!("-6 address add {ROUTER6}/64 dev {WIRE} nodad"));
+    host.launch();
+    let line = format!("uplink add {WIRE} --mode dedicated --address {HOST6}/64");
+    host.ok(line.split_whitespace());
+    host.network("app", "--ipv6");
+    let inside = host.sandbox("a", "--network app");
+    let shown = one(&host.json(["sandbox", "inspect", &inside.name]))["endpoints"][0].clone();
+    let address = |key: &str| -> Ipv6Addr { shown[key].as_str().unwrap().parse().unwrap() };
+    let (own, gateway) = (address("ipv6"), address("gateway6"));
+    assert_eq!(ping(&inside.ns, ROUTER6, 1).received, 1);
+    let me = on_the_wire(mac_of(&inside.ns, "eth0"), inside.ip);
+    let next = on_the_wire(neighbor(&inside.ns, "eth0", gateway), GATEWAY);
+    let at_server = host.outside.enter(|| UdpSocket::bind((ROUTER6, PORT))).unwrap();
+    at_server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut out = RawSender::open(&inside.ns, "eth0");
+    let mut id = 0;
+    for (len, size) in [(3000, 1448), (8000, 800), (60_000, 1448), (9000, 8)] {
+        for (order, numbers) in orders((len + 8usize).div_ceil(size)) {
+            loop {
+                id += 1;
+                let before = missed(&host);
+                let payload = Rng(u64::from(id)).bytes(len);
+                let datagram = udp(&me, 40_000, &next, PORT).v6().src6(own).dst6(ROUTER6);
+                let datagram = datagram.payload(&payload);
+                send_all(&mut out, &in_pieces6(&datagram, size, id), &numbers);
+                let mut bytes = vec![0; 65_536];
+                let came = at_server.recv(&mut bytes);
+                // What the kernel lost before us on a busy machine is sent again, as a sender would.
+                if came.is_ok() || missed(&host) == before {
+                    let got =
+                        came.unwrap_or_else(|error| panic!("{len} in {size}, {order}: {error}"));
+                    assert!(bytes[..got] == datagram.bytes()[PAYLOAD6..], "{len}, {order}");
+                    break;
+                }
+            }
+        }
+    }
 }
 
 fn dropped(host: &Host, sandbox: &Sandbox, reason: &str) -> u64 {

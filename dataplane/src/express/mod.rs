@@ -108,7 +108,7 @@ pub(crate) fn stage(cx: &mut Cx<'_>, frames: &mut [Frame], lanes: &mut [Lane]) -
         decided += usize::from(lane.verdict.is_some());
     }
     train.end(cx);
-    let found = if routed > 0 { find_ways(cx, frames, lanes, routed) } else { 0 };
+    let found = if routed > 0 { find_ways(cx, frames, lanes) } else { 0 };
     Left { switch: decided + found < frames.len(), translate: found > 0 }
 }
 
@@ -225,7 +225,7 @@ fn recognise(
 
 /// Looks the connections of routed packets up and the ways that they have noted. All ask for their
 /// entries first: the cache misses of the batch overlap. Returns how many have one.
-fn find_ways(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane], routed: usize) -> usize {
+fn find_ways(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane]) -> usize {
     let connections = &cx.tables.connections;
     // A single one does too: its entry lies in two lines or three, and its lookup waits for the first.
     let mut asked = None;

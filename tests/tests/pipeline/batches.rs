@@ -65,7 +65,9 @@ impl Side {
         let plane = Plane::new(&small()).unwrap();
         let mut core = plane.core(0).unwrap();
         for port in &spec.ports {
-            plane.add_port(&mut core, port.id, Offloads::ALL);
+            // What is merged depends on what is in a batch.
+            let offloads = Offloads { uso: false, ..Offloads::ALL };
+            plane.add_port(&mut core, port.id, offloads);
         }
         plane.publish(Snapshot::build(spec).unwrap());
         let neighbors = &plane.tables().neighbors;

@@ -40,6 +40,31 @@ fn segments_for_one_device_leave_as_one_frame() {
 }
 
 #[test]
+fn trains_of_datagrams_leave_as_one_frame() {
+    let mut lab = Lab::default();
+    let (data, other) = (udp(&A, 1, &B, 2).long(400), udp(&A, 5, &B, 6).long(100));
+    let mut frames: Vec<_> =
+        data.segments(100).iter().map(|datagram| (A.port, Wire::from(datagram))).collect();
+    frames.push((A.port, (&other).into()));
+    lab.batch(frames).tx(B.port, data.gso(100)).tx(B.port, other).moved("merged", 3);
+    let out = |packet: &Packet| packet.clone().src(UP.ip).routed(UP.mac, ROUTER.mac);
+    let data = udp(&A, 40_000, &SERVER, 53).via(GATEWAY1.mac).long(400);
+    let datagrams = data.segments(100);
+    let frames = datagrams.iter().map(|datagram| (A.port, datagram.into())).collect();
+    let step = lab.batch(frames).tx(UP.port, out(&data).gso(100)).moved("merged", 3);
+    drop(step.masqueraded(&datagrams[0]));
+    assert_eq!(lab.connection().packets, [4, 0]);
+    // Each has its own counters before it is merged; a device that refuses the frame makes one drop.
+    lab.keep_datagrams_apart(UP.port);
+    let frames = datagrams.iter().map(|datagram| (A.port, datagram.into())).collect();
+    let mut step = lab.batch(frames);
+    for datagram in &datagrams {
+        step = step.tx(UP.port, out(datagram));
+    }
+    drop(step);
+}
+
+#[test]
 fn nat_comes_before_merging() {
     let mut lab = Lab::default();
     let syn = tcp(&A, 40_000, &SERVER, 80, SYN).via(GATEWAY1.mac);

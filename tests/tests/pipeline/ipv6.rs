@@ -465,6 +465,7 @@ fn a_later_fragment_does_not_say_what_the_connection_is() {
 #[test]
 fn no_frame_of_ipv6_is_routed_by_shortcut() {
     let mut lab = lab(without_guard);
+    lab.keep_datagrams_apart(UP.port);
     let there = datagram();
     lab.rx(A.port, &there).tx(UP.port, outside(&there)).masqueraded(&there);
     let mut train: Vec<_> = (0..8).map(|_| (A.port, Wire::from(&there))).collect();

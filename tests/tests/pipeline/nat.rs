@@ -507,6 +507,7 @@ fn one_client_port_by_two_published_ports_to_one_server() {
 #[test]
 fn a_flow_of_one_batch_is_one_connection() {
     let mut lab = Lab::default();
+    lab.keep_datagrams_apart(UP.port);
     let packets: Vec<Packet> =
         (0..8u8).map(|n| udp(&A, 40_000, &SERVER, 53).via(GATEWAY1.mac).payload(&[n])).collect();
     let mut step = lab.batch(packets.iter().map(|p| (A.port, p.into())).collect());
