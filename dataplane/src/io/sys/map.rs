@@ -32,16 +32,19 @@ impl Mapping {
     /// `len` zero bytes that nobody else sees. A page costs memory from its first write on.
     pub(in crate::io) fn anonymous(len: NonZeroUsize) -> io::Result<Self> {
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // MAP_NORESERVE: a table is sized for its limit, not for its use.
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // MAP_NORESERVE: a table is sized for its limit, not for its use. Miri knows neither this nor advice.
+        let sparse = if cfg!(miri) { MapFlags::empty() } else { MapFlags::MAP_NORESERVE };
+        let flags = MapFlags::MAP_PRIVATE | sparse;
         // JUSTIFICATION: memory that is zero without being touched.
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let ptr = unsafe { mmap_anonymous(None, len, prot, flags) }?;
-        // A lookup in a large table misses the TLB as surely as the cache: huge pages make that
-        // rare. A kernel without them says EINVAL, and all is well without.
-        // JUSTIFICATION: as above; nix has no safe madvise.
-        // SAFETY: our own whole mapping, and this advice changes nothing that a program can see.
-        let _ = unsafe { madvise(ptr, len.get(), MmapAdvise::MADV_HUGEPAGE) };
+        if !cfg!(miri) {
+            // A lookup in a large table misses the TLB as surely as the cache: huge pages make that
+            // rare. A kernel without them says EINVAL, and all is well without.
+            // JUSTIFICATION: as above; nix has no safe madvise.
+            // SAFETY: our own whole mapping, and this advice changes nothing that a program can see.
+            let _ = unsafe { madvise(ptr, len.get(), MmapAdvise::MADV_HUGEPAGE) };
+        }
         Ok(Self { ptr, len: len.get() })
     }
 
