@@ -207,6 +207,9 @@ pub fn without_guard(spec: &mut SnapshotSpec) {
     }
 }
 
+/// All that a device can take but trains of datagrams: each leaves by itself.
+pub const SINGLE: Offloads = Offloads { uso: false, ..Offloads::ALL };
+
 /// Sizes that keep a lab small.
 #[must_use]
 pub fn small() -> EngineOptions {
@@ -339,7 +342,7 @@ impl Lab {
 
     /// The device behind a port takes no trains of datagrams: each leaves by itself.
     pub fn keep_datagrams_apart(&mut self, port: PortId) {
-        self.set_offloads(port, Offloads { uso: false, ..Offloads::ALL });
+        self.set_offloads(port, SINGLE);
     }
 
     /// The device behind a port is down.

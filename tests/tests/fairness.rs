@@ -21,7 +21,7 @@ use dataplane::packet::types::PortId;
 use dataplane::pool::Pool;
 use dataplane::verdict::DropReason;
 use dataplane::{Engine, EngineOptions};
-use tests::lab::{A, B, C, D, NET1, endpoint, small, topology};
+use tests::lab::{A, B, C, D, NET1, SINGLE, endpoint, small, topology};
 use tests::packet::{Host, udp};
 use tests::rig::assert_balances;
 
@@ -47,7 +47,7 @@ impl Network {
         let known = std::mem::take(&mut spec.ports);
         let mut ports = Vec::new();
         for host in [A, B, C] {
-            let (port, peer) = MemoryPort::pair(capacity).unwrap();
+            let (port, peer) = MemoryPort::pair_with(capacity, SINGLE).unwrap();
             let id = engine.attach(Box::new(port)).unwrap();
             let port = known.iter().find(|port| port.id == host.port).unwrap();
             spec.ports.push(PortConfig { id, ..port.clone() });
@@ -176,7 +176,7 @@ fn a_flood_delays_others_by_one_turn_at_most() {
     const TURN: usize = 32;
     let (entered, is_entered) = bounded(1);
     let (open, is_open) = bounded(1);
-    let (port, _peer) = MemoryPort::pair(CAPACITY).unwrap();
+    let (port, _peer) = MemoryPort::pair_with(CAPACITY, SINGLE).unwrap();
     let gate = Gate { port, entered, open: is_open };
     let network = Network::with(1, CAPACITY, Some(gate));
     for round in 0..20 {

@@ -23,7 +23,7 @@ use dataplane::packet::types::{Mac, PortId, ip_proto};
 use dataplane::{Engine, EngineOptions};
 use smoltcp::socket::udp;
 use tests::lab::{
-    A, B, C, D, GATEWAY1, GATEWAY2, ROUTER, UP, publish, publish_tcp, small, topology,
+    A, B, C, D, GATEWAY1, GATEWAY2, ROUTER, SINGLE, UP, publish, publish_tcp, small, topology,
 };
 use tests::packet::{Host, arp_reply, udp as datagram};
 use tests::rig::assert_balances;
@@ -309,7 +309,7 @@ fn numbered(attached: &Attached, flows: &[(Host, u16)], to: &Host, via: Mac, fra
 
 #[test]
 fn two_workers_keep_the_order_of_each_flow() {
-    let attached = Attached::new(&[A, B, C, UP], Offloads::ALL);
+    let attached = Attached::new(&[A, B, C, UP], SINGLE);
     let flows = [(A, 1001), (C, 1002), (A, 1003)];
     numbered(&attached, &flows, &B, B.mac, 20_000);
     // The same through NAT; the first frames wait for the neighbor.
@@ -331,7 +331,7 @@ fn two_workers_keep_the_order_of_each_flow() {
 
 #[test]
 fn flows_stay_in_order_while_their_ports_move_between_workers() {
-    let attached = Attached::new(&[A, B, C, UP], Offloads::ALL);
+    let attached = Attached::new(&[A, B, C, UP], SINGLE);
     let over = AtomicBool::new(false);
     let moves = thread::scope(|scope| {
         let mover = scope.spawn(|| {

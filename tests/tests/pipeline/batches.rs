@@ -8,12 +8,12 @@ use dataplane::config::Snapshot;
 use dataplane::core::Core;
 use dataplane::engine::Link;
 use dataplane::frame::Frame;
-use dataplane::io::{Offloads, TxReport};
+use dataplane::io::TxReport;
 use dataplane::packet::types::{Mac, PortId, tcp_flags};
 use dataplane::plane::Plane;
 use proptest::prelude::*;
 use tests::lab::{
-    A, B, C, D, GATEWAY1, GATEWAY2, ROUTER, SERVER, UP, UPLINK, dual, small, without_guard,
+    A, B, C, D, GATEWAY1, GATEWAY2, ROUTER, SERVER, SINGLE, UP, UPLINK, dual, small, without_guard,
 };
 use tests::outlet::{Outlet, Outside, sent};
 use tests::packet::{Host, Packet, Wire, arp_reply, arp_request, ethernet, tcp, udp};
@@ -66,8 +66,7 @@ impl Side {
         let mut core = plane.core(0).unwrap();
         for port in &spec.ports {
             // What is merged depends on what is in a batch.
-            let offloads = Offloads { uso: false, ..Offloads::ALL };
-            plane.add_port(&mut core, port.id, offloads);
+            plane.add_port(&mut core, port.id, SINGLE);
         }
         plane.publish(Snapshot::build(spec).unwrap());
         let neighbors = &plane.tables().neighbors;

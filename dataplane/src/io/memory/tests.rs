@@ -126,7 +126,10 @@ fn no_frame_is_left_behind_by_a_sleeping_worker() {
             while !batch.is_empty() {
                 // One after the other and only when there is room, so that none is dropped.
                 let mut one = vec![batch.remove(0)];
+                let began = Instant::now();
                 while tx.tx_copy(&mut one[0], &mut pool).sent == 0 {
+                    // The reader has given up: it says why.
+                    assert!(began.elapsed() < Duration::from_secs(60), "nobody reads");
                     thread::yield_now();
                 }
                 pool.put(one.remove(0));
@@ -141,7 +144,9 @@ fn no_frame_is_left_behind_by_a_sleeping_worker() {
         }
     });
     for number in 0..COUNT {
+        let began = Instant::now();
         while !peer.send(&number.to_be_bytes(), VnetHdr::default()) {
+            assert!(began.elapsed() < Duration::from_secs(60), "the worker takes nothing");
             thread::yield_now();
         }
     }
