@@ -187,7 +187,8 @@ fn payloads(frames: Vec<Frame>) -> Vec<usize> {
         let vnet = frame.vnet;
         offload::admit(frame, &headers).unwrap();
         assert_eq!(frame.vnet, vnet);
-        Transport::of(&headers).map_or_else(|| frame.len() - 54, |l4| l4.end - l4.payload)
+        Transport::of(&headers)
+            .map_or_else(|| frame.len().saturating_sub(54), |l4| l4.end - l4.payload)
     };
     queue.iter_mut().map(payload).collect()
 }

@@ -208,32 +208,45 @@ fn a_device_that_does_not_take_them_gets_each_by_itself() {
     }
 }
 
-/// IPv6, ninths of a payload, steps of the identification, "don't fragment", a wrong checksum if zero.
-type Kind = (bool, usize, u16, bool, u8);
+/// A train: IPv6, ninths of a payload, how many, the step of the identification, "don't fragment"; and what
+/// is wrong with one of them: its number, and a byte from the end that is changed.
+type Kind = (bool, usize, u16, u16, bool, Option<(u16, usize)>);
 
 fn kinds() -> impl Strategy<Value = Vec<Kind>> {
-    let kind = (any::<bool>(), 0_usize..4, 0_u16..3, any::<bool>(), 0_u8..8);
-    prop::collection::vec(kind, 1..40)
+    let wrong = prop::option::weighted(0.3, (0_u16..12, 1_usize..24));
+    let kind = (any::<bool>(), 0_usize..4, 1_u16..12, 0_u16..3, any::<bool>(), wrong);
+    prop::collection::vec(kind, 1..8)
+}
+
+fn frames(kinds: &[Kind]) -> Vec<Frame> {
+    let mut id = 5_u16;
+    let mut frames = Vec::new();
+    for (v6, length, count, step, df, wrong) in kinds {
+        for number in 0..*count {
+            id = id.wrapping_add(*step);
+            let mut bytes = datagram(*v6, length * 9, id, *df);
+            if let Some((_, from_end)) = wrong.filter(|(which, _)| *which == number) {
+                let at = bytes.len() - from_end;
+                bytes[at] ^= 1;
+            }
+            frames.push(frame(&bytes));
+        }
+    }
+    frames
 }
 
 proptest! {
-    /// Whatever follows each other: cut again it is what it was (`payloads` looks), and none is lost.
+    /// Whatever follows each other: cut again it is what it was, and none is lost (`payloads` looks).
     #[test]
     fn any_datagrams_are_what_they_were(kinds in kinds()) {
-        let mut id = 5_u16;
-        let frames: Vec<Frame> = kinds
-            .iter()
-            .map(|(v6, length, step, df, odd)| {
-                id = id.wrapping_add(*step);
-                let mut bytes = datagram(*v6, length * 9, id, *df);
-                if *odd == 0 {
-                    let last = bytes.len() - 1;
-                    bytes[last] ^= 1;
-                }
-                frame(&bytes)
-            })
-            .collect();
-        let before: usize = kinds.iter().map(|(_, length, ..)| length * 9).sum();
-        prop_assert_eq!(payloads(frames).iter().sum::<usize>(), before);
+        payloads(frames(&kinds));
+    }
+
+    #[test]
+    fn undisturbed_trains_are_merged(v6: bool, ninths in 1_usize..160, count in 4_u16..64) {
+        let most = (MAX_PACKET - if v6 { 48 } else { 28 }) / (ninths * 9);
+        let (full, rest) = (usize::from(count) / most, usize::from(count) % most);
+        let rest = if rest < 4 { rest } else { 1 };
+        prop_assert_eq!(merge(frames(&[(v6, ninths, count, 1, false, None)])).len(), full + rest);
     }
 }
