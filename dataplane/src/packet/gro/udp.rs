@@ -10,9 +10,14 @@
 //! the queue; no fewer than [`FEWEST`], so that what comes in ones and twos is seen by captures in a
 //! sandbox as it was sent.
 
-use super::*;
-use crate::packet::parse::UDP_LEN;
-use crate::packet::rewrite::UDP_CHECKSUM;
+use super::super::field::{chunk, low_u16, read_u16, write_u16};
+use super::super::parse::{ETH_LEN, IPV4_LEN, IPV6_LEN, UDP_LEN, VLAN_TAG_LEN};
+use super::super::rewrite::{IPV4_CHECKSUM, UDP_CHECKSUM};
+use super::super::transport::Transport;
+use super::super::types::{ethertype, ip_proto};
+use super::{IPV4_FRAGMENT, IPV4_PLAIN, Ids, MAX_PACKET, MAX_SEGMENTS, MAX_TAGS, is_sound, seal};
+use crate::frame::Frame;
+use crate::pool::Pool;
 
 /// Datagrams that are merged, at least.
 const FEWEST: usize = 4;
