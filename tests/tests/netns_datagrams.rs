@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use tests::host::namespace::Namespace;
-use tests::host::traffic::ping;
+use tests::host::traffic::{ping, uninterrupted};
 use tests::host::{GATEWAY, Host, Uplink, one, rows};
 
 /// Datagrams of one stream.
@@ -42,7 +42,7 @@ fn stream(from: &Namespace, to: &Namespace, at: SocketAddr) -> u32 {
     receiving.set_read_timeout(Some(SILENCE)).unwrap();
     let receiver = thread::spawn(move || {
         let (mut buffer, mut next, mut came) = ([0; 65_536], 0, 0);
-        while let Ok(length) = receiving.recv(&mut buffer) {
+        while let Ok(length) = uninterrupted(|| receiving.recv(&mut buffer)) {
             let bytes = &buffer[..length];
             let number = u32::from_be_bytes(*bytes.first_chunk().unwrap());
             assert_eq!(bytes, datagram(number), "number {number}");

@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tests::host::namespace::Namespace;
-use tests::host::traffic::{UdpServer, udp_ask};
+use tests::host::traffic::{UdpServer, udp_ask, uninterrupted};
 use tests::host::{GATEWAY, Host, Sandbox, Uplink, WIRE, eventually, rows};
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
@@ -30,7 +30,7 @@ fn transfer(amount: usize, from: &Namespace, to: &Sandbox) -> Duration {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let (mut buffer, mut got) = (vec![0; 1 << 17], 0);
         while got < amount {
-            match stream.read(&mut buffer).unwrap() {
+            match uninterrupted(|| stream.read(&mut buffer)).unwrap() {
                 0 => break,
                 length => got += length,
             }
@@ -134,7 +134,7 @@ fn stuck(from: &Namespace, to: &Sandbox) -> (TcpStream, TcpStream) {
     let mut sender = from.enter(|| TcpStream::connect((to.ip, port))).unwrap();
     let (receiver, _) = listener.accept().unwrap();
     sender.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-    while sender.write(&[0; 1 << 16]).is_ok() {}
+    while uninterrupted(|| sender.write(&[0; 1 << 16])).is_ok() {}
     (sender, receiver)
 }
 
@@ -265,7 +265,7 @@ fn a_flood_leaves_others_their_share() {
         let question = format!("question {number}");
         asking.send(question.as_bytes()).unwrap();
         loop {
-            let Ok(length) = asking.recv(&mut buffer) else {
+            let Ok(length) = uninterrupted(|| asking.recv(&mut buffer)) else {
                 lost += 1;
                 let flooded = floods.iter().map(Flood::sent).sum::<u64>() - before;
                 assert!(lost <= 10 + number / 10, "{lost} of {number} lost beside {flooded}");
@@ -288,7 +288,7 @@ fn out_of_order(from: &Namespace, to: &Namespace, at: (Ipv4Addr, u16)) -> (u64, 
     receiving.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let receiver = thread::spawn(move || {
         let (mut buffer, mut last, mut came, mut late) = ([0; 8], None, 0, 0);
-        while let Ok(8) = receiving.recv(&mut buffer) {
+        while let Ok(8) = uninterrupted(|| receiving.recv(&mut buffer)) {
             let number = u64::from_le_bytes(buffer);
             came += 1;
             late += u64::from(last.is_some_and(|last| number <= last));

@@ -16,7 +16,7 @@ use dataplane::packet::types::{Mac, PortId};
 use tests::fragments::{in_pieces, in_pieces6, piece};
 use tests::host::namespace::Namespace;
 use tests::host::raw::RawSender;
-use tests::host::traffic::{TcpClient, TcpServer, ping};
+use tests::host::traffic::{TcpClient, TcpServer, ping, uninterrupted};
 use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, WIRE, eventually, one, rows};
 use tests::packet::{self, Packet, udp};
 use tests::sim::Rng;
@@ -75,7 +75,7 @@ fn datagram(from: &packet::Host, to: &packet::Host, ident: u16, len: usize) -> P
 /// Whether it comes, and is what was sent.
 fn comes(socket: &UdpSocket, datagram: &Packet) -> Result<(), String> {
     let mut bytes = vec![0; 65_536];
-    let len = socket.recv(&mut bytes).map_err(|error| error.to_string())?;
+    let len = uninterrupted(|| socket.recv(&mut bytes)).map_err(|error| error.to_string())?;
     if bytes[..len] == datagram.bytes()[PAYLOAD..] {
         Ok(())
     } else {
@@ -210,7 +210,7 @@ fn fragments_of_ipv6_in_any_order() {
                 let datagram = datagram.payload(&payload);
                 send_all(&mut out, &in_pieces6(&datagram, size, id), &numbers);
                 let mut bytes = vec![0; 65_536];
-                let came = at_server.recv(&mut bytes);
+                let came = uninterrupted(|| at_server.recv(&mut bytes));
                 // What the kernel lost before us on a busy machine is sent again, as a sender would.
                 if came.is_ok() || missed(&host) == before {
                     let got =
@@ -250,7 +250,8 @@ fn overlapping_fragments_never_arrive() {
         for number in [0, 2, 4] {
             out.send(&pieces[number]);
         }
-        assert!(at_server.recv(&mut [0; 65_536]).is_err(), "overlap from {from} to {to}");
+        let came = uninterrupted(|| at_server.recv(&mut [0; 65_536]));
+        assert!(came.is_err(), "overlap from {from} to {to}");
         let all = (round as u64 + 1) * 7;
         eventually(Duration::from_secs(5), "all of them are dropped", || {
             dropped(&host, &inside, "fragment_overlap") == all

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::packet::types::{Mac, PortId, ethertype};
 use tests::host::raw::{RawListener, RawSender};
-use tests::host::traffic::ping;
+use tests::host::traffic::{ping, uninterrupted};
 use tests::host::{Host, Sandbox, Uplink, eventually, one, rows};
 use tests::packet::{self, ethernet, udp};
 
@@ -131,7 +131,8 @@ fn awaited_event(host: &Host, word: &str, cause: impl FnOnce()) -> String {
     cause();
     let (mut said, mut piece) = (String::new(), [0; 4096]);
     while !said.lines().any(|line| line.contains(word)) || !said.ends_with('\n') {
-        let len = events.read(&mut piece).unwrap_or_else(|error| panic!("{error} after {said}"));
+        let len = uninterrupted(|| events.read(&mut piece))
+            .unwrap_or_else(|error| panic!("{error} after {said}"));
         assert!(len > 0, "the stream ended after {said}");
         said.push_str(&String::from_utf8_lossy(&piece[..len]));
     }

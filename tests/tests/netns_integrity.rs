@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tests::host::namespace::Namespace;
+use tests::host::traffic::uninterrupted;
 use tests::host::watch::{Seen, Watch};
 use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, WIRE, one};
 use tests::sim::Rng;
@@ -76,7 +77,7 @@ fn transfer(
         let mut position = 0;
         loop {
             let most = size(&mut sizes).max(1000);
-            let length = stream.read(&mut got[..most]).unwrap();
+            let length = uninterrupted(|| stream.read(&mut got[..most])).unwrap();
             if length == 0 {
                 break;
             }

@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use tests::host::namespace::Namespace;
-use tests::host::traffic::UdpServer;
+use tests::host::traffic::{UdpServer, uninterrupted};
 use tests::host::{GATEWAY, HOST_IP, Host, Uplink, rows};
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
@@ -28,7 +28,7 @@ fn seen(socket: &UdpSocket, port: u16) -> SocketAddr {
     // The first may be lost while a neighbor is asked for.
     let answer = (0..3).find_map(|_| {
         socket.send_to(b"who", (GATEWAY, port)).unwrap();
-        let (length, from) = socket.recv_from(&mut buffer).ok()?;
+        let (length, from) = uninterrupted(|| socket.recv_from(&mut buffer)).ok()?;
         assert_eq!(from, (GATEWAY, port).into());
         Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
     });

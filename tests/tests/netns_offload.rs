@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tests::host::namespace::{Namespace, Process};
+use tests::host::traffic::uninterrupted;
 use tests::host::{GATEWAY, Host, Sandbox, Uplink, WIRE, eventually, rows};
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
@@ -52,7 +53,7 @@ fn transfer(amount: usize, from: &Namespace, to: &Namespace, at: (Ipv4Addr, u16)
             assert!(got[..length] == expected[..length], "wrong bytes after {position}");
             position += length;
         }
-        assert_eq!(stream.read(&mut got).unwrap(), 0, "more than was sent");
+        assert_eq!(uninterrupted(|| stream.read(&mut got)).unwrap(), 0, "more than was sent");
     });
     let mut stream =
         from.enter(|| TcpStream::connect_timeout(&at.into(), Duration::from_secs(5))).unwrap();

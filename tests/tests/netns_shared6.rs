@@ -15,7 +15,9 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tests::host::inventory::{Inventory, filters};
 use tests::host::namespace::Namespace;
-use tests::host::traffic::{PATIENCE, TcpClient, TcpServer, UdpServer, assert_ping, udp_ask};
+use tests::host::traffic::{
+    PATIENCE, TcpClient, TcpServer, UdpServer, assert_ping, udp_ask, uninterrupted,
+};
 use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, WIRE, eventually, rows};
 
 /// The host's address, which the daemon shares.
@@ -237,7 +239,7 @@ fn what_routers_say_reaches_sandbox_and_host() {
             socket.connect((NARROW, 7999)).unwrap();
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket.send(b"x").unwrap();
-            socket.recv(&mut [0; 8]).unwrap_err().kind()
+            uninterrupted(|| socket.recv(&mut [0; 8])).unwrap_err().kind()
         });
         assert_eq!(closed, ErrorKind::ConnectionRefused, "{}", ns.name());
     }

@@ -16,7 +16,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::host::raw::{RawListener, RawSender};
-use tests::host::traffic::assert_ping;
+use tests::host::traffic::{assert_ping, uninterrupted};
 use tests::host::{Host, Sandbox, Uplink, eventually, one, rows};
 use tests::packet::ethernet;
 
@@ -52,7 +52,8 @@ fn say(sandbox: &Sandbox, word: &str) {
 
 fn hears(socket: &UdpSocket, word: &str) -> bool {
     let mut buffer = [0; 64];
-    socket.recv(&mut buffer).is_ok_and(|length| buffer[..length] == *word.as_bytes())
+    uninterrupted(|| socket.recv(&mut buffer))
+        .is_ok_and(|length| buffer[..length] == *word.as_bytes())
 }
 
 /// Of IPv6.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tests::host::inventory::{Inventory, filters};
 use tests::host::namespace::Namespace;
-use tests::host::traffic::{TcpClient, TcpServer, UdpServer, assert_ping, udp_ask};
+use tests::host::traffic::{TcpClient, TcpServer, UdpServer, assert_ping, udp_ask, uninterrupted};
 use tests::host::{GATEWAY, HOST_IP, Host, Uplink, WIRE, eventually, rows};
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
@@ -100,7 +100,7 @@ fn asks(socket: &UdpSocket, to: (Ipv4Addr, u16)) -> Option<SocketAddr> {
     let mut buffer = [0; 2048];
     (0..3).find_map(|_| {
         socket.send_to(b"asks", to).unwrap();
-        let (length, from) = socket.recv_from(&mut buffer).ok()?;
+        let (length, from) = uninterrupted(|| socket.recv_from(&mut buffer)).ok()?;
         let answer = String::from_utf8_lossy(&buffer[..length]);
         let (seen, payload) = answer.split_once(' ')?;
         (from == to.into() && payload == "asks").then(|| seen.parse().ok())?
@@ -129,7 +129,7 @@ fn a_udp_service_of_the_host_is_not_shadowed() {
     // The first may be lost while a neighbor is asked for.
     let seen = (0..3).find_map(|_| {
         shadow.send_to(b"casts", (GATEWAY, 5000)).unwrap();
-        client.recv_from(&mut buffer).ok()
+        uninterrupted(|| client.recv_from(&mut buffer)).ok()
     });
     let (_, seen) = seen.unwrap();
     assert!(seen.ip() == HOST_IP && seen.port() != 7101, "{seen}");
@@ -149,16 +149,17 @@ fn udp_that_began_before_the_publish_reaches_the_sandbox() {
     let mut buffer = [0; 2048];
     let seen = (0..3).find_map(|_| {
         spoken.send_to(b"casts", (GATEWAY, 5000)).unwrap();
-        client.recv_from(&mut buffer).ok()
+        uninterrupted(|| client.recv_from(&mut buffer)).ok()
     });
     let port = seen.unwrap().1.port();
     client.send_to(b"back", (HOST_IP, port)).unwrap();
-    assert_eq!(spoken.recv_from(&mut buffer).unwrap().0, 4, "it is that flow's");
+    let (length, _) = uninterrupted(|| spoken.recv_from(&mut buffer)).unwrap();
+    assert_eq!(length, 4, "it is that flow's");
     let web = host.sandbox("web", &format!("--network app -p {port}:53/udp"));
     let _server = UdpServer::start(&web.ns, (ANY, 53));
     assert_eq!(asks(&client, (HOST_IP, port)), Some((GATEWAY, 5000).into()));
     spoken.send_to(b"casts", (GATEWAY, 5000)).unwrap();
-    let (_, seen) = client.recv_from(&mut buffer).unwrap();
+    let (_, seen) = uninterrupted(|| client.recv_from(&mut buffer)).unwrap();
     assert!(seen.ip() == HOST_IP && seen.port() != port, "{seen}");
     // The next one to have the port.
     host.ok(["sandbox", "rm", &web.name]);

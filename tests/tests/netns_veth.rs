@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tests::host::inventory::Inventory;
 use tests::host::namespace::Namespace;
-use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
+use tests::host::traffic::{TcpClient, TcpServer, assert_ping, uninterrupted};
 use tests::host::{GATEWAY, Host, Sandbox, Uplink, eventually, one, ran, rows};
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
@@ -52,7 +52,7 @@ fn transfer(from: &Namespace, to: &Namespace, at: SocketAddr) {
                 .find(|(bytes, number)| **bytes != word(*number));
             assert!(wrong.is_none(), "wrong bytes after {wrong:?}");
         }
-        assert_eq!(stream.read(&mut bytes).unwrap(), 0, "more than was sent");
+        assert_eq!(uninterrupted(|| stream.read(&mut bytes)).unwrap(), 0, "more than was sent");
     });
     let mut stream =
         from.enter(|| TcpStream::connect_timeout(&at, Duration::from_secs(5))).unwrap();
@@ -151,16 +151,12 @@ fn hears(host: &Host, sandbox: &Sandbox) -> bool {
     let mouth = sandbox.ns.enter(|| UdpSocket::bind((ANY, 0))).unwrap();
     mouth.set_broadcast(true).unwrap();
     mouth.send_to(b"anybody?", (Ipv4Addr::BROADCAST, 7100)).unwrap();
-    loop {
-        match ear.recv(&mut [0; 16]) {
-            Ok(_) => return true,
-            // A child of another test ended: the signal may come to any thread.
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => {
-                let kind = error.kind();
-                assert!(matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
-                return false;
-            }
+    match uninterrupted(|| ear.recv(&mut [0; 16])) {
+        Ok(_) => true,
+        Err(error) => {
+            let kind = error.kind();
+            assert!(matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+            false
         }
     }
 }

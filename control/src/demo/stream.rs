@@ -59,10 +59,13 @@ fn receive(mut stream: TcpStream, duration: Duration) -> io::Result<f64> {
     let begin = Instant::now();
     let mut counting = None;
     loop {
-        let length = stream.read(&mut buffer)?;
-        if length == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        let length = match stream.read(&mut buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => length,
+            // A signal came: with a time limit the kernel does not go on by itself.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
         let now = Instant::now();
         match &mut counting {
             None if now.duration_since(begin) >= WARM_UP => counting = Some((now, 0.0)),

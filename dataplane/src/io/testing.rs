@@ -2,6 +2,7 @@
 //! behind when a test dies, and ports that are read one frame at a time.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread;
@@ -63,6 +64,17 @@ pub(super) fn command(line: &str) -> String {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{line}: {text}{error}");
     text
+}
+
+/// Does it again when a signal came first, as that of another test's child: with a time limit the kernel does not
+/// go on by itself.
+pub(super) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
 }
 
 /// Waits until `condition` holds. What closing a descriptor brings about may come late here: a

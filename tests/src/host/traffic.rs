@@ -2,7 +2,7 @@
 //!
 //! Every server first tells a client under which address it sees it, then echoes.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{
     IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
 };
@@ -18,6 +18,21 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often servers look whether they are to end.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Does it again when a signal came first. With a time limit the kernel does not go on by itself
+/// (`sock_intr_errno` in `include/net/sock.h`), and a signal comes from a child of another test that ends, or when
+/// the process is stopped and goes on.
+///
+/// # Errors
+/// As the call.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
 
 /// What `ping` saw.
 #[derive(Clone, Debug)]
@@ -100,7 +115,7 @@ fn serve(mut stream: TcpStream, peer: SocketAddr) {
     if stream.write_all(format!("{peer}\n").as_bytes()).is_err() {
         return;
     }
-    while let Ok(length) = stream.read(&mut buffer) {
+    while let Ok(length) = uninterrupted(|| stream.read(&mut buffer)) {
         if length == 0 || stream.write_all(&buffer[..length]).is_err() {
             return;
         }
@@ -133,14 +148,14 @@ impl TcpClient {
     ///
     /// # Errors
     /// When there is no connection within [`PATIENCE`], or no greeting.
-    pub fn try_connect(ns: &Namespace, to: impl Into<SocketAddr>) -> std::io::Result<Self> {
+    pub fn try_connect(ns: &Namespace, to: impl Into<SocketAddr>) -> io::Result<Self> {
         let to = to.into();
         let stream = ns.enter(|| TcpStream::connect_timeout(&to, PATIENCE))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut stream = BufReader::new(stream);
         let mut greeting = String::new();
         stream.read_line(&mut greeting)?;
-        let seen_as = greeting.trim().parse().map_err(std::io::Error::other)?;
+        let seen_as = greeting.trim().parse().map_err(io::Error::other)?;
         Ok(Self { stream, seen_as })
     }
 
@@ -167,7 +182,7 @@ impl TcpClient {
     ///
     /// # Errors
     /// When the connection is gone.
-    pub fn send(&mut self, text: &str) -> std::io::Result<()> {
+    pub fn send(&mut self, text: &str) -> io::Result<()> {
         self.stream.get_mut().write_all(text.as_bytes())
     }
 
@@ -175,7 +190,7 @@ impl TcpClient {
     ///
     /// # Errors
     /// When the connection is gone, or nothing comes in time.
-    pub fn receive(&mut self, length: usize, limit: Duration) -> std::io::Result<String> {
+    pub fn receive(&mut self, length: usize, limit: Duration) -> io::Result<String> {
         self.stream.get_ref().set_read_timeout(Some(limit))?;
         let mut echo = vec![0; length];
         self.stream.read_exact(&mut echo)?;
@@ -186,10 +201,10 @@ impl TcpClient {
     ///
     /// # Errors
     /// When the connection is gone, or nothing comes in time.
-    pub fn try_echo(&mut self, text: &str, limit: Duration) -> std::io::Result<()> {
+    pub fn try_echo(&mut self, text: &str, limit: Duration) -> io::Result<()> {
         self.send(text)?;
         let echo = self.receive(text.len(), limit)?;
-        if echo == text { Ok(()) } else { Err(std::io::Error::other(format!("echoed {echo:?}"))) }
+        if echo == text { Ok(()) } else { Err(io::Error::other(format!("echoed {echo:?}"))) }
     }
 
     /// Sends and gets the echo.
@@ -262,7 +277,7 @@ pub fn udp_ask(ns: &Namespace, to: impl Into<SocketAddr>) -> Option<SocketAddr> 
     for attempt in 0..3 {
         let question = format!("question {attempt}");
         socket.send(question.as_bytes()).ok()?;
-        if let Ok(length) = socket.recv(&mut buffer) {
+        if let Ok(length) = uninterrupted(|| socket.recv(&mut buffer)) {
             let answer = String::from_utf8_lossy(&buffer[..length]);
             let (peer, payload) = answer.split_once(' ')?;
             return payload.starts_with("question").then(|| peer.parse().ok())?;

@@ -6,7 +6,7 @@ use nix::sys::socket::setsockopt;
 use super::*;
 use crate::io::poll::Poller;
 use crate::io::ring::Ring;
-use crate::io::testing::{Netns, WAIT, command, halves, ip, receive, wait_until_up};
+use crate::io::testing::{Netns, WAIT, command, halves, ip, receive, uninterrupted, wait_until_up};
 use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_UDP_L4};
 use crate::packet::types::PortId;
 
@@ -126,7 +126,7 @@ fn frames_and_offload_state_pass_both_ways() {
         let report = tx.tx_copy(&mut frame, &mut pool);
         assert_eq!(report, TxReport { sent: 1, sent_bytes: 52, ..TxReport::default() });
         let mut buffer = [0; 64];
-        let (len, from) = socket.recv_from(&mut buffer).unwrap();
+        let (len, from) = uninterrupted(|| socket.recv_from(&mut buffer)).unwrap();
         assert_eq!(&buffer[..len], b"over there");
         assert_eq!(from.to_string(), "192.0.2.2:6000");
         // What we sent ourselves does not come back.
@@ -158,7 +158,7 @@ fn a_large_send_passes_both_ways_as_one_frame() {
         assert_eq!(tx.tx_copy(&mut frame, &mut pool).sent, 1);
         let mut buffer = [0; 2000];
         for _ in 0..if whole { 40 } else { 1 } {
-            assert_eq!(socket.recv(&mut buffer).unwrap(), 1000);
+            assert_eq!(uninterrupted(|| socket.recv(&mut buffer)).unwrap(), 1000);
         }
     }
 }
@@ -203,7 +203,7 @@ fn the_kernel_cuts_and_sums_for_a_card_that_does_not() {
     assert_eq!(tx.tx_copy(&mut frame, &mut pool).sent, 1);
     let mut buffer = [0; 2000];
     for _ in 0..5 {
-        assert_eq!(socket.recv(&mut buffer).unwrap(), 1000);
+        assert_eq!(uninterrupted(|| socket.recv(&mut buffer)).unwrap(), 1000);
     }
 }
 

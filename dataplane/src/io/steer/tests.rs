@@ -15,7 +15,7 @@ use crate::frame::Frame;
 use crate::io::Port;
 use crate::io::packet_socket::{PacketOptions, PacketSocket};
 use crate::io::sys::bpf::test_run;
-use crate::io::testing::{Netns, command, ip, wait_until_up};
+use crate::io::testing::{Netns, command, ip, uninterrupted, wait_until_up};
 use crate::pool::Pool;
 
 const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -377,7 +377,7 @@ fn on_a_shared_interface_host_and_engine_get_what_is_theirs() {
             socket.connect((OURS, port)).unwrap();
             socket.set_read_timeout(Some(timeout)).unwrap();
             socket.send(b"x").unwrap();
-            socket.recv(&mut [0; 8]).unwrap_err().kind()
+            uninterrupted(|| socket.recv(&mut [0; 8])).unwrap_err().kind()
         })
     };
     assert_eq!(datagram(40_001, LONG), ErrorKind::ConnectionRefused);

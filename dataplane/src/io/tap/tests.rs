@@ -3,7 +3,7 @@ use std::os::fd::AsRawFd;
 
 use super::*;
 use crate::io::poll::Poller;
-use crate::io::testing::{Netns, WAIT, command, eventually, halves, ip, receive};
+use crate::io::testing::{Netns, WAIT, command, eventually, halves, ip, receive, uninterrupted};
 use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_UDP_L4};
 use crate::io::{Gone, PortRx};
 
@@ -138,7 +138,7 @@ fn frames_and_offload_state_pass_both_ways() {
         assert_eq!(pool.available(), 4);
         let mut buffer = [0; 64];
         for _ in 0..2 {
-            let (len, from) = socket.recv_from(&mut buffer).unwrap();
+            let (len, from) = uninterrupted(|| socket.recv_from(&mut buffer)).unwrap();
             assert_eq!(
                 (&buffer[..len], from.to_string()),
                 (&b"over there"[..], "192.0.2.2:6000".into())

@@ -63,8 +63,13 @@ fn ask(mut stream: TcpStream, duration: Duration) -> io::Result<Vec<Duration>> {
 
 fn echo(mut stream: TcpStream) -> io::Result<()> {
     let mut byte = [0];
-    while stream.read(&mut byte)? != 0 {
-        stream.write_all(&byte)?;
+    loop {
+        match stream.read(&mut byte) {
+            Ok(0) => return Ok(()),
+            Ok(_) => stream.write_all(&byte)?,
+            // A signal came: with a time limit the kernel does not go on by itself.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
-    Ok(())
 }

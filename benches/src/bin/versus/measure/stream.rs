@@ -120,10 +120,11 @@ fn receive(mut stream: &TcpStream, received: &AtomicU64, stop: &AtomicBool) -> i
 /// Repeats. What fails because the end has come has not failed.
 fn until(stop: &AtomicBool, mut step: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     while !stop.load(Ordering::Relaxed) {
-        if let Err(error) = step()
-            && !stop.load(Ordering::Relaxed)
-        {
-            return Err(error);
+        match step() {
+            // A signal came: with a time limit the kernel does not go on by itself.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if !stop.load(Ordering::Relaxed) => return Err(error),
+            Ok(()) | Err(_) => {}
         }
     }
     Ok(())
