@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use dataplane::config::{
-    DnatRule, NetworkConfig, PortConfig, PortRole, Snapshot, SnapshotSpec, Subnet, Vlans,
+    DnatRule, NetworkConfig, PortConfig, PortRole, Routed, Snapshot, SnapshotSpec, Subnet, Vlans,
 };
 use dataplane::engine::EngineOptions;
 use dataplane::l3::route::Prefix;
@@ -33,6 +33,7 @@ fn spec(networks: u16) -> SnapshotSpec {
             }],
             internal: false,
             masquerade: true,
+            routed: Routed::default(),
             icc: true,
             mtu: 1500,
             storm_limit: 0,

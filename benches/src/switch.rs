@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use dataplane::clock::Timestamp;
 use dataplane::config::{
-    NetworkConfig, PortConfig, PortRole, Snapshot, SnapshotSpec, Subnet, UplinkConfig, UplinkMode,
-    Vlans,
+    NetworkConfig, PortConfig, PortRole, Routed, Snapshot, SnapshotSpec, Subnet, UplinkConfig,
+    UplinkMode, Vlans,
 };
 use dataplane::core::{Core, Transmit};
 use dataplane::engine::{EngineOptions, FdbKind, Link, WorkerStats};
@@ -382,6 +382,7 @@ fn network() -> NetworkConfig {
         ],
         internal: false,
         masquerade: true,
+        routed: Routed::default(),
         icc: true,
         mtu: 1500,
         storm_limit: 0,

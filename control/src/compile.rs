@@ -169,6 +169,7 @@ fn compile_network(
         subnets,
         internal: network.internal,
         masquerade: options.masquerade,
+        routed: options.routed(),
         icc: options.icc,
         mtu: network.mtu,
         storm_limit: options.storm_limit,

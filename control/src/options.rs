@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use dataplane::config::{MAX_TIMEOUT_SECS, MAX_VLAN, Timeouts, VlanSet, Vlans};
+use dataplane::config::{MAX_TIMEOUT_SECS, MAX_VLAN, Routed, Timeouts, VlanSet, Vlans};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -30,6 +30,7 @@ const KNOWN: &[(&str, &[Driver], &[&str])] = {
         ("encrypted", &[Overlay], &[]),
         ("endpoint_independent", &[Bridge, Overlay], &[]),
         ("gateway_mode", &[Bridge], &["com.docker.network.bridge.gateway_mode_ipv4"]),
+        ("gateway_mode_ipv6", &[Bridge], &["com.docker.network.bridge.gateway_mode_ipv6"]),
         ("host_access", &[Macvlan, Ipvlan], &[]),
         ("host_binding", &[Bridge], &["com.docker.network.bridge.host_binding_ipv4"]),
         ("icc", &[Bridge, Overlay], &["com.docker.network.bridge.enable_icc"]),
@@ -94,9 +95,23 @@ const TIMERS: &[(&str, Timer)] = &[
 /// What a bridge network's gateway does for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GatewayMode {
-    /// Routes and translates; outside reaches published ports only.
+    /// Routes and translates; outside reaches published ports only, at the host's addresses.
     #[default]
     Nat,
+    /// Routes; outside reaches published ports at the endpoints' own addresses too.
+    Routed,
+}
+
+impl GatewayMode {
+    /// Reads its name; says what is wrong with it.
+    fn parse(name: &str) -> std::result::Result<Self, &'static str> {
+        match name {
+            "nat" => Ok(Self::Nat),
+            "routed" => Ok(Self::Routed),
+            "isolated" => Err("is not built yet; use nat or routed, or create --internal"),
+            _ => Err("is neither nat, routed nor isolated"),
+        }
+    }
 }
 
 /// What connects an endpoint to the engine.
@@ -117,6 +132,8 @@ pub struct NetworkOptions {
     pub endpoint_independent: bool,
     /// What the gateway does.
     pub gateway_mode: GatewayMode,
+    /// What it does for IPv6; `None`: the same.
+    pub gateway_mode_ipv6: Option<GatewayMode>,
     /// Host address of published ports that name none; `None`: every one.
     pub host_binding: Option<Ipv4Addr>,
     /// Endpoints may talk to each other.
@@ -150,6 +167,7 @@ impl Default for NetworkOptions {
         Self {
             endpoint_independent: false,
             gateway_mode: GatewayMode::default(),
+            gateway_mode_ipv6: None,
             host_binding: None,
             icc: true,
             iface_prefix: "eth".to_owned(),
@@ -221,13 +239,10 @@ impl NetworkOptions {
                     parsed.endpoint_independent =
                         boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?;
                 }
-                "gateway_mode" => match value.as_str() {
-                    "nat" => parsed.gateway_mode = GatewayMode::Nat,
-                    "routed" | "isolated" => {
-                        return Err(fault("is not built yet; use nat, or create --internal"));
-                    }
-                    _ => return Err(fault("is neither nat, routed nor isolated")),
-                },
+                "gateway_mode" => parsed.gateway_mode = GatewayMode::parse(value).map_err(fault)?,
+                "gateway_mode_ipv6" => {
+                    parsed.gateway_mode_ipv6 = Some(GatewayMode::parse(value).map_err(fault)?);
+                }
                 "host_binding" => {
                     let ip: Ipv4Addr =
                         value.parse().map_err(|_| fault("is not an IPv4 address"))?;
@@ -289,6 +304,16 @@ impl NetworkOptions {
             }
         }
         Ok(parsed)
+    }
+
+    /// The families whose addresses are used outside.
+    #[must_use]
+    pub fn routed(&self) -> Routed {
+        let is_routed = |mode| mode == GatewayMode::Routed;
+        Routed {
+            ipv4: is_routed(self.gateway_mode),
+            ipv6: is_routed(self.gateway_mode_ipv6.unwrap_or(self.gateway_mode)),
+        }
     }
 
     /// The timers of its connections, if some are its own; the others are as everywhere.
@@ -402,6 +427,7 @@ mod tests {
             ("com.docker.network.bridge.enable_icc", "false"),
             ("com.docker.network.bridge.enable_ip_masquerade", "0"),
             ("com.docker.network.bridge.gateway_mode_ipv4", "nat"),
+            ("com.docker.network.bridge.gateway_mode_ipv6", "routed"),
             ("com.docker.network.bridge.host_binding_ipv4", "127.0.0.1"),
             ("com.docker.network.container_iface_prefix", "net"),
             ("com.docker.network.driver.mtu", "1400"),
@@ -419,6 +445,7 @@ mod tests {
         let expected = NetworkOptions {
             endpoint_independent: true,
             gateway_mode: GatewayMode::Nat,
+            gateway_mode_ipv6: Some(GatewayMode::Routed),
             host_binding: Some(Ipv4Addr::LOCALHOST),
             icc: false,
             iface_prefix: "net".to_owned(),
@@ -434,6 +461,7 @@ mod tests {
             timeouts: BTreeMap::from([("timeout_udp", 60)]),
         };
         assert_eq!(parsed, expected);
+        assert_eq!(parsed.routed(), Routed { ipv4: false, ipv6: true });
         let short = canonical(Driver::Bridge, &options).unwrap();
         assert_eq!(short.get("mtu").map(String::as_str), Some("1400"));
         assert!(short.keys().all(|key| !key.contains('.')));
@@ -459,13 +487,14 @@ mod tests {
         let table = [
             (
                 ("colour", "red"),
-                "option \"colour\" is unknown; known options of driver bridge are endpoint_independent, gateway_mode, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, querier, ra, snooping, spoof_check, storm_limit, timeout_icmp, timeout_other, timeout_sctp_established, timeout_sctp_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
+                "option \"colour\" is unknown; known options of driver bridge are endpoint_independent, gateway_mode, gateway_mode_ipv6, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, querier, ra, snooping, spoof_check, storm_limit, timeout_icmp, timeout_other, timeout_sctp_established, timeout_sctp_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
             ),
             (("parent", "eth0"), "option \"parent\" is not one of driver bridge"),
             (("mtu", "575"), "option mtu=575: is not a number from 576 to 65521"),
             (("mtu", "1e3"), "option mtu=1e3: is not a number"),
             (("icc", "yes"), "option icc=yes: is neither true nor false"),
-            (("gateway_mode", "routed"), "is not built yet"),
+            (("gateway_mode", "isolated"), "is not built yet"),
+            (("gateway_mode_ipv6", "isolated"), "is not built yet"),
             (("ra", "maybe"), "option ra=maybe: is neither true nor false"),
             (("querier", "maybe"), "option querier=maybe: is neither true nor false"),
             (("snooping", "maybe"), "option snooping=maybe: is neither true nor false"),

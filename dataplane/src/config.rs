@@ -99,6 +99,8 @@ pub struct NetworkConfig {
     pub internal: bool,
     /// Rewrite the source of what leaves by an uplink.
     pub masquerade: bool,
+    /// Its own addresses are used outside.
+    pub routed: Routed,
     /// Endpoints may talk to each other.
     pub icc: bool,
     /// The longest IP packet of the network, in bytes.
@@ -117,6 +119,28 @@ pub struct NetworkConfig {
     pub snooping: bool,
     /// The gateway asks who is in which group.
     pub querier: bool,
+}
+
+/// Families in which the addresses of a network are used outside as they are: nothing is masqueraded, published
+/// ports and echo requests are let in to the endpoints' own addresses, and a dedicated uplink answers for these
+/// where somebody on its wire asks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Routed {
+    /// IPv4 is routed.
+    pub ipv4: bool,
+    /// IPv6 is routed.
+    pub ipv6: bool,
+}
+
+impl Routed {
+    /// Whether the family of `address` is.
+    #[must_use]
+    pub fn of(self, address: impl Into<IpAddr>) -> bool {
+        match address.into() {
+            IpAddr::V4(_) => self.ipv4,
+            IpAddr::V6(_) => self.ipv6,
+        }
+    }
 }
 
 /// One subnet of a network.

@@ -30,7 +30,11 @@ fn rule_stands(snapshot: &Snapshot, connection: &Connection, rule: u32) -> bool 
         return true;
     }
     let (asked, serves) = (connection.original, connection.reply);
-    let target = snapshot.dnat.lookup(connection.proto, asked.dst, asked.dst_port);
+    let dnat = &snapshot.dnat;
+    // Opened at the endpoint's own address, or published at one of ours, which may be gone for a moment.
+    let target = dnat
+        .opened(connection.proto, asked.dst, asked.dst_port)
+        .or_else(|| dnat.lookup(connection.proto, asked.dst, asked.dst_port));
     target.is_some_and(|target| {
         (target.rule, target.address, target.port) == (rule, serves.src, serves.src_port)
     })

@@ -21,8 +21,8 @@ use std::time::Duration;
 use dataplane::EngineOptions;
 use dataplane::clock::Timestamp;
 use dataplane::config::{
-    DnatRule, NetworkConfig, PortConfig, PortRole, Snapshot, SnapshotSpec, Subnet, UplinkConfig,
-    UplinkMode, Vlans,
+    DnatRule, NetworkConfig, PortConfig, PortRole, Routed, Snapshot, SnapshotSpec, Subnet,
+    UplinkConfig, UplinkMode, Vlans,
 };
 use dataplane::core::Core;
 use dataplane::engine::{Connection, ErrorRate, GroupLimits, Link, NeighborLimits, Placement};
@@ -165,6 +165,7 @@ pub fn network(id: NetworkId, gateway: &Host) -> NetworkConfig {
         subnets: vec![Subnet { prefix: prefix(gateway.ip, 24), gateway: Some(ip(gateway.ip)) }],
         internal: false,
         masquerade: true,
+        routed: Routed::default(),
         icc: true,
         mtu: MTU,
         storm_limit: 0,

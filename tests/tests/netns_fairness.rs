@@ -319,7 +319,7 @@ fn frames_of_the_second_worker(host: &Host) -> u64 {
 #[ignore = "needs root"]
 fn datagrams_of_a_flow_stay_in_order_while_ports_move() {
     // Until a port has moved and been there for a while, but no longer than this.
-    const ROUNDS: usize = 10;
+    const ROUNDS: usize = 25;
     const ENOUGH: u64 = 5000;
     let mut host = Host::prepare(Uplink::Dedicated);
     host.flags(["--workers", "2", "--placement", "load"]);

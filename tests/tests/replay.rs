@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dataplane::config::{
-    DnatRule, NetworkConfig, PortConfig, PortRole, SnapshotSpec, Subnet, UplinkConfig, UplinkMode,
-    Vlans,
+    DnatRule, NetworkConfig, PortConfig, PortRole, Routed, SnapshotSpec, Subnet, UplinkConfig,
+    UplinkMode, Vlans,
 };
 use dataplane::engine::Link;
 use dataplane::io::pcap::{PcapReader, PcapWriter};
@@ -107,6 +107,7 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
             }],
             internal: false,
             masquerade: true,
+            routed: Routed::default(),
             icc: true,
             mtu: 1500,
             storm_limit: 0,

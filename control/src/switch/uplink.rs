@@ -311,7 +311,14 @@ fn check_dedicated(world: &super::World, net: &IpNet) -> Result<()> {
         )));
     }
     let mut networks = world.desired.networks.values();
-    let network = networks.find(|network| network.prefixes().any(|own| check::overlap(&own, net)));
+    // A subnet inside the wire's prefix is the user's choice, as with a wider route of the host; one with the
+    // uplink's address would cut it off.
+    let network = networks.find(|network| {
+        network.prefixes().any(|own| {
+            check::overlap(&own, net)
+                && (own.contains(&net.addr()) || own.prefix_len() <= net.prefix_len())
+        })
+    });
     match network {
         Some(network) => {
             Err(Error::conflict(format!("address {net} overlaps network {:?}", network.name)))

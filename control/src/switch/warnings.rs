@@ -7,10 +7,14 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
+use dataplane::config::Routed;
+
 use super::{Switch, Work, World};
+use crate::api::types::{Driver, UplinkMode};
 use crate::compile::{UplinkState, subtract};
-use crate::model::Origin;
+use crate::model::{Network, Origin, Uplink};
 use crate::name::Name;
+use crate::options::NetworkOptions;
 use crate::publish::{PortRange, Proto, is_at};
 
 /// Warnings kept at most; older ones are in the log.
@@ -133,6 +137,30 @@ impl World {
             .chain(unheld)
             .cloned()
             .chain(self.without_nat_ports().iter().map(ToString::to_string))
+            .chain(self.routed_in_vain())
+            .collect()
+    }
+
+    /// Networks whose addresses are used outside where no uplink brings what is for them: the host's stack
+    /// gets what comes by a shared one.
+    fn routed_in_vain(&self) -> Vec<String> {
+        let uplinks = &self.desired.uplinks;
+        let brings = |uplink: &Uplink| uplink.mode == UplinkMode::Dedicated;
+        if uplinks.is_empty() || uplinks.values().any(brings) {
+            return Vec::new();
+        }
+        let is_routed = |network: &&Network| {
+            NetworkOptions::parse(Driver::Bridge, &network.options)
+                .is_ok_and(|options| options.routed() != Routed::default())
+        };
+        let networks = self.desired.networks.values().filter(is_routed);
+        networks
+            .map(|network| {
+                format!(
+                    "network {:?} is routed, but only a dedicated uplink brings what is for its addresses",
+                    network.name
+                )
+            })
             .collect()
     }
 

@@ -214,7 +214,9 @@ impl Snapshot {
         for rule in &spec.dnat {
             snapshot.network(rule.network).ok_or(ConfigError::UnknownTarget)?;
         }
-        snapshot.dnat = DnatTable::build(&spec.dnat)?;
+        snapshot.dnat = DnatTable::build(&spec.dnat, |id, address| {
+            snapshot.network(id).is_some_and(|network| network.config.routed.of(address))
+        })?;
         snapshot.free_ports = FreePorts::build(snapshot.uplinks(), &snapshot.dnat);
         Ok(snapshot)
     }
@@ -366,6 +368,17 @@ impl Snapshot {
         self.local.get(address).copied()
     }
 
+    /// Whether this is the address of an endpoint that has it outside too.
+    #[must_use]
+    pub fn is_routed_endpoint(&self, address: impl Into<IpAddr>) -> bool {
+        let address = address.into();
+        let Some(RouteTarget::Network(id)) = self.routes.lookup(address) else { return false };
+        self.network(id).is_some_and(|network| {
+            let config = &network.config;
+            config.routed.of(address) && !config.internal && network.endpoints.contains(address)
+        })
+    }
+
     /// Whether a neighbor on an uplink's wire is a router that was configured.
     #[must_use]
     pub fn is_next_hop(&self, uplink: UplinkId, address: IpAddr) -> bool {
@@ -404,7 +417,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::config::{StaticRoute, Vlans};
+    use crate::config::{Routed, StaticRoute, Vlans};
 
     const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
     const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
@@ -440,6 +453,7 @@ mod tests {
                 subnets: vec![subnet(Ipv4Addr::new(10, 0, 0, 1), 24), subnet(inside6, 64)],
                 internal: false,
                 masquerade: true,
+                routed: Routed::default(),
                 icc: true,
                 mtu: 1500,
                 storm_limit: 0,

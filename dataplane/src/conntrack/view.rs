@@ -128,13 +128,16 @@ impl<K: Key> Raw<K> {
     fn shown(&self, left: u32) -> Connection {
         let Self { new, counters, .. } = self;
         let [[packets_o, bytes_o], [packets_r, bytes_r]] = *counters;
+        let (original, reply) = (new.original.flow(), new.reply.flow());
+        // A rule may also open the very address and port that a packet goes to.
+        let led = (original.dst, original.dst_port) != (reply.src, reply.src_port);
         Connection {
             proto: new.original.proto(),
             state: state_name(new.original.proto(), new.state, new.flags),
-            original: new.original.flow(),
-            reply: new.reply.flow(),
+            original,
+            reply,
             snat: new.flags & SNAT != 0,
-            dnat: new.flags & DNAT != 0,
+            dnat: new.flags & DNAT != 0 && led,
             timeout: Duration::from_secs(u64::from(left)),
             packets: [packets_o, packets_r],
             bytes: [bytes_o, bytes_r],

@@ -82,7 +82,9 @@ pub(crate) fn on_uplink(
             let entered = ours && on_link && arp.op == ArpOp::Request;
             cx.tables.neighbors.confirm(link, arp.sender_ip, arp.sender_mac, entered, cx.now);
         }
-        if ours && arp.op == ArpOp::Request && uplink.mode == UplinkMode::Dedicated {
+        // For endpoints that are routed too: the wire may take them for its own (RFC 1027).
+        let answered = ours || cx.config.is_routed_endpoint(arp.target_ip);
+        if answered && arp.op == ArpOp::Request && uplink.mode == UplinkMode::Dedicated {
             arp.reply(uplink.mac).write(frame, arp.sender_mac, uplink.mac);
             return Some(Verdict::Answer);
         }

@@ -107,8 +107,17 @@ pub(crate) fn on_uplink(
                     || uplink.addresses.iter().any(|(_, prefix)| prefix.contains(message.src));
                 cx.tables.neighbors.confirm(link, message.src, mac, ours && near, cx.now);
             }
-            if ours && uplink.mode == UplinkMode::Dedicated {
-                return answer(frame, &message, asker.unwrap_or(headers.src), uplink.mac, None);
+            if uplink.mode == UplinkMode::Dedicated {
+                let asker = asker.unwrap_or(headers.src);
+                if ours {
+                    return answer(frame, &message, asker, uplink.mac, None);
+                }
+                // The wire may take a routed endpoint for its own: a proxy speaks from its own address and
+                // overrides nothing (RFC 4861 §7.2.8).
+                let own = link_local(uplink.mac);
+                if cx.config.is_routed_endpoint(target) && is_own(uplink, own) {
+                    return answer(frame, &message, asker, uplink.mac, Some(own));
+                }
             }
         }
         Body::NeighborAdvertisement { .. } => {
@@ -209,7 +218,7 @@ fn send(cx: &mut Cx<'_>, port: PortId, question: &Message, src: Mac) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{NetworkConfig, SnapshotSpec, Subnet, UplinkConfig};
+    use crate::config::{NetworkConfig, Routed, SnapshotSpec, Subnet, UplinkConfig};
     use crate::l3::route::Prefix;
     use crate::packet::types::{NetworkId, UplinkId};
 
@@ -229,6 +238,7 @@ mod tests {
                 }],
                 internal: false,
                 masquerade: true,
+                routed: Routed::default(),
                 icc: true,
                 mtu: 1500,
                 storm_limit: 0,

@@ -53,6 +53,11 @@ pub(super) fn begin<P: Ip>(
         ) if state.is_some() && !P::Tuple::stays_on_link(ip.dst()) => {
             cx.config.dnat.lookup(ip.proto(), ip.dst(), dst_port)
         }
+        (None, L4::Tcp { dst_port, .. } | L4::Udp { dst_port, .. } | L4::Sctp { dst_port, .. })
+            if state.is_some() && matches!(lane.from, From::Uplink(_)) =>
+        {
+            cx.config.dnat.opened(ip.proto(), ip.dst(), dst_port)
+        }
         _ => None,
     };
     match (target, local, lane.from) {
@@ -62,7 +67,13 @@ pub(super) fn begin<P: Ip>(
         (Some(_), ..) => {}
         (None, Some(local), _) => return local::deliver(cx, frame, lane, ip, local),
         (None, None, From::Uplink(_)) => {
-            return not_ours(cx, lane.from, DropReason::Unsolicited);
+            let echo = matches!(ip.l4(), L4::Icmp { kind, .. } if kind == P::ECHO_REQUEST);
+            if !(echo && cx.config.is_routed_endpoint(ip.dst())) {
+                return not_ours(cx, lane.from, DropReason::Unsolicited);
+            }
+            if is_inside(cx, ip.src()) {
+                return not_ours(cx, lane.from, DropReason::Martian);
+            }
         }
         (None, None, _) => {}
     }
@@ -84,7 +95,7 @@ pub(super) fn begin<P: Ip>(
     };
 
     let service = tuple.dst_port();
-    let network = inside_network(lane.from, target.as_ref());
+    let network = inside_network(lane.from, target.as_ref(), way.hop.link);
     let idle = timeout::idle(cx.config.timeouts_of(network), ip.proto(), service, state);
     let new = NewConnection {
         original: tuple,
@@ -199,7 +210,7 @@ fn outside_source<'a, P: Ip>(
     match hop.link {
         Link::Uplink(id) => {
             let uplink: &'a UplinkConfig = cx.config.uplink(id).ok_or(DropReason::NoRoute)?;
-            if !network.config.masquerade {
+            if !network.config.masquerade || network.config.routed.of(ip.src()) {
                 return Ok(None);
             }
             let address = uplink.source_for(hop.next_hop, ip.src().into()).and_then(Addr::<P>::of);
@@ -451,11 +462,11 @@ fn zone_of(link: Link) -> Zone {
 }
 
 /// The network a connection is listed under, and ends with.
-fn inside_network<A>(from: From, target: Option<&DnatTarget<A>>) -> NetworkId {
-    match (from.network(), target) {
-        (None, Some(target)) => target.network,
-        (Some(network), _) => network,
-        (None, None) => NetworkId(0),
+fn inside_network<A>(from: From, target: Option<&DnatTarget<A>>, to: Link) -> NetworkId {
+    match (from.network(), target, to) {
+        (Some(network), _, _) | (None, None, Link::Network(network)) => network,
+        (None, Some(target), _) => target.network,
+        (None, None, Link::Uplink(_)) => NetworkId(0),
     }
 }
 

@@ -27,16 +27,23 @@ pub struct DnatTarget<A> {
 #[derive(Debug, Default, Clone)]
 pub struct DnatTable {
     groups: FxHashMap<(u8, IpAddr), Vec<DnatRule>>,
+    /// What the same rules open at the inside address itself, in networks that are routed: by protocol and
+    /// inside address, in no order.
+    opened: FxHashMap<(u8, IpAddr), Vec<DnatRule>>,
 }
 
 impl DnatTable {
-    /// Builds the index.
+    /// Builds the index. `is_routed` says whether the addresses of a network are used outside.
     ///
     /// # Errors
     /// When a range is empty or its inside range would run past 65535, and when a rule leads from the
     /// one family to the other.
-    pub fn build(rules: &[DnatRule]) -> Result<Self, ConfigError> {
+    pub fn build(
+        rules: &[DnatRule],
+        is_routed: impl Fn(NetworkId, IpAddr) -> bool,
+    ) -> Result<Self, ConfigError> {
         let mut groups: FxHashMap<_, Vec<DnatRule>> = FxHashMap::default();
+        let mut opened: FxHashMap<_, Vec<DnatRule>> = FxHashMap::default();
         for rule in rules {
             let (first, last) = rule.host_ports;
             let length = last.checked_sub(first).ok_or(ConfigError::PortRange)?;
@@ -46,11 +53,14 @@ impl DnatTable {
                 return Err(ConfigError::MixedFamilies);
             }
             groups.entry((rule.proto, at)).or_default().push(*rule);
+            if is_routed(rule.network, rule.to) {
+                opened.entry((rule.proto, rule.to)).or_default().push(*rule);
+            }
         }
         for group in groups.values_mut() {
             group.sort_by_key(|rule| rule.host_ports);
         }
-        Ok(Self { groups })
+        Ok(Self { groups, opened })
     }
 
     /// The target for a packet to `address`:`port`. A rule for the very address wins over one for
@@ -76,6 +86,19 @@ impl DnatTable {
             network: rule.network,
             rule: rule.id,
         })
+    }
+
+    /// The target for a packet that comes from outside to the inside address itself: where it goes
+    /// already, if a rule leads there and the network is routed.
+    #[must_use]
+    pub fn opened<A: Address>(&self, proto: u8, address: A, port: u16) -> Option<DnatTarget<A>> {
+        let group = self.opened.get(&(proto, address.into()))?;
+        let leads = |rule: &&DnatRule| {
+            let (first, last) = rule.host_ports;
+            port.checked_sub(rule.to_port).is_some_and(|at| at <= last - first)
+        };
+        let DnatRule { id, network, .. } = *group.iter().find(leads)?;
+        Some(DnatTarget { address, port, network, rule: id })
     }
 
     /// All rules, in no order.
@@ -137,7 +160,7 @@ mod tests {
         let (v4, v6) = (Ipv4Addr::new(10, 0, 0, 1), "fd00::1".parse::<Ipv6Addr>().unwrap());
         let host: Ipv6Addr = "2001:db8::1".parse().unwrap();
         let rules = [rule(4, None, v4), rule(6, None, v6), rule(7, Some(host.into()), v6)];
-        let table = DnatTable::build(&rules).unwrap();
+        let table = DnatTable::build(&rules, |_, _| false).unwrap();
         let at_v4 = table.lookup(6, Ipv4Addr::new(192, 0, 2, 1), 85).unwrap();
         assert_eq!((at_v4.rule, at_v4.address, at_v4.port), (4, v4, 8085));
         let at_v6 = table.lookup(6, Ipv6Addr::LOCALHOST, 80).unwrap();
@@ -150,6 +173,6 @@ mod tests {
     #[test]
     fn a_rule_from_one_family_to_the_other_is_refused() {
         let v6 = rule(1, Some(Ipv4Addr::new(192, 0, 2, 1).into()), Ipv6Addr::LOCALHOST);
-        assert_eq!(DnatTable::build(&[v6]).err(), Some(ConfigError::MixedFamilies));
+        assert_eq!(DnatTable::build(&[v6], |_, _| false).err(), Some(ConfigError::MixedFamilies));
     }
 }

@@ -288,13 +288,13 @@ impl Notes {
         self.step("lookup", facts);
         let packet = Packet::of(frame);
         let (Some(Packet { flow, proto, .. }), None) = (packet, &self.known) else { return };
-        if cx.config.local(flow.dst).is_none() {
-            return;
-        }
         let (port, dnat) = (flow.dst_port, &cx.config.dnat);
-        let target = match flow.dst {
-            IpAddr::V4(dst) => dnat.lookup(proto, dst, port).map(Led::of),
-            IpAddr::V6(dst) => dnat.lookup(proto, dst, port).map(Led::of),
+        let target = match (flow.dst, cx.config.local(flow.dst), lane.from) {
+            (IpAddr::V4(dst), Some(_), _) => dnat.lookup(proto, dst, port).map(Led::of),
+            (IpAddr::V6(dst), Some(_), _) => dnat.lookup(proto, dst, port).map(Led::of),
+            (IpAddr::V4(dst), None, From::Uplink(_)) => dnat.opened(proto, dst, port).map(Led::of),
+            (IpAddr::V6(dst), None, From::Uplink(_)) => dnat.opened(proto, dst, port).map(Led::of),
+            _ => None,
         };
         if let Some(Led { rule, address, port, network }) = target {
             self.led = Some(address);

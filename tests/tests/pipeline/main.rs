@@ -27,6 +27,7 @@ mod nat;
 mod nd;
 mod offload;
 mod quotas;
+mod routed;
 mod sctp;
 mod shortcuts;
 mod snoop;

@@ -427,14 +427,20 @@ impl Switch {
             }
         }
         for network in world.desired.networks.values().filter(|network| !network.internal) {
-            let masquerade = NetworkOptions::parse(types::Driver::Bridge, &network.options)
-                .is_ok_and(|options| options.masquerade);
-            if !masquerade {
+            let Ok(options) = NetworkOptions::parse(types::Driver::Bridge, &network.options) else {
+                continue;
+            };
+            let is_translated = |address| options.masquerade && !options.routed().of(address);
+            let subnets: Vec<String> = network
+                .prefixes()
+                .filter(|net| is_translated(net.addr()))
+                .map(|net| net.to_string())
+                .collect();
+            if subnets.is_empty() {
                 continue;
             }
             let (packets, bytes) =
                 self.engine.rule_counters(NatRule::Masquerade(network.network_id()));
-            let subnets: Vec<String> = network.prefixes().map(|net| net.to_string()).collect();
             let outside: Vec<String> = world
                 .attached
                 .uplinks
@@ -443,7 +449,7 @@ impl Switch {
                     let v4 = state.addresses.first().map(|net| IpAddr::V4(net.addr()));
                     let v6 = state.ipv6.addresses.first().map(|net| IpAddr::V6(net.addr()));
                     let v6 = v6.filter(|_| network.has_ipv6());
-                    let own = v4.into_iter().chain(v6);
+                    let own = v4.into_iter().chain(v6).filter(|own| is_translated(*own));
                     own.map(move |address| format!("{address} ({interface})"))
                 })
                 .collect();

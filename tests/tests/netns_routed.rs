@@ -1,0 +1,126 @@
+//! A network whose own addresses are used on the wire, beside machines that take them for neighbors.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "test code: a failure here is a failed test"
+)]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
+use tests::host::{GATEWAY, Host, Sandbox, Uplink, WIRE, eventually, one, rows};
+
+/// How long a connection may take to go on.
+const GOES_ON: Duration = Duration::from_secs(15);
+
+const ROUTER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+
+/// A dedicated uplink with 192.0.2.0/24 and 2001:db8::/64 on its wire, and a network with a part of both.
+fn routed() -> Host {
+    let mut host = Host::prepare(Uplink::Dedicated);
+    host.ns.enable_ipv6();
+    host.outside.enable_ipv6();
+    host.outside.ip(&format!("-6 address add {ROUTER6}/64 dev {WIRE} nodad"));
+    host.launch();
+    let line = format!(
+        "uplink add {WIRE} --mode dedicated --address 192.0.2.2/24 --address 2001:db8::2/64 \
+         --gateway {GATEWAY} --gateway {ROUTER6}"
+    );
+    host.ok(line.split_whitespace());
+    host.network(
+        "app",
+        "--subnet 192.0.2.128/25 --ipv6 --subnet 2001:db8:0:0:1::/80 -o gateway_mode=routed",
+    );
+    host
+}
+
+/// Of both families.
+fn addresses(host: &Host, sandbox: &Sandbox) -> [IpAddr; 2] {
+    let shown = one(&host.json(["sandbox", "inspect", &sandbox.name]));
+    let ipv6 = shown["endpoints"][0]["ipv6"].as_str().unwrap().parse().unwrap();
+    [IpAddr::V4(sandbox.ip), IpAddr::V6(ipv6)]
+}
+
+#[test]
+#[ignore = "needs root"]
+fn machines_on_the_wire_take_its_sandboxes_for_neighbors() {
+    let mut host = routed();
+    let web = host.sandbox("web", "--network app -p 8080:80");
+    for own in addresses(&host, &web) {
+        let (any, router): (IpAddr, IpAddr) = match own {
+            IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED.into(), GATEWAY.into()),
+            IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), ROUTER6.into()),
+        };
+        // Both ways, by ARP and Neighbor Discovery on the wire: one router is between them.
+        assert_ping(&host.outside, own, 63);
+        assert_ping(&web.ns, router, 63);
+        let _server = TcpServer::start(&web.ns, (any, 80));
+        let _closed = TcpServer::start(&web.ns, (any, 81));
+        let mut client = TcpClient::connect(&host.outside, (own, 80));
+        client.echo("at its own address");
+        assert_eq!(client.seen_as.ip(), router);
+        assert!(TcpClient::try_connect(&host.outside, (own, 81)).is_err(), "{own} 81");
+        let _outside = TcpServer::start(&host.outside, (any, 7000));
+        let mut out = TcpClient::connect(&web.ns, (router, 7000));
+        out.echo("from its own address");
+        assert_eq!(out.seen_as.ip(), own);
+    }
+    let own = addresses(&host, &web)[0];
+    let _server = TcpServer::start(&web.ns, (Ipv4Addr::UNSPECIFIED, 80));
+    let shown = rows(&host.json(["conntrack", "list"]));
+    assert!(!shown.is_empty());
+    assert!(shown.iter().all(|row| row["nat"] == "none"), "{shown:?}");
+    let dropped = rows(&host.json(["drops"]));
+    assert!(dropped.iter().any(|row| row["reason"] == "unsolicited"), "{dropped:?}");
+    let masquerade =
+        |row: &serde_json::Value| row["kind"] == "masquerade" && row["network"] == "app";
+    assert!(!rows(&host.json(["nat", "rules"])).iter().any(masquerade));
+    // A connection outlives the daemon, and not what it came by.
+    let mut client = TcpClient::connect(&host.outside, (own, 80));
+    host.stop(Signal::SIGKILL);
+    host.launch();
+    client.try_echo("still there", GOES_ON).unwrap();
+    host.ok(["port", "unpublish", &web.name, "8080:80"]);
+    assert!(client.try_echo("once more", Duration::from_secs(1)).is_err());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn each_family_is_routed_by_itself() {
+    let host = routed();
+    host.network(
+        "six",
+        "--subnet 10.91.1.0/24 --ipv6 --subnet 2001:db8:0:0:2::/80 -o gateway_mode_ipv6=routed",
+    );
+    let web = host.sandbox("web", "--network six");
+    let [_, own] = addresses(&host, &web);
+    assert_ping(&host.outside, own, 63);
+    let _servers = [
+        TcpServer::start(&host.outside, (Ipv4Addr::UNSPECIFIED, 7000)),
+        TcpServer::start(&host.outside, (Ipv6Addr::UNSPECIFIED, 7001)),
+    ];
+    let by4 = TcpClient::connect(&web.ns, (GATEWAY, 7000));
+    assert_eq!(by4.seen_as.ip(), IpAddr::from([192, 0, 2, 2]));
+    let by6 = TcpClient::connect(&web.ns, (ROUTER6, 7001));
+    assert_eq!(by6.seen_as.ip(), own);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn without_a_dedicated_uplink_it_is_said() {
+    let host = Host::start(Uplink::Shared);
+    host.network("app", "--subnet 10.91.1.0/24 -o gateway_mode=routed");
+    let warns = || {
+        let status = host.json(["status"]);
+        rows(&status["warnings"]).iter().any(|text| {
+            let text = text.as_str().unwrap();
+            text.contains("\"app\" is routed") && text.contains("dedicated uplink")
+        })
+    };
+    assert!(warns());
+    host.ok(["network", "rm", "app"]);
+    eventually(Duration::from_secs(5), "it is over", || !warns());
+}
