@@ -7,6 +7,7 @@
 //! Names from users are passed to the kernel as they are; it checks them.
 
 pub mod blocking;
+pub mod features;
 pub mod link;
 pub mod monitor;
 pub mod route;

@@ -253,3 +253,37 @@ async fn steering_is_replaced_in_place_and_leaves_nothing() {
     assert_eq!(list(), "");
     assert_eq!(handle.set_steering(link, first.classifier_fd()).await.unwrap(), Qdisc::Made);
 }
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn features_are_switched_off_by_name() {
+    let netns = Netns::anonymous().unwrap();
+    let handle = Handle::open_in(&netns).unwrap();
+    handle.add_veth("v0", &LinkChange::new(), "v1", &LinkChange::new(), &netns).await.unwrap();
+    let (v0, lo) =
+        (handle.link_by_name("v0").await.unwrap(), handle.link_by_name("lo").await.unwrap());
+    let shown = |name: &str| {
+        let mut ethtool = Command::new("ethtool");
+        let output = netns.run(|| ethtool.args(["-k", name]).output()).unwrap().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let off = |index: u32, names: &[&str]| {
+        netns.run(|| features::switch_off(index, names)).unwrap().unwrap()
+    };
+    let before = shown("v0");
+    assert!(before.contains("tx-gre-segmentation: on"), "{before}");
+    let names = ["tx-gre-segmentation", "what no kernel has", "tx-udp_tnl-segmentation"];
+    // The second time there is nothing to do.
+    for _ in 0..2 {
+        assert_eq!(off(v0.index, &names), Vec::<String>::new());
+        let expected = before
+            .replace("tx-gre-segmentation: on", "tx-gre-segmentation: off")
+            .replace("tx-udp_tnl-segmentation: on", "tx-udp_tnl-segmentation: off");
+        assert_eq!(shown("v0"), expected);
+    }
+    assert_eq!(shown("v1").replace("v1", "v0"), before);
+    assert!(shown("lo").contains("loopback: on [fixed]"));
+    assert_eq!(off(lo.index, &["loopback", "tx-gre-segmentation"]), ["loopback"]);
+    let gone = netns.run(|| features::switch_off(u32::MAX, &names)).unwrap().unwrap_err();
+    assert_eq!(gone.raw_os_error(), Some(Errno::ENODEV as i32));
+}

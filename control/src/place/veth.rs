@@ -19,7 +19,22 @@ use dataplane::io::steer;
 
 use super::{DeviceSpec, Found, Place};
 use crate::error::{Error, Result, ResultExt};
-use crate::netlink::{Link, LinkChange};
+use crate::netlink::{Link, LinkChange, features};
+
+/// What a veth device announces to cut and a virtio-net header has no words for
+/// (`virtio_net_hdr_from_skb`): segments in tunnels, which it shows as those of plain TCP; lists of
+/// segments that were forwarded (`SKB_GSO_FRAGLIST`), which it shows as segments without a
+/// checksum; and those of SCTP, which it refuses, so that they are lost.
+const UNTOLD: [&str; 8] = [
+    "tx-udp_tnl-segmentation",
+    "tx-udp_tnl-csum-segmentation",
+    "tx-gre-segmentation",
+    "tx-gre-csum-segmentation",
+    "tx-ipxip4-segmentation",
+    "tx-ipxip6-segmentation",
+    "tx-gso-list",
+    "tx-sctp-segmentation",
+];
 
 impl Place {
     /// Makes a pair, up and with its addresses: `spec` is the end here, `host_end` the one in
@@ -70,6 +85,9 @@ impl Place {
             let finished = link.alias.as_deref() == Some(host_end);
             if finished && self.has_far_end_of(&link).await? {
                 host.raise_mtu(&link, spec.mtu).await?;
+                if let Some(far) = link.far {
+                    self.cut_tunnels(&spec.ifname, far.index);
+                }
                 let socket = host.open_veth(host_end).await?;
                 self.mark_inner_end(spec, host_end).await;
                 return Ok((socket, Found::Existing));
@@ -172,6 +190,7 @@ impl Place {
         let inner = self.netlink.link_by_name(&spec.ifname).await;
         let inner = inner.failed(format!("interface {:?}", spec.ifname))?;
         self.allow_big_tcp(&inner).await;
+        self.cut_tunnels(&spec.ifname, inner.index);
         self.set_alias(&spec.ifname, host_end).await?;
         let socket = host.open_veth(host_end).await?;
         self.configure(spec).await?;
@@ -230,6 +249,17 @@ impl Place {
         let up = LinkChange::new().up();
         self.netlink.change_link(link.index, &up).await.failed(context())?;
         Ok(socket)
+    }
+
+    /// Has the stack here cut, before it sends them by this link, the frames that cannot be told of.
+    fn cut_tunnels(&self, ifname: &str, index: u32) {
+        let stay = match self.netns.run(|| features::switch_off(index, &UNTOLD)) {
+            Ok(Ok(stay)) if stay.is_empty() => return,
+            Ok(Ok(stay)) => format!("{} cannot be switched off", stay.join(", ")),
+            Ok(Err(error)) => format!("switch off what it announces for them: {error}"),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!("interface {ifname:?}: tunnels by it will be slow: {stay}");
     }
 
     /// Whether the link takes BIG TCP now. Linux before 6.3 does not know it.

@@ -10,7 +10,8 @@
 //! - neither: the packet is no longer than IP allows.
 //!
 //! Limits: GSO frames of tunnels (`SKB_GSO_UDP_TUNNEL` and the like, which a device shows as
-//! plain TCP GSO with an inner `csum_start`) are refused. TAP devices deliver none. SCTP with its CRC left
+//! plain TCP GSO with an inner `csum_start`) are refused. Devices that are endpoints deliver none: a
+//! TAP never does, and a veth device is told to leave them to the stack before it. SCTP with its CRC left
 //! open, as a veth device delivers it, gets its CRC here: not every device could be told to.
 
 use super::checksum::Sum;
