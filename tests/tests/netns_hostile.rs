@@ -122,16 +122,18 @@ fn offload_headers_that_lie_reach_nobody() {
         wire.bytes.get(6..12) == Some(&own.mac.0)
     });
     let bystander = Bystander::start(&two.ns, &host.outside);
-    let mut taken = 0;
+    let (mut taken, mut refused) = (0, 0);
     for _ in 0..5 {
         for to in [neighbor, attacker.beyond()] {
             for wire in lies(&own, &to) {
-                taken += u64::from(attacker.raw.try_send(&wire));
+                // Once: what it cannot cut the kernel refuses before a veth device, which has no queue,
+                // as if for want of room. A TAP's queue takes it, and loses it.
+                *if attacker.raw.offer(&wire) { &mut taken } else { &mut refused } += 1;
             }
         }
     }
     // The kernel lets by what it does not look at: what of it came is here, and none of it unseen.
-    assert!(taken > 50, "the kernel took {taken}");
+    assert!(taken > 50 && refused > 50, "the kernel took {taken} and refused {refused}");
     eventually(Duration::from_secs(5), "lies are counted", || {
         dropped(&host, &bad, "vnet_invalid") + dropped(&host, &bad, "l4_malformed") > 0
     });

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::io::packet_socket::{PacketOptions, PacketSocket};
 use dataplane::io::poll::Poller;
-use dataplane::io::{Port, PortRx, PortTx};
+use dataplane::io::{Port, PortRx, PortTx, TxReport};
 use dataplane::pool::Pool;
 
 use super::namespace::Namespace;
@@ -56,6 +56,24 @@ impl RawSender {
         assert!(self.try_send(&wire), "refused: {wire:?}");
     }
 
+    /// Offers one frame with its virtio-net header, once; false: the kernel does not take it, be it
+    /// for want of room.
+    ///
+    /// # Panics
+    /// When the interface is down.
+    pub fn offer(&mut self, wire: &Wire) -> bool {
+        let report = self.offered(wire);
+        assert!(report.down == 0, "not sent: {report:?}");
+        report.sent == 1
+    }
+
+    fn offered(&mut self, wire: &Wire) -> TxReport {
+        let mut buffer = self.pool.take().expect("each comes back");
+        buffer.copy_from(&wire.bytes);
+        buffer.vnet = wire.vnet;
+        self.tx.tx(&mut vec![buffer], &mut self.pool)
+    }
+
     /// Sends one frame with its virtio-net header; false: the kernel does not take it.
     ///
     /// # Panics
@@ -63,10 +81,7 @@ impl RawSender {
     pub fn try_send(&mut self, wire: &Wire) -> bool {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let mut buffer = self.pool.take().expect("each comes back");
-            buffer.copy_from(&wire.bytes);
-            buffer.vnet = wire.vnet;
-            let report = self.tx.tx(&mut vec![buffer], &mut self.pool);
+            let report = self.offered(wire);
             if report.sent == 1 || report.refused == 1 {
                 return report.sent == 1;
             }
