@@ -1,5 +1,5 @@
-//! Tunnels that sandboxes set up between each other: what they send is cut before it comes to us,
-//! whatever the device of the endpoint could take.
+//! Tunnels between sandboxes, and a sandbox that is a router: what they send is cut before it comes
+//! to us, whatever the device of the endpoint could take.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -9,12 +9,13 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use tests::host::namespace::Namespace;
-use tests::host::{Host, Sandbox, Uplink, eventually};
+use tests::host::{Host, Sandbox, Uplink, eventually, ran};
 
 /// Addresses in the tunnel.
 const INSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 200, 0, 1), Ipv4Addr::new(10, 200, 0, 2)];
@@ -138,6 +139,49 @@ fn tunnels_of_every_kind_carry_a_transfer() {
     assert!(tried >= 3, "VXLAN at least: {tried}");
     // What a header has words for stays with the device.
     assert!(a.ns.ok("ethtool -k eth0").contains("tx-tcp-segmentation: on"));
+}
+
+/// The address of an interface.
+fn address_of(sandbox: &Sandbox, interface: &str) -> Ipv4Addr {
+    let shown = sandbox.ns.ip(&format!("-o -4 address show dev {interface}"));
+    let address = shown.split("inet ").nth(1).and_then(|rest| rest.split('/').next());
+    address.expect("an address").parse().unwrap()
+}
+
+/// The router merges what it forwards into lists of segments whose checksums are complete.
+#[test]
+#[ignore = "needs root"]
+fn a_router_that_merges_into_lists_loses_nothing() {
+    let mut host = Host::prepare(Uplink::None);
+    // Else they come to it merged.
+    host.configure("[daemon]\ngro = false\n");
+    host.launch();
+    for (name, subnet) in [("near", "10.91.1.0/24"), ("far", "10.91.2.0/24")] {
+        host.network(name, &format!("--subnet {subnet} -o spoof_check=false"));
+    }
+    let router = host.sandbox("router", "--network near --network far");
+    let (a, b) = (host.sandbox("a", "--network near"), host.sandbox("b", "--network far"));
+    for (end, to, interface) in [(&a, "10.91.2.0/24", "eth0"), (&b, "10.91.1.0/24", "eth1")] {
+        end.ns.ip(&format!("route add {to} via {}", address_of(&router, interface)));
+    }
+    let set = |path: &str, value: &str| {
+        let script = format!("echo {value} > {path}");
+        let mut ip = Command::new("ip");
+        // By `ip netns`, since `/sys` shows the devices of the namespace it was mounted in.
+        let _ = ran(ip.args(["netns", "exec", router.ns.name(), "sh", "-c", &script])).succeeded();
+    };
+    set("/proc/sys/net/ipv4/ip_forward", "1");
+    for interface in ["eth0", "eth1"] {
+        router.ns.ok(&format!("ethtool -K {interface} gro on rx-gro-list on"));
+        // Waits for more, so that there is something to merge.
+        set(&format!("/sys/class/net/{interface}/gro_flush_timeout"), "500000");
+        set(&format!("/sys/class/net/{interface}/napi_defer_hard_irqs"), "5");
+    }
+    // Each segment by itself, complete.
+    a.ns.ok("ethtool -K eth0 tx off");
+    let took = transfer(&a.ns, &b.ns, (b.ip, 7000));
+    println!("{took:?}");
+    no_lies(&host);
 }
 
 #[test]
