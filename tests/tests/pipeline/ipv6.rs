@@ -28,7 +28,7 @@ fn lab(change: impl FnOnce(&mut SnapshotSpec)) -> Lab {
 }
 
 /// Nothing is looked at before the gateway.
-fn trusted(spec: &mut SnapshotSpec) {
+pub(crate) fn trusted(spec: &mut SnapshotSpec) {
     without_guard(spec);
     for port in &mut spec.ports {
         if let PortRole::Endpoint { trusted, .. } = &mut port.role {

@@ -11,6 +11,7 @@
 mod arp;
 mod batches;
 mod fragments;
+mod fragments6;
 mod gateway;
 mod gro;
 mod guard;

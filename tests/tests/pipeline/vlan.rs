@@ -9,8 +9,10 @@ use dataplane::engine::{FdbKind, Link};
 use dataplane::io::Offloads;
 use dataplane::packet::types::tcp_flags::{ACK, SYN};
 use dataplane::packet::types::{Mac, PortId};
+use tests::fragments::{in_pieces, in_pieces6, piece};
 use tests::lab::{
-    A, B, C, CLIENT, GATEWAY1, Lab, NET1, ROUTER, SERVER, UP, publish_tcp, topology, without_guard,
+    A, B, C, CLIENT, GATEWAY1, Lab, NET1, ROUTER, SERVER, UP, dual, publish_tcp, topology,
+    without_guard,
 };
 use tests::packet::{Host, Packet, arp_reply, arp_request, echo, echo_reply, ethernet, tcp, udp};
 
@@ -397,4 +399,55 @@ fn an_endpoint_s_mac_is_known_in_its_vlan() {
         put(spec, &C, &trunk(None, &[10]));
     });
     assert_eq!(places(&mut lab), [(A.port, 0), (B.port, 21), (C.port, 0), host]);
+}
+
+/// Fragments of both families from A to C, the last one first, one again, and one over two others; that
+/// of the middle is not there.
+fn fragments(from: &Host) -> Vec<Vec<u8>> {
+    let packet = udp(from, 1, &C, 2).may_fragment().long(1800);
+    let mut frames: Vec<_> = in_pieces(&packet, 512).into_iter().rev().collect();
+    frames.extend([frames[0].clone(), piece(&packet.bytes(), 256, 768)]);
+    frames.extend(in_pieces6(&packet.v6(), 512, 7).into_iter().rev());
+    frames.remove(1);
+    frames
+}
+
+#[test]
+fn fragments_behind_tags_go_on_as_they_are() {
+    let liar = Host { ip: B.ip, ..A };
+    for tags in [&[(0x8100, 5)][..], &[(0x88a8, 9), (0x8100, 5)]] {
+        let behind_tags = |frame: Vec<u8>| {
+            tags.iter().rev().fold(frame, |frame, (kind, tci)| tagged(&frame, *kind, *tci))
+        };
+        let mut lab = Lab::new(dual());
+        // Who is where in that VLAN.
+        for host in [A, C] {
+            let hello = lab.rx(host.port, behind_tags(to_all(&host).bytes()));
+            hello.moved("fdb.learned", 1).moved("replicated", 2).accept(&[
+                A.port,
+                B.port,
+                C.port,
+                GATEWAY1.port,
+            ]);
+        }
+        for frame in fragments(&A).into_iter().map(behind_tags) {
+            lab.rx(A.port, frame.clone()).tx(C.port, frame);
+        }
+        for frame in fragments(&liar) {
+            let reason = if frame[12] == 8 { "spoofed_ipv4" } else { "spoofed_ipv6" };
+            lab.rx(A.port, behind_tags(frame)).dropped("a", reason);
+        }
+        assert!(lab.plane.tables().fragments.is_empty());
+    }
+    // From and to a port where the tag is put on and taken off.
+    let mut lab = with_trunk(None);
+    lab.rx(C.port, to_all(&C).vlan(10)).moved("fdb.learned", 1).moved("replicated", 2).accept(&[
+        A.port,
+        B.port,
+        GATEWAY1.port,
+    ]);
+    for frame in fragments(&A) {
+        lab.rx(A.port, frame.clone()).tx(C.port, tagged(&frame, 0x8100, 10));
+    }
+    assert!(lab.plane.tables().fragments.is_empty());
 }
