@@ -125,6 +125,22 @@ fn reversed_echo_within_a_network_and_to_the_host() {
 }
 
 #[test]
+fn reversed_out_and_back_without_ports() {
+    for proto in [47, 143] {
+        let mut lab = Lab::default();
+        let there = raw_ip(&A, &SERVER, proto).via(GATEWAY1.mac).may_fragment().long(5000);
+        let out = reversed(&mut lab, &A, &there, &UP, "masquerade.1");
+        let expected = there.src(UP.ip).routed(UP.mac, ROUTER.mac);
+        assert_eq!(reassemble(&sorted(out)), expected.into());
+        let answer = raw_ip(&SERVER, &UP, proto).may_fragment().long(5000);
+        let back = reversed(&mut lab, &UP, &answer, &A, "");
+        let expected = answer.dst(A.ip).routed(GATEWAY1.mac, A.mac);
+        assert_eq!(reassemble(&sorted(back)), expected.into());
+        assert_eq!(lab.connection().packets, [4, 4]);
+    }
+}
+
+#[test]
 fn a_batch_in_disorder() {
     let mut lab = Lab::default();
     let datagram = outbound(&A);
