@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "criterion_group! makes a public function")]
 #![allow(clippy::expect_used, reason = "a bench that cannot be set up must stop")]
 
+use std::cell::LazyCell;
 use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -85,10 +86,11 @@ fn new_connections(c: &mut Criterion) {
     for (count, name) in [(0, "empty"), (1_000_000, "beside_1M")] {
         let limit = count + 131_072;
         // Every client port is free outside: one look.
-        let mut switch = Switch::clients(count, limit, (1024, 65_535)).expect("memory");
+        let clients = || Switch::clients(count, limit, (1024, 65_535)).expect("memory");
+        let mut switch = LazyCell::new(clients);
         let mut number = 0u16;
         group.bench_function(format!("free_ports/{name}"), |b| {
-            begin(b, &mut switch, CHUNK, || {
+            begin(b, LazyCell::force_mut(&mut switch), CHUNK, || {
                 number = (number + 1) % 60_000;
                 (client(1), 2000 + number)
             });
@@ -96,7 +98,7 @@ fn new_connections(c: &mut Criterion) {
         // Every client speaks from the same port to the same server: all but one get another.
         let mut clients = 0u32;
         group.bench_function(format!("colliding_ports/{name}"), |b| {
-            begin(b, &mut switch, CHUNK, || {
+            begin(b, LazyCell::force_mut(&mut switch), CHUNK, || {
                 clients = (clients + 1) % 100_000;
                 (client(clients), 40_000)
             });
@@ -104,19 +106,28 @@ fn new_connections(c: &mut Criterion) {
     }
     // Nine of ten ports of the range are taken, 87 to 92 of a hundred: connections begin where they find a
     // gap.
-    let mut switch = Switch::clients(0, 262_144, (20_000, 39_999)).expect("memory");
-    let taken = 17_408;
-    let mut clients = 0u32;
-    let mut fill = NewFlows::new(|| {
-        clients += 1;
-        (CONTAINER, 20_000 + u16::try_from(clients).unwrap_or(0))
+    let mut switch = LazyCell::new(|| {
+        let mut switch = Switch::clients(0, 262_144, (20_000, 39_999)).expect("memory");
+        let mut clients = 0u32;
+        let mut fill = NewFlows::new(|| {
+            clients += 1;
+            (CONTAINER, 20_000 + u16::try_from(clients).unwrap_or(0))
+        });
+        switch.run(&mut fill, 64, 17_408);
+        switch
     });
-    switch.run(&mut fill, 64, taken);
     let mut clients = 0u32;
     group.bench_function("nearly_full_range", |b| {
-        begin(b, &mut switch, 1024, || {
+        begin(b, LazyCell::force_mut(&mut switch), 1024, || {
             clients = (clients + 1) % 100_000;
             (client(clients), 25_000)
+        });
+    });
+    let mut number = 0u16;
+    group.bench_function("same_range_free", |b| {
+        begin(b, LazyCell::force_mut(&mut switch), 1024, || {
+            number = (number + 1) % 2000;
+            (client(1), 37_600 + number)
         });
     });
     group.finish();

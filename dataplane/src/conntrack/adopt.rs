@@ -265,6 +265,7 @@ mod tests {
         assert_eq!(table.len(), 1, "the expired one is left behind");
         assert_eq!(table.entries(10).next().unwrap().connection.bytes, [99, 0]);
         assert!(table.lookup(new.reply, 10).is_some());
+        assert!(table.counts_its_ports() && table.ports_towards(new.reply).has(2000));
         drop(table);
         for rubbish in [vec![0xff; 96 * 64], vec![0xff; 7], Vec::new()] {
             std::fs::write(&path, rubbish).unwrap();

@@ -4,11 +4,12 @@ use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::accounts::{Payer, is_open};
-use super::entry::{ConnId, DNAT, Hit, Insert, MAPPED, NewConnection, SEEN_REPLY};
+use super::entry::{ConnId, DNAT, Hit, Insert, MAPPED, NewConnection, SEEN_REPLY, SNAT};
 use super::key::{Hot, Key};
 use super::mappings::Inside;
 use super::sctp::SctpState;
 use super::table::{ConnTable, FreeList, HEADER, SHARDS, STEP};
+use super::taken::Ports;
 use super::tcp::TcpState;
 use super::tuple::Direction;
 use super::watch::{Change, EndReason};
@@ -114,6 +115,12 @@ impl<K: Key> ConnTable<K> {
             let is = |slot: &AtomicU64| slot.load(Ordering::Relaxed) >> 33 == tag;
             bucket.iter().fold(false, |found, slot| found | is(slot))
         })
+    }
+
+    /// The outside ports towards the destination of which this is an answer.
+    #[inline]
+    pub(crate) fn ports_towards(&self, reply: K) -> Ports<'_> {
+        self.taken.towards(&self.hash, reply)
     }
 
     /// Enters a connection whose tuples, locked, are free.
@@ -240,6 +247,9 @@ impl<K: Key> ConnTable<K> {
                 cold.set_counters([0, 0]);
             }
         }
+        if new.flags & SNAT != 0 {
+            self.ports_towards(new.reply).enter(new.reply.dst_port());
+        }
         let meta = Meta::new(version, new.state, new.flags, new.network);
         hot.meta.store(meta.0, Ordering::Release);
         ConnId { index, version }
@@ -280,6 +290,9 @@ impl<K: Key> ConnTable<K> {
         let was = Meta(hot.meta.swap(meta.0, Ordering::AcqRel));
         let payer = Payer::of(original, reply, was.flags());
         self.room.accounts().unbook(payer, is_open(original.proto(), was));
+        if was.flags() & SNAT != 0 {
+            self.ports_towards(reply).leave(reply.dst_port());
+        }
         if was.flags() & MAPPED != 0 {
             self.room.mappings().release(Inside::of(original, reply.dst()));
         }

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
+use super::entry::SNAT;
 use super::key::Key;
 use super::room::Room;
 use super::table::ConnTable;
@@ -45,6 +46,9 @@ impl<K: Key> ConnTable<K> {
         new.reply.store(hot.reply);
         hot.deadline.store(deadline_word(*version, new.deadline), Ordering::Relaxed);
         self.set_rule(index, new.rule);
+        if new.flags & SNAT != 0 {
+            self.ports_towards(new.reply).enter(new.reply.dst_port());
+        }
         for (direction, side) in [Direction::Original, Direction::Reply].into_iter().zip(sides) {
             let (end, ack, rest) = side.to_words();
             hot.way(direction).store(way_word(0, rest), Ordering::Relaxed);
@@ -67,9 +71,8 @@ mod tests {
 
     fn a_copy_has_the_same_connections_and_a_life_of_its_own<K: Sample>() {
         let table: ConnTable<K> = ConnTable::new(16, HashKey::new(1, 2)).unwrap();
-        let enter = |table: &ConnTable<K>, n: u8| {
-            table.insert(&answered(n, 1000, 2000 + u16::from(n), 100), 1)
-        };
+        let new = |n: u8| answered::<K>(n, 1000, 2000 + u16::from(n), 100);
+        let enter = |table: &ConnTable<K>, n: u8| table.insert(&new(n), 1);
         let mut ids = Vec::new();
         for n in 0..10 {
             let Insert::Inserted(id) = enter(&table, n) else { panic!("{n}") };
@@ -84,6 +87,7 @@ mod tests {
         let before = list(&table);
         let copy = table.copy(&Room::new(16)).unwrap();
         assert_eq!((list(&copy), copy.len()), (before.clone(), 8));
+        assert!(copy.counts_its_ports() && copy.ports_towards(new(0).reply).has(2000));
         for n in [0, 9] {
             let hit = copy.lookup(tuple(n, 1000), 1).unwrap();
             assert_eq!(Some(hit), table.lookup(tuple(n, 1000), 1));

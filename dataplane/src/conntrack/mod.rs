@@ -6,6 +6,7 @@
 //! - [`table`]: the entries and their two-way index, for one family; entering and ending, what packets
 //!   change, and what an earlier run left are beside it in `change`, `note` and `adopt`; a copy to try things out on is
 //!   made in `copy`.
+//! - `taken`: which outside ports are probably taken, for the search of free ones.
 //! - `room`: the limit that the tables of both families share; `accounts`: whose the connections are;
 //!   `evict`: who has to go when there is no room; `mappings`: outside ports that are one inside port's alone.
 //! - `watch`: who is told of connections as they begin, change and end.
@@ -33,6 +34,7 @@ pub mod sctp;
 #[cfg(test)]
 mod stress_tests;
 pub mod table;
+mod taken;
 pub mod tcp;
 pub mod timeout;
 pub mod tuple;

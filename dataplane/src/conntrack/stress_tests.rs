@@ -102,6 +102,7 @@ fn check<K: Sample>(table: &ConnTable<K>, now: u32, round: u32) {
     }
     assert_eq!(table.entries(now).count(), usize::try_from(living).unwrap(), "round {round}");
     assert!(table.len() <= LIMIT);
+    assert!(table.counts_its_ports(), "round {round}");
 }
 
 fn both_tuples_or_none_whatever_many_threads_do<K: Sample>() {

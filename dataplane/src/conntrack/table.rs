@@ -45,6 +45,7 @@ use super::cold::{COLD_HALVES, Cold};
 use super::entry::{ConnId, Hit};
 use super::key::{Hot, Key};
 use super::room::Room;
+use super::taken::Taken;
 use super::tuple::{Direction, Tuple};
 use super::watch::Watchers;
 use super::words::{LIVE, Meta, deadline_of, slot_direction, slot_index, slot_tag};
@@ -94,7 +95,9 @@ pub struct ConnTable<K: Key = Tuple> {
     pub(super) entries: Region,
     index: Region,
     buckets: u64,
-    hash: TableHash,
+    pub(super) hash: TableHash,
+    /// Of outside ports.
+    pub(super) taken: Taken,
     pub(super) limit: u32,
     /// Shared with the table of the other family.
     pub(super) room: Room,
@@ -183,6 +186,7 @@ impl<K: Key> ConnTable<K> {
             index: Region::anonymous(buckets * BUCKET_SLOTS)?,
             buckets: buckets as u64,
             hash: TableHash::new(key),
+            taken: Taken::new(limit)?,
             limit,
             room: room.clone(),
             high_water: AtomicU32::new(0),

@@ -250,6 +250,7 @@ fn behaves_like_a_map<K: Sample>() {
                 }
             }
         }
+        prop_assert!(table.counts_its_ports());
     });
 }
 

@@ -278,45 +278,46 @@ fn commit<K: Tracked>(
         return commit_mapped(cx, new, original, (to, address), (candidates, share_of(ranges)));
     }
     let connections = K::table(cx.tables);
-    let again = candidates.clone();
     let reply = |port| spoken(to, address, port).reversed(zone);
-    let ask = |candidates: &mut Candidates<'_>, together: usize| {
-        let mut group = Group::default();
-        for (place, port) in group.places.iter_mut().take(together).zip(candidates) {
-            let hash = connections.hash(reply(port));
-            connections.prefetch_both(hash);
-            *place = (port, hash);
-            group.count += 1;
-        }
-        group
+    let ports = connections.ports_towards(reply(0));
+    let ask = |port| {
+        let hash = connections.hash(reply(port));
+        connections.prefetch_both(hash);
+        (port, hash)
     };
-    // The first one is free nearly always.
-    let mut together = 1;
-    let mut group = ask(&mut candidates, together);
-    while group.count > 0 {
-        let is_first = together == 1;
-        let mut next = None;
-        for (at, (port, hash)) in group.places.into_iter().take(group.count).enumerate() {
-            let mut taken = connections.may_be_taken(hash);
-            // Early enough for them to have come when they are looked at, late enough to be wanted.
-            if taken && next.is_none() && 2 * (at + 1) >= group.count {
-                together = TOGETHER.min(together * 2);
-                next = Some(ask(&mut candidates, together));
-            }
-            new.reply = reply(port);
-            // The inside port is worth a closer look: who had it may have expired.
-            if taken && is_first {
-                taken = connections.lookup_hashed(hash, new.reply, cx.secs).is_some();
-            }
-            if taken || is_kept(cx, to, address, port) {
-                continue;
-            }
-            match insert_hashed(cx, &new, [original, hash]) {
-                Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => {}
-                other => return other,
-            }
+    let again = candidates.clone();
+    let first = candidates.next();
+    let looks_taken = first.is_some_and(|port| ports.has(port));
+    let mut others = candidates.filter(|port| !ports.has(*port)).map(ask);
+    // Early enough to have come when it is wanted.
+    let second = if looks_taken { others.next() } else { None };
+    // The inside port is worth a closer look: who had it may have expired.
+    let first = first.map(ask).filter(|(port, hash)| {
+        !looks_taken || connections.lookup_hashed(*hash, reply(*port), cx.secs).is_none()
+    });
+    for (port, hash) in first.into_iter().chain(second).chain(others) {
+        if is_kept(cx, to, address, port) {
+            continue;
         }
-        group = next.unwrap_or_else(|| ask(&mut candidates, together));
+        new.reply = reply(port);
+        match insert_hashed(cx, &new, [original, hash]) {
+            Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => {}
+            other => return other,
+        }
+    }
+    // Those that only look taken, because another destination's ports are counted with them.
+    let mut others = again.clone().filter(|port| ports.has(*port)).map(ask);
+    let mut next = others.next();
+    while let Some((port, hash)) = next {
+        next = others.next();
+        if connections.may_be_taken(hash) || is_kept(cx, to, address, port) {
+            continue;
+        }
+        new.reply = reply(port);
+        match insert_hashed(cx, &new, [original, hash]) {
+            Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => {}
+            other => return other,
+        }
     }
     // Some may belong to connections that have expired without having been swept, or to a flood of such
     // as nobody answers, which must not keep this server from others.
@@ -387,17 +388,6 @@ fn insert_or_evict<K: Tracked>(
         return insert_hashed(cx, new, hashes);
     }
     inserted
-}
-
-/// Outside ports whose places in the index are asked for together at most; fewer at first, because most
-/// are free.
-const TOGETHER: usize = 4;
-
-/// Such ports, with the hashes of the tuples in which answers would come.
-#[derive(Default)]
-struct Group {
-    places: [(u16, u64); TOGETHER],
-    count: usize,
 }
 
 /// How a packet to its server looks from an outside port.

@@ -222,3 +222,23 @@ fn a_flood_to_a_server_keeps_no_port_from_others() {
     lab.rx(UP.port, back).tx(B.port, inside.routed(GATEWAY1.mac, B.mac));
     assert_eq!((count(&lab, &A), count(&lab, &B)), (3, 1));
 }
+
+/// Ports towards several servers are counted at the same places by chance; that one looks taken is no reason
+/// to end a connection while it is free.
+#[test]
+fn nobody_goes_for_a_port_while_another_is_free() {
+    const SERVERS: u16 = 1000;
+    let mut spec = topology();
+    spec.uplinks[0].nat_ports = vec![(50_000, 50_001)];
+    let mut lab = Lab::with(&limits(16_384, 16_384), spec);
+    for server in 0..SERVERS {
+        let [high, low] = server.to_be_bytes();
+        let server = Host { ip: [198, 18, high, low].into(), ..SERVER };
+        // Both want the first of the two ports.
+        for from in [&A, &B] {
+            let syn = tcp(from, 50_000, &server, 80, SYN).via(GATEWAY1.mac);
+            begin(&mut lab, &syn, from);
+        }
+    }
+    assert_eq!((count(&lab, &A), count(&lab, &B)), (SERVERS.into(), SERVERS.into()));
+}
