@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use dataplane::config::{
-    DnatRule, NetworkConfig, PortConfig, PortRole, Routed, Snapshot, SnapshotSpec, Subnet, Vlans,
+    DnatRule, Helpers, NetworkConfig, PortConfig, PortRole, Routed, Snapshot, SnapshotSpec, Subnet,
+    Vlans,
 };
 use dataplane::engine::EngineOptions;
 use dataplane::l3::route::Prefix;
@@ -43,6 +44,7 @@ fn spec(networks: u16) -> SnapshotSpec {
             timeouts: None,
             snooping: false,
             querier: false,
+            helpers: Helpers::default(),
         });
         for (container, host) in (0..CONTAINERS).zip(2u8..) {
             let number = (network - 1) * CONTAINERS + container;

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use dataplane::clock::Timestamp;
 use dataplane::config::{
-    NetworkConfig, PortConfig, PortRole, Routed, Snapshot, SnapshotSpec, Subnet, UplinkConfig,
-    UplinkMode, Vlans,
+    Helpers, NetworkConfig, PortConfig, PortRole, Routed, Snapshot, SnapshotSpec, Subnet,
+    UplinkConfig, UplinkMode, Vlans,
 };
 use dataplane::core::{Core, Transmit};
 use dataplane::engine::{EngineOptions, FdbKind, Link, WorkerStats};
@@ -392,6 +392,7 @@ fn network() -> NetworkConfig {
         timeouts: None,
         snooping: false,
         querier: false,
+        helpers: Helpers::default(),
     }
 }
 

@@ -179,6 +179,7 @@ fn compile_network(
         timeouts: options.timers(&spec.timeouts).map(Box::new),
         snooping: options.snooping,
         querier: options.querier,
+        helpers: options.helpers,
     });
     if let Some(port) = attached.hosts.get(&network.name) {
         let role = PortRole::Host { network: network.network_id() };

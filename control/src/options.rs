@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use dataplane::config::{MAX_TIMEOUT_SECS, MAX_VLAN, Routed, Timeouts, VlanSet, Vlans};
+use dataplane::config::{Helpers, MAX_TIMEOUT_SECS, MAX_VLAN, Routed, Timeouts, VlanSet, Vlans};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -31,6 +31,7 @@ const KNOWN: &[(&str, &[Driver], &[&str])] = {
         ("endpoint_independent", &[Bridge, Overlay], &[]),
         ("gateway_mode", &[Bridge], &["com.docker.network.bridge.gateway_mode_ipv4"]),
         ("gateway_mode_ipv6", &[Bridge], &["com.docker.network.bridge.gateway_mode_ipv6"]),
+        ("helpers", &[Bridge, Overlay], &[]),
         ("host_access", &[Macvlan, Ipvlan], &[]),
         ("host_binding", &[Bridge], &["com.docker.network.bridge.host_binding_ipv4"]),
         ("icc", &[Bridge, Overlay], &["com.docker.network.bridge.enable_icc"]),
@@ -134,6 +135,8 @@ pub struct NetworkOptions {
     pub gateway_mode: GatewayMode,
     /// What it does for IPv6; `None`: the same.
     pub gateway_mode_ipv6: Option<GatewayMode>,
+    /// Protocols that announce further connections, which are let through.
+    pub helpers: Helpers,
     /// Host address of published ports that name none; `None`: every one.
     pub host_binding: Option<Ipv4Addr>,
     /// Endpoints may talk to each other.
@@ -168,6 +171,7 @@ impl Default for NetworkOptions {
             endpoint_independent: false,
             gateway_mode: GatewayMode::default(),
             gateway_mode_ipv6: None,
+            helpers: Helpers::default(),
             host_binding: None,
             icc: true,
             iface_prefix: "eth".to_owned(),
@@ -242,6 +246,10 @@ impl NetworkOptions {
                 "gateway_mode" => parsed.gateway_mode = GatewayMode::parse(value).map_err(fault)?,
                 "gateway_mode_ipv6" => {
                     parsed.gateway_mode_ipv6 = Some(GatewayMode::parse(value).map_err(fault)?);
+                }
+                "helpers" => {
+                    parsed.helpers = helpers(value)
+                        .ok_or_else(|| fault("is not a list of ftp and tftp, such as ftp,tftp"))?;
                 }
                 "host_binding" => {
                     let ip: Ipv4Addr =
@@ -413,6 +421,20 @@ fn boolean(text: &str) -> Option<bool> {
     }
 }
 
+/// The names of helpers with commas between them; none for none.
+fn helpers(text: &str) -> Option<Helpers> {
+    let mut helpers = Helpers::default();
+    for name in text.split(',').filter(|_| !text.is_empty()) {
+        let helper = match name {
+            "ftp" => &mut helpers.ftp,
+            "tftp" => &mut helpers.tftp,
+            _ => return None,
+        };
+        *helper = true;
+    }
+    Some(helpers)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -439,6 +461,7 @@ mod tests {
             ("spoof_check", "f"),
             ("storm_limit", "0"),
             ("endpoint_independent", "true"),
+            ("helpers", "tftp,ftp"),
             ("timeout_udp", "60"),
         ]);
         let parsed = NetworkOptions::parse(Driver::Bridge, &options).unwrap();
@@ -446,6 +469,7 @@ mod tests {
             endpoint_independent: true,
             gateway_mode: GatewayMode::Nat,
             gateway_mode_ipv6: Some(GatewayMode::Routed),
+            helpers: Helpers { ftp: true, tftp: true },
             host_binding: Some(Ipv4Addr::LOCALHOST),
             icc: false,
             iface_prefix: "net".to_owned(),
@@ -487,7 +511,7 @@ mod tests {
         let table = [
             (
                 ("colour", "red"),
-                "option \"colour\" is unknown; known options of driver bridge are endpoint_independent, gateway_mode, gateway_mode_ipv6, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, querier, ra, snooping, spoof_check, storm_limit, timeout_icmp, timeout_other, timeout_sctp_established, timeout_sctp_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
+                "option \"colour\" is unknown; known options of driver bridge are endpoint_independent, gateway_mode, gateway_mode_ipv6, helpers, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, querier, ra, snooping, spoof_check, storm_limit, timeout_icmp, timeout_other, timeout_sctp_established, timeout_sctp_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
             ),
             (("parent", "eth0"), "option \"parent\" is not one of driver bridge"),
             (("mtu", "575"), "option mtu=575: is not a number from 576 to 65521"),
@@ -499,6 +523,8 @@ mod tests {
             (("querier", "maybe"), "option querier=maybe: is neither true nor false"),
             (("snooping", "maybe"), "option snooping=maybe: is neither true nor false"),
             (("gateway_mode", "x"), "is neither nat, routed nor isolated"),
+            (("helpers", "ftp,sip"), "option helpers=ftp,sip: is not a list of ftp and tftp"),
+            (("helpers", "ftp,"), "is not a list of ftp and tftp"),
             (("link", "x"), "is neither tap nor veth"),
             (("mss_clamp", "true"), "is neither auto nor off"),
             (("endpoint_independent", "yes"), "is neither true nor false"),

@@ -15,7 +15,7 @@ pub use vlan::{MAX_VLAN, VlanSet, Vlans};
 
 use crate::family::Address;
 use crate::l3::route::Prefix;
-use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
+use crate::packet::types::{Mac, NetworkId, PortId, UplinkId, ip_proto};
 
 /// What control says; order does not matter.
 #[derive(Debug, Clone, Default)]
@@ -119,6 +119,8 @@ pub struct NetworkConfig {
     pub snooping: bool,
     /// The gateway asks who is in which group.
     pub querier: bool,
+    /// What its connections say of further ones is read, and those are let through.
+    pub helpers: Helpers,
 }
 
 /// Families in which the addresses of a network are used outside as they are: nothing is masqueraded, published
@@ -142,6 +144,32 @@ impl Routed {
         }
     }
 }
+
+/// Protocols whose connections announce others, and are helped with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Helpers {
+    /// FTP: TCP to port 21.
+    pub ftp: bool,
+    /// TFTP: UDP to port 69.
+    pub tftp: bool,
+}
+
+impl Helpers {
+    /// Whether a connection to this port of a server is helped.
+    #[must_use]
+    pub const fn serve(self, proto: u8, port: u16) -> bool {
+        match (proto, port) {
+            (ip_proto::TCP, FTP_PORT) => self.ftp,
+            (ip_proto::UDP, TFTP_PORT) => self.tftp,
+            _ => false,
+        }
+    }
+}
+
+/// RFC 959 §8.
+const FTP_PORT: u16 = 21;
+/// RFC 1350 §4.
+const TFTP_PORT: u16 = 69;
 
 /// One subnet of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

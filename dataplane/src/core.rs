@@ -23,6 +23,7 @@ use crate::l3::hop::Reach;
 use crate::l3::neighbor::{Remembered, Waiting};
 use crate::l3::{querier, ra};
 use crate::limiter::{ErrorRate, Limiter};
+use crate::nat::helpers::Helped;
 use crate::nat::port_alloc::PortRng;
 use crate::packet::types::PortId;
 use crate::pipeline::{self, Lane};
@@ -340,6 +341,7 @@ impl Core {
         if now.since(self.cleared) >= CLEAR {
             self.cleared = now;
             self.tables.fragments.expire(now);
+            Helped::expire(&self.tables, now.as_secs());
             self.tables.groups.expire(now.as_secs());
             self.tables.connections.accounts().forget_idle(now.as_secs());
         }

@@ -77,6 +77,7 @@ pub(crate) fn of(
     let room = tables.connections.room();
     let fdb = tables.fdb.stats();
     let neighbors = tables.neighbors.uses();
+    let [expectations, controls] = tables.helped.uses();
     let [groups, own_groups] = tables.groups.uses();
     let fragments = size(tables.fragments.len());
     tables.fragments_peak.note(fragments);
@@ -113,6 +114,8 @@ pub(crate) fn of(
             neighbors.unheard.1,
             Some(NeighborTableFull),
         ),
+        LimitUse::new("expectations", expectations.0, expectations.1, None),
+        LimitUse::new("helped_controls", controls.0, controls.1, None),
         LimitUse::new("groups", groups.0, groups.1, Some(GroupLimit)),
         LimitUse::new("groups_per_endpoint", own_groups.0, own_groups.1, Some(GroupLimit)),
         LimitUse::new(

@@ -16,7 +16,7 @@ use crate::packet::types::{PortId, ip_proto};
 pub(crate) fn has_place(snapshot: &Snapshot, entry: &Entry) -> bool {
     let connection = &entry.connection;
     snapshot.network(connection.network).is_some()
-        && rule_stands(snapshot, connection, entry.rule)
+        && rule_stands(snapshot, entry)
         && !is_published_over(snapshot, entry)
         && !is_rerouted(snapshot, connection)
         && [connection.original.src, connection.reply.src].iter().all(|a| is_known(snapshot, *a))
@@ -25,9 +25,13 @@ pub(crate) fn has_place(snapshot: &Snapshot, entry: &Entry) -> bool {
 }
 
 /// The rule by which it was begun leads where the connection goes.
-fn rule_stands(snapshot: &Snapshot, connection: &Connection, rule: u32) -> bool {
-    if rule == 0 {
+fn rule_stands(snapshot: &Snapshot, entry: &Entry) -> bool {
+    let Entry { rule, connection, .. } = entry;
+    if *rule == 0 {
         return true;
+    }
+    if entry.is_expected {
+        return snapshot.dnat.rules().any(|known| known.id == *rule);
     }
     let (asked, serves) = (connection.original, connection.reply);
     let dnat = &snapshot.dnat;
@@ -36,7 +40,7 @@ fn rule_stands(snapshot: &Snapshot, connection: &Connection, rule: u32) -> bool 
         .opened(connection.proto, asked.dst, asked.dst_port)
         .or_else(|| dnat.lookup(connection.proto, asked.dst, asked.dst_port));
     target.is_some_and(|target| {
-        (target.rule, target.address, target.port) == (rule, serves.src, serves.src_port)
+        (target.rule, target.address, target.port) == (*rule, serves.src, serves.src_port)
     })
 }
 
@@ -45,8 +49,8 @@ fn rule_stands(snapshot: &Snapshot, connection: &Connection, rule: u32) -> bool 
 /// by whoever the port is for. A conversation over TCP or SCTP goes on: the other side has agreed to it, and begins
 /// no other from that very port.
 pub(crate) fn is_published_over(snapshot: &Snapshot, entry: &Entry) -> bool {
-    let Entry { connection, rule, is_open, .. } = entry;
-    if !rule_stands(snapshot, connection, *rule) {
+    let Entry { connection, is_open, .. } = entry;
+    if !rule_stands(snapshot, entry) {
         return true;
     }
     let (address, port) = (connection.reply.dst, connection.reply.dst_port);

@@ -17,6 +17,7 @@ use crate::l2::groups::Groups;
 use crate::l3::fragments::Fragments;
 use crate::l3::neighbor::Neighbors;
 use crate::limits::Peak;
+use crate::nat::helpers::Helped;
 
 /// The tables.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Tables {
     pub(crate) fragments_peak: Peak,
     /// What became of the connections of an earlier run.
     pub earlier: EarlierRun,
+    /// Connections that announce others.
+    pub(crate) helped: Helped,
     /// Neighbors.
     pub neighbors: Neighbors,
     /// Multicast groups.
@@ -63,6 +66,7 @@ impl Tables {
             earlier: earlier.and(earlier6),
             fragments: Fragments::new(options.fragment_limit, options.workers.max(1)),
             fragments_peak: Peak::default(),
+            helped: Helped::default(),
             neighbors: Neighbors::new(options.neighbors),
             groups: Groups::new(options.groups),
             rules: DashMap::default(),
@@ -82,6 +86,7 @@ impl Tables {
             earlier: self.earlier,
             fragments: self.fragments.copy(),
             fragments_peak: Peak::default(),
+            helped: self.helped.copy(),
             neighbors: self.neighbors.copy(),
             groups: self.groups.copy(),
             rules: DashMap::default(),
@@ -111,7 +116,8 @@ impl Tables {
 
     /// Totals of both connection tables.
     pub(crate) fn conntrack_stats(&self) -> ConntrackStats {
-        self.connections.stats().and(&self.connections6.stats())
+        let helpers = self.helped.stats();
+        ConntrackStats { helpers, ..self.connections.stats().and(&self.connections6.stats()) }
     }
 
     /// Counts the first packet of a connection for a rule.

@@ -63,6 +63,8 @@ drop_reasons! {
     GroupLimit = "group_limit",
     /// IGMP or MLD that is cut short, in fragments, from afar or with a wrong checksum, in a network that snoops.
     GroupMalformed = "group_malformed",
+    /// A segment with a part only of what a helper had changed in it before, or too long with that.
+    HelperSplit = "helper_split",
     /// The host's stack passed it on for somebody else: the source is no address of the host.
     HostForwarded = "host_forwarded",
     /// An ICMP error about no connection we know.

@@ -21,7 +21,7 @@ use std::time::Duration;
 use dataplane::EngineOptions;
 use dataplane::clock::Timestamp;
 use dataplane::config::{
-    DnatRule, NetworkConfig, PortConfig, PortRole, Routed, Snapshot, SnapshotSpec, Subnet,
+    DnatRule, Helpers, NetworkConfig, PortConfig, PortRole, Routed, Snapshot, SnapshotSpec, Subnet,
     UplinkConfig, UplinkMode, Vlans,
 };
 use dataplane::core::Core;
@@ -31,6 +31,7 @@ use dataplane::io::{Offloads, TxReport};
 use dataplane::l3::route::Prefix;
 use dataplane::packet::types::{Mac, NetworkId, PortId, UplinkId, ip_proto};
 use dataplane::plane::Plane;
+use dataplane::trace::Tracer;
 
 use crate::ledger::Ledger;
 use crate::outlet::{Outlet, Outside, sent};
@@ -175,6 +176,7 @@ pub fn network(id: NetworkId, gateway: &Host) -> NetworkConfig {
         timeouts: None,
         snooping: false,
         querier: false,
+        helpers: Helpers::default(),
     }
 }
 
@@ -386,6 +388,12 @@ impl Lab {
         let mut connections = self.connections();
         assert_eq!(connections.len(), 1, "{connections:#?}");
         connections.remove(0)
+    }
+
+    /// What would become of frames that arrive at the first worker now.
+    #[must_use]
+    pub fn tracer(&self) -> Tracer {
+        self.plane.tracer(self.cores[0].state()).unwrap()
     }
 
     /// One frame arrives.

@@ -7,6 +7,7 @@
 //! | `PORT.rx`, `PORT.rx_bytes`, `PORT.tx`, `PORT.tx_bytes`, `PORT.drop.REASON`, `PORT.tx_drop.REASON` | a port |
 //! | `fdb.learned`, `fdb.moves`, `fdb.evictions`, `neighbors` | tables |
 //! | `conn.entries`, `conn.inserted`, `conn.expired`, `conn.flushed`, `conn.full`, `conn.clashes`, `conn.ports_exhausted`, `conn.evicted` | connections |
+//! | `helpers.expected`, `helpers.used`, `helpers.foreign`, `helpers.full`, `helpers.no_port`, `helpers.privileged`, `helpers.too_long` | what connections announce |
 //! | `dnat.N.packets`, `dnat.N.bytes`, `masquerade.N.packets`, `masquerade.N.bytes` | rules |
 
 use std::collections::BTreeMap;
@@ -64,6 +65,14 @@ impl Ledger {
         ledger.add("conn.clashes", signed(conn.clashes));
         ledger.add("conn.ports_exhausted", signed(conn.ports_exhausted));
         ledger.add("conn.evicted", signed(conn.evicted));
+        let helpers = conn.helpers;
+        ledger.add("helpers.expected", signed(helpers.expected));
+        ledger.add("helpers.used", signed(helpers.used));
+        ledger.add("helpers.foreign", signed(helpers.foreign));
+        ledger.add("helpers.full", signed(helpers.full));
+        ledger.add("helpers.no_port", signed(helpers.no_port));
+        ledger.add("helpers.privileged", signed(helpers.privileged));
+        ledger.add("helpers.too_long", signed(helpers.too_long));
         let snapshot = plane.snapshot();
         for rule in snapshot.dnat.rules() {
             ledger.rule(plane, &format!("dnat.{}", rule.id), NatRule::Dnat(rule.id));

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dataplane::config::{
-    DnatRule, NetworkConfig, PortConfig, PortRole, Routed, SnapshotSpec, Subnet, UplinkConfig,
-    UplinkMode, Vlans,
+    DnatRule, Helpers, NetworkConfig, PortConfig, PortRole, Routed, SnapshotSpec, Subnet,
+    UplinkConfig, UplinkMode, Vlans,
 };
 use dataplane::engine::Link;
 use dataplane::io::pcap::{PcapReader, PcapWriter};
@@ -118,6 +118,7 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
             timeouts: None,
             snooping: false,
             querier: false,
+            helpers: Helpers::default(),
         }],
         uplinks: vec![UplinkConfig {
             id: UPLINK,

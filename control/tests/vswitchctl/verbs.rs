@@ -120,7 +120,9 @@ fn cases() -> Vec<Case> {
     let stats = json!({"port": "sb/eth0", "sandbox": "sb", "network": "app", "rx_frames": 1, "rx_bytes": 2,
         "tx_frames": 3, "tx_bytes": 4, "rx_drops": 5, "tx_drops": 6, "rx_missed": 7});
     let conntrack_stats = json!({"entries": 1, "limit": 2, "inserted": 3, "expired": 4, "flushed": 5,
-        "full": 6, "clashes": 7, "ports_exhausted": 8, "evicted": 9});
+        "full": 6, "clashes": 7, "ports_exhausted": 8, "evicted": 9,
+        "helpers": {"expected": 10, "used": 11, "foreign": 12, "full": 13, "no_port": 14,
+            "privileged": 15, "too_long": 16}});
     let rule = json!({"kind": "masquerade", "network": "app", "match": "10.1.0.0/24", "to": "eth0",
         "packets": 1, "bytes": 60});
     let drop =

@@ -417,7 +417,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::config::{Routed, StaticRoute, Vlans};
+    use crate::config::{Helpers, Routed, StaticRoute, Vlans};
 
     const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
     const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
@@ -463,6 +463,7 @@ mod tests {
                 timeouts: None,
                 snooping: false,
                 querier: false,
+                helpers: Helpers::default(),
             }],
             uplinks: vec![UplinkConfig {
                 id: UPLINK,

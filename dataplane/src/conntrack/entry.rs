@@ -22,6 +22,27 @@ pub const POOLED: u8 = 16;
 /// It goes by an endpoint-independent mapping.
 pub const MAPPED: u8 = 32;
 
+/// What it says of further connections is read (`crate::nat::helpers`), so its packets take no shortcut.
+pub const HELPED: u8 = 64;
+
+/// With [`HELPED`]: its sequence numbers are not the same on both sides. Alone: [`EXPECTED`].
+pub const SKEWED: u8 = 128;
+
+/// Without [`HELPED`]: another connection announced it.
+pub const EXPECTED: u8 = 128;
+
+/// Whether flags are those of a connection with other sequence numbers on one side than on the other.
+#[must_use]
+pub const fn is_skewed(flags: u8) -> bool {
+    flags & (HELPED | SKEWED) == HELPED | SKEWED
+}
+
+/// Whether flags are those of a connection that another one announced.
+#[must_use]
+pub const fn is_expected(flags: u8) -> bool {
+    flags & (HELPED | EXPECTED) == EXPECTED
+}
+
 /// A connection's number, good until the connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnId {
@@ -69,7 +90,7 @@ impl<K: Key> Hit<K> {
         self.meta.state()
     }
 
-    /// [`SEEN_REPLY`], [`ASSURED`], [`SNAT`], [`DNAT`], [`POOLED`], [`MAPPED`].
+    /// [`SEEN_REPLY`], [`ASSURED`], [`SNAT`], [`DNAT`], [`POOLED`], [`MAPPED`], [`HELPED`], [`SKEWED`], [`EXPECTED`].
     #[must_use]
     #[inline]
     pub const fn flags(&self) -> u8 {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use super::accounts::{Payer, is_open};
-use super::entry::{ConnId, Hit};
+use super::entry::{ConnId, DNAT, Hit};
 use super::key::{Hot, Key};
 use super::table::ConnTable;
 use super::tuple::Direction;
@@ -96,6 +96,29 @@ impl<K: Key> ConnTable<K> {
             self.tell(Change::Update, index);
         }
         true
+    }
+
+    /// Gives a connection flags that it has not, whatever becomes of it meanwhile.
+    #[cold]
+    pub(crate) fn mark(&self, id: ConnId, flags: u8) {
+        let Some(hot) = self.hot(id.index) else { return };
+        let marked = |word: u64| {
+            let meta = Meta(word);
+            let flags = meta.flags() | flags;
+            (meta.version() == id.version)
+                .then(|| Meta::new(meta.version(), meta.state(), flags, meta.network()).0)
+        };
+        let _ = hot.meta.fetch_update(Ordering::AcqRel, Ordering::Relaxed, marked);
+    }
+
+    /// The DNAT rule of a connection, or zero.
+    pub(crate) fn rule_of(&self, hit: &Hit<K>) -> u32 {
+        if hit.flags() & DNAT == 0 { 0 } else { self.rule(hit.id.index) }
+    }
+
+    /// Whether a connection has neither ended nor expired.
+    pub(crate) fn is_live(&self, id: ConnId, now: u32) -> bool {
+        self.at(id, Direction::Original).is_some_and(|hit| hit.deadline > now)
     }
 
     /// Tells the account of a connection that has been answered, or that begins anew.

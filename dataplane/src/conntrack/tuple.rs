@@ -25,6 +25,12 @@ impl Zone {
     pub const fn network(id: NetworkId) -> Self {
         Self(id.0)
     }
+
+    /// The network of a zone that is one.
+    #[must_use]
+    pub fn inside(self) -> Option<NetworkId> {
+        (self != Self::OUTSIDE).then_some(NetworkId(self.0))
+    }
 }
 
 /// Original: as the first packet went. Reply: the other way.

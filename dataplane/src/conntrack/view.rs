@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::accounts::is_open;
 use super::cold::Cold;
-use super::entry::{ASSURED, ConnId, DNAT, NewConnection, SEEN_REPLY, SNAT};
+use super::entry::{ASSURED, ConnId, DNAT, NewConnection, SEEN_REPLY, SNAT, is_expected};
 use super::key::Key;
 use super::sctp::SctpState;
 use super::table::ConnTable;
@@ -14,7 +14,7 @@ use super::tuple::Direction;
 use super::window::Side;
 use super::words::{Meta, deadline_of, side_of};
 use crate::clock::Timestamp;
-use crate::engine::{Connection, ConntrackStats};
+use crate::engine::{Connection, ConntrackStats, HelperStats};
 use crate::packet::types::ip_proto;
 
 /// One connection with its number and rule, as control walks them.
@@ -24,6 +24,8 @@ pub struct Entry {
     pub id: ConnId,
     /// DNAT rule or zero.
     pub rule: u32,
+    /// Another connection announced it, which came by the rule.
+    pub is_expected: bool,
     /// The two sides have not agreed on it: TCP or SCTP without a complete handshake, anything else that
     /// nobody has answered.
     pub is_open: bool,
@@ -87,6 +89,7 @@ impl<K: Key> ConnTable<K> {
             Some(Entry {
                 id: ConnId { index, version: raw.version },
                 rule: raw.new.rule,
+                is_expected: is_expected(raw.new.flags),
                 is_open: raw.is_open(),
                 connection: raw.shown(left),
             })
@@ -114,6 +117,7 @@ impl<K: Key> ConnTable<K> {
             clashes: totals.clashes.load(Ordering::Relaxed),
             ports_exhausted: totals.ports_exhausted.load(Ordering::Relaxed),
             evicted: self.room.accounts().evicted(),
+            helpers: HelperStats::default(),
         }
     }
 }

@@ -218,7 +218,7 @@ fn send(cx: &mut Cx<'_>, port: PortId, question: &Message, src: Mac) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{NetworkConfig, Routed, SnapshotSpec, Subnet, UplinkConfig};
+    use crate::config::{Helpers, NetworkConfig, Routed, SnapshotSpec, Subnet, UplinkConfig};
     use crate::l3::route::Prefix;
     use crate::packet::types::{NetworkId, UplinkId};
 
@@ -247,6 +247,7 @@ mod tests {
                 timeouts: None,
                 snooping: false,
                 querier: false,
+                helpers: Helpers::default(),
                 ra: true,
             }],
             uplinks: vec![UplinkConfig {

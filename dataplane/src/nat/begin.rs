@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use crate::config::{LocalAddress, Network, PortEntry, UplinkConfig};
-use crate::conntrack::entry::{DNAT, MAPPED, POOLED, SNAT};
+use crate::conntrack::entry::{DNAT, EXPECTED, HELPED, MAPPED, POOLED, SNAT};
 use crate::conntrack::tcp::TcpState;
 use crate::conntrack::{Hit, Insert, Inside, Key, NewConnection, Overdrawn, Zone, timeout};
 use crate::core::Cx;
@@ -16,6 +16,7 @@ use crate::l3::hop::{self, Hop};
 use crate::l3::report::{Trouble, report};
 use crate::nat::dnat::DnatTarget;
 use crate::nat::established::{Seen, note};
+use crate::nat::helpers::{self, Expected};
 use crate::nat::ip::{Addr, Ip, Tracked};
 use crate::nat::local;
 use crate::nat::port_alloc::Candidates;
@@ -28,7 +29,7 @@ use crate::verdict::{DropReason, Verdict};
 /// Outside ports of connections between networks through a published port, when the address they
 /// speak from has no NAT range of its own: outside Linux' default `ip_local_port_range`, so that
 /// they never meet a connection of the host's stack.
-const HAIRPIN_PORTS: &[(u16, u16)] = &[(1024, 32_767), (61_000, 65_535)];
+pub(super) const HAIRPIN_PORTS: &[(u16, u16)] = &[(1024, 32_767), (61_000, 65_535)];
 
 /// Any port, for a client whose own port is taken at the server by its other connection.
 const ANY_PORT: &[(u16, u16)] = &[(1024, 65_535)];
@@ -42,10 +43,32 @@ pub(super) fn begin<P: Ip>(
     ip: &P,
     tuple: P::Tuple,
 ) -> Result<Verdict, DropReason> {
+    let expected = helpers::claim(cx, tuple);
+    let target = expected.as_ref().and_then(Expected::target);
+    let begun = begin_to(cx, frame, lane, ip, tuple, target);
+    match expected {
+        Some(expected) if begun.is_err() => helpers::give_back(cx, expected),
+        Some(_) => helpers::note_used(cx),
+        None => {}
+    }
+    begun
+}
+
+/// The same, led to where it is expected if it is.
+#[inline(always)]
+fn begin_to<P: Ip>(
+    cx: &mut Cx<'_>,
+    frame: &mut Frame,
+    lane: &mut Lane,
+    ip: &P,
+    tuple: P::Tuple,
+    expected: Option<DnatTarget<Addr<P>>>,
+) -> Result<Verdict, DropReason> {
     let local = P::local(cx, lane.from, ip.dst());
     let seen = Seen::of(frame, ip, tuple.proto());
     let state = first_state(ip, &seen);
     let target = match (local, ip.l4()) {
+        _ if expected.is_some() => expected,
         // Nothing is published on a link's own addresses: servers on others could not answer.
         (
             Some(_),
@@ -97,11 +120,18 @@ pub(super) fn begin<P: Ip>(
     let service = tuple.dst_port();
     let network = inside_network(lane.from, target.as_ref(), way.hop.link);
     let idle = timeout::idle(cx.config.timeouts_of(network), ip.proto(), service, state);
+    let translates = target.as_ref().is_some_and(|t| (t.address, t.port) != (ip.dst(), service));
+    let is_helped = {
+        let inside = [lane.from.network(), target.as_ref().map(|t| t.network)];
+        helpers::serve(cx, inside, ip.proto(), to.dst_port())
+    };
     let new = NewConnection {
         original: tuple,
         reply: to.reversed(zone_of(way.hop.link)),
         state,
-        flags: if target.is_some() { DNAT } else { 0 }
+        flags: if target.is_some() && (expected.is_none() || translates) { DNAT } else { 0 }
+            | if expected.is_some() { EXPECTED } else { 0 }
+            | if is_helped && expected.is_none() { HELPED } else { 0 }
             | booking(cx, frame.ingress, lane.from, ip.src()),
         network,
         rule: target.map_or(0, |t| t.rule),
@@ -467,6 +497,10 @@ fn count_rules<K: Key>(
     bytes: u64,
 ) {
     if let Some(target) = target {
+        // Without one: what a connection of the network itself has announced.
+        if target.rule == 0 {
+            return;
+        }
         cx.tables.count_rule(NatRule::Dnat(target.rule), bytes);
     } else if hit.flags() & SNAT != 0 {
         cx.tables.count_rule(NatRule::Masquerade(hit.network()), bytes);

@@ -56,6 +56,15 @@ impl Seen {
         Self { proto, says, len: u64::from(ip.total_len()) }
     }
 
+    /// Has `map` change what a segment acknowledges. A SYN comes before everything that a helper changes.
+    pub(super) fn map_ack(&mut self, map: impl FnOnce(u32) -> u32) {
+        if let Says::Segment(segment) = &mut self.says
+            && segment.flags & (tcp_flags::ACK | tcp_flags::SYN) == tcp_flags::ACK
+        {
+            segment.ack = map(segment.ack);
+        }
+    }
+
     /// Whether it ends the connection at once.
     #[inline(always)]
     fn is_reset(&self) -> bool {

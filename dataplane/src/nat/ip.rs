@@ -163,6 +163,8 @@ pub(crate) trait Ip: Copy {
     ) -> Option<Addr<Self>> {
         None
     }
+    /// Sets its length, once it has been made longer or shorter.
+    fn set_total_len(&mut self, frame: &mut Frame, len: u16);
     /// Turns an echo request into the reply to it.
     fn answer_echo(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason>;
     /// The packet that this ICMP error quotes.
@@ -320,6 +322,10 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn translate(&mut self, frame: &mut Frame, change: &Rewrite) {
         rewrite::apply(frame, self, change);
+    }
+
+    fn set_total_len(&mut self, frame: &mut Frame, len: u16) {
+        rewrite::set_total_len(frame, self, len);
     }
 
     fn answer_echo(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason> {
@@ -481,6 +487,10 @@ impl Ip for Ipv6 {
         let LocalAddress::Gateway(id) = local else { return None };
         let network = cx.config.network(id)?;
         network.is_anycast(address).then(|| network.gateway_for(asker)).flatten()
+    }
+
+    fn set_total_len(&mut self, frame: &mut Frame, len: u16) {
+        rewrite6::set_total_len(frame, self, len);
     }
 
     fn answer_echo(frame: &mut Frame, headers: &Headers) -> Result<(), DropReason> {

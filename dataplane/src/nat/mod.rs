@@ -7,6 +7,7 @@
 //! - `begin`: a new connection, in the order DNAT, route, SNAT, commit.
 //! - `related`: ICMP errors about a connection.
 //! - `fragment`: fragments, in whatever order they come.
+//! - `helpers`: connections that announce others.
 //! - `ip`: what all of them ask of a packet, of either family.
 //! - `mss`: SYNs offer no larger segments than the way takes.
 
@@ -15,6 +16,7 @@ pub mod dnat;
 mod established;
 pub(crate) mod fragment;
 pub mod free_ports;
+pub(crate) mod helpers;
 pub(crate) mod ip;
 mod local;
 pub(crate) mod lookup;

@@ -1,7 +1,7 @@
 //! What becomes of a routed packet: the established way, and the common end of both ways.
 
 use crate::config::{FROM_GATEWAY, UplinkMode};
-use crate::conntrack::entry::SEEN_REPLY;
+use crate::conntrack::entry::{HELPED, SEEN_REPLY};
 use crate::conntrack::{Direction, Hit, Key};
 use crate::core::Cx;
 use crate::express::ways::{Ends, Exit};
@@ -10,7 +10,7 @@ use crate::l3::hop::{self, Hop, Reach};
 use crate::l3::report::{Trouble, report};
 use crate::nat::established::{Seen, judge, settle, travel};
 use crate::nat::ip::{Addr, Ip, Tracked};
-use crate::nat::{begin, fragment, local, mss, related};
+use crate::nat::{begin, fragment, helpers, local, mss, related};
 use crate::packet::headers::{Ipv6, L4, Net};
 use crate::packet::rewrite::{self, Rewrite};
 use crate::packet::types::ip_proto;
@@ -87,7 +87,10 @@ pub(super) fn established<P: Ip>(
     tuple: P::Tuple,
     mut hit: Hit<P::Tuple>,
 ) -> Result<Verdict, DropReason> {
-    let seen = Seen::of(frame, ip, tuple.proto());
+    let mut seen = Seen::of(frame, ip, tuple.proto());
+    if hit.flags() & HELPED != 0 {
+        helpers::hear(cx, &mut seen, &hit);
+    }
     let judged = judge(cx, &seen, &hit)?;
     if tuple.proto() == ip_proto::SCTP && ip.is_fragment() && changes_ports(tuple, &hit) {
         return Err(DropReason::SctpFragmented);
@@ -177,7 +180,7 @@ fn wire_len(frame: &Frame, lane: &Lane, ip: &impl Ip) -> usize {
     headers + usize::from(frame.vnet.gso_size)
 }
 
-/// Rewrites the packet and says where it goes. Nothing can fail from here on.
+/// Rewrites the packet and says where it goes. Nothing can fail from here on but what a helper cannot say again.
 #[inline(always)]
 pub(super) fn finish<P: Ip>(
     cx: &mut Cx<'_>,
@@ -196,6 +199,9 @@ pub(super) fn finish<P: Ip>(
         ip.translate(frame, &change);
     }
     mss::clamp(cx, frame, &lane.headers, lane.from, hit.network(), way.hop.mtu);
+    if hit.flags() & HELPED != 0 {
+        helpers::pass::<P>(cx, frame, lane, tuple, hit, way)?;
+    }
     if way.fragment {
         fragment::cut::<P>(cx, frame, lane, &tuple);
     }
@@ -223,7 +229,11 @@ fn changes_ports<K: Key>(tuple: K, hit: &Hit<K>) -> bool {
 #[inline]
 fn remember<K: Tracked>(cx: &mut Cx<'_>, frame: &Frame, tuple: K, hit: &Hit<K>, way: &WayOut) {
     let Reach::Port { port, dst, src } = way.reach else { return };
-    if !K::HAS_SHORTCUTS || !matches!(tuple.proto(), ip_proto::TCP | ip_proto::UDP) {
+    // What a helped connection says is looked at each time.
+    if !K::HAS_SHORTCUTS
+        || hit.flags() & HELPED != 0
+        || !matches!(tuple.proto(), ip_proto::TCP | ip_proto::UDP)
+    {
         return;
     }
     let Hop { link, next_hop, mtu } = way.hop;

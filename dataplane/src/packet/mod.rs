@@ -21,6 +21,7 @@ pub mod rewrite;
 pub mod rewrite6;
 pub mod sctp;
 pub mod segment;
+pub(crate) mod splice;
 pub mod tcp;
 mod transport;
 pub mod types;

@@ -242,6 +242,15 @@ pub fn decrement_ttl(frame: &mut Frame, ip: &mut Ipv4) -> Result<(), DropReason>
     Ok(())
 }
 
+/// Sets the length of a packet that has been made longer or shorter.
+pub(crate) fn set_total_len(frame: &mut Frame, ip: &mut Ipv4, len: u16) {
+    let l3 = ip.l3_offset();
+    let Some(header) = frame.bytes_mut().get_mut(l3..) else { return };
+    let delta = update(header, TOTAL_LENGTH, |_| len);
+    update(header, IPV4_CHECKSUM, |old| delta.apply(old));
+    ip.total_len = len.into();
+}
+
 /// Sets the identification in the IPv4 header at `l3`.
 pub(crate) fn identify(bytes: &mut [u8], l3: usize, id: u32) {
     let Some(header) = chunk_mut::<IPV4_LEN>(bytes, l3) else { return };

@@ -14,7 +14,7 @@
 use std::net::Ipv6Addr;
 
 use super::checksum::Delta;
-use super::field::{read_u16, write, write_u16};
+use super::field::{low_u16, read_u16, write, write_u16};
 use super::headers::{Ipv6, L4};
 use super::icmp::InnerL4;
 use super::icmp6::{self, InnerPacket};
@@ -85,6 +85,13 @@ impl Rewrite<Ipv6Addr> {
         }
         true
     }
+}
+
+/// Sets the length of a packet, header included, that has been made longer or shorter.
+pub(crate) fn set_total_len(frame: &mut Frame, ip: &mut Ipv6, len: u16) {
+    let payload = len.saturating_sub(low_u16(super::parse::IPV6_LEN));
+    write_u16(frame.bytes_mut(), ip.l3_offset() + PAYLOAD_LENGTH, payload);
+    ip.total_len = len.into();
 }
 
 /// Translates a packet.

@@ -14,6 +14,9 @@ const MSS: u8 = 2;
 /// Window scale, three octets (RFC 7323 §2.2).
 const WINDOW_SCALE: u8 = 3;
 
+/// Selective acknowledgment, eight octets for each block (RFC 2018 §3).
+const SACK: u8 = 5;
+
 /// The numbers of a TCP header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Numbers {
@@ -61,9 +64,34 @@ pub fn clamp_mss(bytes: &mut [u8], at: usize, header_len: u8, partial: bool, lim
     true
 }
 
+/// Has `edge` change the left and the right edge of each block that a TCP header says was received
+/// (RFC 2018 §3).
+pub(crate) fn map_sack(header: &mut [u8], edge: impl Fn(u32, Edge) -> u32) {
+    let find = |len| option_in(header, SACK, len).map(|at| at + 2..at + usize::from(len));
+    let Some(range) = (1..=4).find_map(|count| find(2 + 8 * count)) else { return };
+    let Some(blocks) = header.get_mut(range) else { return };
+    for (place, number) in blocks.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        let side = if place.is_multiple_of(2) { Edge::Left } else { Edge::Right };
+        *number = edge(u32::from_be_bytes(*number), side).to_be_bytes();
+    }
+}
+
+/// An end of a block of a selective acknowledgment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Edge {
+    /// The first octet of it.
+    Left,
+    /// The octet behind it.
+    Right,
+}
+
 /// Where the first option of a kind is, if it has that length. A malformed list ends where it is.
 fn option(bytes: &[u8], at: usize, header_len: u8, kind: u8, len: u8) -> Option<usize> {
-    let header = bytes.get(at..at + usize::from(header_len))?;
+    option_in(bytes.get(at..at + usize::from(header_len))?, kind, len).map(|option| at + option)
+}
+
+/// The same of a header alone.
+fn option_in(header: &[u8], kind: u8, len: u8) -> Option<usize> {
     let mut next = TCP_LEN;
     loop {
         match *header.get(next)? {
@@ -76,7 +104,7 @@ fn option(bytes: &[u8], at: usize, header_len: u8, kind: u8, len: u8) -> Option<
                     return None;
                 }
                 if found == kind {
-                    return (length == len).then_some(at + next);
+                    return (length == len).then_some(next);
                 }
                 next = end;
             }

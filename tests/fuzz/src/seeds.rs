@@ -124,7 +124,20 @@ fn programs() -> Vec<Vec<u8>> {
         let error = icmp_error(&SERVER, &UP, 3, 3, &udp(&UP, 2000, &SERVER, 53), 28);
         let init = sctp(&A, 2000, &SERVER, 36_412, 0).asks_for(INIT, 7);
         let init_ack = sctp(&SERVER, 36_412, &UP, 2000, 7).asks_for(INIT_ACK, 8);
-        let steps: [(PortId, u8, Packet); 10] = [
+        let ftp = |flags| tcp(&A, 2001, &SERVER, 21, flags);
+        let welcome = tcp(&SERVER, 21, &UP, 2001, tcp_flags::SYN | tcp_flags::ACK);
+        let address = A.ip6();
+        let says =
+            if six { format!("EPRT |2|{address}|2002|") } else { "PORT 10,1,0,2,7,210".into() };
+        let says = ftp(tcp_flags::ACK).payload(format!("{says}\r\n").as_bytes());
+        let read = udp(&A, 2003, &SERVER, 69).payload(b"\0\x01a\0octet\0");
+        let steps: [(PortId, u8, Packet); 16] = [
+            out(ftp(tcp_flags::SYN)),
+            back(welcome),
+            out(says),
+            back(tcp(&SERVER, 20, &UP, 2002, tcp_flags::SYN)),
+            out(read),
+            back(udp(&SERVER, 9, &UP, 2003)),
             out(syn),
             back(answer),
             out(ack.clone().payload(b"hello")),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dataplane::EngineOptions;
 use dataplane::clock::Timestamp;
-use dataplane::config::{PortRole, Snapshot, SnapshotSpec};
+use dataplane::config::{Helpers, PortRole, Snapshot, SnapshotSpec};
 use dataplane::core::Core;
 use dataplane::engine::{GroupLimits, Link};
 use dataplane::frame::Frame;
@@ -73,6 +73,7 @@ pub(crate) fn sizes() -> EngineOptions {
 pub(crate) fn topology() -> SnapshotSpec {
     let mut spec = dual();
     (spec.networks[0].snooping, spec.networks[0].querier) = (true, true);
+    spec.networks[0].helpers = Helpers { ftp: true, tftp: true };
     for port in spec.ports.iter_mut().filter(|port| port.id == C.port) {
         if let PortRole::Endpoint { trusted, .. } = &mut port.role {
             *trusted = true;
@@ -82,6 +83,7 @@ pub(crate) fn topology() -> SnapshotSpec {
     let mut six = publish_tcp(3, 8080, &B, 80);
     six.to = B.ip6().into();
     spec.dnat.push(six);
+    spec.dnat.push(publish_tcp(4, 2121, &B, 21));
     spec
 }
 

@@ -16,6 +16,7 @@ mod gateway;
 mod gro;
 mod guard;
 mod guard6;
+mod helpers;
 mod icmp;
 mod ipv6;
 mod judged_anew;

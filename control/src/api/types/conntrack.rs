@@ -233,6 +233,27 @@ pub struct ConntrackStats {
     pub ports_exhausted: u64,
     /// Connections that nobody had answered, ended to make room for others.
     pub evicted: u64,
+    /// What connections have announced to helpers.
+    pub helpers: HelperStats,
+}
+
+/// What connections have announced to helpers, and became of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HelperStats {
+    /// Connections that were expected.
+    pub expected: u64,
+    /// Those that came.
+    pub used: u64,
+    /// Announcements of another address than the sender's own.
+    pub foreign: u64,
+    /// Announcements, and control connections, beyond the limits.
+    pub full: u64,
+    /// Announcements for which no outside port was free.
+    pub no_port: u64,
+    /// Announcements of a port below 1024.
+    pub privileged: u64,
+    /// Announcements that would not have fitted into their segment in other words, or after too many others.
+    pub too_long: u64,
 }
 
 /// A NAT rule with what it did.

@@ -12,8 +12,8 @@ use dataplane::verdict::DropReason;
 use super::{port_name, unknown_network, unknown_sandbox};
 use crate::api::types::{
     self, ConntrackFilter, ConntrackStats, ConntrackUse, DropCount, DropsQuery, FdbEntry, FdbQuery,
-    FdbUse, IpProtocol, MdbEntry, MdbKind, MdbQuery, NatKind, Neighbor, PortStats, Status, Tuple,
-    WorkerStatus,
+    FdbUse, HelperStats, IpProtocol, MdbEntry, MdbKind, MdbQuery, NatKind, Neighbor, PortStats,
+    Status, Tuple, WorkerStatus,
 };
 use crate::check;
 use crate::error::{Error, Result};
@@ -394,6 +394,7 @@ impl Switch {
     #[must_use]
     pub fn conntrack_stats(&self) -> ConntrackStats {
         let stats = self.engine.conntrack_stats();
+        let helpers = stats.helpers;
         ConntrackStats {
             entries: stats.entries.into(),
             limit: stats.limit.into(),
@@ -404,6 +405,15 @@ impl Switch {
             clashes: stats.clashes,
             ports_exhausted: stats.ports_exhausted,
             evicted: stats.evicted,
+            helpers: HelperStats {
+                expected: helpers.expected,
+                used: helpers.used,
+                foreign: helpers.foreign,
+                full: helpers.full,
+                no_port: helpers.no_port,
+                privileged: helpers.privileged,
+                too_long: helpers.too_long,
+            },
         }
     }
 

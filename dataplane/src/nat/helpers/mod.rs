@@ -1,0 +1,311 @@
+//! Helpers: connections that announce others, which are then let through. FTP and TFTP, where a network asks
+//! for it (ADR 25).
+//!
+//! - `ftp`, `tftp`: what a payload announces. Pure.
+//! - `expect`: connections that were announced, until they come.
+//! - `control`, `skew`: what is known of a control connection of FTP whose payload is changed.
+//! - `announce`: from the one to the other: an outside port for what is announced.
+//!
+//! The way of a packet of a helped connection, in `nat::translate`: [`hear`] before it is judged, as its
+//! acknowledgment counts what the other side was shown; [`pass`] once it is translated. It takes no shortcut.
+//! The way of a packet that begins a connection, in `nat::begin`: [`claim`]; [`give_back`] if it did not pass.
+
+mod announce;
+mod control;
+mod expect;
+mod ftp;
+mod skew;
+mod tftp;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use self::control::{Controls, MAX_CONTROLS, id_of};
+pub(super) use self::expect::Expected;
+use self::expect::{Caller, Expectations, MAX_EXPECTATIONS};
+use self::skew::{Split, Toward};
+use crate::config::Helpers;
+use crate::conntrack::entry::{SKEWED, is_skewed};
+use crate::conntrack::tcp::TcpState;
+use crate::conntrack::{ConnTable, Direction, Hit, Key};
+use crate::core::Cx;
+use crate::engine::HelperStats;
+use crate::family::Address;
+use crate::frame::Frame;
+use crate::nat::dnat::DnatTarget;
+use crate::nat::established::Seen;
+use crate::nat::ip::{Ip, Tracked};
+use crate::nat::translate::WayOut;
+use crate::packet::headers::L4;
+use crate::packet::splice::{self, Place};
+use crate::packet::tcp::{self, Edge};
+use crate::packet::types::{NetworkId, tcp_flags};
+use crate::pipeline::Lane;
+use crate::shared::Tables;
+use crate::verdict::DropReason;
+
+/// Why something that was announced is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// Another address than the sender's own.
+    Foreign,
+    /// Too many are expected, or followed.
+    Full,
+    /// No outside port is free.
+    NoPort,
+    /// A port below 1024.
+    Privileged,
+    /// What has to be said would not fit into the segment, or too much of what was said before is not
+    /// acknowledged.
+    TooLong,
+}
+
+/// What all workers know of helped connections.
+#[derive(Debug, Default)]
+pub(crate) struct Helped {
+    expectations: Expectations,
+    controls: Controls,
+    expected: AtomicU64,
+    used: AtomicU64,
+    /// By [`Refusal`].
+    refused: [AtomicU64; 5],
+}
+
+impl Helped {
+    fn refuse(&self, refusal: Refusal) {
+        if let Some(count) = self.refused.get(refusal as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Totals.
+    pub(crate) fn stats(&self) -> HelperStats {
+        let [foreign, full, no_port, privileged, too_long] = [0, 1, 2, 3, 4]
+            .map(|at: usize| self.refused.get(at).map_or(0, |count| count.load(Ordering::Relaxed)));
+        HelperStats {
+            expected: self.expected.load(Ordering::Relaxed),
+            used: self.used.load(Ordering::Relaxed),
+            foreign,
+            full,
+            no_port,
+            privileged,
+            too_long,
+        }
+    }
+
+    /// Expectations, and control connections that are followed: how many, at most since the start, and limit.
+    pub(crate) fn uses(&self) -> [((u32, u32), u32); 2] {
+        [(self.expectations.uses(), MAX_EXPECTATIONS), (self.controls.uses(), MAX_CONTROLS)]
+    }
+
+    /// A copy to try things out on. It counts anew.
+    pub(crate) fn copy(&self) -> Self {
+        let (expectations, controls) = (self.expectations.copy(), self.controls.copy());
+        Self { expectations, controls, ..Self::default() }
+    }
+
+    /// Forgets what belongs to connections that have ended, and expectations whose time is over.
+    pub(crate) fn expire(tables: &Tables, now: u32) {
+        let is_live = |(is_ipv6, id)| {
+            if is_ipv6 {
+                tables.connections6.is_live(id, now)
+            } else {
+                tables.connections.is_live(id, now)
+            }
+        };
+        let helped = &tables.helped;
+        helped.expectations.expire(now, |known| is_live((known.is_ipv6(), known.master)));
+        helped.controls.expire(is_live);
+    }
+}
+
+/// Whether a connection to a server at this port is helped, because one of the networks asks for it.
+pub(super) fn serve(cx: &Cx<'_>, networks: [Option<NetworkId>; 2], proto: u8, port: u16) -> bool {
+    const ALL: Helpers = Helpers { ftp: true, tftp: true };
+    ALL.serve(proto, port)
+        && networks.into_iter().flatten().any(|id| helpers_of(cx, id).serve(proto, port))
+}
+
+fn helpers_of(cx: &Cx<'_>, network: NetworkId) -> Helpers {
+    cx.config.network(network).map(|network| network.config.helpers).unwrap_or_default()
+}
+
+/// The expectation of who sends a packet that begins a connection, which nobody else has from then on.
+#[inline(always)]
+pub(super) fn claim<K: Tracked>(cx: &Cx<'_>, tuple: K) -> Option<Expected> {
+    if cx.tables.helped.expectations.any() { claim_any(cx, tuple) } else { None }
+}
+
+#[cold]
+fn claim_any<K: Tracked>(cx: &Cx<'_>, tuple: K) -> Option<Expected> {
+    let expected = cx.tables.helped.expectations.take(&Caller::of(tuple))?;
+    let connections: &ConnTable<K> = K::table(cx.tables);
+    let holds = expected.deadline > cx.secs && connections.is_live(expected.master, cx.secs);
+    holds.then_some(expected)
+}
+
+/// Puts an expectation back whose caller did not pass.
+#[cold]
+pub(super) fn give_back(cx: &Cx<'_>, expected: Expected) {
+    cx.tables.helped.expectations.put_back(expected);
+}
+
+/// Counts a connection that came as expected.
+#[cold]
+pub(super) fn note_used(cx: &Cx<'_>) {
+    cx.tables.helped.used.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Expected {
+    /// Where its connection is led.
+    pub(super) fn target<A: Address>(&self) -> Option<DnatTarget<A>> {
+        let (address, port) = self.listener;
+        let (network, rule) = (self.network, self.rule);
+        A::of(address).map(|address| DnatTarget { address, port, network, rule })
+    }
+}
+
+/// What a segment of a helped connection acknowledges, in the numbers of whom it acknowledges.
+#[cold]
+pub(super) fn hear<K: Tracked>(cx: &Cx<'_>, seen: &mut Seen, hit: &Hit<K>) {
+    if let Some(mut control) = cx.tables.helped.controls.get(id_of(hit)) {
+        let flow = control.flow(hit.direction.reversed());
+        seen.map_ack(|ack| flow.own(ack, Toward::Start));
+    }
+}
+
+/// Reads what a packet of a helped connection announces, and makes of it what the other side must see.
+#[cold]
+#[inline(never)]
+pub(super) fn pass<P: Ip>(
+    cx: &mut Cx<'_>,
+    frame: &mut Frame,
+    lane: &mut Lane,
+    tuple: P::Tuple,
+    hit: &Hit<P::Tuple>,
+    way: &WayOut,
+) -> Result<(), DropReason> {
+    let Some(ip) = P::of(&mut lane.headers).map(|ip| *ip) else { return Ok(()) };
+    match ip.l4() {
+        L4::Tcp { flags, header_len, .. } => {
+            let start = usize::from(ip.l4_offset());
+            let place = Place { start, payload: start + usize::from(header_len), end: ip.end() };
+            segment::<P>(cx, frame, lane, (place, flags), tuple, hit, way)
+        }
+        L4::Udp { .. } if !ip.is_fragment() && hit.direction == Direction::Original => {
+            let payload = frame.bytes().get(usize::from(ip.l4_offset()) + 8..ip.end());
+            if payload.is_some_and(tftp::is_request) {
+                announce::answer_to_request(cx, tuple, hit);
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A segment of a control connection.
+fn segment<P: Ip>(
+    cx: &mut Cx<'_>,
+    frame: &mut Frame,
+    lane: &mut Lane,
+    (place, flags): (Place, u8),
+    tuple: P::Tuple,
+    hit: &Hit<P::Tuple>,
+    way: &WayOut,
+) -> Result<(), DropReason> {
+    let Some(ip) = P::of(&mut lane.headers).map(|ip| *ip) else { return Ok(()) };
+    let Some(tcp::Numbers { seq, ack, .. }) = tcp::numbers(frame.bytes(), place.start) else {
+        return Ok(());
+    };
+    let (direction, tables) = (hit.direction, cx.tables);
+    let acks = flags & tcp_flags::ACK != 0;
+    let Some(mut control) = tables.helped.controls.get_or_begin(hit) else {
+        if flags & tcp_flags::SYN != 0 {
+            tables.helped.refuse(Refusal::Full);
+        }
+        return Ok(());
+    };
+    // Its numbers come before all changes.
+    if flags & tcp_flags::SYN != 0 {
+        if is_opening(P::Tuple::table(tables), hit) {
+            control.open(direction, seq.wrapping_add(1), acks.then_some(ack));
+        }
+        return Ok(());
+    }
+    let is_whole = !ip.is_fragment();
+    let payload = frame.bytes().get(place.payload..place.end).unwrap_or_default();
+    // How much of a segment comes in fragments its first one does not say.
+    let len = if is_whole { u32::try_from(payload.len()).unwrap_or(0) } else { u16::MAX.into() };
+    if is_whole && let Some(last) = payload.last() {
+        let (flow, ends_line) = (control.flow(direction), *last == b'\n');
+        if flow.begins_line(seq)
+            && let Some(line) = announce::read_line(cx, payload, tuple, direction)
+            && splice::is_sound(frame, &lane.headers)
+        {
+            let cut = way.fragment || frame.vnet.is_gso();
+            let room = announce::Room { ip_len: ip.total_len(), mtu: way.hop.mtu, cut };
+            announce::expect(cx, &line, seq, flow, tuple, hit, room);
+        }
+        if ends_line {
+            flow.note_line(seq.wrapping_add(len));
+        }
+    }
+    let changes =
+        control.flow(direction).within(seq, len).map_err(|Split| DropReason::HelperSplit)?;
+    let shown = control.flow(direction).shown(seq);
+    let other = control.flow(direction.reversed());
+    let acked = if acks { other.own(ack, Toward::Start) } else { ack };
+    if acks {
+        other.note_acked(acked);
+    }
+    if (shown, acked) != (seq, ack) || acks && other.is_skewed() {
+        splice::renumber(frame, place, (shown, acked), |header| {
+            tcp::map_sack(header, |number, edge| {
+                let toward = if edge == Edge::Left { Toward::End } else { Toward::Start };
+                other.own(number, toward)
+            });
+        });
+    }
+    drop(control);
+    if changes.iter().any(Option::is_some) {
+        put_in::<P>(frame, lane, place, seq, &changes, way)?;
+        if !is_skewed(hit.flags()) {
+            P::Tuple::table(tables).mark(hit.id, SKEWED);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a connection has not been established yet, after this packet.
+fn is_opening<K: Key>(connections: &ConnTable<K>, hit: &Hit<K>) -> bool {
+    let state = connections.refresh(hit).and_then(|now| TcpState::from_u8(now.state()));
+    matches!(state, Some(TcpState::SynSent | TcpState::SynSent2 | TcpState::SynReceived))
+}
+
+/// Puts what the other side must see into a segment that begins with `seq`.
+fn put_in<P: Ip>(
+    frame: &mut Frame,
+    lane: &mut Lane,
+    place: Place,
+    seq: u32,
+    changes: &[Option<skew::Change>],
+    way: &WayOut,
+) -> Result<(), DropReason> {
+    let Some(ip) = P::of(&mut lane.headers) else { return Ok(()) };
+    let all = || changes.iter().rev().flatten();
+    let grown = all().map(|change| change.text.as_bytes().len()).sum::<usize>();
+    let shrunk = all().map(|change| usize::from(change.old_len)).sum::<usize>();
+    let len = usize::try_from(ip.total_len()).unwrap_or(usize::MAX).saturating_sub(shrunk) + grown;
+    let fits =
+        grown <= shrunk || frame.vnet.is_gso() || way.fragment || len <= usize::from(way.hop.mtu);
+    let len = u16::try_from(len).ok().filter(|_| fits).ok_or(DropReason::HelperSplit)?;
+    splice::change_payload(frame, place, |frame| {
+        // From behind, so that what comes before stays where it is.
+        for change in all() {
+            let at = usize::try_from(change.seq.wrapping_sub(seq)).unwrap_or(usize::MAX);
+            let (at, old_len) = (place.payload.saturating_add(at), usize::from(change.old_len));
+            splice::replace(frame, at, old_len, change.text.as_bytes());
+        }
+    });
+    ip.set_total_len(frame, len);
+    Ok(())
+}
