@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 /// Whether everything could be measured.
 fn compare(options: &Options) -> Result<bool, VersusError> {
     check_machine(options)?;
-    let ours = programs::ours()?;
+    let ours = programs::ours(options.workers)?;
     let lab = Lab::open(OWNER)?;
     let mut bench = Bench { lab: &lab, ours, options, left_out: Vec::new(), failures: Vec::new() };
     let results = bench.measure();

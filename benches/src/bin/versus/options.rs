@@ -41,6 +41,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
     seconds: Duration,
 
+    /// Worker threads of vswitchd, for a look at one of them; left out, its own default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub workers: Option<u16>,
+
     /// One run of 300 ms each: whether everything works, not how fast it is
     #[arg(long)]
     pub quick: bool,
@@ -190,6 +194,7 @@ mod tests {
             ["--pairs", "0"],
             ["--seconds", "0"],
             ["--seconds", "NaN"],
+            ["--workers", "0"],
         ];
         for arguments in bad {
             assert!(parse(&arguments).is_err(), "{arguments:?}");

@@ -21,15 +21,17 @@ const MORE_DIRECTORIES: [&str; 4] =
 pub(crate) struct Ours {
     pub vswitchd: PathBuf,
     pub vswitchctl: PathBuf,
+    /// Worker threads; `None`: as many as it takes by itself.
+    pub workers: Option<u16>,
 }
 
 /// The programs beside our own executable, built anew if they are missing or older than their
 /// sources, so that no figure is of a program other than the one that is read.
-pub(crate) fn ours() -> Result<Ours, VersusError> {
+pub(crate) fn ours(workers: Option<u16>) -> Result<Ours, VersusError> {
     let own = std::env::current_exe().map_err(io("find the own executable"))?;
     let directory = own.parent().unwrap_or(Path::new("/"));
-    let ours =
-        Ours { vswitchd: directory.join("vswitchd"), vswitchctl: directory.join("vswitchctl") };
+    let [vswitchd, vswitchctl] = ["vswitchd", "vswitchctl"].map(|name| directory.join(name));
+    let ours = Ours { vswitchd, vswitchctl, workers };
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"));
     if is_current(&ours.vswitchd, workspace) && is_current(&ours.vswitchctl, workspace) {
         return Ok(ours);

@@ -36,6 +36,9 @@ pub(super) fn build(kind: Kind, lab: &Lab, ours: &Ours, label: &str) -> Result<B
     if kind == Kind::TapEpoll {
         command.arg("--io=epoll");
     }
+    if let Some(workers) = ours.workers {
+        command.arg(format!("--workers={workers}"));
+    }
     let pid = programs::start(lab, &machines.host, command, &directory.join("log"))?;
     let contender = Contender {
         kind,
