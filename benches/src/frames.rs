@@ -189,30 +189,36 @@ impl Load for NatFlows {
         match self.way {
             Way::Out => {
                 frame.ingress = crate::switch::INSIDE;
-                set_flow(frame, IP_DST, server, UDP_SRC, port);
+                set_flow(frame, IP_DST, server, L4_SRC, port);
             }
             Way::In => {
                 frame.ingress = crate::switch::UPLINK;
                 // The fixture's connections keep their source port: nothing stands in its way.
-                set_flow(frame, IP_SRC, server, UDP_DST, port);
+                set_flow(frame, IP_SRC, server, L4_DST, port);
             }
         }
     }
 }
 
 const IP_CHECKSUM: usize = 14 + 10;
-const IP_SRC: usize = 14 + 12;
-const IP_DST: usize = 14 + 16;
-const UDP_SRC: usize = 14 + 20;
-const UDP_DST: usize = UDP_SRC + 2;
+pub(crate) const IP_SRC: usize = 14 + 12;
+pub(crate) const IP_DST: usize = 14 + 16;
+pub(crate) const L4_SRC: usize = 14 + 20;
+pub(crate) const L4_DST: usize = L4_SRC + 2;
 
-/// Sets an address and a port, and the IPv4 checksum that goes with them. The UDP checksum stays the
+/// Sets an address and a port, and the IPv4 checksum that goes with them. The checksum behind stays the
 /// template's: the engine updates it without asking whether it was right.
-fn set_flow(frame: &mut Frame, address_at: usize, address: Ipv4Addr, port_at: usize, port: u16) {
+pub(crate) fn set_flow(
+    frame: &mut Frame,
+    address_at: usize,
+    address: Ipv4Addr,
+    port_at: usize,
+    port: u16,
+) {
     patch(frame, address_at, &address.octets());
     patch(frame, port_at, &port.to_be_bytes());
     patch(frame, IP_CHECKSUM, &[0, 0]);
-    let words = frame.bytes().get(14..HEADERS - 8).unwrap_or_default().chunks_exact(2);
+    let words = frame.bytes().get(14..L4_SRC).unwrap_or_default().chunks_exact(2);
     let sum: u32 = words.map(|w| w.iter().fold(0, |sum, b| sum << 8 | u32::from(*b))).sum();
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
@@ -220,7 +226,7 @@ fn set_flow(frame: &mut Frame, address_at: usize, address: Ipv4Addr, port_at: us
     patch(frame, IP_CHECKSUM, &[high, low]);
 }
 
-fn patch(frame: &mut Frame, at: usize, value: &[u8]) {
+pub(crate) fn patch(frame: &mut Frame, at: usize, value: &[u8]) {
     if let Some(field) = frame.bytes_mut().get_mut(at..at + value.len()) {
         field.copy_from_slice(value);
     }
@@ -251,6 +257,6 @@ impl<F: FnMut() -> (Ipv4Addr, u16)> Load for NewFlows<F> {
         frame.copy_from(&self.template);
         frame.ingress = crate::switch::INSIDE;
         let (client, port) = (self.next)();
-        set_flow(frame, IP_SRC, client, UDP_SRC, port);
+        set_flow(frame, IP_SRC, client, L4_SRC, port);
     }
 }

@@ -6,28 +6,23 @@
 //! as those of a device do that has just been read.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dataplane::clock::Timestamp;
-use dataplane::config::{
-    Helpers, NetworkConfig, PortConfig, PortRole, Routed, Snapshot, SnapshotSpec, Subnet,
-    UplinkConfig, UplinkMode, Vlans,
-};
+use dataplane::config::{PortRole, Snapshot, SnapshotSpec};
 use dataplane::core::{Core, Transmit};
 use dataplane::engine::{EngineOptions, FdbKind, Link, WorkerStats};
 use dataplane::frame::Frame;
 use dataplane::io::{Offloads, TxReport};
-use dataplane::l3::route::Prefix;
-use dataplane::packet::types::{NetworkId, PortId, UplinkId};
+use dataplane::packet::types::{PortId, UplinkId};
 use dataplane::plane::Plane;
 use dataplane::pool::Pool;
 
-use crate::frames::{
-    CONTAINER, CONTAINER_MAC, CONTAINER6, GATEWAY_MAC, Load, NatFlows, OUTSIDE, OUTSIDE6, ROUTER,
-    ROUTER_MAC, ROUTER6, UPLINK_MAC, mac,
-};
+use crate::frames::{CONTAINER, Load, NatFlows, ROUTER, ROUTER_MAC, ROUTER6, Way, mac};
+use crate::segments::{Step, Streams, TcpFlows};
+use crate::specs::{NETWORK, container_and_uplink, two_ports};
 
 /// Port of the container, and of the first side of a pair.
 pub const INSIDE: PortId = PortId(1);
@@ -39,7 +34,6 @@ pub const UPLINK: PortId = PortId(3);
 /// [`Switch::beside`] makes the second one.
 const WORKERS: usize = 2;
 
-const NETWORK: NetworkId = NetworkId(1);
 /// What ports take: trains of datagrams would leave as one frame, and figures are of each by itself.
 const SINGLE: Offloads = Offloads { uso: false, ..Offloads::ALL };
 /// Frames between two looks at the clock, so that looking costs nothing: more than one batch when
@@ -104,6 +98,7 @@ pub struct Switch {
     /// Tables and configuration.
     pub plane: Arc<Plane>,
     core: Core,
+    takes: Offloads,
     sink: Sink,
     sources: Vec<Source>,
     batch: Vec<Frame>,
@@ -125,7 +120,7 @@ impl Switch {
             fragment_limit: 4096,
             ..EngineOptions::default()
         };
-        let switch = Self::new(&options, two_ports())?;
+        let switch = Self::new(&options, two_ports([INSIDE, OTHER]))?;
         let secs = switch.now.as_secs();
         for number in 0..count {
             for (side, port) in [(0, INSIDE), (1, OTHER)] {
@@ -151,7 +146,7 @@ impl Switch {
             workers: WORKERS,
             ..EngineOptions::default()
         };
-        let mut spec = two_ports();
+        let mut spec = two_ports([INSIDE, OTHER]);
         for network in &mut spec.networks {
             network.snooping = true;
         }
@@ -173,10 +168,29 @@ impl Switch {
     /// # Errors
     /// When memory cannot be had, or a connection did not begin.
     pub fn nat(count: u32) -> io::Result<Self> {
-        // Room beside them: of a table that is full to the last entry, one connection in some millions
-        // finds no place in the index.
-        let limit = (count + count / 8).max(262_144);
-        Self::masquerading(count, limit, true, (1024, 65_535))
+        Self::masquerading(count, room_beside(count), true, (1024, 65_535))
+    }
+
+    /// As [`Switch::nat`], with the connections of `streams`, by TCP: all open.
+    ///
+    /// # Errors
+    /// When memory cannot be had, or a connection did not open.
+    pub fn nat_tcp(streams: &Arc<Streams>) -> io::Result<Self> {
+        let count = streams.count();
+        let mut switch = Self::masquerading(0, room_beside(count), true, (1024, 65_535))?;
+        let rounded = u64::from(count).next_multiple_of(ROUND as u64);
+        // The windows of SYNs are small: each side offers more with its first data.
+        let first = [(Way::Out, Step::First), (Way::In, Step::First)];
+        for (way, step) in [(Way::Out, Step::Syn), (Way::In, Step::Syn)].into_iter().chain(first) {
+            switch.run(&mut TcpFlows::new(64, streams, way, step), 64, rounded);
+        }
+        let connections = switch.plane.connections();
+        let open = connections.iter().filter(|it| it.state == "ESTABLISHED").count();
+        if open == count as usize {
+            Ok(switch)
+        } else {
+            Err(io::Error::other(format!("{open} of {count} connections are open")))
+        }
     }
 
     /// As [`Switch::nat`], for `limit` connections of clients with any address from ports out of
@@ -232,19 +246,20 @@ impl Switch {
     fn new(options: &EngineOptions, spec: SnapshotSpec) -> io::Result<Self> {
         let plane = Arc::new(Plane::new(options)?);
         plane.publish(Snapshot::build(spec).map_err(io::Error::other)?);
-        let mut switch = Self::of(plane, 0, Timestamp::now())?;
+        let mut switch = Self::of(plane, 0, Timestamp::now(), SINGLE)?;
         switch.meet_router();
         Ok(switch)
     }
 
-    fn of(plane: Arc<Plane>, worker: usize, now: Timestamp) -> io::Result<Self> {
+    fn of(plane: Arc<Plane>, worker: usize, now: Timestamp, takes: Offloads) -> io::Result<Self> {
         let mut core = plane.core(worker)?;
         for port in plane.snapshot().ports() {
-            plane.add_port(&mut core, port.config.id, SINGLE);
+            plane.add_port(&mut core, port.config.id, takes);
         }
         Ok(Self {
             plane,
             core,
+            takes,
             sink: Sink::default(),
             sources: Vec::new(),
             batch: Vec::new(),
@@ -253,11 +268,14 @@ impl Switch {
         })
     }
 
-    /// Ports take trains of datagrams as one frame from now on.
-    pub fn merge_datagrams(&mut self) {
+    /// The same switch, whose ports take trains of datagrams as one frame.
+    #[must_use]
+    pub fn merging_datagrams(mut self) -> Self {
+        self.takes = Offloads::ALL;
         for port in self.plane.snapshot().ports() {
-            self.plane.add_port(&mut self.core, port.config.id, Offloads::ALL);
+            self.plane.add_port(&mut self.core, port.config.id, self.takes);
         }
+        self
     }
 
     /// The port takes plain frames only from now on: all else is done in software.
@@ -276,7 +294,7 @@ impl Switch {
     /// # Errors
     /// When there are no more than one.
     pub fn beside(&self) -> io::Result<Self> {
-        Self::of(Arc::clone(&self.plane), 1, self.now)
+        Self::of(Arc::clone(&self.plane), 1, self.now, self.takes)
     }
 
     /// Sets the clocks of two workers equal, as those of one machine are.
@@ -366,92 +384,8 @@ impl Switch {
     }
 }
 
-fn network() -> NetworkConfig {
-    NetworkConfig {
-        id: NETWORK,
-        gateway_mac: GATEWAY_MAC,
-        subnets: vec![
-            Subnet {
-                prefix: Prefix::new(CONTAINER, 8),
-                gateway: Some(Ipv4Addr::new(10, 0, 0, 1).into()),
-            },
-            Subnet {
-                prefix: Prefix::new(CONTAINER6, 64),
-                gateway: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1).into()),
-            },
-        ],
-        internal: false,
-        masquerade: true,
-        routed: Routed::default(),
-        icc: true,
-        mtu: 1500,
-        storm_limit: 0,
-        ra: false,
-        mss_clamp: true,
-        endpoint_independent: false,
-        timeouts: None,
-        snooping: false,
-        querier: false,
-        helpers: Helpers::default(),
-    }
-}
-
-fn two_ports() -> SnapshotSpec {
-    let port = |id, number| PortConfig {
-        id,
-        role: PortRole::Endpoint {
-            network: NETWORK,
-            mac: mac(3, number),
-            ipv4: Vec::new(),
-            ipv6: Vec::new(),
-            guard: false,
-            trusted: false,
-            vlans: Vlans::All,
-        },
-        mtu: 1500,
-    };
-    SnapshotSpec {
-        networks: vec![network()],
-        ports: vec![port(INSIDE, 1), port(OTHER, 2)],
-        ..SnapshotSpec::default()
-    }
-}
-
-fn container_and_uplink(guard: bool, nat_ports: (u16, u16)) -> SnapshotSpec {
-    let uplink = UplinkId(1);
-    SnapshotSpec {
-        networks: vec![network()],
-        ports: vec![
-            PortConfig {
-                id: INSIDE,
-                role: PortRole::Endpoint {
-                    network: NETWORK,
-                    mac: CONTAINER_MAC,
-                    ipv4: vec![CONTAINER],
-                    ipv6: vec![CONTAINER6],
-                    guard,
-                    trusted: false,
-                    vlans: Vlans::All,
-                },
-                mtu: 1500,
-            },
-            PortConfig { id: UPLINK, role: PortRole::Uplink { uplink }, mtu: 1500 },
-        ],
-        uplinks: vec![UplinkConfig {
-            id: uplink,
-            port: UPLINK,
-            mode: UplinkMode::Dedicated,
-            mac: UPLINK_MAC,
-            addresses: vec![
-                (OUTSIDE.into(), Prefix::new(OUTSIDE, 24)),
-                (OUTSIDE6.into(), Prefix::new(OUTSIDE6, 64)),
-            ],
-            gateway: Some(ROUTER),
-            gateway6: Some(ROUTER6),
-            nat_ports: vec![nat_ports],
-            mtu: 1500,
-            carrier_ups: 0,
-        }],
-        ..SnapshotSpec::default()
-    }
+/// A limit with room beside so many: of a table that is full to the last entry, one connection in some
+/// millions finds no place in the index.
+fn room_beside(count: u32) -> u32 {
+    (count + count / 8).max(262_144)
 }

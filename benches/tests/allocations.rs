@@ -8,6 +8,7 @@ use benches::frames::{
     CONTAINER, CONTAINER_MAC, CONTAINER6, GATEWAY_MAC, Load, MacPairs, NatFlows, NewFlows,
     OUTSIDE6, ROUTER_MAC, SERVER_PORT, SERVER6, UPLINK_MAC, Way, flow, mac,
 };
+use benches::segments::{Bursts, Step, Streams, TcpFlows};
 use benches::switch::{INSIDE, OTHER, Switch, UPLINK};
 use dataplane::frame::Frame;
 use dataplane::io::vnet_hdr::{F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, VnetHdr};
@@ -261,20 +262,65 @@ fn beginning_connections_of_ipv6_and_translating_them() {
     assert_eq!(switch.plane.conntrack_stats().entries, u32::from(begun));
 }
 
+/// The same of batches of 32 of which `merged` frames become part of others.
+fn assert_merges_without_allocating(switch: &mut Switch, load: &mut impl Load, merged: u64) {
+    for round in 0..32 {
+        let mut frames = switch.prepare(load, 32);
+        let before = switch.stats().merged;
+        let mut sent = 0;
+        let counted = allocation_counter::measure(|| sent = switch.process(&mut frames));
+        let stats = switch.stats();
+        assert_eq!((sent, stats.merged - before), (32 - merged, merged), "{stats:?}");
+        if round >= 16 {
+            assert_eq!(counted.count_total, 0, "{counted:?}");
+        }
+    }
+}
+
 #[test]
 fn merging_segments() {
     for is_ipv6 in [false, true] {
         let mut switch = Switch::bridge(1).unwrap();
-        let mut load = Stream::new(is_ipv6, 1);
-        for round in 0..32 {
-            let mut frames = switch.prepare(&mut load, 32);
-            let merged = switch.stats().merged;
-            let mut sent = 0;
-            let counted = allocation_counter::measure(|| sent = switch.process(&mut frames));
-            assert_eq!((sent, switch.stats().merged - merged), (1, 31), "{:?}", switch.stats());
-            if round >= 16 {
-                assert_eq!(counted.count_total, 0, "{counted:?}");
-            }
+        assert_merges_without_allocating(&mut switch, &mut Stream::new(is_ipv6, 1), 31);
+    }
+}
+
+#[test]
+fn merging_segments_of_translated_connections() {
+    let streams = Streams::new(1);
+    let mut switch = Switch::nat_tcp(&streams).unwrap();
+    for way in [Way::Out, Way::In] {
+        let mut load = TcpFlows::new(1500, &streams, way, Step::Data);
+        assert_merges_without_allocating(&mut switch, &mut load, 31);
+    }
+}
+
+#[test]
+fn merging_datagrams() {
+    let mut switch = Switch::bridge(1).unwrap().merging_datagrams();
+    // What comes in twos is left as it is, and so is what is of another flow each time.
+    for (in_a_row, merged) in [(1, 0), (2, 0), (8, 28), (16, 30)] {
+        for len in [64, 1500] {
+            let mut load = Bursts::new(len, 16, in_a_row, Way::Out);
+            assert_merges_without_allocating(&mut switch, &mut load, merged);
+        }
+    }
+    let mut switch = Switch::nat(1).unwrap().merging_datagrams();
+    for way in [Way::Out, Way::In] {
+        let mut load = Datagrams6 { way, ports: || 10_000 };
+        assert_merges_without_allocating(&mut switch, &mut load, 31);
+    }
+}
+
+/// Established connections by TCP, whose segments are looked at each by itself.
+#[test]
+fn translating_segments() {
+    let streams = Streams::new(100);
+    let mut switch = Switch::nat_tcp(&streams).unwrap();
+    for batch in [1, 64, 256] {
+        for way in [Way::Out, Way::In] {
+            let mut load = TcpFlows::new(64, &streams, way, Step::Data);
+            assert_allocates_nothing(&mut switch, &mut load, batch);
         }
     }
 }
