@@ -241,6 +241,13 @@ impl UplinkConfig {
         fit().max_by_key(|address| weight(inside, *address))
     }
 
+    /// Whether its wire takes this address for one of its own.
+    #[must_use]
+    pub fn is_on_link(&self, address: impl Into<IpAddr>) -> bool {
+        let address = address.into();
+        self.addresses.iter().any(|(_, prefix)| prefix.contains(address))
+    }
+
     /// The first address of the family of `to`.
     #[must_use]
     pub fn first_address<A: Address>(&self, to: A) -> Option<A> {

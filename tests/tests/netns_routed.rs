@@ -68,6 +68,13 @@ fn machines_on_the_wire_take_its_sandboxes_for_neighbors() {
         out.echo("from its own address");
         assert_eq!(out.seen_as.ip(), own);
     }
+    // A network that is not routed has no part of the wire's prefix, and no next hop is in one that is.
+    host.ns.ip("link add wire1 type veth peer name wire2");
+    host.network("nat", "--subnet 198.51.100.128/25");
+    let wires = "uplink add wire1 --mode dedicated --address 198.51.100.2/24";
+    host.refused(4, &["overlaps network \"nat\""], wires.split_whitespace());
+    let hop = "uplink add wire1 --mode dedicated --address 192.0.2.3/24 --gateway 192.0.2.130";
+    host.refused(4, &["gateway 192.0.2.130", "\"app\""], hop.split_whitespace());
     let own = addresses(&host, &web)[0];
     let _server = TcpServer::start(&web.ns, (Ipv4Addr::UNSPECIFIED, 80));
     let shown = rows(&host.json(["conntrack", "list"]));

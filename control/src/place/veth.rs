@@ -259,7 +259,9 @@ impl Place {
             Ok(Err(error)) => format!("switch off what it announces for them: {error}"),
             Err(error) => error.to_string(),
         };
-        tracing::warn!("interface {ifname:?}: tunnels by it will be slow: {stay}");
+        tracing::warn!(
+            "interface {ifname:?}: segments of tunnels and of SCTP by it will be dropped: {stay}"
+        );
     }
 
     /// Whether the link takes BIG TCP now. Linux before 6.3 does not know it.

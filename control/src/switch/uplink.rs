@@ -17,14 +17,15 @@ use ipnet::{IpNet, Ipv4Net};
 use super::undo::{Done, Undo};
 use super::warnings::Subject;
 use super::{Switch, Work, World, next_number};
-use crate::api::types::{self, UplinkAdd, UplinkMode};
+use crate::api::types::{self, Driver, UplinkAdd, UplinkMode};
 use crate::check;
 use crate::compile::{UplinkIpv6, UplinkState};
 use crate::error::{Error, Result, ResultExt};
 use crate::host::HostFacts;
 use crate::ipam::Prefix;
-use crate::model::{Counters, Edit, Origin, Uplink};
+use crate::model::{Counters, Edit, Network, Origin, Uplink};
 use crate::netlink::sockets::HostPorts;
+use crate::options::NetworkOptions;
 use crate::publish::PortRange;
 use crate::state::number_for;
 
@@ -118,6 +119,10 @@ impl Switch {
             UplinkMode::Dedicated => {
                 for net in &request.addresses {
                     check_dedicated(&world, net)?;
+                }
+                let v4 = request.gateway.map(IpAddr::V4);
+                for gateway in v4.into_iter().chain(request.gateway6.map(IpAddr::V6)) {
+                    check_next_hop(&world, gateway)?;
                 }
             }
         }
@@ -311,18 +316,33 @@ fn check_dedicated(world: &super::World, net: &IpNet) -> Result<()> {
         )));
     }
     let mut networks = world.desired.networks.values();
-    // A subnet inside the wire's prefix is the user's choice, as with a wider route of the host; one with the
-    // uplink's address would cut it off.
-    let network = networks.find(|network| {
-        network.prefixes().any(|own| {
-            check::overlap(&own, net)
-                && (own.contains(&net.addr()) || own.prefix_len() <= net.prefix_len())
-        })
-    });
-    match network {
+    match networks.find(|network| network.prefixes().any(|own| meets(network, own, *net))) {
         Some(network) => {
             Err(Error::conflict(format!("address {net} overlaps network {:?}", network.name)))
         }
+        None => Ok(()),
+    }
+}
+
+/// Whether a subnet of a network and the prefix of a wire are in each other's way. A part of the wire's
+/// may be a network's that is routed, since the engine answers there for its sandboxes.
+fn meets(network: &Network, own: IpNet, wire: IpNet) -> bool {
+    let is_part = own.prefix_len() > wire.prefix_len() && !own.contains(&wire.addr());
+    let is_routed = || {
+        NetworkOptions::parse(Driver::Bridge, &network.options)
+            .is_ok_and(|options| options.routed().of(own.addr()))
+    };
+    check::overlap(&own, &wire) && !(is_part && is_routed())
+}
+
+/// A next hop is on the wire, not in a network.
+fn check_next_hop(world: &super::World, gateway: IpAddr) -> Result<()> {
+    let mut networks = world.desired.networks.values();
+    match networks.find(|network| network.prefixes().any(|own| own.contains(&gateway))) {
+        Some(network) => Err(Error::conflict(format!(
+            "gateway {gateway} is in the subnet of network {:?}",
+            network.name
+        ))),
         None => Ok(()),
     }
 }

@@ -78,12 +78,13 @@ pub(crate) fn on_uplink(
         if arp.sender_mac != uplink.mac {
             // Who asks for us will hear from us (RFC 826): a neighbor on our prefix is entered, any
             // other one only updated.
-            let on_link = uplink.addresses.iter().any(|(_, p)| p.contains(arp.sender_ip));
+            let on_link = uplink.is_on_link(arp.sender_ip);
             let entered = ours && on_link && arp.op == ArpOp::Request;
             cx.tables.neighbors.confirm(link, arp.sender_ip, arp.sender_mac, entered, cx.now);
         }
-        // For endpoints that are routed too: the wire may take them for its own (RFC 1027).
-        let answered = ours || cx.config.is_routed_endpoint(arp.target_ip);
+        // For endpoints that are routed too, where the wire takes them for its own (RFC 1027).
+        let answered =
+            ours || uplink.is_on_link(arp.target_ip) && cx.config.is_routed_endpoint(arp.target_ip);
         if answered && arp.op == ArpOp::Request && uplink.mode == UplinkMode::Dedicated {
             arp.reply(uplink.mac).write(frame, arp.sender_mac, uplink.mac);
             return Some(Verdict::Answer);

@@ -103,8 +103,7 @@ pub(crate) fn on_uplink(
             {
                 // Who asks for us will hear from us: a neighbor on our prefix is entered, any other one
                 // only updated.
-                let near = message.src.is_unicast_link_local()
-                    || uplink.addresses.iter().any(|(_, prefix)| prefix.contains(message.src));
+                let near = message.src.is_unicast_link_local() || uplink.is_on_link(message.src);
                 cx.tables.neighbors.confirm(link, message.src, mac, ours && near, cx.now);
             }
             if uplink.mode == UplinkMode::Dedicated {
@@ -112,10 +111,10 @@ pub(crate) fn on_uplink(
                 if ours {
                     return answer(frame, &message, asker, uplink.mac, None);
                 }
-                // The wire may take a routed endpoint for its own: a proxy speaks from its own address and
+                // Where the wire takes a routed endpoint for its own: a proxy speaks from its own address and
                 // overrides nothing (RFC 4861 §7.2.8).
                 let own = link_local(uplink.mac);
-                if cx.config.is_routed_endpoint(target) && is_own(uplink, own) {
+                if uplink.is_on_link(target) && cx.config.is_routed_endpoint(target) {
                     return answer(frame, &message, asker, uplink.mac, Some(own));
                 }
             }

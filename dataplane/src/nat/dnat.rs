@@ -28,7 +28,8 @@ pub struct DnatTarget<A> {
 pub struct DnatTable {
     groups: FxHashMap<(u8, IpAddr), Vec<DnatRule>>,
     /// What the same rules open at the inside address itself, in networks that are routed: by protocol and
-    /// inside address, in no order.
+    /// inside address, in no order. Who publishes at one address of the host means that one alone: such rules
+    /// are not among them. Gone through one after the other, for what outsiders begin.
     opened: FxHashMap<(u8, IpAddr), Vec<DnatRule>>,
 }
 
@@ -53,7 +54,7 @@ impl DnatTable {
                 return Err(ConfigError::MixedFamilies);
             }
             groups.entry((rule.proto, at)).or_default().push(*rule);
-            if is_routed(rule.network, rule.to) {
+            if rule.host_ip.is_none() && is_routed(rule.network, rule.to) {
                 opened.entry((rule.proto, rule.to)).or_default().push(*rule);
             }
         }

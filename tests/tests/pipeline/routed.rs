@@ -1,7 +1,10 @@
 //! Networks whose own addresses are used outside: nothing is translated, published ports and echo requests are
 //! let in, and the uplink answers for the endpoints on its wire.
 
-use dataplane::config::{Routed, UplinkMode};
+use std::net::Ipv4Addr;
+
+use dataplane::config::{DnatRule, Routed, UplinkMode};
+use dataplane::l3::route::Prefix;
 use dataplane::packet::types::tcp_flags::{ACK, SYN};
 use tests::lab::{
     A, B, CLIENT, D, GATEWAY1, GATEWAY2, Lab, NEIGHBOR, ROUTER, SERVER, UP, dual, publish_tcp,
@@ -79,6 +82,13 @@ fn only_published_ports_of_its_addresses_are_let_in() {
     ] {
         lab.rx(UP.port, &packet).dropped("up", "unsolicited");
     }
+    // What is published at one address of the host is not open elsewhere.
+    lab.reconfigure(|spec| {
+        let at = DnatRule { host_ip: Some(ip(UP.ip)), ..publish_tcp(9, 8085, &B, 85) };
+        spec.dnat.push(at);
+    });
+    let packet = tcp(&CLIENT, 5000, &B, 85, SYN).via(UP.mac);
+    lab.rx(UP.port, &packet).dropped("up", "unsolicited");
     // Nobody outside is one of those inside.
     let spoofed = tcp(&CLIENT, 5000, &B, 81, SYN).via(UP.mac).src(A.ip);
     lab.rx(UP.port, &spoofed).dropped("up", "martian");
@@ -141,6 +151,15 @@ fn a_dedicated_uplink_answers_for_them() {
     let mut spec = dual();
     spec.networks[0].routed = BOTH;
     let mut lab = Lab::new(spec);
+    // Not for what is no part of the wire's prefixes: it may be somebody else's there.
+    lab.rx(UP.port, arp_request(&NEIGHBOR, A.ip)).moved("consumed", 1);
+    lab.rx(UP.port, solicitation(&NEIGHBOR, NEIGHBOR.ip6(), A.ip6())).moved("consumed", 1);
+    lab.reconfigure(|spec| {
+        let own = Ipv4Addr::new(10, 255, 0, 1);
+        let (v4, v6) = (own.into(), tests::packet::ip6(own).into());
+        let wide = [(v4, Prefix::new(own, 8)), (v6, Prefix::new(tests::packet::ip6(own), 104))];
+        spec.uplinks[0].addresses.extend(wide);
+    });
     let reply = arp_reply(&tests::packet::Host { ip: A.ip, ..UP }, &NEIGHBOR);
     lab.rx(UP.port, arp_request(&NEIGHBOR, A.ip)).tx(UP.port, reply).answered();
     // It speaks from its own address and overrides nothing.
