@@ -29,7 +29,7 @@ use crate::verdict::{DropReason, Verdict};
 /// Outside ports of connections between networks through a published port, when the address they
 /// speak from has no NAT range of its own: outside Linux' default `ip_local_port_range`, so that
 /// they never meet a connection of the host's stack.
-pub(super) const HAIRPIN_PORTS: &[(u16, u16)] = &[(1024, 32_767), (61_000, 65_535)];
+const HAIRPIN_PORTS: &[(u16, u16)] = &[(1024, 32_767), (61_000, 65_535)];
 
 /// Any port, for a client whose own port is taken at the server by its other connection.
 const ANY_PORT: &[(u16, u16)] = &[(1024, 65_535)];
@@ -120,7 +120,9 @@ fn begin_to<P: Ip>(
     let service = tuple.dst_port();
     let network = inside_network(lane.from, target.as_ref(), way.hop.link);
     let idle = timeout::idle(cx.config.timeouts_of(network), ip.proto(), service, state);
-    let translates = target.as_ref().is_some_and(|t| (t.address, t.port) != (ip.dst(), service));
+    // Without a rule: what a connection of the network itself has announced.
+    let is_led =
+        target.as_ref().is_some_and(|t| t.rule != 0 || (t.address, t.port) != (ip.dst(), service));
     let is_helped = {
         let inside = [lane.from.network(), target.as_ref().map(|t| t.network)];
         helpers::serve(cx, inside, ip.proto(), to.dst_port())
@@ -129,7 +131,7 @@ fn begin_to<P: Ip>(
         original: tuple,
         reply: to.reversed(zone_of(way.hop.link)),
         state,
-        flags: if target.is_some() && (expected.is_none() || translates) { DNAT } else { 0 }
+        flags: if is_led { DNAT } else { 0 }
             | if expected.is_some() { EXPECTED } else { 0 }
             | if is_helped && expected.is_none() { HELPED } else { 0 }
             | booking(cx, frame.ingress, lane.from, ip.src()),

@@ -34,18 +34,19 @@ impl Place {
     }
 }
 
-/// Puts `new` in place of so many octets at `at`. What follows moves.
-pub(crate) fn replace(frame: &mut Frame, at: usize, old_len: usize, new: &[u8]) {
-    let (len, tail) = (frame.len(), at + old_len);
-    if tail > len {
-        return;
-    }
+/// Puts `new` in place of so many octets at `at`. What follows moves. Says whether they are there; if not,
+/// nothing changes.
+#[must_use]
+pub(crate) fn replace(frame: &mut Frame, at: usize, old_len: usize, new: &[u8]) -> bool {
+    let len = frame.len();
+    let Some(tail) = at.checked_add(old_len).filter(|tail| *tail <= len) else { return false };
     frame.resize(len.max(at + new.len() + len - tail));
     frame.bytes_mut().copy_within(tail..len, at + new.len());
     if let Some(place) = frame.bytes_mut().get_mut(at..at + new.len()) {
         place.copy_from_slice(new);
     }
     frame.truncate(at + new.len() + len - tail);
+    true
 }
 
 /// Has `change` change the payload of a segment that the frame ends with, and mends its checksum and its
@@ -93,11 +94,14 @@ pub(crate) fn renumber(
     }
 }
 
-/// Whether the checksum of a whole TCP segment or UDP datagram is right, or left to a device.
+/// Whether the checksum of a whole TCP segment or UDP datagram is right, or left to a device, or one of UDP over
+/// IPv4 that was not reckoned (RFC 768).
 pub(crate) fn is_sound(frame: &Frame, headers: &Headers) -> bool {
     let Some(transport) = Transport::of(headers) else { return false };
     let field = super::field::read_u16(frame.bytes(), transport.start + transport.checksum);
-    frame.vnet.needs_csum() || field.is_some() && transport.full_checksum(frame.bytes()) == field
+    let has_none = field == Some(0) && transport.tcp_flags.is_none() && !transport.is_ipv6;
+    let is_right = || field.is_some() && transport.full_checksum(frame.bytes()) == field;
+    frame.vnet.needs_csum() || has_none || is_right()
 }
 
 #[cfg(test)]
@@ -116,7 +120,7 @@ mod tests {
         ] {
             let mut frame = Frame::new();
             frame.copy_from(b"0123456789");
-            replace(&mut frame, at, old_len, new);
+            assert_eq!(replace(&mut frame, at, old_len, new), at + old_len <= 10);
             assert_eq!(frame.bytes(), expected);
         }
     }

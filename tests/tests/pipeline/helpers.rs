@@ -32,10 +32,10 @@ tests::in_ipv6! {
     what_is_unpublished_is_not_called
 }
 
-const HELPERS: Helpers = Helpers { ftp: true, tftp: true };
+pub(crate) const HELPERS: Helpers = Helpers { ftp: true, tftp: true };
 
 /// Network 1 has helpers, and FTP of B is published at port 2121.
-fn helped() -> SnapshotSpec {
+pub(crate) fn helped() -> SnapshotSpec {
     let mut spec = topology();
     spec.networks[0].helpers = HELPERS;
     spec.dnat = vec![publish_tcp(7, 2121, &B, 21)];
@@ -44,15 +44,15 @@ fn helped() -> SnapshotSpec {
 
 /// One side of a TCP connection: its numbers, those of the other as it sees them, and its packets.
 #[derive(Debug, Clone)]
-struct Side {
-    packet: Packet,
-    next: u32,
+pub(crate) struct Side {
+    pub(crate) packet: Packet,
+    pub(crate) next: u32,
     heard: u32,
 }
 
 /// A control connection through the gateway.
-struct Talk {
-    client: Side,
+pub(crate) struct Talk {
+    pub(crate) client: Side,
     server: Side,
     /// The ports by which both ends are reached, and what they look like where their packets arrive.
     ports: [dataplane::packet::types::PortId; 2],
@@ -60,7 +60,7 @@ struct Talk {
 }
 
 impl Side {
-    fn says(&self, text: &str) -> Packet {
+    pub(crate) fn says(&self, text: &str) -> Packet {
         let flags = ACK | PSH;
         self.packet.clone().flags(flags).seq(self.next).acks(self.heard).payload(text.as_bytes())
     }
@@ -68,7 +68,7 @@ impl Side {
 
 impl Talk {
     /// The handshake of a client inside with a server outside.
-    fn out(lab: &mut Lab) -> Self {
+    pub(crate) fn out(lab: &mut Lab) -> Self {
         let client = tcp(&A, 40_000, &SERVER, 21, ACK).via(GATEWAY1.mac);
         let server = tcp(&SERVER, 21, &UP, 40_000, ACK);
         let syn = client.clone().flags(SYN).seq(4_999).acks(0);
@@ -77,12 +77,14 @@ impl Talk {
         let answer = server.clone().flags(SYN | ACK).seq(8_999).acks(5_000);
         lab.rx(A.port, &syn).masqueraded(&syn).tx(UP.port, left(&syn));
         lab.rx(UP.port, &answer).tx(A.port, came(&answer));
+        let last = client.clone().seq(5_000).acks(9_000);
+        lab.rx(A.port, &last).tx(UP.port, left(&last));
         let seen = [left(&client), came(&server)];
         Self::of(client, server, [A.port, UP.port], seen)
     }
 
     /// The handshake of a client outside with the published server.
-    fn into(lab: &mut Lab) -> Self {
+    pub(crate) fn into(lab: &mut Lab) -> Self {
         let client = tcp(&CLIENT, 6000, &UP, 2121, ACK);
         let server = tcp(&B, 21, &CLIENT, 6000, ACK).via(GATEWAY1.mac);
         let came = |packet: &Packet| packet.clone().dst(B.ip).dport(21).routed(GATEWAY1.mac, B.mac);
@@ -96,11 +98,13 @@ impl Talk {
             .moved("dnat.7.packets", 1)
             .moved("dnat.7.bytes", syn.ip_len() as i64);
         lab.rx(B.port, &answer).tx(UP.port, left(&answer));
+        let last = client.clone().seq(5_000).acks(9_000);
+        lab.rx(UP.port, &last).tx(B.port, came(&last));
         let seen = [came(&client), left(&server)];
         Self::of(client, server, [UP.port, B.port], seen)
     }
 
-    fn of(
+    pub(crate) fn of(
         client: Packet,
         server: Packet,
         ports: [dataplane::packet::types::PortId; 2],
@@ -112,7 +116,13 @@ impl Talk {
 
     /// The client says something, and the server hears it as it should; nobody answers yet.
     #[track_caller]
-    fn command(&mut self, lab: &mut Lab, said: &str, heard: &str, moved: &[(&str, i64)]) {
+    pub(crate) fn command(
+        &mut self,
+        lab: &mut Lab,
+        said: &str,
+        heard: &str,
+        moved: &[(&str, i64)],
+    ) {
         let packet = self.client.says(said);
         // What the server has said so far, in the numbers that it knows.
         let expected = self.seen[0]
@@ -127,9 +137,16 @@ impl Talk {
         self.server.heard += heard.len() as u32;
     }
 
+    /// The client asks where the server can be called.
+    #[track_caller]
+    pub(crate) fn ask(&mut self, lab: &mut Lab) {
+        let ask = if speaks_ipv6() { "EPSV\r\n" } else { "PASV\r\n" };
+        self.command(lab, ask, ask, &[]);
+    }
+
     /// The same of the server.
     #[track_caller]
-    fn reply(&mut self, lab: &mut Lab, said: &str, heard: &str, moved: &[(&str, i64)]) {
+    pub(crate) fn reply(&mut self, lab: &mut Lab, said: &str, heard: &str, moved: &[(&str, i64)]) {
         let packet = self.server.says(said);
         let expected = self.seen[1]
             .clone()
@@ -144,10 +161,10 @@ impl Talk {
     }
 }
 
-const EXPECTED: &[(&str, i64)] = &[("helpers.expected", 1)];
+pub(crate) const EXPECTED: &[(&str, i64)] = &[("helpers.expected", 1)];
 
 /// What a client says of where it can be called, in the words of the family that is spoken.
-fn active(address: Ipv4Addr, port: u16) -> String {
+pub(crate) fn active(address: Ipv4Addr, port: u16) -> String {
     if speaks_ipv6() {
         return format!("EPRT |2|{}|{port}|\r\n", ip6(address));
     }
@@ -156,7 +173,7 @@ fn active(address: Ipv4Addr, port: u16) -> String {
 }
 
 /// The same of a server.
-fn passive(address: Ipv4Addr, port: u16) -> String {
+pub(crate) fn passive(address: Ipv4Addr, port: u16) -> String {
     if speaks_ipv6() {
         return format!("229 Entering Extended Passive Mode (|||{port}|)\r\n");
     }
@@ -165,7 +182,13 @@ fn passive(address: Ipv4Addr, port: u16) -> String {
 }
 
 /// A SYN from outside that is expected, and how it looks to whom it is for.
-fn call(from: &Host, src_port: u16, outside: u16, to: &Host, port: u16) -> (Packet, Packet) {
+pub(crate) fn call(
+    from: &Host,
+    src_port: u16,
+    outside: u16,
+    to: &Host,
+    port: u16,
+) -> (Packet, Packet) {
     let syn = tcp(from, src_port, &UP, outside, SYN);
     let came = syn.clone().dst(to.ip).dport(port).routed(GATEWAY1.mac, to.mac);
     (syn, came)
@@ -196,8 +219,7 @@ fn a_client_inside_is_called_back() {
 fn a_server_inside_is_called_where_it_says() {
     let mut lab = Lab::new(helped());
     let mut talk = Talk::into(&mut lab);
-    let ask = if speaks_ipv6() { "EPSV\r\n" } else { "PASV\r\n" };
-    talk.command(&mut lab, ask, ask, &[]);
+    talk.ask(&mut lab);
     talk.reply(&mut lab, &passive(B.ip, 5001), &passive(UP.ip, 5001), EXPECTED);
     talk.command(&mut lab, "LIST\r\n", "LIST\r\n", &[]);
     talk.reply(&mut lab, "150 here\r\n", "150 here\r\n", &[]);
@@ -227,9 +249,10 @@ fn numbers_are_skewed_both_ways() {
         let (said, heard) = (passive(B.ip, inside), passive(UP.ip, outside));
         assert_eq!(heard.len() > said.len(), outside > inside);
         assert_ne!(heard.len(), said.len());
+        talk.ask(&mut lab);
         talk.reply(&mut lab, &said, &heard, EXPECTED);
         for _ in 0..6 {
-            talk.command(&mut lab, "NOOP\r\n", "NOOP\r\n", &[]);
+            talk.ask(&mut lab);
             talk.reply(&mut lab, &said, &heard, EXPECTED);
             talk.reply(&mut lab, "200 ok\r\n", "200 ok\r\n", &[]);
         }
@@ -409,6 +432,7 @@ fn an_expectation_ends_with_its_connection() {
 fn what_is_unpublished_is_not_called() {
     let mut lab = Lab::new(helped());
     let mut talk = Talk::into(&mut lab);
+    talk.ask(&mut lab);
     talk.reply(&mut lab, &passive(B.ip, 5001), &passive(UP.ip, 5001), EXPECTED);
     lab.reconfigure(|spec| spec.dnat.clear());
     lab.rx(UP.port, call(&CLIENT, 6001, 5001, &B, 5001).0).dropped("up", "unsolicited");
@@ -428,6 +452,7 @@ fn nothing_is_expected_unless_a_network_asks() {
     let mut talk = Talk::into(&mut lab);
     lab.reconfigure(|spec| spec.networks[0].helpers = Helpers::default());
     let said = passive(B.ip, 5001);
+    talk.ask(&mut lab);
     talk.reply(&mut lab, &said, &said, &[]);
     let request = request(&A, 3000, &SERVER).via(GATEWAY1.mac);
     let left = request.clone().src(UP.ip).routed(UP.mac, ROUTER.mac);
@@ -457,12 +482,14 @@ fn a_connection_taken_over_by_nobody_is_not_helped() {
     let lost = skewed.client.says("NOOP\r\n");
     lab.rx(A.port, &lost).dropped("a", "conntrack_invalid");
     let first = passive(B.ip, 5001);
+    plain.ask(&mut lab);
     plain.reply(&mut lab, &first, &first, &[]);
+    plain.ask(&mut lab);
     plain.reply(&mut lab, &passive(B.ip, 5002), &passive(UP.ip, 5002), EXPECTED);
 }
 
 /// A read request.
-fn request(from: &Host, port: u16, to: &Host) -> Packet {
+pub(crate) fn request(from: &Host, port: u16, to: &Host) -> Packet {
     udp(from, port, to, 69).payload(b"\0\x01kernel\0octet\0")
 }
 
@@ -513,7 +540,7 @@ fn tftp_into_a_published_port_is_answered() {
 }
 
 /// How many there are, and were.
-fn limit(lab: &Lab, name: &str) -> (u64, u64) {
+pub(crate) fn limit(lab: &Lab, name: &str) -> (u64, u64) {
     let limit = lab.plane.limits().into_iter().find(|limit| limit.name == name).unwrap();
     (limit.current, limit.peak)
 }
@@ -581,12 +608,15 @@ fn a_hairpinned_server_is_called_by_its_outside_address() {
     };
     let answer = server.clone().flags(SYN | ACK).seq(8_999).acks(5_000);
     lab.rx(B.port, &answer).tx(A.port, at_client(&answer));
+    let last = client.clone().seq(5_000).acks(9_000);
+    lab.rx(A.port, &last).tx(B.port, at_server(&last));
     let mut talk = Talk::of(
         client.clone(),
         server.clone(),
         [A.port, B.port],
         [at_server(&client), at_client(&server)],
     );
+    talk.ask(&mut lab);
     talk.reply(&mut lab, &passive(B.ip, 5001), &passive(UP.ip, 5001), EXPECTED);
     let syn = tcp(&A, 40_001, &UP, 5001, SYN).via(GATEWAY1.mac);
     let came = syn.clone().src(UP.ip).dst(B.ip).routed(GATEWAY1.mac, B.mac);
@@ -600,7 +630,7 @@ fn a_hairpinned_server_is_called_by_its_outside_address() {
     talk.command(&mut lab, &active(A.ip, 41_000), &active(UP.ip, 41_000), EXPECTED);
     for _ in 0..3 {
         talk.reply(&mut lab, "200 ok\r\n", "200 ok\r\n", &[]);
-        talk.command(&mut lab, "NOOP\r\n", "NOOP\r\n", &[]);
+        talk.ask(&mut lab);
         talk.reply(&mut lab, &passive(B.ip, 5002), &passive(UP.ip, 5002), EXPECTED);
         talk.command(&mut lab, &active(A.ip, 41_001), &active(UP.ip, 41_001), EXPECTED);
     }

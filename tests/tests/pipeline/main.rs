@@ -17,6 +17,7 @@ mod gro;
 mod guard;
 mod guard6;
 mod helpers;
+mod helpers_hard;
 mod icmp;
 mod ipv6;
 mod judged_anew;

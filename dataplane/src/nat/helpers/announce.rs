@@ -10,7 +10,6 @@ use super::{Refusal, helpers_of};
 use crate::config::LocalAddress;
 use crate::conntrack::{Direction, Hit, Key};
 use crate::core::Cx;
-use crate::nat::begin::HAIRPIN_PORTS;
 use crate::nat::ip::Tracked;
 use crate::nat::port_alloc::Candidates;
 use crate::packet::types::{NetworkId, ip_proto};
@@ -76,7 +75,8 @@ pub(super) fn expect<K: Tracked>(
     let growth = longest.as_bytes().len().saturating_sub(announced.range.len());
     let len = usize::try_from(room.ip_len).unwrap_or(usize::MAX).saturating_add(growth);
     let fits = room.cut || len <= usize::from(room.mtu);
-    if !fits || len > usize::from(u16::MAX) || !flow.has_room() {
+    let from = seq.wrapping_add(u32::try_from(announced.range.start).unwrap_or(0));
+    if !fits || len > usize::from(u16::MAX) || !flow.has_room(from) {
         return helped.refuse(Refusal::TooLong);
     }
     let opened = open(cx, *network, tuple, hit, announced.port);
@@ -89,9 +89,8 @@ pub(super) fn expect<K: Tracked>(
         return;
     }
     if let Some(text) = announced.shown(shown, outside) {
-        let at = u32::try_from(announced.range.start).unwrap_or(0);
         let old_len = u16::try_from(announced.range.len()).unwrap_or(0);
-        flow.add(Change { seq: seq.wrapping_add(at), old_len, text });
+        flow.add(Change { seq: from, old_len, text });
     }
 }
 
@@ -138,7 +137,8 @@ fn open<K: Tracked>(
             _ => config.uplinks().find(|uplink| uplink.has(shown)),
         };
         let free = |uplink| config.free_ports.at(uplink, ip_proto::TCP, shown);
-        let ranges = owner.map_or(HAIRPIN_PORTS, free);
+        // An address of ours without a range for this has ports that are the host's.
+        let ranges = owner.map(free).ok_or(Refusal::NoPort)?;
         let mut entered = Err(NotEntered::Taken);
         for outside in Candidates::new(ranges, port, cx.rng).take(ATTEMPTS) {
             if is_another_s(cx, hit, outside, (tuple.src().into(), port)) {

@@ -62,9 +62,8 @@ impl Expected {
         self.caller.from.is_ipv6()
     }
 
-    /// Whether both were announced by one connection.
-    fn has_master_of(&self, other: &Self) -> bool {
-        (self.master, self.is_ipv6()) == (other.master, other.is_ipv6())
+    fn master(&self) -> Master {
+        (self.is_ipv6(), self.master)
     }
 }
 
@@ -76,33 +75,85 @@ pub(super) enum NotEntered {
     Taken,
 }
 
-/// The expectations. Callers are chosen by who sends: the standard hasher has a random key.
+/// A connection, and whether it is one of IPv6: each family counts its own.
+type Master = (bool, ConnId);
+
+/// What is expected, and by whom, so that nothing has to be searched for. Callers are chosen by who sends: the
+/// standard hasher has a random key.
+#[derive(Debug, Default, Clone)]
+struct Table {
+    by_caller: HashMap<Caller, Expected>,
+    /// One each.
+    by_master: HashMap<Master, Caller>,
+    by_listener: HashMap<IpAddr, usize>,
+}
+
+impl Table {
+    fn len(&self) -> usize {
+        self.by_caller.len()
+    }
+
+    /// Whether there is no room for one more of this inside address.
+    fn is_full_for(&self, listener: IpAddr) -> bool {
+        let share = self.by_listener.get(&listener).copied().unwrap_or(0);
+        self.len() >= MAX_EXPECTATIONS as usize || share >= PER_LISTENER
+    }
+
+    /// Neither the caller nor the connection may have one.
+    fn insert(&mut self, expected: Expected) {
+        self.by_master.insert(expected.master(), expected.caller);
+        *self.by_listener.entry(expected.listener.0).or_default() += 1;
+        self.by_caller.insert(expected.caller, expected);
+    }
+
+    fn remove(&mut self, caller: &Caller) -> Option<Expected> {
+        let expected = self.by_caller.remove(caller)?;
+        self.by_master.remove(&expected.master());
+        let listener = expected.listener.0;
+        let share = self.by_listener.remove(&listener).unwrap_or(0).saturating_sub(1);
+        if share > 0 {
+            self.by_listener.insert(listener, share);
+        }
+        Some(expected)
+    }
+
+    fn remove_of(&mut self, master: Master) {
+        if let Some(caller) = self.by_master.get(&master).copied() {
+            self.remove(&caller);
+        }
+    }
+}
+
+/// The expectations.
 #[derive(Debug, Default)]
 pub(crate) struct Expectations {
-    table: Mutex<HashMap<Caller, Expected>>,
+    table: Mutex<Table>,
     /// How many there are: none, mostly.
     count: AtomicU32,
     peak: Peak,
 }
 
 impl Expectations {
-    /// Enters one instead of what the same connection has announced before.
+    /// Enters one instead of what the same connection has announced before. Those whose time is over keep
+    /// their places until [`Expectations::expire`].
     pub(super) fn enter(&self, expected: Expected, now: u32) -> Result<(), NotEntered> {
         let mut table = self.table.lock();
-        let stays = |known: &Expected| known.deadline > now && !known.has_master_of(&expected);
-        let listener = expected.listener.0;
-        let of_listener = |table: &HashMap<_, Expected>| {
-            table.values().filter(|known| known.listener.0 == listener).count()
-        };
-        if table.get(&expected.caller).is_some_and(stays) {
-            return Err(NotEntered::Taken);
+        if let Some(known) = table.by_caller.get_mut(&expected.caller) {
+            let is_same_s = known.master() == expected.master();
+            if is_same_s && known.listener == expected.listener {
+                *known = expected;
+                return Ok(());
+            }
+            if !is_same_s && known.deadline > now {
+                return Err(NotEntered::Taken);
+            }
+            table.remove(&expected.caller);
         }
-        table.retain(|_, known| stays(known));
-        let is_full = table.len() >= MAX_EXPECTATIONS as usize;
-        let entered = if is_full || of_listener(&table) >= PER_LISTENER {
+        table.remove_of(expected.master());
+        let entered = if table.is_full_for(expected.listener.0) {
             Err(NotEntered::Full)
         } else {
-            table.insert(expected.caller, expected);
+            table.insert(expected);
             Ok(())
         };
         self.note(&table);
@@ -127,9 +178,10 @@ impl Expectations {
     /// Puts one back that was taken in vain, unless its connection has announced another since.
     pub(super) fn put_back(&self, expected: Expected) {
         let mut table = self.table.lock();
-        let is_outdated = table.values().any(|known| known.has_master_of(&expected));
-        if !is_outdated && table.len() < MAX_EXPECTATIONS as usize {
-            table.entry(expected.caller).or_insert(expected);
+        let is_outdated = table.by_master.contains_key(&expected.master())
+            || table.by_caller.contains_key(&expected.caller);
+        if !is_outdated && !table.is_full_for(expected.listener.0) {
+            table.insert(expected);
         }
         self.note(&table);
     }
@@ -138,12 +190,17 @@ impl Expectations {
     pub(super) fn expire(&self, now: u32, is_live: impl Fn(&Expected) -> bool) {
         if self.any() {
             let mut table = self.table.lock();
-            table.retain(|_, known| known.deadline > now && is_live(known));
+            let ends = |known: &&Expected| known.deadline <= now || !is_live(known);
+            let ended: Vec<Caller> =
+                table.by_caller.values().filter(ends).map(|known| known.caller).collect();
+            for caller in &ended {
+                table.remove(caller);
+            }
             self.note(&table);
         }
     }
 
-    fn note(&self, table: &HashMap<Caller, Expected>) {
+    fn note(&self, table: &Table) {
         let count = u32::try_from(table.len()).unwrap_or(u32::MAX);
         self.count.store(count, Ordering::Relaxed);
         self.peak.note(count);
@@ -160,5 +217,51 @@ impl Expectations {
         let copy = Self::default();
         copy.note(&table);
         Self { table: Mutex::new(table), ..copy }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn expected(master: ConnId, port: u16, listener: u8, deadline: u32) -> Expected {
+        let from = Ipv4Addr::new(192, 0, 2, 1).into();
+        let to = Ipv4Addr::new(192, 0, 2, 2).into();
+        Expected {
+            caller: Caller { zone: Zone::OUTSIDE, proto: 6, from, to, port },
+            listener: (Ipv4Addr::new(10, 0, 0, listener).into(), port),
+            network: NetworkId(1),
+            rule: 0,
+            master,
+            deadline,
+        }
+    }
+
+    fn entries(all: &Expectations) -> [usize; 3] {
+        let table = all.table.lock();
+        [table.len(), table.by_master.len(), table.by_listener.values().sum()]
+    }
+
+    #[test]
+    fn each_connection_has_one() {
+        let (all, master) = (Expectations::default(), ConnId::NONE);
+        let first = expected(master, 2000, 1, 10);
+        assert_eq!(all.enter(first, 0), Ok(()));
+        // The same again lasts longer, and is no second one.
+        assert_eq!(all.enter(expected(master, 2000, 1, 20), 0), Ok(()));
+        assert_eq!(all.take(&first.caller).map(|taken| taken.deadline), Some(20));
+        assert_eq!(entries(&all), [0, 0, 0]);
+        // Another takes the place of it, which does not come back.
+        all.put_back(first);
+        let second = expected(master, 2001, 2, 10);
+        assert_eq!(all.enter(second, 0), Ok(()));
+        all.put_back(first);
+        assert_eq!((entries(&all), all.take(&first.caller)), ([1, 1, 1], None));
+        all.expire(9, |_| true);
+        assert_eq!(entries(&all), [1, 1, 1]);
+        all.expire(10, |_| true);
+        assert_eq!((entries(&all), all.uses()), ([0, 0, 0], (0, 1)));
     }
 }

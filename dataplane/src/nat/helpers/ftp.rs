@@ -2,8 +2,10 @@
 //! `PASV` and 229 to `EPSV` of a server.
 //!
 //! Only the line that a segment begins with is read, and only if it is whole in it: so does Linux'
-//! `nf_conntrack_ftp`, and nobody who merely has a part in what a side sends (a name of a file in a listing)
-//! chooses where its segments begin. What is in a line beside the address and the port is never touched.
+//! `nf_conntrack_ftp`. That a segment begins so proves little: who receives chooses by its window and MSS where
+//! segments begin, and may have a part in what is sent (a name of a file in a reply). So lines count from the
+//! start of the connection on, and a reply is believed only if a client has asked for it ([`asks`]). What is in
+//! a line beside the address and the port is never touched.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -79,6 +81,39 @@ pub(super) fn reply(payload: &[u8]) -> Option<Announced> {
     Some(Announced { address: None, port, range: start..start + len, form: Form::Port })
 }
 
+/// At which octet of a client's segment a line begins that asks where the server can be called: the last one.
+/// `begins_line`: a line begins with the segment.
+pub(super) fn asks(payload: &[u8], begins_line: bool) -> Option<u32> {
+    let (mut at, mut asked) = (0, None);
+    for line in payload.split_inclusive(|octet| *octet == b'\n') {
+        if (at > 0 || begins_line) && is_question(line) {
+            asked = u32::try_from(at).ok();
+        }
+        at += line.len();
+    }
+    asked
+}
+
+/// `PASV`, `EPSV`, `EPSV 1`: not `EPSV ALL`, which asks for nothing.
+fn is_question(line: &[u8]) -> bool {
+    let Some(line) = first_line(line) else { return false };
+    let is_number = |octet: &u8| *octet == b' ' || octet.is_ascii_digit();
+    behind(line, b"PASV").is_some_and(|at| ends(line, at))
+        || behind(line, b"EPSV")
+            .and_then(|at| line.get(at..))
+            .is_some_and(|rest| rest.iter().all(is_number))
+}
+
+/// Whether a server's segment answers the question, be it with a refusal (RFC 959 §4.2: 4yz and 5yz).
+pub(super) fn answers(payload: &[u8]) -> bool {
+    let Some(line) = first_line(payload) else { return false };
+    match line {
+        [b'4' | b'5', second, third, b' ', ..] => second.is_ascii_digit() && third.is_ascii_digit(),
+        [b'2', b'2', b'7' | b'9', b' ', ..] => true,
+        _ => false,
+    }
+}
+
 /// The first line without its end, if all of it is there.
 fn first_line(payload: &[u8]) -> Option<&[u8]> {
     let beginning = payload.get(..payload.len().min(MAX_LINE))?;
@@ -125,11 +160,10 @@ fn commas(line: &[u8], at: usize) -> Option<Announced> {
     let mut next = at;
     for (place, octet) in octets.iter_mut().enumerate() {
         if place > 0 {
-            next += usize::from(line.get(next) == Some(&b','));
+            next += line.get(next).filter(|octet| **octet == b',').map(|_| 1)?;
         }
         let rest = line.get(next..)?;
         let digits = rest.iter().take(4).take_while(|octet| octet.is_ascii_digit()).count();
-        // Without a comma there are no digits left, as those before took them all.
         *octet = std::str::from_utf8(rest.get(..digits)?).ok()?.parse().ok()?;
         next += digits;
     }
@@ -246,6 +280,35 @@ mod tests {
     }
 
     #[test]
+    fn what_asks_and_what_answers() {
+        for (said, from_line, within) in [
+            ("PASV\r\n", Some(0), None),
+            ("epsv 1 \n", Some(0), None),
+            ("TYPE I\r\nPASV\r\nEPSV\r\n", Some(14), Some(14)),
+            ("PASV", None, None),
+            ("EPSV ALL\r\n", None, None),
+            ("PASVX\r\n", None, None),
+            ("STOR PASV\r\n", None, None),
+            ("", None, None),
+        ] {
+            let said = said.as_bytes();
+            assert_eq!((asks(said, true), asks(said, false)), (from_line, within), "{said:?}");
+        }
+        for (said, is) in [
+            ("227 ok\r\n", true),
+            ("229 ok\n", true),
+            ("500 what\r\n", true),
+            ("425 no\r\n", true),
+            ("500-what\r\n", false),
+            ("200 ok\r\n", false),
+            ("227 ok", false),
+            ("5", false),
+        ] {
+            assert_eq!(answers(said.as_bytes()), is, "{said:?}");
+        }
+    }
+
+    #[test]
     fn what_announces_nothing() {
         let long = format!("PORT 10,1,0,2,4,1{}\r\n", " ".repeat(MAX_LINE));
         for line in [
@@ -260,6 +323,8 @@ mod tests {
             "PORT 10,1,0,2,4,256\r\n",
             "PORT 10,1,0,2,0,0\r\n",
             "PORT 1000,1,0,2,4,1\r\n",
+            "PORT 00100100,0,2,4,1\r\n",
+            "PORT 10,1,0,2,00040001\r\n",
             "PORT -10,1,0,2,4,1\r\n",
             "PORT +10,1,0,2,4,1\r\n",
             "PORT 10.1.0.2.4.1\r\n",

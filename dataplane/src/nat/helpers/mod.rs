@@ -17,9 +17,10 @@ mod ftp;
 mod skew;
 mod tftp;
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use self::control::{Controls, MAX_CONTROLS, id_of};
+use self::control::{Control, Controls, Locked, MAX_CONTROLS, id_of};
 pub(super) use self::expect::Expected;
 use self::expect::{Caller, Expectations, MAX_EXPECTATIONS};
 use self::skew::{Split, Toward};
@@ -38,7 +39,7 @@ use crate::nat::translate::WayOut;
 use crate::packet::headers::L4;
 use crate::packet::splice::{self, Place};
 use crate::packet::tcp::{self, Edge};
-use crate::packet::types::{NetworkId, tcp_flags};
+use crate::packet::types::{NetworkId, ip_proto, tcp_flags};
 use crate::pipeline::Lane;
 use crate::shared::Tables;
 use crate::verdict::DropReason;
@@ -140,7 +141,20 @@ fn claim_any<K: Tracked>(cx: &Cx<'_>, tuple: K) -> Option<Expected> {
     let expected = cx.tables.helped.expectations.take(&Caller::of(tuple))?;
     let connections: &ConnTable<K> = K::table(cx.tables);
     let holds = expected.deadline > cx.secs && connections.is_live(expected.master, cx.secs);
-    holds.then_some(expected)
+    (holds && !is_another_s_by_now(cx, tuple, &expected)).then_some(expected)
+}
+
+/// Whether the port that a caller comes to was published, or mapped, since it was announced.
+fn is_another_s_by_now<K: Tracked>(cx: &Cx<'_>, tuple: K, expected: &Expected) -> bool {
+    let (address, port): (IpAddr, u16) = (tuple.dst().into(), tuple.dst_port());
+    // Of UDP the mapping is that by which the request left.
+    let is_mapped = || {
+        let mappings = K::table(cx.tables).room().mappings();
+        tuple.proto() == ip_proto::TCP && mappings.has(ip_proto::TCP, address, port)
+    };
+    // At its own address nothing is published for another.
+    expected.listener.0 != address
+        && (cx.config.dnat.lookup(tuple.proto(), tuple.dst(), port).is_some() || is_mapped())
 }
 
 /// Puts an expectation back whose caller did not pass.
@@ -193,7 +207,7 @@ pub(super) fn pass<P: Ip>(
         }
         L4::Udp { .. } if !ip.is_fragment() && hit.direction == Direction::Original => {
             let payload = frame.bytes().get(usize::from(ip.l4_offset()) + 8..ip.end());
-            if payload.is_some_and(tftp::is_request) {
+            if payload.is_some_and(tftp::is_request) && splice::is_sound(frame, &lane.headers) {
                 announce::answer_to_request(cx, tuple, hit);
             }
             Ok(())
@@ -218,35 +232,45 @@ fn segment<P: Ip>(
     };
     let (direction, tables) = (hit.direction, cx.tables);
     let acks = flags & tcp_flags::ACK != 0;
-    let Some(mut control) = tables.helped.controls.get_or_begin(hit) else {
-        if flags & tcp_flags::SYN != 0 {
-            tables.helped.refuse(Refusal::Full);
-        }
-        return Ok(());
-    };
+    let known = tables.helped.controls.get(id_of(hit));
     // Its numbers come before all changes.
     if flags & tcp_flags::SYN != 0 {
-        if is_opening(P::Tuple::table(tables), hit) {
+        if let Some(mut control) = known
+            && is_opening(P::Tuple::table(tables), hit)
+        {
             control.open(direction, seq.wrapping_add(1), acks.then_some(ack));
         }
         return Ok(());
     }
+    let Some(mut control) = known.or_else(|| follow(cx, tuple, hit)) else { return Ok(()) };
     let is_whole = !ip.is_fragment();
     let payload = frame.bytes().get(place.payload..place.end).unwrap_or_default();
     // How much of a segment comes in fragments its first one does not say.
     let len = if is_whole { u32::try_from(payload.len()).unwrap_or(0) } else { u16::MAX.into() };
     if is_whole && let Some(last) = payload.last() {
-        let (flow, ends_line) = (control.flow(direction), *last == b'\n');
-        if flow.begins_line(seq)
+        let (begins_line, ends_line) = (control.flow(direction).begins_line(seq), *last == b'\n');
+        let is_sound = || splice::is_sound(frame, &lane.headers);
+        if direction == Direction::Original
+            && let Some(at) = ftp::asks(payload, begins_line)
+            && is_sound()
+        {
+            control.note_asked(seq.wrapping_add(at));
+        }
+        if begins_line
+            && control.may_announce(direction)
             && let Some(line) = announce::read_line(cx, payload, tuple, direction)
-            && splice::is_sound(frame, &lane.headers)
+            && is_sound()
         {
             let cut = way.fragment || frame.vnet.is_gso();
             let room = announce::Room { ip_len: ip.total_len(), mtu: way.hop.mtu, cut };
-            announce::expect(cx, &line, seq, flow, tuple, hit, room);
+            announce::expect(cx, &line, seq, control.flow(direction), tuple, hit, room);
+        }
+        if direction == Direction::Reply && begins_line && ftp::answers(payload) && is_sound() {
+            control.note_answered();
+            control.flow(direction).note_handled(seq);
         }
         if ends_line {
-            flow.note_line(seq.wrapping_add(len));
+            control.flow(direction).note_line(seq.wrapping_add(len));
         }
     }
     let changes =
@@ -275,9 +299,34 @@ fn segment<P: Ip>(
     Ok(())
 }
 
+/// Begins to follow a connection of which nothing is known so far, if it is established and there is room.
+fn follow<'a, K: Tracked>(cx: &Cx<'a>, tuple: K, hit: &Hit<K>) -> Option<Locked<'a>> {
+    let connections = K::table(cx.tables);
+    if state_after(connections, hit) != Some(TcpState::Established) {
+        return None;
+    }
+    // This packet completes the handshake: all that the other side has said and acknowledged is of a SYN.
+    let is_first =
+        hit.direction == Direction::Original && hit.state() == TcpState::SynReceived as u8;
+    let [_, theirs] = connections.sides(hit);
+    let control =
+        if is_first { Control::starting_at(theirs.ack, theirs.end) } else { Control::default() };
+    let helped = &cx.tables.helped;
+    let followed = helped.controls.begin(hit, control::owner_of(tuple, hit), control);
+    if followed.is_none() && is_first {
+        helped.refuse(Refusal::Full);
+    }
+    followed
+}
+
+/// The state of a connection after this packet.
+fn state_after<K: Key>(connections: &ConnTable<K>, hit: &Hit<K>) -> Option<TcpState> {
+    connections.refresh(hit).and_then(|now| TcpState::from_u8(now.state()))
+}
+
 /// Whether a connection has not been established yet, after this packet.
 fn is_opening<K: Key>(connections: &ConnTable<K>, hit: &Hit<K>) -> bool {
-    let state = connections.refresh(hit).and_then(|now| TcpState::from_u8(now.state()));
+    let state = state_after(connections, hit);
     matches!(state, Some(TcpState::SynSent | TcpState::SynSent2 | TcpState::SynReceived))
 }
 
@@ -291,21 +340,20 @@ fn put_in<P: Ip>(
     way: &WayOut,
 ) -> Result<(), DropReason> {
     let Some(ip) = P::of(&mut lane.headers) else { return Ok(()) };
-    let all = || changes.iter().rev().flatten();
-    let grown = all().map(|change| change.text.as_bytes().len()).sum::<usize>();
-    let shrunk = all().map(|change| usize::from(change.old_len)).sum::<usize>();
-    let len = usize::try_from(ip.total_len()).unwrap_or(usize::MAX).saturating_sub(shrunk) + grown;
-    let fits =
-        grown <= shrunk || frame.vnet.is_gso() || way.fragment || len <= usize::from(way.hop.mtu);
-    let len = u16::try_from(len).ok().filter(|_| fits).ok_or(DropReason::HelperSplit)?;
+    let (before, may_grow) = (frame.len(), frame.vnet.is_gso() || way.fragment);
+    let mut all_fit = true;
     splice::change_payload(frame, place, |frame| {
         // From behind, so that what comes before stays where it is.
-        for change in all() {
+        for change in changes.iter().rev().flatten() {
             let at = usize::try_from(change.seq.wrapping_sub(seq)).unwrap_or(usize::MAX);
             let (at, old_len) = (place.payload.saturating_add(at), usize::from(change.old_len));
-            splice::replace(frame, at, old_len, change.text.as_bytes());
+            all_fit &= splice::replace(frame, at, old_len, change.text.as_bytes());
         }
     });
+    let len = usize::try_from(ip.total_len()).unwrap_or(usize::MAX);
+    let len = len.saturating_add(frame.len()).saturating_sub(before);
+    let fits = may_grow || frame.len() <= before || len <= usize::from(way.hop.mtu);
+    let len = u16::try_from(len).ok().filter(|_| all_fit && fits).ok_or(DropReason::HelperSplit)?;
     ip.set_total_len(frame, len);
     Ok(())
 }

@@ -60,6 +60,8 @@ pub(super) struct Flow {
     handled: Option<u32>,
     /// Own number up to which the other side has acknowledged.
     acked: Option<u32>,
+    /// Behind the last octet that was changed.
+    changed_to: Option<u32>,
     /// The sum of the changes that are not remembered.
     base: u32,
     /// The oldest one first.
@@ -115,8 +117,11 @@ impl Flow {
         *last = None;
     }
 
-    /// Whether one more change can be remembered.
-    pub(super) fn has_room(&mut self) -> bool {
+    /// Whether one more change can be remembered, from this octet on. None goes into another.
+    pub(super) fn has_room(&mut self, from: u32) -> bool {
+        if self.changed_to.is_some_and(|end| before(from, end)) {
+            return false;
+        }
         if let [Some(oldest), .., Some(_)] = self.changes {
             if self.acked.is_none_or(|acked| before(acked, oldest.end())) {
                 return false;
@@ -129,6 +134,7 @@ impl Flow {
     /// Remembers a change behind all others. The caller has asked for room.
     pub(super) fn add(&mut self, change: Change) {
         if let Some(place) = self.changes.iter_mut().find(|place| place.is_none()) {
+            self.changed_to = Some(change.end());
             *place = Some(change);
         }
     }
@@ -188,7 +194,7 @@ impl Flow {
 }
 
 /// Whether `a` is before `b`, in numbers that wrap (RFC 9293 §3.4).
-const fn before(a: u32, b: u32) -> bool {
+pub(super) const fn before(a: u32, b: u32) -> bool {
     a.wrapping_sub(b) > u32::MAX / 2
 }
 
@@ -210,7 +216,7 @@ mod tests {
     fn skewed() -> Flow {
         let mut flow = Flow::starting_at(10);
         for change in [change(100, 5, "eightful"), change(200, 6, "tw")] {
-            assert!(flow.has_room());
+            assert!(flow.has_room(change.seq));
             flow.add(change);
         }
         flow
@@ -266,15 +272,29 @@ mod tests {
     }
 
     #[test]
+    fn no_change_goes_into_another() {
+        let mut flow = skewed();
+        for (from, has) in [(99, false), (150, false), (205, false), (206, true), (300, true)] {
+            assert_eq!(flow.has_room(from), has, "{from}");
+        }
+        // Nor into one that is not remembered any more.
+        flow.note_acked(206 + FORGOTTEN + 1);
+        assert_eq!(
+            (flow.changes().count(), flow.has_room(205), flow.has_room(206)),
+            (0, false, true)
+        );
+    }
+
+    #[test]
     fn what_was_not_acknowledged_is_not_forgotten() {
         let mut flow = Flow::starting_at(0);
         for n in 0..4 {
-            assert!(flow.has_room());
+            assert!(flow.has_room(n * 100));
             flow.add(change(n * 100, 1, "ab"));
         }
-        assert!(!flow.has_room());
+        assert!(!flow.has_room(400));
         flow.note_acked(1);
-        assert!(flow.has_room());
+        assert!(flow.has_room(400));
         flow.add(change(400, 1, "ab"));
         assert_eq!((flow.shown(400), flow.shown(401)), (404, 406));
         assert_eq!(flow.within(0, 1).unwrap().into_iter().flatten().count(), 0);
@@ -291,15 +311,19 @@ mod tests {
         #[test]
         fn every_octet_that_is_left_has_one_number(
             start: u32,
-            gaps in prop::collection::vec((0..50u32, 1..20u16, "[a-z]{1,30}"), 0..4),
+            gaps in prop::collection::vec((0..50u32, 1..20u16, "[a-z]{1,30}", 0..40u32), 0..4),
         ) {
             let mut flow = Flow::starting_at(start);
             let mut next = start;
             let mut own = Vec::new();
-            for (gap, old_len, text) in &gaps {
+            for (gap, old_len, text, back) in &gaps {
                 own.extend((0..*gap).map(|n| next.wrapping_add(n)));
                 next = next.wrapping_add(*gap);
+                prop_assert!(flow.has_room(next));
                 flow.add(change(next, *old_len, text));
+                // Whatever begins before the end of this one finds no room.
+                let inside = next.wrapping_add(u32::from(*old_len)).wrapping_sub(*back + 1);
+                prop_assert!(!flow.has_room(inside));
                 next = next.wrapping_add(u32::from(*old_len));
             }
             own.extend((0..50).map(|n| next.wrapping_add(n)));
