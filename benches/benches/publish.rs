@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use dataplane::config::{
-    DnatRule, Helpers, NetworkConfig, PortConfig, PortRole, Routed, Snapshot, SnapshotSpec, Subnet,
-    Vlans,
+    DnatRule, NetworkConfig, PortConfig, PortRole, Snapshot, SnapshotSpec, Subnet, Vlans,
 };
 use dataplane::engine::EngineOptions;
 use dataplane::l3::route::Prefix;
@@ -25,27 +24,11 @@ fn spec(networks: u16) -> SnapshotSpec {
         let [high, low] = network.to_be_bytes();
         let address = |host| Ipv4Addr::new(10, high, low, host);
         let id = NetworkId(network);
-        spec.networks.push(NetworkConfig {
+        spec.networks.push(NetworkConfig::new(
             id,
-            gateway_mac: Mac([2, 0x42, 0, high, low, 1]),
-            subnets: vec![Subnet {
-                prefix: Prefix::new(address(0), 24),
-                gateway: Some(address(1).into()),
-            }],
-            internal: false,
-            masquerade: true,
-            routed: Routed::default(),
-            icc: true,
-            mtu: 1500,
-            storm_limit: 0,
-            ra: false,
-            mss_clamp: true,
-            endpoint_independent: false,
-            timeouts: None,
-            snooping: false,
-            querier: false,
-            helpers: Helpers::default(),
-        });
+            Mac([2, 0x42, 0, high, low, 1]),
+            vec![Subnet { prefix: Prefix::new(address(0), 24), gateway: Some(address(1).into()) }],
+        ));
         for (container, host) in (0..CONTAINERS).zip(2u8..) {
             let number = (network - 1) * CONTAINERS + container;
             spec.ports.push(PortConfig {

@@ -3,8 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use dataplane::config::{
-    Helpers, NetworkConfig, PortConfig, PortRole, Routed, SnapshotSpec, Subnet, UplinkConfig,
-    UplinkMode, Vlans,
+    NetworkConfig, PortConfig, PortRole, SnapshotSpec, Subnet, UplinkConfig, UplinkMode, Vlans,
 };
 use dataplane::l3::route::Prefix;
 use dataplane::packet::types::{NetworkId, PortId, UplinkId};
@@ -19,10 +18,10 @@ use crate::switch::{INSIDE, UPLINK};
 pub(crate) const NETWORK: NetworkId = NetworkId(1);
 
 fn network() -> NetworkConfig {
-    NetworkConfig {
-        id: NETWORK,
-        gateway_mac: GATEWAY_MAC,
-        subnets: vec![
+    NetworkConfig::new(
+        NETWORK,
+        GATEWAY_MAC,
+        vec![
             Subnet {
                 prefix: Prefix::new(CONTAINER, 8),
                 gateway: Some(Ipv4Addr::new(10, 0, 0, 1).into()),
@@ -32,20 +31,7 @@ fn network() -> NetworkConfig {
                 gateway: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1).into()),
             },
         ],
-        internal: false,
-        masquerade: true,
-        routed: Routed::default(),
-        icc: true,
-        mtu: 1500,
-        storm_limit: 0,
-        ra: false,
-        mss_clamp: true,
-        endpoint_independent: false,
-        timeouts: None,
-        snooping: false,
-        querier: false,
-        helpers: Helpers::default(),
-    }
+    )
 }
 
 /// Two ports with these identifiers on one network, no guard.

@@ -123,6 +123,32 @@ pub struct NetworkConfig {
     pub helpers: Helpers,
 }
 
+impl NetworkConfig {
+    /// One with a way out by masquerade, open inside, for packets of 1500 bytes, and nothing else that a network
+    /// may have.
+    #[must_use]
+    pub fn new(id: NetworkId, gateway_mac: Mac, subnets: Vec<Subnet>) -> Self {
+        Self {
+            id,
+            gateway_mac,
+            subnets,
+            internal: false,
+            masquerade: true,
+            routed: Routed::default(),
+            icc: true,
+            mtu: 1500,
+            storm_limit: 0,
+            ra: false,
+            mss_clamp: true,
+            endpoint_independent: false,
+            timeouts: None,
+            snooping: false,
+            querier: false,
+            helpers: Helpers::default(),
+        }
+    }
+}
+
 /// Families in which the addresses of a network are used outside as they are: nothing is masqueraded, published
 /// ports and echo requests are let in to the endpoints' own addresses, and a dedicated uplink answers for these
 /// where somebody on its wire asks.

@@ -21,8 +21,8 @@ use std::time::Duration;
 use dataplane::EngineOptions;
 use dataplane::clock::Timestamp;
 use dataplane::config::{
-    DnatRule, Helpers, NetworkConfig, PortConfig, PortRole, Routed, Snapshot, SnapshotSpec, Subnet,
-    UplinkConfig, UplinkMode, Vlans,
+    DnatRule, NetworkConfig, PortConfig, PortRole, Snapshot, SnapshotSpec, Subnet, UplinkConfig,
+    UplinkMode, Vlans,
 };
 use dataplane::core::Core;
 use dataplane::engine::{Connection, ErrorRate, GroupLimits, Link, NeighborLimits, Placement};
@@ -161,22 +161,12 @@ pub fn endpoint(host: &Host, network: NetworkId) -> PortConfig {
 #[must_use]
 pub fn network(id: NetworkId, gateway: &Host) -> NetworkConfig {
     NetworkConfig {
-        id,
-        gateway_mac: gateway.mac,
-        subnets: vec![Subnet { prefix: prefix(gateway.ip, 24), gateway: Some(ip(gateway.ip)) }],
-        internal: false,
-        masquerade: true,
-        routed: Routed::default(),
-        icc: true,
         mtu: MTU,
-        storm_limit: 0,
-        ra: false,
-        mss_clamp: true,
-        endpoint_independent: false,
-        timeouts: None,
-        snooping: false,
-        querier: false,
-        helpers: Helpers::default(),
+        ..NetworkConfig::new(
+            id,
+            gateway.mac,
+            vec![Subnet { prefix: prefix(gateway.ip, 24), gateway: Some(ip(gateway.ip)) }],
+        )
     }
 }
 

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dataplane::config::{
-    DnatRule, Helpers, NetworkConfig, PortConfig, PortRole, Routed, SnapshotSpec, Subnet,
-    UplinkConfig, UplinkMode, Vlans,
+    DnatRule, NetworkConfig, PortConfig, PortRole, SnapshotSpec, Subnet, UplinkConfig, UplinkMode,
+    Vlans,
 };
 use dataplane::engine::Link;
 use dataplane::io::pcap::{PcapReader, PcapWriter};
@@ -99,26 +99,13 @@ fn router(uplink_mtu: u16) -> SnapshotSpec {
             port(UPLINK_PORT, PortRole::Uplink { uplink: UPLINK }),
         ],
         networks: vec![NetworkConfig {
-            id: NETWORK,
-            gateway_mac: GATEWAY_MAC,
-            subnets: vec![Subnet {
-                prefix: Prefix::new(GATEWAY, 24),
-                gateway: Some(GATEWAY.into()),
-            }],
-            internal: false,
-            masquerade: true,
-            routed: Routed::default(),
-            icc: true,
-            mtu: 1500,
-            storm_limit: 0,
-            ra: false,
             // The kernel's router, whose frames are expected, was not told to.
             mss_clamp: false,
-            endpoint_independent: false,
-            timeouts: None,
-            snooping: false,
-            querier: false,
-            helpers: Helpers::default(),
+            ..NetworkConfig::new(
+                NETWORK,
+                GATEWAY_MAC,
+                vec![Subnet { prefix: Prefix::new(GATEWAY, 24), gateway: Some(GATEWAY.into()) }],
+            )
         }],
         uplinks: vec![UplinkConfig {
             id: UPLINK,

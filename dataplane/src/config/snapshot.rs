@@ -417,7 +417,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::config::{Helpers, Routed, StaticRoute, Vlans};
+    use crate::config::{StaticRoute, Vlans};
 
     const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
     const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
@@ -448,22 +448,12 @@ mod tests {
                 mtu: 1500,
             }],
             networks: vec![NetworkConfig {
-                id: NETWORK,
-                gateway_mac: Mac([4; 6]),
-                subnets: vec![subnet(Ipv4Addr::new(10, 0, 0, 1), 24), subnet(inside6, 64)],
-                internal: false,
-                masquerade: true,
-                routed: Routed::default(),
-                icc: true,
-                mtu: 1500,
-                storm_limit: 0,
                 ra: true,
-                mss_clamp: true,
-                endpoint_independent: false,
-                timeouts: None,
-                snooping: false,
-                querier: false,
-                helpers: Helpers::default(),
+                ..NetworkConfig::new(
+                    NETWORK,
+                    Mac([4; 6]),
+                    vec![subnet(Ipv4Addr::new(10, 0, 0, 1), 24), subnet(inside6, 64)],
+                )
             }],
             uplinks: vec![UplinkConfig {
                 id: UPLINK,

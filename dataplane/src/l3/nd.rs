@@ -217,7 +217,7 @@ fn send(cx: &mut Cx<'_>, port: PortId, question: &Message, src: Mac) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Helpers, NetworkConfig, Routed, SnapshotSpec, Subnet, UplinkConfig};
+    use crate::config::{NetworkConfig, SnapshotSpec, Subnet, UplinkConfig};
     use crate::l3::route::Prefix;
     use crate::packet::types::{NetworkId, UplinkId};
 
@@ -229,25 +229,15 @@ mod tests {
         let with_prefix = |a: &Ipv6Addr| ((*a).into(), Prefix::new(*a, 64));
         Snapshot::build(SnapshotSpec {
             networks: vec![NetworkConfig {
-                id: NetworkId(1),
-                gateway_mac: Mac([4; 6]),
-                subnets: vec![Subnet {
-                    prefix: Prefix::new(GATEWAY, 64),
-                    gateway: gateway.map(Into::into),
-                }],
-                internal: false,
-                masquerade: true,
-                routed: Routed::default(),
-                icc: true,
-                mtu: 1500,
-                storm_limit: 0,
-                mss_clamp: true,
-                endpoint_independent: false,
-                timeouts: None,
-                snooping: false,
-                querier: false,
-                helpers: Helpers::default(),
                 ra: true,
+                ..NetworkConfig::new(
+                    NetworkId(1),
+                    Mac([4; 6]),
+                    vec![Subnet {
+                        prefix: Prefix::new(GATEWAY, 64),
+                        gateway: gateway.map(Into::into),
+                    }],
+                )
             }],
             uplinks: vec![UplinkConfig {
                 id: UplinkId(1),
