@@ -67,12 +67,18 @@ fn admit(
     let PortRole::Endpoint { mac, ipv4, guard, trusted, vlans, .. } = &port.config.role else {
         return of_the_host(config, *network, frame, headers);
     };
-    let gateway_mac = config.network(*network).map(|network| network.config.gateway_mac);
-    if gateway_mac == Some(headers.src) {
-        return Err(DropReason::OwnMac);
-    }
-    if *guard && headers.src != *mac {
-        return Err(DropReason::SpoofedMac);
+    if headers.src != *mac {
+        let network = config.network(*network);
+        if network.is_some_and(|network| network.config.gateway_mac == headers.src) {
+            return Err(DropReason::OwnMac);
+        }
+        // Without guard too: who bridges two endpoints sends back what all others say.
+        if network.is_some_and(|network| network.macs.contains_key(&headers.src)) {
+            return Err(DropReason::EndpointMac);
+        }
+        if *guard {
+            return Err(DropReason::SpoofedMac);
+        }
     }
     if !matches!(vlans, Vlans::All) {
         vlan::enter(vlans, headers)?;

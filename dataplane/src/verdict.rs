@@ -47,6 +47,8 @@ drop_reasons! {
     DhcpUntrusted = "dhcp_untrusted",
     /// The endpoint, or the address it speaks from, has as many connections as it may have.
     EndpointLimit = "endpoint_limit",
+    /// From the MAC of another endpoint of the network: a loop by way of both, or one who plays the other.
+    EndpointMac = "endpoint_mac",
     /// The endpoint has begun as many connections in this second as it may begin.
     EndpointRate = "endpoint_rate",
     /// A fragment of the same octets as another one of its datagram.

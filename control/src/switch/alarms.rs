@@ -11,12 +11,18 @@ use super::{Switch, World};
 use crate::name::Name;
 
 /// What is told of, under which name, and what it means.
-const SIGNS: [(DropReason, &str, &str); 3] = [
+const SIGNS: [(DropReason, &str, &str); 4] = [
     (
         DropReason::OwnMac,
         "loop_detected",
         "our own MAC came in: a loop behind it, or somebody who plays the gateway; take the loop \
          apart, or find who sends by `vswitchctl drops`",
+    ),
+    (
+        DropReason::EndpointMac,
+        "loop_detected",
+        "the MAC of another sandbox came in: somebody bridges two endpoints of the network, or plays \
+         the other; take the bridge apart, or find who sends by `vswitchctl drops`",
     ),
     (
         DropReason::MacFlap,

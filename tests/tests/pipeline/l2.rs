@@ -139,7 +139,7 @@ fn a_host_that_moved_is_found_at_its_new_port_at_once() {
 fn an_endpoint_s_own_address_cannot_be_taken_by_another() {
     let mut lab = unguarded();
     let stolen = plain(B.mac, C.mac);
-    lab.rx(A.port, stolen.clone()).tx(C.port, stolen);
+    lab.rx(A.port, stolen).dropped("a", "endpoint_mac");
     let to = plain(C.mac, B.mac);
     lab.rx(C.port, to.clone()).tx(B.port, to);
 }
@@ -272,6 +272,24 @@ fn nobody_speaks_with_the_gateway_s_mac_but_the_host() {
         let from_host = udp(&GATEWAY1, 5, &A, 6);
         lab.rx(GATEWAY1.port, &from_host).tx(A.port, &from_host);
     }
+}
+
+/// A container that bridges two endpoints of the network, or one that plays its neighbor.
+#[test]
+fn an_endpoint_s_mac_from_another_one_s_port_is_a_loop() {
+    for mut lab in [Lab::default(), unguarded()] {
+        let hello = plain(A.mac, Mac::BROADCAST);
+        let others = [B.port, C.port, GATEWAY1.port];
+        let step = lab.rx(A.port, hello.clone());
+        step.flooded(&others, hello.clone()).moved("replicated", 2);
+        for frame in [hello.clone(), plain(A.mac, B.mac)] {
+            lab.rx(C.port, frame).dropped("c", "endpoint_mac");
+        }
+        let answer = plain(B.mac, A.mac);
+        lab.rx(B.port, answer.clone()).tx(A.port, answer);
+    }
+    // In another network it is any MAC.
+    Lab::default().rx(D.port, plain(A.mac, B.mac)).dropped("d", "spoofed_mac");
 }
 
 #[test]
@@ -452,7 +470,7 @@ fn ipv6_is_switched_and_guarded_by_its_macs() {
     let there = udp(&A, 1, &B, 2).v6();
     lab.rx(A.port, &there).tx(B.port, &there);
     lab.rx(A.port, there.clone().macs(STRANGER, B.mac)).dropped("a", "spoofed_mac");
-    lab.rx(A.port, there.clone().macs(B.mac, C.mac)).dropped("a", "spoofed_mac");
+    lab.rx(A.port, there.clone().macs(B.mac, C.mac)).dropped("a", "endpoint_mac");
     // A later fragment has nothing behind its headers that could be read: identification 7, offset 8.
     let header = [0x60, 0, 0, 0, 0, 16, 44, 64];
     let [from, to] = [A.ip6(), B.ip6()].map(|address| address.octets());

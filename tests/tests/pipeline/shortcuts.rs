@@ -263,7 +263,7 @@ fn another_s_way_is_of_no_use() {
     // With A's address from another port, with its own MAC and with A's.
     let own = there().macs(B.mac, GATEWAY1.mac);
     for _ in 0..3 {
-        lab.rx(B.port, there()).dropped("b", "spoofed_mac");
+        lab.rx(B.port, there()).dropped("b", "endpoint_mac");
         lab.rx(B.port, &own).dropped("b", "spoofed_ipv4");
     }
     // Even where its own frames go by themselves.

@@ -303,7 +303,7 @@ fn the_host_reaches_every_vlan_without_tags() {
     lab.reconfigure(without_guard);
     lab.reconfigure(|spec| put(spec, &C, &Vlans::All));
     let thief = ethernet(A.mac, Mac::BROADCAST, BRIDGE, &[1; 46]);
-    lab.rx(C.port, thief).moved("fdb.learned", 1).accept(&[GATEWAY1.port]);
+    lab.rx(C.port, thief).dropped("c", "endpoint_mac");
     let frame = udp(&GATEWAY1, 1, &A, 2);
     lab.rx(GATEWAY1.port, &frame).tx(A.port, &frame);
 }
@@ -338,7 +338,7 @@ fn the_guard_sees_behind_tags() {
         let double = tagged(&udp(&C, 1, &A, 2).src(A.ip).vlan(7).bytes(), 0x88a8, vlan);
         lab.rx(C.port, double).dropped("c", "spoofed_ipv4");
         let mac = udp(&C, 1, &A, 2).macs(B.mac, A.mac).vlan(vlan);
-        lab.rx(C.port, mac).dropped("c", "spoofed_mac");
+        lab.rx(C.port, mac).dropped("c", "endpoint_mac");
         let claim = tagged(&arp_reply(&Host { ip: B.ip, ..C }, &A), 0x8100, vlan);
         lab.rx(C.port, claim).dropped("c", "spoofed_arp");
         let offer = udp(&C, 67, &A, 68).vlan(vlan);
