@@ -6,6 +6,8 @@
 //! - [`traffic`]: servers and clients on the kernel's sockets, and `ping`.
 //! - [`watch`]: what arrives at an interface.
 //! - [`bystander`]: somebody who goes on while something else happens.
+//! - [`load`]: a steady load, and what of it got through.
+//! - [`flood`]: frames of an attacker's own making, so many a second.
 //! - [`raw`]: frames that no stack would send, and all that arrive.
 //! - [`inventory`]: everything a host has, to compare before with after.
 //!
@@ -14,13 +16,16 @@
 //! `VSWITCHD_BIN`, else in `target/release`.
 
 pub mod bystander;
+pub mod flood;
 pub mod inventory;
+pub mod load;
 pub mod namespace;
 pub mod raw;
 pub mod traffic;
 pub mod watch;
 
 mod command;
+mod events;
 mod uplink;
 
 use std::ffi::OsStr;

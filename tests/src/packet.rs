@@ -15,10 +15,12 @@ use etherparse::{
 
 use crate::sums;
 
+mod lies;
 pub mod nd;
 pub mod sctp;
 mod six;
 
+pub use lies::lies;
 use six::Six;
 pub use six::{icmp6, icmp6_error, ip, ip6, speak_ipv6, speaks_ipv6};
 

@@ -7,14 +7,12 @@
     reason = "test code: a failure here is a failed test"
 )]
 
-use std::io::{Read as _, Write as _};
 use std::net::Ipv4Addr;
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use dataplane::packet::types::{Mac, PortId, ethertype};
 use tests::host::raw::{RawListener, RawSender};
-use tests::host::traffic::{ping, uninterrupted};
+use tests::host::traffic::ping;
 use tests::host::{Host, Sandbox, Uplink, eventually, one, rows};
 use tests::packet::{self, ethernet, udp};
 
@@ -121,24 +119,6 @@ fn nobody_plays_dhcp_server_or_router_who_is_not_trusted() {
     host.refused(2, &["\"icc\"", "trusted"], ["network", "connect", "-o", "icc=0", "other", "x"]);
 }
 
-/// What `/v1/events` says from now on until it says `word`.
-fn awaited_event(host: &Host, word: &str, cause: impl FnOnce()) -> String {
-    let mut events = UnixStream::connect(host.socket()).unwrap();
-    events.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    events.write_all(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    let mut head = [0; 12];
-    events.read_exact(&mut head).unwrap();
-    cause();
-    let (mut said, mut piece) = (String::new(), [0; 4096]);
-    while !said.lines().any(|line| line.contains(word)) || !said.ends_with('\n') {
-        let len = uninterrupted(|| events.read(&mut piece))
-            .unwrap_or_else(|error| panic!("{error} after {said}"));
-        assert!(len > 0, "the stream ended after {said}");
-        said.push_str(&String::from_utf8_lossy(&piece[..len]));
-    }
-    said.lines().find(|line| line.contains(word)).unwrap().to_owned()
-}
-
 #[test]
 #[ignore = "needs root"]
 fn a_storm_does_not_reach_the_others() {
@@ -152,7 +132,7 @@ fn a_storm_does_not_reach_the_others() {
     let mut raw = RawSender::open(&bad.ns, "eth0");
     let frame = ethernet(own, Mac::BROADCAST, OURS, &[7; 46]);
     let start = Instant::now();
-    let event = awaited_event(&host, "storm_limited", || {
+    let event = host.awaited_event("storm_limited", || {
         for at in 0..FRAMES {
             raw.send(&frame);
             // Bystanders lose nothing meanwhile, neither unicast nor ARP.
@@ -220,10 +200,39 @@ fn macs_without_end_push_nobody_out() {
 
     // Who speaks with the gateway's MAC is told of.
     let gateway: Mac = gateway_mac(&two);
-    let event = awaited_event(&host, "loop_detected", || {
+    let event = host.awaited_event("loop_detected", || {
         RawSender::open(&bad.ns, "eth0").send(&ethernet(gateway, Mac::BROADCAST, OURS, &[4; 46]));
     });
     assert!(event.contains(&bad.name), "{event}");
+}
+
+/// A container with two endpoints in one network bridges them: what others say to all comes back by its other one.
+/// It ends there, and is told of.
+#[test]
+#[ignore = "needs root"]
+fn who_bridges_two_endpoints_is_told_of() {
+    let host = Host::start(Uplink::None);
+    host.network("app", "--subnet 10.91.1.0/24 -o spoof_check=false");
+    let [one, two, bridge] =
+        ["one", "two", "bridge"].map(|name| host.sandbox(name, "--network app"));
+    // The other end of the loop: it says again what it hears.
+    let other = host.sandbox("other", "--network app");
+    let own = mac(&host, &one);
+    let hello = ethernet(own, Mac::BROADCAST, OURS, &[7; 46]);
+    let at_two = RawListener::start(&two.ns, "eth0", is(OURS));
+    let heard = RawListener::start(&bridge.ns, "eth0", is(OURS));
+    RawSender::open(&one.ns, "eth0").send(&hello);
+    std::thread::sleep(Duration::from_millis(200));
+    let heard = heard.seen();
+    assert_eq!(heard, std::slice::from_ref(&hello));
+    let event = host.awaited_event("loop_detected", || {
+        let mut raw = RawSender::open(&other.ns, "eth0");
+        heard.iter().for_each(|frame| raw.send(frame));
+    });
+    assert!(event.contains(&other.name) && event.contains("bridges"), "{event}");
+    assert_eq!(dropped(&host, &other, "endpoint_mac"), 1);
+    assert_eq!(at_two.seen(), [hello], "once");
+    assert_eq!(ping(&two.ns, one.ip, 2).received, 2);
 }
 
 /// Some unicast address that nobody has.

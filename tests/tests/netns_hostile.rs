@@ -11,8 +11,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use dataplane::io::vnet_hdr::{F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, VnetHdr};
-use dataplane::packet::types::tcp_flags::{ACK, SYN};
+use dataplane::packet::types::tcp_flags::SYN;
 use dataplane::packet::types::{Mac, PortId, ethertype};
 use tests::fragments::{in_pieces, piece};
 use tests::host::bystander::Bystander;
@@ -20,7 +19,7 @@ use tests::host::namespace::Namespace;
 use tests::host::raw::{RawListener, RawSender};
 use tests::host::traffic::ping;
 use tests::host::{Host, Sandbox, Uplink, eventually, rows};
-use tests::packet::{self, Wire, arp, echo, ethernet, nd, tcp, udp};
+use tests::packet::{self, arp, echo, ethernet, lies, nd, tcp, udp};
 use tests::sums;
 
 const NET_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
@@ -73,42 +72,6 @@ fn dropped(host: &Host, sandbox: &Sandbox, reason: &str) -> u64 {
     let counts = rows(&host.json(["drops", "--sandbox", &sandbox.name]));
     let row = counts.into_iter().find(|row| row["reason"] == reason);
     row.map_or(0, |row| row["count"].as_u64().unwrap())
-}
-
-/// Headers of every field wrong, beside frames that they might be of.
-fn lies(from: &packet::Host, to: &packet::Host) -> Vec<Wire> {
-    let long = tcp(from, 5000, to, 80, ACK).long(9000);
-    let (right, datagram) = (long.gso(1000), udp(from, 5000, to, 53).long(9000).gso(1000));
-    let mut lies = Vec::new();
-    for base in [&right, &datagram] {
-        for gso_size in [0, 1, 7, 8, 100, 60_000, 0xffff] {
-            lies.push(Wire { vnet: VnetHdr { gso_size, ..base.vnet }, bytes: base.bytes.clone() });
-        }
-        for gso_type in [0, GSO_TCPV4, GSO_UDP, GSO_TCPV6, GSO_UDP_L4, 0x7f, 0x80] {
-            lies.push(Wire { vnet: VnetHdr { gso_type, ..base.vnet }, bytes: base.bytes.clone() });
-        }
-        for hdr_len in [0, 1, 9000, 0xffff] {
-            lies.push(Wire { vnet: VnetHdr { hdr_len, ..base.vnet }, bytes: base.bytes.clone() });
-        }
-        for (csum_start, csum_offset) in
-            [(0, 0), (14, 10), (40, 0), (34, 2), (9000, 16), (0xffff, 0xffff)]
-        {
-            let vnet = VnetHdr { csum_start, csum_offset, ..base.vnet };
-            lies.push(Wire { vnet, bytes: base.bytes.clone() });
-        }
-        // The frame contradicts itself besides.
-        for (at, byte) in [(14, 0x4f), (16, 0xff), (23, 99), (46, 0xf0), (46, 0)] {
-            let mut bytes = base.bytes.clone();
-            bytes[at] = byte;
-            lies.push(Wire { vnet: base.vnet, bytes });
-        }
-    }
-    // A checksum where none is, in frames of any kind.
-    let vnet =
-        VnetHdr { flags: F_NEEDS_CSUM, csum_start: 14, csum_offset: 2, ..VnetHdr::default() };
-    lies.push(Wire { vnet, bytes: ethernet(from.mac, to.mac, OURS, &[1; 46]) });
-    lies.push(Wire { vnet, bytes: echo(from, to, 7).bytes() });
-    lies
 }
 
 #[test]
