@@ -211,10 +211,13 @@ fn a_flood_to_one_service_keeps_no_neighbor_from_it() {
         "nft add rule ip t c tcp dport 7000 tcp flags syn / syn,ack tcp option maxseg missing drop",
     );
     let _greeter = Greeter::start(&host.outside, 7000);
-    let flood = SynFlood::start(&one, GATEWAY, Some(7000));
-    tests::host::eventually(Duration::from_secs(20), "all ports are taken", || {
-        drops(&host, "snat_ports_exhausted") > 0
+    let mut flood = None;
+    let event = host.awaited_event("snat_ports_exhausted", || {
+        flood = Some(SynFlood::start(&one, GATEWAY, Some(7000)));
     });
+    assert!(event.contains("uplink up0"), "{event}");
+    let flood = flood.unwrap();
+    assert!(drops(&host, "snat_ports_exhausted") > 0);
     let during = visits(&neighbor, (GATEWAY, 7000));
     let sent = flood.sent();
     drop(flood);

@@ -11,14 +11,19 @@ use std::net::Ipv4Addr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::packet::types::Mac;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tests::host::flood::{Flood, Make};
 use tests::host::inventory::Inventory;
 use tests::host::namespace::{Namespace, Owned};
+use tests::host::raw::RawListener;
 use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
-use tests::host::{GATEWAY, HOST_IP, Host, Uplink, programs, rows};
+use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, one, programs, rows};
+use tests::packet::ethernet;
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
@@ -153,6 +158,43 @@ fn offline_purge_after_a_clean_stop_leaves_no_trace() {
 #[ignore = "needs root"]
 fn offline_purge_after_a_kill_leaves_no_trace() {
     offline_purge(Signal::SIGKILL);
+}
+
+/// Sandboxes go while frames are on their way to them, and others come that may have their places: in another
+/// network, nothing of it reaches those.
+#[test]
+#[ignore = "needs root"]
+fn who_comes_next_gets_nothing_of_what_was_on_its_way() {
+    const PACE: u32 = 20_000;
+    let host = Host::start(Uplink::None);
+    host.network("app", "--subnet 10.91.1.0/24");
+    host.network("other", "--subnet 10.91.2.0/24");
+    let sender = host.sandbox("sender", "--network app");
+    let mac_of = |sandbox: &Sandbox| -> Mac {
+        let shown = one(&host.json(["sandbox", "inspect", &sandbox.name]));
+        shown["endpoints"][0]["mac"].as_str().unwrap().parse().unwrap()
+    };
+    let own = mac_of(&sender);
+    let its = move |frame: &[u8]| frame.get(6..12) == Some(&own.0);
+    for round in 0..5 {
+        let victim = host.sandbox("victim", "--network app");
+        let frame = ethernet(own, mac_of(&victim), 0x88b5, &[7; 46]);
+        let make: Make = Arc::new(move |_| frame.clone().into());
+        let seen = RawListener::start(&victim.ns, "eth0", its);
+        let flood = Flood::start(&sender.ns, "eth0", Some(PACE), &make);
+        std::thread::sleep(Duration::from_millis(100));
+        let came = seen.seen().len();
+        assert!(came > 100, "round {round}: {came} came of {}", flood.sent());
+        host.ok(["sandbox", "rm", &victim.name]);
+        let next = host.sandbox("next", "--network other");
+        let seen = RawListener::start(&next.ns, "eth0", its);
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(seen.seen(), Vec::<Vec<u8>>::new(), "round {round}");
+        let known = rows(&host.json(["fdb", "show"]));
+        assert!(known.iter().all(|entry| entry["sandbox"] != *victim.name), "{known:?}");
+        drop(flood);
+        host.ok(["sandbox", "rm", &next.name]);
+    }
 }
 
 #[test]

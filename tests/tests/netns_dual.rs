@@ -483,6 +483,49 @@ fn ports_are_published_in_both_families() {
     assert_eq!(TcpClient::connect(&host.outside, (v6, 8081)).seen_as.ip(), IpAddr::from(OUTSIDE));
 }
 
+/// Each row as IPv4 has it: networks are apart but for what they publish, `icc=false` holds, and a published port
+/// is reached by the host's address from everywhere, its own sandbox included.
+#[test]
+#[ignore = "needs root"]
+fn networks_are_apart_and_hairpins_join_them_in_ipv6() {
+    let host = with_a_way_out();
+    host.network("app", "--ipv6");
+    host.network("other", "--ipv6");
+    host.network("alone", "--ipv6 -o icc=false");
+    let web = host.sandbox("web", "--network app -p 8080:80 -p 5353:53/udp");
+    let neighbor = host.sandbox("neighbor", "--network app");
+    let stranger = host.sandbox("stranger", "--network other");
+    let [alone, beside] = ["alone", "beside"].map(|name| host.sandbox(name, "--network alone"));
+    let to = address(&host, &web);
+    let _servers = (TcpServer::start(&web.ns, (to, 80)), UdpServer::start(&web.ns, (to, 53)));
+    for (from, near) in [(&neighbor, true), (&stranger, false)] {
+        let asked = from.ns.run(&format!("ping -n -c 1 -W 1 {to}"));
+        assert_eq!(asked.code == 0, near, "{asked}");
+        assert_eq!(udp_ask(&from.ns, (to, 53)).is_some(), near, "{}", from.name);
+    }
+    let count = |sandbox: &Sandbox, reason: &str| {
+        let rows = rows(&host.json(["drops", "--sandbox", &sandbox.name]));
+        let row = rows.into_iter().find(|row| row["reason"] == reason);
+        row.map_or(0, |row| row["count"].as_u64().unwrap())
+    };
+    assert!(count(&stranger, "inter_network") > 0);
+    // Who knows its neighbor all the same, without having asked for it.
+    let shown = one(&host.json(["sandbox", "inspect", &beside.name]));
+    let (to_it, mac) = (address(&host, &beside), shown["endpoints"][0]["mac"].as_str().unwrap());
+    alone.ns.ip(&format!("neighbor replace {to_it} lladdr {mac} dev eth0"));
+    let asked = alone.ns.run(&format!("ping -n -c 1 -W 1 {to_it}"));
+    assert_ne!(asked.code, 0, "{asked}");
+    assert!(count(&alone, "icc_disabled") > 0);
+    assert_ping(&alone.ns, OUTSIDE, 63);
+    for from in [&neighbor, &stranger, &alone, &web] {
+        let mut client = TcpClient::connect(&from.ns, (OURS, 8080));
+        assert_eq!(client.seen_as.ip(), IpAddr::from(OURS), "{}", from.name);
+        client.echo("round the corner");
+        let seen = udp_ask(&from.ns, (OURS, 5353));
+        assert_eq!(seen.map(|seen| seen.ip()), Some(OURS.into()), "{}", from.name);
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_dedicated_uplink_has_both_families() {

@@ -118,6 +118,37 @@ fn the_daemons_own_connections_do_not_keep_a_port() {
     TcpClient::connect(&host.ns, (HOST_IP, 8080)).echo("by the proxy");
 }
 
+/// Answers go back the way the client came, whichever network the sandbox's default route is in.
+#[test]
+#[ignore = "needs root"]
+fn a_sandbox_of_two_networks_serves_a_client_outside() {
+    let host = Host::start(Uplink::Shared);
+    host.network("one", "--subnet 10.91.1.0/24");
+    host.network("two", "--subnet 10.91.2.0/24");
+    let web = host.sandbox("web", "--network one --network two -p 8080:80 -p 5353:53/udp");
+    let _servers = (TcpServer::start(&web.ns, (ANY, 80)), UdpServer::start(&web.ns, (ANY, 53)));
+    let mut client = TcpClient::connect(&host.outside, (HOST_IP, 8080));
+    assert_eq!(client.seen_as.ip(), GATEWAY);
+    client.echo("whichever way");
+    assert_eq!(udp_ask(&host.outside, (HOST_IP, 5353)).map(|seen| seen.ip()), Some(GATEWAY.into()));
+    // The kernel there checks that packets come from where it would send to, as strictly as it can.
+    web.ns.enter(|| fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap());
+    // The network that serves goes; the other one serves on.
+    for (gone, left) in [("one", "10.91.2."), ("two", "10.91.1.")] {
+        let before = TcpClient::connect(&host.outside, (HOST_IP, 8080));
+        host.ok(["network", "disconnect", gone, &web.name]);
+        drop(before);
+        let mut after = None;
+        eventually(SEEN, "the other network serves", || {
+            after = TcpClient::try_connect(&host.outside, (HOST_IP, 8080)).ok();
+            after.is_some()
+        });
+        let shown = host.json(["conntrack", "list", "--state", "established"]);
+        assert!(shown.to_string().contains(left), "{shown}");
+        host.ok(["network", "connect", gone, &web.name]);
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_port_that_was_lost_is_warned_of_until_it_is_back() {

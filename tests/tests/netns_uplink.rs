@@ -136,6 +136,34 @@ fn a_udp_service_of_the_host_is_not_shadowed() {
     assert_eq!(asks(&client, (HOST_IP, 7101)), Some((GATEWAY, 5000).into()), "the service answers");
 }
 
+/// A program of the host begins to listen where a sandbox could have spoken from, and did.
+#[test]
+#[ignore = "needs root"]
+fn a_service_that_comes_later_is_not_shadowed_either() {
+    // Below the ports that the host hands out to its own clients: NAT's.
+    const PORT: u16 = 20_101;
+    let host = Host::start(Uplink::Shared);
+    host.network("app", "--subnet 10.91.1.0/24");
+    let web = host.sandbox("web", "--network app");
+    let client = udp_from(&host.outside, 5000);
+    let shadow = udp_from(&web.ns, PORT);
+    let mut buffer = [0; 2048];
+    let mut seen_from = || {
+        (0..3).find_map(|_| {
+            shadow.send_to(b"casts", (GATEWAY, 5000)).unwrap();
+            uninterrupted(|| client.recv_from(&mut buffer)).ok().map(|(_, seen)| seen)
+        })
+    };
+    assert_eq!(seen_from(), Some((HOST_IP, PORT).into()), "nobody needs it");
+    let _service = UdpServer::start(&host.ns, (ANY, PORT));
+    // What is there goes on; the next one gets another port, once the host's sockets were looked at.
+    eventually(Duration::from_secs(10), "it gets another port", || {
+        host.ok(["conntrack", "flush", "--src", &web.ip.to_string()]);
+        seen_from().is_some_and(|seen| seen.ip() == HOST_IP && seen.port() != PORT)
+    });
+    assert_eq!(asks(&client, (HOST_IP, PORT)), Some((GATEWAY, 5000).into()), "the service answers");
+}
+
 /// A client that goes on from one port reaches the sandbox that a port is published for, whatever took its
 /// datagrams before; and a sandbox that spoke from the port goes on from another.
 #[test]

@@ -373,6 +373,40 @@ fn connections_are_listed_and_flushed() {
     assert_eq!(list("").len(), 0);
 }
 
+/// Linux' `conntrack_dump_flush.sh`: what is looked at and flushed is another's, while connections come and go.
+#[test]
+#[ignore = "needs root"]
+fn lists_and_flushes_under_load_cost_nobody_else_anything() {
+    let host = host_with_app(Uplink::Shared);
+    let [busy, flushed] = ["busy", "flushed"].map(|name| host.sandbox(name, "--network app"));
+    let _server = TcpServer::start(&host.outside, (ANY, 7000));
+    let load = tests::host::load::Load::start(&busy.ns, &host.outside, GATEWAY);
+    let of = |what: &str, sandbox: &Sandbox| {
+        host.json(["conntrack", what, "--src", &sandbox.ip.to_string(), "--proto", "tcp"])
+    };
+    let (mut seen, mut gone) = (0, 0);
+    for round in 0..8 {
+        let mut clients: Vec<_> =
+            (0..10).map(|_| TcpClient::connect(&flushed.ns, (GATEWAY, 7000))).collect();
+        let listed = rows(&of("list", &busy));
+        let stream = listed.iter().filter(|row| row["orig"]["dport"] == 7910);
+        assert_eq!(stream.count(), 1, "round {round}: {listed:?}");
+        seen += listed.len();
+        assert_eq!(rows(&of("list", &flushed)).len(), 10, "round {round}");
+        assert_eq!(of("flush", &flushed)["removed"], 10, "round {round}");
+        gone += 10;
+        assert_eq!(rows(&of("list", &flushed)).len(), 0, "round {round}");
+        // Nobody's any more: a segment in the middle begins nothing.
+        assert!(clients[0].try_echo("gone", Duration::from_millis(20)).is_err());
+    }
+    // None of it failed, and it went on meanwhile.
+    let window = load.watch(Duration::from_millis(300));
+    assert!(window.rate > 0.0 && window.pace > 0.0, "{window:?}");
+    let stats = one(&host.json(["conntrack", "stats"]));
+    assert_eq!(stats["flushed"], gone, "{stats}");
+    println!("{seen} connections listed, {gone} flushed");
+}
+
 #[test]
 #[ignore = "needs root"]
 fn static_routes_lead_behind_a_router() {

@@ -7,7 +7,7 @@
     reason = "test code: a failure here is a failed test"
 )]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use dataplane::packet::types::{Mac, PortId, ethertype};
@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use tests::host::raw::{RawListener, RawSender};
 use tests::host::traffic::{UdpServer, ping, udp_ask};
 use tests::host::{Host, Sandbox, Uplink, eventually, one, rows};
-use tests::packet::{self, arp_reply, arp_request, ethernet, udp};
+use tests::packet::{self, arp_reply, arp_request, echo, echo_reply, ethernet, udp};
 
 /// IEEE 802 local experimental: nobody else sends it.
 const OURS: u16 = 0x88b5;
@@ -148,6 +148,63 @@ fn vlans_keep_apart(link: &str) {
     assert_eq!((&options["vlan"], &options["trunk"]), (&"20".into(), &"10".into()));
     let known = rows(&host.json(["fdb", "show", "--network", "app"]));
     assert!(known.iter().any(|e| e["sandbox"] == *a.name && e["vlan"] == 10), "{known:?}");
+}
+
+/// Open vSwitch's `ping on vlan, cvlan` and the same by IPv6. Where the kernel has no 802.1Q devices nobody can
+/// be given one: what such a device would write and read, raw sockets do. Behind the access port a kernel answers.
+#[test]
+#[ignore = "needs root"]
+fn pings_with_one_tag_and_with_two() {
+    let host = Host::start(Uplink::None);
+    host.ns.enable_ipv6();
+    host.network("app", "--subnet 10.92.1.0/24 --subnet fd00:92::/64");
+    let on = |name: &str, options: &str| host.sandbox(name, &format!("--network app {options}"));
+    let (trunk, access) = (on("trunk", "-o trunk=10"), on("access", "-o vlan=10"));
+    let (x, y) = (on("x", ""), on("y", ""));
+    let [at_trunk, at_access, at_x, at_y] =
+        [&trunk, &access, &x, &y].map(|sandbox| on_the_wire(&host, sandbox));
+    let six = |sandbox: &Sandbox| -> Ipv6Addr {
+        let shown = one(&host.json(["sandbox", "inspect", &sandbox.name]));
+        shown["endpoints"][0]["ipv6"].as_str().unwrap().parse().unwrap()
+    };
+    let both = |make: fn(&packet::Host, &packet::Host, u16) -> packet::Packet,
+                (from, src): (&packet::Host, Ipv6Addr),
+                (to, dst): (&packet::Host, Ipv6Addr)| {
+        let asked = make(from, to, 77);
+        [asked.bytes(), asked.v6().src6(src).dst6(dst).bytes()]
+    };
+    let (six_trunk, six_access) = (six(&trunk), six(&access));
+    for address in [trunk.ip.to_string(), six_trunk.to_string()] {
+        access.ns.ip(&format!("neighbor replace {address} lladdr {} dev eth0", at_trunk.mac));
+    }
+    // One tag; it is answered with one.
+    let asked = both(echo, (&at_trunk, six_trunk), (&at_access, six_access));
+    let answered = RawListener::start(&trunk.ns, "eth0", move |frame| {
+        frame.get(6..12) == Some(&at_access.mac.0) && frame.get(12..16) == Some(&[0x81, 0, 0, 10])
+    });
+    let mut raw = RawSender::open(&trunk.ns, "eth0");
+    for frame in &asked {
+        raw.send(&tagged(frame, ethertype::VLAN, 10));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let answered = answered.seen();
+    let is_answer = |frame: &&Vec<u8>| {
+        let (four, six) =
+            (frame.get(16..18) == Some(&[8, 0]), frame.get(16..18) == Some(&[0x86, 0xdd]));
+        four && frame[27] == 1 && frame[38] == 0 || six && frame[24] == 58 && frame[58] == 129
+    };
+    assert_eq!(answered.iter().filter(is_answer).count(), 2, "{answered:02x?}");
+    // Two, from and to endpoints that are in all VLANs.
+    let (six_x, six_y) = (six(&x), six(&y));
+    for (from, to, make) in [(&at_x, &at_y, echo as fn(&_, &_, _) -> _), (&at_y, &at_x, echo_reply)]
+    {
+        let of = |host: &packet::Host| if host.mac == at_x.mac { (&x, six_x) } else { (&y, six_y) };
+        let frames = both(make, (from, of(from).1), (to, of(to).1));
+        let frames =
+            frames.map(|frame| tagged(&tagged(&frame, ethertype::VLAN, 5), ethertype::QINQ, 9));
+        let seen = heard(of(from).0, &frames, from.mac, &[of(to).0, &access, &trunk]);
+        assert_eq!(seen, [frames.to_vec(), vec![], vec![]]);
+    }
 }
 
 #[test]

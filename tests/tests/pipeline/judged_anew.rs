@@ -15,6 +15,7 @@ use tests::lab::{
 use tests::packet::{Host, Packet, echo, ip, speaks_ipv6, tcp, udp};
 
 tests::in_ipv6! {
+    a_container_s_own_flow_goes_on_by_what_is_published_for_it
     a_conversation_over_tcp_outlives_the_publishing_of_its_port
     a_flow_whose_way_out_is_another_gets_another_source
     a_narrower_rule_takes_over_from_a_wider_one
@@ -129,6 +130,35 @@ fn a_conversation_over_tcp_outlives_the_publishing_of_its_port() {
     lab.reconfigure(|spec| spec.dnat = vec![publish_tcp(7, 8080, &B, 80)]);
     lab.rx(UP.port, back(ACK)).tx(A.port, inside(&back(ACK), &A, 8080));
     led(&mut lab, &tcp(&CLIENT, 5000, &UP, 8080, SYN), (&B, 80), 7);
+}
+
+/// VPP's `dynamic_to_static`, and its static mapping over a dynamic session: a container has the outside port
+/// by a flow of its own, and then by a rule. From then on the rule leads in, and whoever speaks has another.
+#[test]
+fn a_container_s_own_flow_goes_on_by_what_is_published_for_it() {
+    let mut lab = Lab::default();
+    let asks = udp(&A, 5353, &CLIENT, 5000).via(GATEWAY1.mac);
+    let answers = udp(&CLIENT, 5000, &UP, 5353);
+    leaves(&mut lab, &A, &asks);
+    lab.rx(UP.port, &answers).tx(A.port, inside(&answers, &A, 5353));
+    lab.reconfigure(|spec| spec.dnat = vec![publish_udp(7, 5353, &A, 53)]);
+    assert!(lab.connections().is_empty(), "{:?}", lab.connections());
+    led(&mut lab, &answers, (&A, 53), 7);
+    // By its old port it is somebody else to the client, who has an answer for each of the two.
+    let came = lab.rx(A.port, &asks).masqueraded(&asks).take_one(UP.port);
+    let port = came.l4_u16(0);
+    assert_ne!(port, 5353);
+    let to_other = answers.clone().dport(port);
+    lab.rx(UP.port, &to_other).tx(A.port, inside(&to_other, &A, 5353));
+    let reply = udp(&A, 53, &CLIENT, 5000).via(GATEWAY1.mac);
+    let seen = reply.clone().src(UP.ip).sport(5353).routed(UP.mac, ROUTER.mac);
+    lab.rx(A.port, &reply).tx(UP.port, seen);
+    // And back: the port is free for a flow again.
+    lab.reconfigure(|spec| spec.dnat.clear());
+    lab.rx(UP.port, &answers).dropped("up", "unsolicited");
+    lab.rx(A.port, &asks)
+        .tx(UP.port, asks.clone().src(UP.ip).sport(port).routed(UP.mac, ROUTER.mac));
+    leaves(&mut lab, &B, &udp(&B, 5353, &CLIENT, 5000).via(GATEWAY1.mac));
 }
 
 /// A port of the host's own is not in the range: nobody inside can speak from it, and so receive what is

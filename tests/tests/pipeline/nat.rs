@@ -15,6 +15,7 @@ use tests::packet::{Host, Packet, Wire, echo, echo_reply, ip, reported, tcp, udp
 
 tests::in_ipv6! {
     a_flow_of_one_batch_is_one_connection
+    a_hairpin_does_not_go_round
     a_hairpin_needs_no_icc
     a_long_published_range_leaves_the_rest_and_other_protocols
     a_port_that_is_taken_is_replaced_and_each_reply_finds_its_way
@@ -453,6 +454,34 @@ fn containers_reach_a_published_port_by_any_address_of_the_host() {
         // From another network.
         hairpin(&D, &GATEWAY2, address);
     }
+}
+
+/// VPP's `hairpinning_avoid_inf_loop`: what is for the outside address comes back inside once, or not at all.
+#[test]
+fn a_hairpin_does_not_go_round() {
+    // The port that answers speaks to itself, from where the answer would go.
+    for from in [80, 8080] {
+        let mut lab = published();
+        let syn = tcp(&B, from, &UP, 8080, SYN).via(GATEWAY1.mac);
+        let came = lab.rx(B.port, &syn).dnat(&syn).take_one(B.port);
+        assert_eq!(came, inside(&syn, &B).src(UP.ip).sport(came.l4_u16(0)).dport(80).into());
+        assert_ne!(came.l4_u16(0), 8080, "it would answer itself");
+        // Sent on as it came, it is nobody's: our own address is no source.
+        let mut again = came;
+        let (to, from) = (GATEWAY1.mac.0, B.mac.0);
+        again.bytes[..12].copy_from_slice(&[to, from].concat());
+        lab.reconfigure(tests::lab::without_guard);
+        lab.rx(B.port, again).dropped("b", "martian");
+        assert_eq!(lab.connections().len(), 1);
+    }
+    // What is not published leads nowhere: who asks is told so once.
+    let mut lab = published();
+    let syn = tcp(&B, 8081, &UP, 8081, SYN).via(GATEWAY1.mac);
+    lab.rx(B.port, &syn)
+        .tx(B.port, reported(&GATEWAY1, &B, 3, 3, &syn))
+        .moved("generated", 1)
+        .dropped("b", "no_service");
+    assert!(lab.connections().is_empty());
 }
 
 #[test]
