@@ -5,6 +5,7 @@
 //! - `lookup`: which connection does a routed packet belong to?
 //! - `translate`: what becomes of it.
 //! - `begin`: a new connection, in the order DNAT, route, SNAT, commit.
+//! - `outside`: the address and port that it speaks from, and its entry into the table.
 //! - `related`: ICMP errors about a connection.
 //! - `fragment`: fragments, in whatever order they come.
 //! - `helpers`: connections that announce others.
@@ -21,6 +22,7 @@ pub(crate) mod ip;
 mod local;
 pub(crate) mod lookup;
 mod mss;
+mod outside;
 pub mod port_alloc;
 mod related;
 pub(crate) mod translate;
