@@ -104,6 +104,8 @@ impl UplinkState {
 pub struct Tuning {
     /// Idle timeouts of connections.
     pub timeouts: Timeouts,
+    /// For how long connections are picked up after a start without a table.
+    pub grace: Duration,
     /// Lifetime of a learned MAC; `None`: the engine's default.
     pub fdb_ageing: Option<Duration>,
 }
@@ -121,6 +123,7 @@ pub fn compile(
     let mut spec = SnapshotSpec {
         host_addresses: host_addresses.to_vec(),
         timeouts: tuning.timeouts,
+        grace: tuning.grace,
         fdb_ageing: tuning.fdb_ageing,
         ..SnapshotSpec::default()
     };

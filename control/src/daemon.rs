@@ -187,7 +187,11 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
         pools6: config.defaults.pools6.clone(),
         mtu: config.defaults.mtu,
         link: config.defaults.link,
-        tuning: Tuning { timeouts: config.timeouts, fdb_ageing: Some(config.fdb_ageing) },
+        tuning: Tuning {
+            timeouts: config.timeouts,
+            grace: config.grace,
+            fdb_ageing: Some(config.fdb_ageing),
+        },
         uplinks: config.uplinks.clone(),
     };
     let switch = Switch::new(engine, host, settings, store, desired, warnings);

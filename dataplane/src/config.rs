@@ -35,6 +35,9 @@ pub struct SnapshotSpec {
     pub host_addresses: Vec<IpAddr>,
     /// Idle timeouts of connections.
     pub timeouts: Timeouts,
+    /// For how long after a start without a table of connections segments of TCP from their middle begin
+    /// them, if they come from a sandbox. Zero: only a SYN does.
+    pub grace: Duration,
     /// How long an FDB entry lives without a frame from it. IEEE 802.1D default: 300 s.
     pub fdb_ageing: Option<Duration>,
 }

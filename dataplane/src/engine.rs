@@ -305,6 +305,8 @@ pub struct ConntrackStats {
     pub clashes: u64,
     /// New connections refused because no outside port was free.
     pub ports_exhausted: u64,
+    /// Connections that began with a segment from their middle, after the table was lost.
+    pub picked_up: u64,
     /// Connections that nobody had answered, ended to make room for others.
     pub evicted: u64,
     /// What connections have announced to helpers, of both tables.
@@ -343,6 +345,7 @@ impl ConntrackStats {
             full: self.full + other.full,
             clashes: self.clashes + other.clashes,
             ports_exhausted: self.ports_exhausted + other.ports_exhausted,
+            picked_up: self.picked_up + other.picked_up,
             // One account for both.
             evicted: self.evicted,
             helpers: self.helpers,

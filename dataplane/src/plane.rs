@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use crate::capture::{self, Capture, Sinks};
 use crate::clock::Timestamp;
@@ -363,6 +364,13 @@ impl Plane {
     #[must_use]
     pub fn earlier_run(&self) -> EarlierRun {
         self.tables.earlier
+    }
+
+    /// For how long segments of connections that are not known may begin them: zero but after a start
+    /// without a table. See [`crate::config::SnapshotSpec::grace`].
+    #[must_use]
+    pub fn grace_left(&self) -> Duration {
+        self.tables.grace_left(self.config.current().grace, now_secs())
     }
 
     /// Totals of the connection tables.

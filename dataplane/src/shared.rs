@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use rustc_hash::FxBuildHasher;
@@ -34,6 +35,8 @@ pub struct Tables {
     pub(crate) fragments_peak: Peak,
     /// What became of the connections of an earlier run.
     pub earlier: EarlierRun,
+    /// When the tables were made, in seconds.
+    made: u32,
     /// Connections that announce others.
     pub(crate) helped: Helped,
     /// Neighbors.
@@ -64,6 +67,7 @@ impl Tables {
             connections,
             connections6,
             earlier: earlier.and(earlier6),
+            made: secs,
             fragments: Fragments::new(options.fragment_limit, options.workers.max(1)),
             fragments_peak: Peak::default(),
             helped: Helped::default(),
@@ -84,6 +88,7 @@ impl Tables {
             connections: self.connections.copy(&room)?,
             connections6: self.connections6.copy(&room)?,
             earlier: self.earlier,
+            made: self.made,
             fragments: self.fragments.copy(),
             fragments_peak: Peak::default(),
             helped: self.helped.copy(),
@@ -91,6 +96,20 @@ impl Tables {
             groups: self.groups.copy(),
             rules: DashMap::default(),
         })
+    }
+
+    /// Whether connections may be under way that are not known any more, because the tables began empty
+    /// less than `grace` ago.
+    pub(crate) fn is_in_grace(&self, grace: Duration, now: u32) -> bool {
+        !self.grace_left(grace, now).is_zero()
+    }
+
+    /// For how long that is so from now.
+    pub(crate) fn grace_left(&self, grace: Duration, now: u32) -> Duration {
+        if matches!(self.earlier, EarlierRun::TakenOver { .. }) {
+            return Duration::ZERO;
+        }
+        grace.saturating_sub(Duration::from_secs(now.saturating_sub(self.made).into()))
     }
 
     /// Every connection that has not expired.

@@ -6,7 +6,7 @@
 //! | `rx`, `tx`, `merged`, `replicated`, `generated`, `consumed`, `queued`, `drop.REASON` | all workers |
 //! | `PORT.rx`, `PORT.rx_bytes`, `PORT.tx`, `PORT.tx_bytes`, `PORT.drop.REASON`, `PORT.tx_drop.REASON` | a port |
 //! | `fdb.learned`, `fdb.moves`, `fdb.evictions`, `neighbors` | tables |
-//! | `conn.entries`, `conn.inserted`, `conn.expired`, `conn.flushed`, `conn.full`, `conn.clashes`, `conn.ports_exhausted`, `conn.evicted` | connections |
+//! | `conn.entries`, `conn.inserted`, `conn.expired`, `conn.flushed`, `conn.full`, `conn.clashes`, `conn.ports_exhausted`, `conn.picked_up`, `conn.evicted` | connections |
 //! | `helpers.expected`, `helpers.used`, `helpers.foreign`, `helpers.full`, `helpers.no_port`, `helpers.privileged`, `helpers.too_long` | what connections announce |
 //! | `dnat.N.packets`, `dnat.N.bytes`, `masquerade.N.packets`, `masquerade.N.bytes` | rules |
 
@@ -64,6 +64,7 @@ impl Ledger {
         ledger.add("conn.full", signed(conn.full));
         ledger.add("conn.clashes", signed(conn.clashes));
         ledger.add("conn.ports_exhausted", signed(conn.ports_exhausted));
+        ledger.add("conn.picked_up", signed(conn.picked_up));
         ledger.add("conn.evicted", signed(conn.evicted));
         let helpers = conn.helpers;
         ledger.add("helpers.expected", signed(helpers.expected));

@@ -120,6 +120,55 @@ fn a_kill_with_a_shared_uplink() {
     everything_goes_on(Uplink::Shared, Signal::SIGKILL);
 }
 
+/// The table is lost: what a sandbox says goes on by its own port, for a time.
+#[test]
+#[ignore = "needs root"]
+fn without_its_table_what_sandboxes_say_goes_on() {
+    let mut host = Host::start(Uplink::Dedicated);
+    let a = host.sandbox("a", "-p 8080:80");
+    let _servers =
+        [TcpServer::start(&host.outside, (ANY, 7000)), TcpServer::start(&a.ns, (ANY, 80))];
+    let mut out = TcpClient::connect(&a.ns, (GATEWAY, 7000));
+    out.echo("before");
+    let entry = way_out(&host, &a);
+    assert_eq!(entry["dport"], out.local().port(), "kept: {entry}");
+    let grace = |host: &Host| host.json(["status"])["conntrack"]["grace_s"].as_u64().unwrap();
+    let lose = |host: &mut Host| {
+        host.stop(Signal::SIGKILL);
+        for file in std::fs::read_dir(host.path("run/vswitchd")).unwrap() {
+            let file = file.unwrap();
+            if file.file_name().to_string_lossy().starts_with("conntrack") {
+                std::fs::remove_file(file.path()).unwrap();
+            }
+        }
+    };
+    lose(&mut host);
+    out.send("meanwhile").unwrap();
+    host.launch();
+    assert!((1..=300).contains(&grace(&host)));
+    assert_eq!(out.receive("meanwhile".len(), GOES_ON).unwrap(), "meanwhile");
+    out.try_echo("after", GOES_ON).unwrap();
+    assert_eq!(way_out(&host, &a), entry);
+    assert_eq!(host.json(["conntrack", "stats"])["picked_up"], 1);
+    assert!(host.ok(["status"]).contains("picked up"));
+    // With the table it is as ever.
+    host.stop(Signal::SIGKILL);
+    host.launch();
+    assert_eq!(grace(&host), 0);
+    out.try_echo("again", GOES_ON).unwrap();
+    assert_eq!(host.json(["conntrack", "stats"])["picked_up"], 0);
+    // Turned off, its end is the end.
+    host.configure("[timeouts]\nrestart_grace = 0\n");
+    lose(&mut host);
+    host.launch();
+    out.send("nobody").unwrap();
+    assert!(out.receive("nobody".len(), Duration::from_secs(3)).is_err());
+    assert_eq!(
+        (grace(&host), host.json(["conntrack", "stats"])["picked_up"].clone()),
+        (0, 0.into())
+    );
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_kill_while_sandboxes_come_leaves_nothing_half_made() {

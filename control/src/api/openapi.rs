@@ -425,7 +425,7 @@ mod tests {
                 &["version", "pid", "uptime_s", "workers", "networks", "endpoints", "conntrack"],
             ),
             ("WorkerStatus", &["id", "rx_frames", "tx_frames", "drops"]),
-            ("ConntrackUse", &["entries", "limit"]),
+            ("ConntrackUse", &["entries", "grace_s", "limit"]),
             ("FdbUse", &["entries", "limit", "moves", "evictions", "refused"]),
             ("FdbEntry", &["network", "mac", "vlan", "port", "sandbox", "kind", "age_s"]),
             (

@@ -244,7 +244,7 @@ async fn status(client: &Client) -> Result<Outcome> {
     ];
     let status: Status = client.get("/v1/status").await?;
     let text = format!(
-        "vswitchd {}, process {}, up {} s{}\n{} networks, {} endpoints, {} of {} connections, {} of {} MACs{}",
+        "vswitchd {}, process {}, up {} s{}\n{} networks, {} endpoints, {} of {} connections, {} of {} MACs{}{}",
         status.version,
         status.pid,
         status.uptime_s,
@@ -256,6 +256,12 @@ async fn status(client: &Client) -> Result<Outcome> {
         status.conntrack.limit,
         status.fdb.entries,
         status.fdb.limit,
+        match status.conntrack.grace_s {
+            0 => String::new(),
+            left => format!(
+                "\nbegan without a table of connections: those of sandboxes are picked up for {left} s more"
+            ),
+        },
         status.warnings.iter().fold(String::new(), |text, line| text + "\nwarning: " + line),
     );
     let reply = Reply::done(&status, text)?.with_table(&status.workers, WORKERS);

@@ -206,6 +206,7 @@ pub struct TimeoutsSection {
     pub fragments: Option<Seconds>,
     pub fragments_v6: Option<Seconds>,
     pub fdb_ageing: Option<Seconds>,
+    pub restart_grace: Option<Ranged<0, MAX_TIMEOUT_SECS>>,
 }
 
 /// `[limits]`.

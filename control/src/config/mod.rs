@@ -40,6 +40,8 @@ pub struct Config {
     pub defaults: Defaults,
     /// Idle timeouts of connections.
     pub timeouts: Timeouts,
+    /// For how long segments from the middle of connections begin them after a start without a table.
+    pub grace: Duration,
     /// How long an FDB entry lives without a frame from it.
     pub fdb_ageing: Duration,
     /// Sizes of the tables.
@@ -259,12 +261,17 @@ const MEMORY_PER_MAC: u64 = 64 << 10;
 const MEMORY_PER_NEIGHBOR: u64 = 256 << 10;
 const MEMORY_PER_BUFFER: u64 = 8 << 20;
 
+/// What waits for an acknowledgment is sent again every 120 s at the longest (`TCP_RTO_MAX` of Linux; RFC 6298
+/// §2.5 asks for 60 s at least), so that in this time each sender has tried twice.
+const GRACE: Duration = Duration::from_secs(300);
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             daemon: Daemon::default(),
             defaults: Defaults::default(),
             timeouts: Timeouts::default(),
+            grace: GRACE,
             fdb_ageing: DEFAULT_FDB_AGEING,
             limits: Limits::default(),
             uplinks: Vec::new(),
@@ -304,7 +311,7 @@ impl Config {
     /// The sections that differ and are read at the start only.
     #[must_use]
     pub fn sections_unlike(&self, other: &Self) -> Vec<&'static str> {
-        let timers = |config: &Self| (config.timeouts, config.fdb_ageing);
+        let timers = |config: &Self| (config.timeouts, config.grace, config.fdb_ageing);
         [
             ("daemon", self.daemon != other.daemon),
             ("defaults", self.defaults != other.defaults),

@@ -111,6 +111,7 @@ fn every_section() {
     assert_eq!(config.defaults.mtu, 9000);
     assert_eq!(config.timeouts.udp, Duration::from_secs(31));
     assert_eq!(config.fdb_ageing, Duration::from_secs(5));
+    assert_eq!(config.grace, Duration::from_secs(300));
     assert_eq!(config.timeouts.fragments, Duration::from_secs(6));
     assert_eq!(config.timeouts.fragments_v6, Duration::from_secs(7));
     let limits = Limits {
@@ -292,6 +293,7 @@ fn keys_of_parts_not_built_yet_are_noted() {
 
 #[test]
 fn the_timers_of_sctp_are_set() {
+    assert_eq!(parse("[timeouts]\nrestart_grace = 0\n").unwrap().grace, Duration::ZERO);
     let config = parse("[timeouts]\nsctp_established = 7\nsctp_other = 8\n").unwrap();
     let timers = (config.timeouts.sctp_established, config.timeouts.sctp_other);
     assert_eq!(timers, (Duration::from_secs(7), Duration::from_secs(8)));

@@ -216,6 +216,9 @@ fn timeouts(section: &TimeoutsSection, config: &mut Config) {
     set(&mut to.fragments, section.fragments);
     set(&mut to.fragments_v6, section.fragments_v6);
     set(&mut config.fdb_ageing, section.fdb_ageing);
+    if let Some(grace) = section.restart_grace {
+        config.grace = Duration::from_secs(grace.0.into());
+    }
 }
 
 fn limits(section: &LimitsSection, config: &mut Config) {

@@ -95,7 +95,7 @@ fn cases() -> Vec<Case> {
     let status = json!({"version": "1.2.3", "pid": 7, "uptime_s": 60, "io": "io_uring",
         "workers": [{"id": 0, "rx_frames": 10, "tx_frames": 8, "drops": 2, "replicated": 0, "merged": 0,
             "generated": 0, "consumed": 0, "queued": 0}],
-        "networks": 3, "endpoints": 1, "conntrack": {"entries": 4, "limit": 262_144},
+        "networks": 3, "endpoints": 1, "conntrack": {"entries": 4, "limit": 262_144, "grace_s": 12},
         "fdb": {"entries": 5, "limit": 65_536, "moves": 6, "evictions": 7, "refused": 8},
         "limits": [{"name": "conntrack", "current": 4, "peak": 9, "limit": 262_144,
             "drop_reason": "conntrack_full"},
@@ -120,7 +120,7 @@ fn cases() -> Vec<Case> {
     let stats = json!({"port": "sb/eth0", "sandbox": "sb", "network": "app", "rx_frames": 1, "rx_bytes": 2,
         "tx_frames": 3, "tx_bytes": 4, "rx_drops": 5, "tx_drops": 6, "rx_missed": 7});
     let conntrack_stats = json!({"entries": 1, "limit": 2, "inserted": 3, "expired": 4, "flushed": 5,
-        "full": 6, "clashes": 7, "ports_exhausted": 8, "evicted": 9,
+        "full": 6, "clashes": 7, "ports_exhausted": 8, "picked_up": 17, "evicted": 9,
         "helpers": {"expected": 10, "used": 11, "foreign": 12, "full": 13, "no_port": 14,
             "privileged": 15, "too_long": 16}});
     let rule = json!({"kind": "masquerade", "network": "app", "match": "10.1.0.0/24", "to": "eth0",
@@ -140,7 +140,8 @@ fn cases() -> Vec<Case> {
     let purged =
         json!({"sandboxes": ["a"], "networks": [], "uplinks": [], "devices": ["vsw-1", "vsw-2"]});
     vec![
-        get("status", "/v1/status", status, "warning: no uplink"),
+        get("status", "/v1/status", status.clone(), "warning: no uplink"),
+        get("status", "/v1/status", status, "those of sandboxes are picked up for 12 s more"),
         get(
             "network ls",
             "/v1/networks",

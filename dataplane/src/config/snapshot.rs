@@ -41,6 +41,8 @@ pub struct Snapshot {
     /// By network, of those that have their own. Empty where there are none, so that packets need not look
     /// at their network for it.
     own_timeouts: Vec<Option<Timeouts>>,
+    /// See [`SnapshotSpec::grace`].
+    pub grace: Duration,
     /// See [`SnapshotSpec::fdb_ageing`].
     pub fdb_ageing: Duration,
 }
@@ -187,6 +189,7 @@ impl Snapshot {
     pub fn build(spec: SnapshotSpec) -> Result<Self, ConfigError> {
         let mut snapshot = Self {
             timeouts: spec.timeouts,
+            grace: spec.grace,
             fdb_ageing: spec.fdb_ageing.unwrap_or(DEFAULT_FDB_AGEING),
             ..Self::default()
         };

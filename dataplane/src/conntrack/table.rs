@@ -87,6 +87,7 @@ pub(super) struct Totals {
     pub(super) full: AtomicU64,
     pub(super) clashes: AtomicU64,
     pub(super) ports_exhausted: AtomicU64,
+    pub(super) picked_up: AtomicU64,
 }
 
 /// The table. Shared by all workers and control.
@@ -454,6 +455,11 @@ impl<K: Key> ConnTable<K> {
     /// Counts a new connection that found no outside port.
     pub fn note_ports_exhausted(&self) {
         self.totals.ports_exhausted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a connection that was entered with a segment from its middle.
+    pub fn note_picked_up(&self) {
+        self.totals.picked_up.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -40,6 +40,9 @@ pub enum TcpState {
     CloseDoubted = 13,
     /// RST, and since then the reply side goes on as if there had been none.
     ReplyCloseDoubted = 14,
+    /// Segments of the original side, in the middle of a connection that was in a table which was lost
+    /// ([`Self::continues`]).
+    PickedUp = 15,
 }
 
 /// A segment that contradicts the connection's state.
@@ -65,6 +68,7 @@ impl TcpState {
             12 => Self::ReplyLastAck,
             13 => Self::CloseDoubted,
             14 => Self::ReplyCloseDoubted,
+            15 => Self::PickedUp,
             _ => return None,
         })
     }
@@ -82,6 +86,7 @@ impl TcpState {
             Self::LastAck | Self::ReplyLastAck => "LAST_ACK",
             Self::TimeWait => "TIME_WAIT",
             Self::Close | Self::CloseDoubted | Self::ReplyCloseDoubted => "CLOSE",
+            Self::PickedUp => "PICKED_UP",
         }
     }
 
@@ -103,6 +108,13 @@ impl TcpState {
     #[must_use]
     pub const fn first(flags: u8) -> Option<Self> {
         if flags & (SYN | ACK | RST | FIN) == SYN { Some(Self::SynSent) } else { None }
+    }
+
+    /// Whether a segment with these flags can be from the middle of a connection, so that it may begin one in
+    /// [`Self::PickedUp`]: an acknowledgment, as for Linux (`nf_conntrack_tcp_loose`).
+    #[must_use]
+    pub const fn continues(flags: u8) -> bool {
+        flags & (SYN | ACK | RST | FIN) == ACK
     }
 
     /// The state after a segment with these flags in this direction.
@@ -143,7 +155,8 @@ impl TcpState {
                 | Self::CloseWait
                 | Self::ReplyCloseWait
                 | Self::LastAck
-                | Self::ReplyLastAck,
+                | Self::ReplyLastAck
+                | Self::PickedUp,
                 _,
             ) => Ok(self),
             // RFC 1122 §4.2.2.13: a SYN may reopen a connection in TIME-WAIT; from the original
@@ -171,10 +184,17 @@ impl TcpState {
         match (self, original) {
             // The reply side cannot close what it has not accepted.
             (Self::SynSent | Self::SynSent2, false) => Err(Invalid),
-            (Self::SynSent | Self::SynSent2 | Self::SynReceived | Self::Established, true) => {
-                Ok(Self::FinWait)
+            (
+                Self::SynSent
+                | Self::SynSent2
+                | Self::SynReceived
+                | Self::Established
+                | Self::PickedUp,
+                true,
+            ) => Ok(Self::FinWait),
+            (Self::SynReceived | Self::Established | Self::PickedUp, false) => {
+                Ok(Self::ReplyFinWait)
             }
-            (Self::SynReceived | Self::Established, false) => Ok(Self::ReplyFinWait),
             (Self::FinWait | Self::CloseWait, false) => Ok(Self::LastAck),
             (Self::ReplyFinWait | Self::ReplyCloseWait, true) => Ok(Self::ReplyLastAck),
             // A retransmission.
@@ -186,7 +206,7 @@ impl TcpState {
         match (self, original) {
             // An ACK from the original side before any answer: it answers an old duplicate.
             (Self::SynSent, true) => Err(Invalid),
-            (Self::SynReceived, true) => Ok(Self::Established),
+            (Self::SynReceived, true) | (Self::PickedUp, false) => Ok(Self::Established),
             (Self::FinWait, false) => Ok(Self::CloseWait),
             (Self::ReplyFinWait, true) => Ok(Self::ReplyCloseWait),
             (Self::LastAck, true) | (Self::ReplyLastAck, false) => Ok(Self::TimeWait),
@@ -233,6 +253,27 @@ mod tests {
     fn only_a_syn_begins() {
         for flags in [ACK, SYN | ACK, RST, FIN, FIN | ACK, SYN | RST, SYN | FIN, 0] {
             assert_eq!(TcpState::first(flags), None, "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn what_is_picked_up_is_established_by_an_answer() {
+        use TcpState::{Close, Established, FinWait, PickedUp, ReplyFinWait};
+        for flags in [SYN, SYN | ACK, ACK | RST, ACK | FIN, RST, FIN, 0] {
+            assert!(!TcpState::continues(flags), "{flags:#x}");
+        }
+        assert!(TcpState::continues(ACK) && TcpState::continues(ACK | 0x08));
+        for (flags, direction, state) in [
+            (ACK, Original, Ok(PickedUp)),
+            (ACK, Reply, Ok(Established)),
+            (SYN, Original, Ok(PickedUp)),
+            (SYN | ACK, Reply, Ok(PickedUp)),
+            (FIN | ACK, Original, Ok(FinWait)),
+            (FIN | ACK, Reply, Ok(ReplyFinWait)),
+            (RST, Reply, Ok(Close)),
+            (0, Reply, Err(Invalid)),
+        ] {
+            assert_eq!(PickedUp.next(flags, direction), state, "{flags:#x}");
         }
     }
 

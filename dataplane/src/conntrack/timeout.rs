@@ -41,8 +41,10 @@ const fn tcp(timeouts: &Timeouts, state: u8) -> Duration {
         Some(TcpState::Close | TcpState::CloseDoubted | TcpState::ReplyCloseDoubted) => {
             timeouts.tcp_reset
         }
-        Some(TcpState::SynSent | TcpState::SynSent2 | TcpState::SynReceived) | None => {
-            timeouts.tcp_opening
-        }
+        // What is picked up and not answered is not known to be there.
+        Some(
+            TcpState::SynSent | TcpState::SynSent2 | TcpState::SynReceived | TcpState::PickedUp,
+        )
+        | None => timeouts.tcp_opening,
     }
 }

@@ -116,6 +116,7 @@ impl<K: Key> ConnTable<K> {
             full: totals.full.load(Ordering::Relaxed),
             clashes: totals.clashes.load(Ordering::Relaxed),
             ports_exhausted: totals.ports_exhausted.load(Ordering::Relaxed),
+            picked_up: totals.picked_up.load(Ordering::Relaxed),
             evicted: self.room.accounts().evicted(),
             helpers: HelperStats::default(),
         }
@@ -151,7 +152,7 @@ impl<K: Key> Raw<K> {
 }
 
 /// Every name that [`Connection::state`] can have: those of TCP, then those of SCTP beside, then those of the rest.
-pub const STATES: [&str; 19] = [
+pub const STATES: [&str; 20] = [
     "SYN_SENT",
     "SYN_SENT2",
     "SYN_RECV",
@@ -161,6 +162,7 @@ pub const STATES: [&str; 19] = [
     "LAST_ACK",
     "TIME_WAIT",
     "CLOSE",
+    "PICKED_UP",
     "CLOSED",
     "COOKIE_WAIT",
     "COOKIE_ECHOED",

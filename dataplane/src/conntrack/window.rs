@@ -291,6 +291,7 @@ fn reset(
         }
         TcpState::SynReceived
         | TcpState::Established
+        | TcpState::PickedUp
         | TcpState::CloseDoubted
         | TcpState::ReplyCloseDoubted => {}
         // Already ending: numbers may be those of an earlier connection.

@@ -92,6 +92,8 @@ fn begin_to<P: Ip>(
         }
         (None, None, _) => {}
     }
+    let is_picked_up = state.is_none() && target.is_none() && may_pick_up(cx, lane.from, ip);
+    let state = if is_picked_up { Some(TcpState::PickedUp as u8) } else { state };
     let state = state.ok_or_else(|| seen.refusal())?;
     let to = target.map_or(tuple, |t| tuple.with_dst(t.address, t.port));
     // Forbidden ways are refused before anybody is asked for anything.
@@ -136,6 +138,10 @@ fn begin_to<P: Ip>(
         Ok(hit) => hit,
         // Another worker was faster.
         Err(Refusal::Exists(hit)) => return established(cx, frame, lane, ip, tuple, hit),
+        // By another port its server would not know it.
+        Err(Refusal::Drop(DropReason::SnatPortsExhausted)) if is_picked_up => {
+            return Err(seen.refusal());
+        }
         Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => {
             P::Tuple::table(cx.tables).note_ports_exhausted();
             report(cx, frame, &lane.headers, lane.from, Trouble::AdminProhibited);
@@ -143,6 +149,9 @@ fn begin_to<P: Ip>(
         }
         Err(Refusal::Drop(reason)) => return Err(reason),
     };
+    if is_picked_up {
+        P::Tuple::table(cx.tables).note_picked_up();
+    }
     count_rules(cx, &hit, target.as_ref(), u64::from(ip.total_len()));
     // Should the answer have come by another worker already, its state is the later one.
     note(cx, &seen, &hit, &seen.begins(state), service);
@@ -167,6 +176,16 @@ fn first_state<P: Ip>(ip: &P, seen: &Seen) -> Option<u8> {
         L4::Icmp { kind, .. } => (kind != P::ECHO_REPLY).then_some(0),
         _ => Some(0),
     }
+}
+
+/// Whether this is a segment of a connection that may have been in the table that was lost (ADR 28): of a
+/// sandbox, as nobody outside can tell by whom its port was used.
+#[cold]
+fn may_pick_up<P: Ip>(cx: &Cx<'_>, from: From, ip: &P) -> bool {
+    let L4::Tcp { flags, .. } = ip.l4() else { return false };
+    matches!(from, From::Endpoint(_))
+        && TcpState::continues(flags)
+        && cx.tables.is_in_grace(cx.config.grace, cx.secs)
 }
 
 /// Whether an address is one of a network's, which nobody outside has: the answers would go to the

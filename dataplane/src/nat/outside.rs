@@ -3,6 +3,7 @@
 
 use crate::config::{LocalAddress, Network, UplinkConfig};
 use crate::conntrack::entry::{MAPPED, SNAT};
+use crate::conntrack::tcp::TcpState;
 use crate::conntrack::{Hit, Insert, Inside, Key, NewConnection, Overdrawn};
 use crate::core::Cx;
 use crate::engine::Link;
@@ -88,7 +89,7 @@ pub(super) fn commit<K: Tracked>(
         Some(source) => source,
         None => match insert(cx, &new) {
             // The same client port by two published ports to one server: the second gets another.
-            Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => {
+            Err(Refusal::Drop(DropReason::SnatPortsExhausted)) if !is_picked_up(&new) => {
                 Source { address: to.src(), ports: ANY_PORT, is_mapped: false }
             }
             other => return other,
@@ -102,6 +103,9 @@ pub(super) fn commit<K: Tracked>(
         return insert(cx, &new);
     }
     let mut candidates = Candidates::new(ranges, to.src_port(), cx.rng);
+    if is_picked_up(&new) {
+        candidates.keep_only();
+    }
     if is_mapped {
         return commit_mapped(cx, new, original, (to, address), (candidates, share_of(ranges)));
     }
@@ -157,6 +161,11 @@ pub(super) fn commit<K: Tracked>(
         }
     }
     Err(Refusal::Drop(DropReason::SnatPortsExhausted))
+}
+
+/// Whether the other side knows the connection already, by the port that it had: no other one helps.
+fn is_picked_up<K: Key>(new: &NewConnection<K>) -> bool {
+    new.original.proto() == ip_proto::TCP && new.state == TcpState::PickedUp as u8
 }
 
 /// Enters the connection with the outside port that its inside one has, whomever it speaks to; or gives

@@ -82,6 +82,11 @@ impl<'a> Candidates<'a> {
         let step = rng.step(size);
         Self { ranges, keep, low, high, size, at, step, left: size.min(ATTEMPTS) }
     }
+
+    /// None but the inside port.
+    pub const fn keep_only(&mut self) {
+        self.left = 0;
+    }
 }
 
 impl Iterator for Candidates<'_> {
@@ -155,6 +160,11 @@ mod tests {
         let ranges = [(1024, 65535)];
         assert_eq!(Candidates::new(&ranges, 40_000, &mut rng()).next(), Some(40_000));
         assert_ne!(Candidates::new(&ranges, 500, &mut rng()).next(), Some(500));
+        for (inside, all) in [(40_000, vec![40_000]), (500, vec![])] {
+            let mut candidates = Candidates::new(&ranges, inside, &mut rng());
+            candidates.keep_only();
+            assert_eq!(candidates.collect::<Vec<_>>(), all);
+        }
     }
 
     #[test]

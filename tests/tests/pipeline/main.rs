@@ -13,6 +13,7 @@ mod batches;
 mod fragments;
 mod fragments6;
 mod gateway;
+mod grace;
 mod gro;
 mod guard;
 mod guard6;

@@ -231,6 +231,10 @@ pub struct ConntrackStats {
     pub clashes: u64,
     /// New connections refused because no outside port was free.
     pub ports_exhausted: u64,
+    /// Connections that began with a segment from their middle, in the time of grace after a start without a
+    /// table.
+    #[serde(default)]
+    pub picked_up: u64,
     /// Connections that nobody had answered, ended to make room for others.
     pub evicted: u64,
     /// What connections have announced to helpers.

@@ -97,6 +97,10 @@ pub struct ConntrackUse {
     pub entries: u64,
     /// Entries at most.
     pub limit: u64,
+    /// Seconds for which segments from the middle of connections begin them still; zero but after a start
+    /// without a table.
+    #[serde(default)]
+    pub grace_s: u64,
 }
 
 /// How full the forwarding database is, and what it had to do.

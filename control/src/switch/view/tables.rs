@@ -138,6 +138,7 @@ impl Switch {
             conntrack: ConntrackUse {
                 entries: conntrack.entries.into(),
                 limit: conntrack.limit.into(),
+                grace_s: self.engine.grace_left().as_secs(),
             },
             fdb: FdbUse {
                 entries: fdb.entries.into(),
@@ -404,6 +405,7 @@ impl Switch {
             full: stats.full,
             clashes: stats.clashes,
             ports_exhausted: stats.ports_exhausted,
+            picked_up: stats.picked_up,
             evicted: stats.evicted,
             helpers: HelperStats {
                 expected: helpers.expected,
