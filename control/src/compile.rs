@@ -180,6 +180,7 @@ fn compile_network(
         mss_clamp: options.mss_clamp,
         endpoint_independent: options.endpoint_independent,
         timeouts: options.timers(&spec.timeouts).map(Box::new),
+        fdb_ageing: options.fdb_ageing.map(|seconds| Duration::from_secs(seconds.into())),
         snooping: options.snooping,
         querier: options.querier,
         helpers: options.helpers,

@@ -52,6 +52,9 @@ const KNOWN: &[(&str, &[Driver], &[&str])] = {
         ("snooping", &[Bridge, Overlay], &[]),
         ("spoof_check", &[Bridge, Overlay], &[]),
         ("storm_limit", &[Bridge, Overlay], &[]),
+        ("timeout_fdb_ageing", &[Bridge, Overlay], &[]),
+        ("timeout_fragments", &[Bridge, Overlay], &[]),
+        ("timeout_fragments_v6", &[Bridge, Overlay], &[]),
         ("timeout_icmp", &[Bridge, Overlay], &[]),
         ("timeout_other", &[Bridge, Overlay], &[]),
         ("timeout_sctp_established", &[Bridge, Overlay], &[]),
@@ -75,11 +78,16 @@ const STORM_LIMIT: u32 = 10_000;
 /// Highest storm limit: one frame a nanosecond.
 const MAX_STORM_LIMIT: u32 = 1_000_000_000;
 
-/// A timer of connections.
+/// The lifetime of the network's FDB entries, as an option.
+const FDB_AGEING: &str = "timeout_fdb_ageing";
+
+/// A timer of connections or fragments.
 type Timer = fn(&mut Timeouts) -> &mut Duration;
 
 /// The timers that a network may set, as options.
 const TIMERS: &[(&str, Timer)] = &[
+    ("timeout_fragments", |timeouts| &mut timeouts.fragments),
+    ("timeout_fragments_v6", |timeouts| &mut timeouts.fragments_v6),
     ("timeout_icmp", |timeouts| &mut timeouts.icmp),
     ("timeout_other", |timeouts| &mut timeouts.other),
     ("timeout_sctp_established", |timeouts| &mut timeouts.sctp_established),
@@ -157,6 +165,8 @@ pub struct NetworkOptions {
     pub ra: bool,
     /// Packets for a multicast group go to who is in it, and not to all.
     pub snooping: bool,
+    /// Seconds for which a learned MAC of the network is known; `None`: as everywhere.
+    pub fdb_ageing: Option<u32>,
     /// Drop frames from endpoints that use addresses they do not own.
     pub spoof_check: bool,
     /// Frames of one port that are sent to all others in a second; zero: as many as come.
@@ -182,6 +192,7 @@ impl Default for NetworkOptions {
             querier: false,
             ra: true,
             snooping: false,
+            fdb_ageing: None,
             spoof_check: true,
             storm_limit: STORM_LIMIT,
             timeouts: BTreeMap::new(),
@@ -299,15 +310,18 @@ impl NetworkOptions {
                     })?;
                 }
                 key => {
-                    let Some((name, _)) = TIMERS.iter().find(|(name, _)| *name == key) else {
+                    if key != FDB_AGEING && !TIMERS.iter().any(|(name, _)| *name == key) {
                         return Err(fault("is not built yet"));
-                    };
+                    }
                     let range = 1..=MAX_TIMEOUT_SECS;
                     let seconds = value.parse().ok().filter(|seconds| range.contains(seconds));
                     let seconds = seconds.ok_or_else(|| {
                         fault(&format!("is not a number of seconds from 1 to {MAX_TIMEOUT_SECS}"))
                     })?;
-                    parsed.timeouts.insert(name, seconds);
+                    match TIMERS.iter().find(|(name, _)| *name == key) {
+                        Some((name, _)) => drop(parsed.timeouts.insert(name, seconds)),
+                        None => parsed.fdb_ageing = Some(seconds),
+                    }
                 }
             }
         }
@@ -324,7 +338,7 @@ impl NetworkOptions {
         }
     }
 
-    /// The timers of its connections, if some are its own; the others are as everywhere.
+    /// The timers of its connections and fragments, if some are its own; the others are as everywhere.
     #[must_use]
     pub fn timers(&self, everywhere: &Timeouts) -> Option<Timeouts> {
         let mut timeouts = *everywhere;
@@ -462,6 +476,7 @@ mod tests {
             ("storm_limit", "0"),
             ("endpoint_independent", "true"),
             ("helpers", "tftp,ftp"),
+            ("timeout_fdb_ageing", "20"),
             ("timeout_udp", "60"),
         ]);
         let parsed = NetworkOptions::parse(Driver::Bridge, &options).unwrap();
@@ -480,6 +495,7 @@ mod tests {
             querier: true,
             ra: false,
             snooping: true,
+            fdb_ageing: Some(20),
             spoof_check: false,
             storm_limit: 0,
             timeouts: BTreeMap::from([("timeout_udp", 60)]),
@@ -492,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn every_timer_of_connections_can_be_a_networks_own() {
+    fn every_timer_can_be_a_networks_own() {
         let everywhere = Timeouts { udp: Duration::from_secs(7), ..Timeouts::default() };
         assert_eq!(NetworkOptions::default().timers(&everywhere), None);
         for (at, (name, timer)) in TIMERS.iter().enumerate() {
@@ -503,7 +519,10 @@ mod tests {
             *timer(&mut expected) = Duration::from_secs(seconds);
             assert_eq!(parsed.timers(&everywhere), Some(expected), "{name}");
         }
-        assert_eq!(TIMERS.len(), 11, "those of `[timeouts]` but for fragments and the FDB");
+        assert_eq!(TIMERS.len(), 13, "those of `[timeouts]` but for the FDB's and the grace");
+        let options = map(&[(FDB_AGEING, "9")]);
+        let parsed = NetworkOptions::parse(Driver::Bridge, &options).unwrap();
+        assert_eq!((parsed.fdb_ageing, parsed.timers(&everywhere)), (Some(9), None));
     }
 
     #[test]
@@ -511,7 +530,7 @@ mod tests {
         let table = [
             (
                 ("colour", "red"),
-                "option \"colour\" is unknown; known options of driver bridge are endpoint_independent, gateway_mode, gateway_mode_ipv6, helpers, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, querier, ra, snooping, spoof_check, storm_limit, timeout_icmp, timeout_other, timeout_sctp_established, timeout_sctp_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
+                "option \"colour\" is unknown; known options of driver bridge are endpoint_independent, gateway_mode, gateway_mode_ipv6, helpers, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, querier, ra, snooping, spoof_check, storm_limit, timeout_fdb_ageing, timeout_fragments, timeout_fragments_v6, timeout_icmp, timeout_other, timeout_sctp_established, timeout_sctp_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
             ),
             (("parent", "eth0"), "option \"parent\" is not one of driver bridge"),
             (("mtu", "575"), "option mtu=575: is not a number from 576 to 65521"),
@@ -529,6 +548,7 @@ mod tests {
             (("mss_clamp", "true"), "is neither auto nor off"),
             (("endpoint_independent", "yes"), "is neither true nor false"),
             (("timeout_udp", "0"), "is not a number of seconds from 1 to 31536000"),
+            (("timeout_fdb_ageing", "0"), "is not a number of seconds from 1 to 31536000"),
             (("timeout_tcp_established", "5d"), "is not a number of seconds from 1 to 31536000"),
             (("iface_prefix", "a/b"), "must be 1 to 12"),
             (("iface_prefix", ""), "must be 1 to 12"),

@@ -116,8 +116,10 @@ pub struct NetworkConfig {
     pub mss_clamp: bool,
     /// Whoever speaks from one inside port through an uplink does so from one outside port, to all.
     pub endpoint_independent: bool,
-    /// Idle timeouts of its connections, where they are not those of all.
+    /// Idle timeouts of its connections, and lifetimes of fragments from it, where they are not those of all.
     pub timeouts: Option<Box<Timeouts>>,
+    /// How long its FDB entries live, where that is not as everywhere.
+    pub fdb_ageing: Option<Duration>,
     /// Packets for a multicast group go to who is in it.
     pub snooping: bool,
     /// The gateway asks who is in which group.
@@ -145,6 +147,7 @@ impl NetworkConfig {
             mss_clamp: true,
             endpoint_independent: false,
             timeouts: None,
+            fdb_ageing: None,
             snooping: false,
             querier: false,
             helpers: Helpers::default(),

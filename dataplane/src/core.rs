@@ -353,7 +353,8 @@ impl Core {
         if advertises || announces || asks {
             self.run(&mut Vec::new(), now, out, true);
         }
-        let ageing = self.config.current().fdb_ageing;
+        let config = self.config.current();
+        let ageing = |network| config.ageing_of(network);
         let secs = now.as_secs();
         self.fdb_cursor = self.tables.fdb.age(self.fdb_cursor, FDB_BUCKETS, secs, ageing);
         if now.since(self.forgot) >= FORGET_NEIGHBORS {

@@ -266,8 +266,8 @@ impl Plane {
     /// All FDB entries: learned, static and local.
     #[must_use]
     pub fn fdb_entries(&self) -> Vec<FdbEntry> {
-        let ageing = self.config.current().fdb_ageing;
-        let mut entries = self.tables.fdb.entries(now_secs(), ageing);
+        let config = self.config.current();
+        let mut entries = self.tables.fdb.entries(now_secs(), |id| config.ageing_of(id));
         entries.sort_by_key(|entry| (entry.network, entry.mac, entry.vlan));
         entries
     }

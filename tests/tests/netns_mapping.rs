@@ -41,7 +41,8 @@ fn a_network_has_mapping_and_timers_of_its_own() {
     let host = Host::start(Uplink::Shared);
     host.network(
         "app",
-        "--subnet 10.91.1.0/24 -o endpoint_independent=true -o timeout_udp=33 -o timeout_icmp=7",
+        "--subnet 10.91.1.0/24 -o endpoint_independent=true -o timeout_udp=33 -o timeout_icmp=7 \
+         -o timeout_fdb_ageing=40 -o timeout_fragments=20",
     );
     let [a, b] = ["a", "b"].map(|name| host.sandbox(name, "--network app"));
     let _servers = [7000, 7001, 7002].map(|port| UdpServer::start(&host.outside, (ANY, port)));

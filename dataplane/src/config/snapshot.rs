@@ -44,7 +44,9 @@ pub struct Snapshot {
     /// See [`SnapshotSpec::grace`].
     pub grace: Duration,
     /// See [`SnapshotSpec::fdb_ageing`].
-    pub fdb_ageing: Duration,
+    fdb_ageing: Duration,
+    /// By network, of those that have their own: as `own_timeouts`.
+    own_ageing: Vec<Option<Duration>>,
 }
 
 /// Whose address it is.
@@ -244,6 +246,9 @@ impl Snapshot {
         if let Some(own) = &config.timeouts {
             put(&mut self.own_timeouts, id, **own)?;
         }
+        if let Some(own) = config.fdb_ageing {
+            put(&mut self.own_ageing, id, own)?;
+        }
         let has_ipv6 = |s: &Subnet| s.prefix.is_of_family(Ipv6Addr::UNSPECIFIED);
         let routes_ipv6 = |s: &Subnet| s.gateway.is_some_and(|gateway| gateway.is_ipv6());
         let network = Network {
@@ -340,6 +345,16 @@ impl Snapshot {
         match self.own_timeouts.get(network.index()) {
             Some(Some(own)) => own,
             _ => &self.timeouts,
+        }
+    }
+
+    /// How long an FDB entry of a network lives.
+    #[must_use]
+    #[inline]
+    pub fn ageing_of(&self, network: NetworkId) -> Duration {
+        match self.own_ageing.get(network.index()) {
+            Some(Some(own)) => *own,
+            _ => self.fdb_ageing,
         }
     }
 

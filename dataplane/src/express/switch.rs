@@ -8,6 +8,7 @@ use crate::config::PortRole;
 use crate::core::Cx;
 use crate::frame::Frame;
 use crate::io::vnet_hdr::VnetHdr;
+use crate::l2::fdb::network_of;
 use crate::l2::forward::fits;
 use crate::l2::{guard, guard6};
 use crate::packet::parse::{ETH_LEN, ipv4_source_at};
@@ -124,8 +125,9 @@ pub(crate) fn switch(
     lane: &mut Lane,
     last: &mut LastPort,
 ) -> bool {
-    let (fdb, ageing) = (&cx.tables.fdb, cx.config.fdb_ageing);
+    let fdb = &cx.tables.fdb;
     let (src, dst) = (lane.tuple.addresses, lane.tuple.rest);
+    let ageing = cx.config.ageing_of(network_of(dst));
     if !fdb.is_known(lane.src_hash, src, frame.ingress, cx.secs) {
         return false;
     }
@@ -148,8 +150,7 @@ pub(crate) fn switch(
 
 /// The MTU of a port that endpoints of the network of `key` may send to.
 fn mtu_between(cx: &Cx<'_>, key: u64, port: PortId) -> Option<u16> {
-    let [low, high, ..] = key.to_le_bytes();
-    let network = cx.config.network(NetworkId(u16::from_le_bytes([low, high])))?;
+    let network = cx.config.network(network_of(key))?;
     let egress = cx.config.port(port).filter(|port| {
         port.network == Some(network.config.id) && port.leaves_tagged(0, false) == Some(false)
     })?;

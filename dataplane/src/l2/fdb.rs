@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use self::members::Members;
+pub(crate) use self::slot::network_of;
 use self::slot::{Value, entry_of, key_word};
 use crate::engine::{FdbEntry, FdbKind, FdbStats};
 use crate::hash::{HashKey, TableHash};
@@ -286,13 +287,13 @@ impl Fdb {
 
     /// All entries.
     #[must_use]
-    pub fn entries(&self, now: u32, ageing: Duration) -> Vec<FdbEntry> {
+    pub fn entries(&self, now: u32, ageing: impl Fn(NetworkId) -> Duration) -> Vec<FdbEntry> {
         let slots = self.region.words().chunks_exact(2);
         slots
             .filter_map(|slot| {
                 let [word, cell] = slot else { return None };
                 let entry = entry_of(word, cell, now)?;
-                let aged = matches!(entry.kind, FdbKind::Learned) && entry.age > ageing;
+                let aged = matches!(entry.kind, FdbKind::Learned) && entry.age > ageing(entry.network);
                 (!aged).then_some(entry)
             })
             .collect()

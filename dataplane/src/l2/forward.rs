@@ -82,7 +82,7 @@ fn in_network(
         return headers.tagged.then_some(Verdict::Drop(DropReason::NoGateway));
     }
     let id = network.config.id;
-    let ageing = cx.config.fdb_ageing;
+    let ageing = cx.config.ageing_of(id);
     let fdb = &cx.tables.fdb;
     let found = if is_from_gateway(lane) && network.is_divided() {
         hop::port_of(cx, id, headers.dst)

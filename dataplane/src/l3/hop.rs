@@ -156,7 +156,7 @@ pub(crate) fn port_of(cx: &Cx<'_>, id: NetworkId, mac: Mac) -> Option<PortId> {
     let network = cx.config.network(id)?;
     let known = if network.is_divided() { network.macs.get(&mac).copied() } else { None };
     let learned = |vlan: &u16| {
-        let port = cx.tables.fdb.lookup(id, *vlan, mac, cx.secs, cx.config.fdb_ageing)?;
+        let port = cx.tables.fdb.lookup(id, *vlan, mac, cx.secs, cx.config.ageing_of(id))?;
         cx.config.port(port).is_some_and(|at| at.untagged() == Some(*vlan)).then_some(port)
     };
     known.or_else(|| network.pvids.iter().find_map(learned))

@@ -29,7 +29,12 @@ pub(super) fn pass<P: Ip>(
 ) -> Result<Verdict, DropReason> {
     let piece = ip.piece().ok_or(DropReason::FragmentMalformed)?;
     let datagram = Datagram::of(ip, source(frame.ingress, lane.from, ip.src()));
-    let lifetime = P::fragment_timeout(&cx.config.timeouts);
+    // Which network those from outside are for only the first one says.
+    let timeouts = match lane.from.network() {
+        Some(network) => cx.config.timeouts_of(network),
+        None => &cx.config.timeouts,
+    };
+    let lifetime = P::fragment_timeout(timeouts);
     let fragments = &cx.tables.fragments;
     match fragments.enter(datagram, piece, cx.early.worker(), cx.now, lifetime) {
         Entered::First(number) => {
@@ -74,7 +79,7 @@ pub(super) fn depart<P: Ip>(
     };
     let (src, dst) = (ip.src().into(), ip.dst().into());
     let (proto, id) = ip.fragment_of();
-    let lifetime = P::fragment_timeout(&cx.config.timeouts);
+    let lifetime = P::fragment_timeout(cx.config.timeouts_of(hit.network()));
     let rng = &mut *cx.rng;
     let leaves = (Label { src, dst, proto, id }, carries);
     let draw = || P::identification(rng.next());

@@ -403,7 +403,7 @@ impl FlowOf {
 
 fn place(cx: &Cx<'_>, lane: &Lane, mac: Mac) -> Option<PortId> {
     let network = lane.from.network()?;
-    cx.tables.fdb.lookup(network, lane.headers.vlan, mac, cx.secs, cx.config.fdb_ageing)
+    cx.tables.fdb.lookup(network, lane.headers.vlan, mac, cx.secs, cx.config.ageing_of(network))
 }
 
 /// Where a published port leads.

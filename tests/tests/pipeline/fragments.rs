@@ -376,6 +376,26 @@ fn what_waits_in_vain_is_dropped_when_its_time_is_over() {
     lab.rx(A.port, &pieces[1][..]).moved("queued", 1);
 }
 
+/// Of what comes from it. What comes from outside before its first fragment is no network's yet.
+#[test]
+fn a_networks_fragments_have_a_time_of_their_own() {
+    let mut spec = topology();
+    let own = Timeouts {
+        fragments: Duration::from_secs(5),
+        fragments_v6: Duration::from_secs(5),
+        ..Timeouts::default()
+    };
+    spec.networks[0].timeouts = Some(Box::new(own));
+    let mut lab = Lab::new(spec);
+    let later = |from: &Host, gateway: &Host| in_pieces(&outbound(from).via(gateway.mac), FRAGMENT)[1].clone();
+    lab.rx(A.port, &later(&A, &GATEWAY1)[..]).moved("queued", 1);
+    lab.rx(D.port, &later(&D, &GATEWAY2)[..]).moved("queued", 1);
+    lab.after(Duration::from_secs(4));
+    lab.after(Duration::from_secs(1)).moved("queued", -1).dropped("a", "fragment_untracked");
+    lab.after(Duration::from_secs(24));
+    lab.after(Duration::from_secs(1)).moved("queued", -1).dropped("d", "fragment_untracked");
+}
+
 #[test]
 fn what_waits_does_not_go_to_the_network_that_its_port_came_to() {
     let mut lab = Lab::default();

@@ -85,6 +85,32 @@ fn a_flood_with_nowhere_to_go_is_dropped() {
 }
 
 #[test]
+fn a_networks_addresses_age_in_a_time_of_their_own() {
+    let mut lab = unguarded();
+    lab.reconfigure(|spec| spec.networks[0].fdb_ageing = Some(Duration::from_secs(10)));
+    lab.rx(A.port, plain(STRANGER, B.mac))
+        .tx(B.port, plain(STRANGER, B.mac))
+        .moved("fdb.learned", 1);
+    let other = plain(STRANGER, GATEWAY2.mac);
+    lab.rx(D.port, other).moved("fdb.learned", 1).only_balanced();
+    let to = plain(B.mac, STRANGER);
+    for (seconds, is_known) in [(10, true), (1, false)] {
+        lab.now = lab.now + Duration::from_secs(seconds);
+        let step = lab.rx(B.port, to.clone()).tx(A.port, to.clone());
+        if !is_known {
+            step.tx(C.port, to.clone()).tx(GATEWAY1.port, to.clone()).moved("replicated", 2);
+        }
+    }
+    // Housekeeping leaves the other network's.
+    let buckets = lab.plane.tables().fdb.bucket_count();
+    for _ in 0..buckets.div_ceil(256) {
+        lab.after(Duration::from_millis(100)).only_balanced();
+    }
+    let learned = lab.plane.fdb_entries().into_iter().filter(|e| e.kind == FdbKind::Learned);
+    assert_eq!(learned.map(|entry| entry.network).collect::<Vec<_>>(), [NET2]);
+}
+
+#[test]
 fn a_learned_address_ages_out_and_then_floods() {
     let mut lab = unguarded();
     lab.rx(A.port, plain(STRANGER, B.mac))

@@ -93,7 +93,7 @@ impl Engine {
                 .chain(tables.connections6.entries(secs))
                 .map(|entry| entry.connection)
                 .collect(),
-            fdb: tables.fdb.entries(secs, Duration::from_secs(300)),
+            fdb: tables.fdb.entries(secs, |_| Duration::from_secs(300)),
             neighbors: tables.neighbors.entries(self.now),
             fragments: tables.fragments.len(),
             changes: [tables.fdb.changes(), tables.neighbors.changes()],

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::members::{Members, Slot};
-use super::slot::{Value, entry_of, key_word};
+use super::slot::{Value, entry_of, key_word, network_of};
 use super::{Fdb, Learned, SLOTS};
 use crate::engine::{FdbEntry, FdbKind};
 use crate::packet::types::{Mac, NetworkId, PortId};
@@ -272,12 +272,19 @@ impl Fdb {
 
     /// Removes aged entries among the next `buckets` buckets from `cursor` on; returns the next
     /// cursor. Housekeeping calls it a little at a time.
-    pub fn age(&self, cursor: u64, buckets: u64, now: u32, ageing: Duration) -> u64 {
+    pub fn age(
+        &self,
+        cursor: u64,
+        buckets: u64,
+        now: u32,
+        ageing: impl Fn(NetworkId) -> Duration,
+    ) -> u64 {
         let mut guard = None;
         let aged = |slot: Slot| {
             self.slot(slot).is_some_and(|(word, cell)| {
-                word.load(Ordering::Relaxed) != 0
-                    && !Value(cell.load(Ordering::Relaxed)).is_live(now, ageing)
+                let key = word.load(Ordering::Relaxed);
+                let value = Value(cell.load(Ordering::Relaxed));
+                key != 0 && !value.is_live(now, ageing(network_of(key)))
             })
         };
         let numbers = cursor..cursor.saturating_add(buckets.min(self.mask + 1));

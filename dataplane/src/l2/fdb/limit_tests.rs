@@ -8,7 +8,7 @@ fn limited(limit: u32, per_port: u32) -> Fdb {
 
 /// The MACs behind a port, by number.
 fn behind(fdb: &Fdb, port: u16, now: u32) -> Vec<u64> {
-    let entries = fdb.entries(now, AGEING).into_iter();
+    let entries = fdb.entries(now, |_| AGEING).into_iter();
     let mut macs: Vec<u64> = entries
         .filter(|entry| entry.port == PortId(port))
         .map(|entry| entry.mac.as_u64() & 0xff_ffff)
@@ -102,7 +102,7 @@ fn room_that_entries_leave_is_room_again() {
     assert_eq!((behind(&fdb, 1, 0), fdb.stats().evictions), (vec![0, 2, 10, 11, 12], 0));
     fdb.retain_not(|entry| entry.kind == FdbKind::Learned, 0);
     fill(20, 0);
-    fdb.age(0, fdb.bucket_count(), 1000, AGEING);
+    fdb.age(0, fdb.bucket_count(), 1000, |_| AGEING);
     fill(30, 1000);
     assert_eq!((behind(&fdb, 1, 1000), fdb.stats().evictions), (vec![2, 30, 31, 32, 33], 0));
 }
@@ -195,7 +195,7 @@ fn a_copy_goes_on_where_the_table_is() {
     }
     let copy = fdb.copy().unwrap();
     let all = |fdb: &Fdb| {
-        let mut all = fdb.entries(30, AGEING);
+        let mut all = fdb.entries(30, |_| AGEING);
         all.sort_by_key(|entry| entry.mac);
         all
     };
@@ -229,10 +229,10 @@ proptest! {
                 2 => { fdb.insert(NET, 0, mac, port, FdbKind::Local, now); }
                 3 => { fdb.retain_not(|entry| entry.port == port, now); }
                 4 => now += 100,
-                5 => { fdb.age(0, fdb.bucket_count(), now, AGEING); }
+                5 => { fdb.age(0, fdb.bucket_count(), now, |_| AGEING); }
                 _ => { fdb.learn(NET, 0, mac, port, now); }
             }
-            let entries = fdb.entries(now, Duration::MAX);
+            let entries = fdb.entries(now, |_| Duration::MAX);
             let counted = entries.iter().filter(|entry| entry.kind != FdbKind::Local).count();
             prop_assert_eq!(counted, fdb.used() as usize);
             let members = fdb.writer.lock();

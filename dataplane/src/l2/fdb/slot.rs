@@ -51,7 +51,13 @@ pub(in crate::l2) fn key_word(network: NetworkId, mac: Mac) -> u64 {
     mac.as_u64() << 16 | u64::from(network.0)
 }
 
+/// The network of a [`key_word`].
+#[inline]
 #[allow(clippy::cast_possible_truncation, reason = "the network is the low 16 bits")]
+pub(crate) const fn network_of(key: u64) -> NetworkId {
+    NetworkId(key as u16)
+}
+
 pub(super) fn entry_of(word: &AtomicU64, cell: &AtomicU64, now: u32) -> Option<FdbEntry> {
     let key = word.load(Ordering::Acquire);
     let value = Value(cell.load(Ordering::Acquire));
@@ -60,7 +66,7 @@ pub(super) fn entry_of(word: &AtomicU64, cell: &AtomicU64, now: u32) -> Option<F
         return None;
     }
     Some(FdbEntry {
-        network: NetworkId(key as u16),
+        network: network_of(key),
         mac: Mac::from_u64(key >> 16),
         vlan: value.vlan(),
         port: value.port(),

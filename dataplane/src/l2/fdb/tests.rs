@@ -56,7 +56,7 @@ fn who_learns_a_moment_late_does_not_overrule_control() {
         insert(n, 1, kind);
         assert_eq!(insert(n, 2, FdbKind::Learned), Learned::Kept);
         assert_eq!(insert(n, 1, FdbKind::Learned), Learned::Known);
-        let entry = fdb.entries(0, AGEING).into_iter().find(|e| e.mac == mac(n)).unwrap();
+        let entry = fdb.entries(0, |_| AGEING).into_iter().find(|e| e.mac == mac(n)).unwrap();
         assert_eq!((entry.port, entry.kind), (PortId(1), kind));
     }
     insert(3, 1, FdbKind::Learned);
@@ -125,7 +125,7 @@ fn who_remembers_places_hears_of_evictions_but_not_of_what_is_new_or_aged() {
     }
     assert!(fdb.stats().evictions > 0);
     let before = fdb.changes();
-    fdb.age(0, fdb.bucket_count(), 1000, AGEING);
+    fdb.age(0, fdb.bucket_count(), 1000, |_| AGEING);
     assert_eq!((fdb.used(), fdb.changes()), (0, before));
 }
 
@@ -147,10 +147,10 @@ fn ageing_frees_the_slots() {
     }
     let mut cursor = 0;
     for _ in 0..fdb.bucket_count().div_ceil(16) {
-        cursor = fdb.age(cursor, 16, 301, AGEING);
+        cursor = fdb.age(cursor, 16, 301, |_| AGEING);
     }
     assert_eq!(fdb.used(), 0);
-    assert!(fdb.entries(301, AGEING).is_empty());
+    assert!(fdb.entries(301, |_| AGEING).is_empty());
 }
 
 #[path = "limit_tests.rs"]
