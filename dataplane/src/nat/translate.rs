@@ -95,7 +95,13 @@ pub(super) fn established<P: Ip>(
     if tuple.proto() == ip_proto::SCTP && ip.is_fragment() && changes_ports(tuple, &hit) {
         return Err(DropReason::SctpFragmented);
     }
-    let way = way_out(cx, frame, lane, ip, hit.other.src())?;
+    let mut way = way_out(cx, frame, lane, ip, hit.other.src())?;
+    if hit.flags() & HELPED != 0 {
+        way = helpers::widen(cx, frame, ip, &hit, way).map_err(|mtu| {
+            report_no_way(cx, frame, lane, DropReason::MtuExceeded, mtu);
+            DropReason::MtuExceeded
+        })?;
+    }
     let original = match hit.direction {
         Direction::Original => tuple,
         Direction::Reply => hit.other,

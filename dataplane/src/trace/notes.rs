@@ -12,6 +12,7 @@ use crate::frame::Frame;
 use crate::l2::forward::vlan_of;
 use crate::l3::route::RouteTarget;
 use crate::nat::dnat::DnatTarget;
+use crate::nat::helpers::{self, Announced};
 use crate::nat::lookup::zone;
 use crate::packet::headers::{Headers, L4, Net};
 use crate::packet::parse;
@@ -64,6 +65,15 @@ fn find(cx: &Cx<'_>, (net, zone): (Net, Zone)) -> Option<Option<Known>> {
         Net::Ipv6(ip) => {
             Tuple6::of(&ip, zone).map(|t| find_in(&cx.tables.connections6, t, cx.secs))
         }
+        _ => None,
+    }
+}
+
+/// Which connection has announced the one that a packet would begin.
+fn announced(cx: &Cx<'_>, (net, zone): (Net, Zone)) -> Option<Announced> {
+    match net {
+        Net::Ipv4(ip) => Tuple::of(&ip, zone).and_then(|tuple| helpers::announced(cx, tuple)),
+        Net::Ipv6(ip) => Tuple6::of(&ip, zone).and_then(|tuple| helpers::announced(cx, tuple)),
         _ => None,
     }
 }
@@ -288,6 +298,19 @@ impl Notes {
         self.step("lookup", facts);
         let packet = Packet::of(frame);
         let (Some(Packet { flow, proto, .. }), None) = (packet, &self.known) else { return };
+        if let Some(announced) = announced(cx, routed) {
+            self.led = Some(announced.to.0);
+            return self.step(
+                "expected",
+                vec![
+                    ("helper", Fact::Word(announced.helper)),
+                    ("by", Fact::Flow(announced.by)),
+                    ("address", Fact::Address(announced.to.0)),
+                    ("dst_port", Fact::Number(announced.to.1.into())),
+                    ("network", Fact::Network(announced.network)),
+                ],
+            );
+        }
         let (port, dnat) = (flow.dst_port, &cx.config.dnat);
         let target = match (flow.dst, cx.config.local(flow.dst), lane.from) {
             (IpAddr::V4(dst), Some(_), _) => dnat.lookup(proto, dst, port).map(Led::of),

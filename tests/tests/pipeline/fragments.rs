@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use dataplane::EngineOptions;
-use dataplane::config::{PortRole, SnapshotSpec, UplinkMode};
+use dataplane::config::{PortRole, SnapshotSpec, Timeouts, UplinkMode};
 use dataplane::packet::types::tcp_flags::SYN;
 use dataplane::packet::types::{PortId, ip_proto};
 use dataplane::verdict::DropReason;
@@ -387,7 +387,9 @@ fn a_networks_fragments_have_a_time_of_their_own() {
     };
     spec.networks[0].timeouts = Some(Box::new(own));
     let mut lab = Lab::new(spec);
-    let later = |from: &Host, gateway: &Host| in_pieces(&outbound(from).via(gateway.mac), FRAGMENT)[1].clone();
+    let later = |from: &Host, gateway: &Host| {
+        in_pieces(&outbound(from).via(gateway.mac), FRAGMENT)[1].clone()
+    };
     lab.rx(A.port, &later(&A, &GATEWAY1)[..]).moved("queued", 1);
     lab.rx(D.port, &later(&D, &GATEWAY2)[..]).moved("queued", 1);
     lab.after(Duration::from_secs(4));

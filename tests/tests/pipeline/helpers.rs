@@ -5,11 +5,13 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use dataplane::config::{Helpers, SnapshotSpec};
+use dataplane::engine::FlowTuple;
 use dataplane::packet::types::tcp_flags::{ACK, FIN, PSH, RST, SYN};
+use dataplane::trace::Fact;
 use tests::lab::{
-    A, B, CLIENT, GATEWAY1, Lab, NEIGHBOR, ROUTER, SERVER, UP, publish, publish_tcp, topology,
+    A, B, CLIENT, GATEWAY1, Lab, NEIGHBOR, NET1, ROUTER, SERVER, UP, publish, publish_tcp, topology,
 };
-use tests::packet::{Host, Packet, Wire, ip6, speaks_ipv6, tcp, udp};
+use tests::packet::{Host, Packet, Wire, ip, ip6, reassemble, reported, speaks_ipv6, tcp, udp};
 
 tests::in_ipv6! {
     a_client_inside_is_called_back
@@ -19,6 +21,7 @@ tests::in_ipv6! {
     a_server_inside_is_called_where_it_says
     a_segment_sent_again_says_the_same
     a_skewed_connection_ends_as_any_other
+    a_trace_says_who_has_announced_a_connection
     an_expectation_ends_with_its_connection
     an_expectation_ends_with_its_time
     an_expectation_is_for_one
@@ -29,6 +32,7 @@ tests::in_ipv6! {
     what_a_device_finishes_stays_right
     tftp_answers_from_another_port
     tftp_into_a_published_port_is_answered
+    what_outgrows_the_way_out_is_told_to_its_sender
     what_is_unpublished_is_not_called
 }
 
@@ -311,6 +315,107 @@ fn a_segment_sent_again_says_the_same() {
     lab.rx(UP.port, &syn).tx(A.port, came).moved("conn.new", 1).moved("helpers.used", 1);
     lab.rx(A.port, before.says(&said)).tx(UP.port, expected.payload(heard.as_bytes()));
     lab.rx(UP.port, call(&SERVER, 21, 41_000, &A, 41_000).0).dropped("up", "unsolicited");
+}
+
+/// What is sent again together with more may be as long as the way out takes, but not with what has to stand
+/// in it.
+#[test]
+fn what_outgrows_the_way_out_is_told_to_its_sender() {
+    let mut lab = Lab::new(helped());
+    let mut talk = Talk::out(&mut lab);
+    let before = talk.client.clone();
+    let (said, heard) = (active(A.ip, 41_000), active(UP.ip, 41_000));
+    let growth = heard.len() - said.len();
+    assert!(growth > 0, "{said:?} becomes {heard:?}");
+    let was = talk.server.heard;
+    talk.command(&mut lab, &said, &heard, EXPECTED);
+    let headers = before.says("").ip_len();
+    let of_length =
+        |text: &str, len: usize| text.to_owned() + &"x".repeat(len - headers - text.len());
+    let expected = talk.seen[0].clone().flags(ACK | PSH).seq(was).acks(9_000);
+    // As long as may be.
+    let fits = before.says(&of_length(&said, 1500 - growth));
+    let left = expected.clone().payload(of_length(&heard, 1500).as_bytes());
+    lab.rx(A.port, &fits).tx(UP.port, &left);
+    let told = 1500 - growth as u16;
+    for len in [1501 - growth, 1500] {
+        let long = before.says(&of_length(&said, len));
+        lab.rx(A.port, &long)
+            .tx(A.port, reported(&GATEWAY1, &A, 3, 4, &long).icmp_low(told))
+            .moved("generated", 1)
+            .dropped("a", "mtu_exceeded");
+    }
+    // What no change is in may be as long as ever.
+    let after = talk.client.says(&of_length("", 1500));
+    let seen = talk.seen[0].clone().flags(ACK | PSH).seq(talk.server.heard).acks(9_000);
+    lab.rx(A.port, &after).tx(UP.port, seen.payload(of_length("", 1500).as_bytes()));
+}
+
+/// Nor is there anything to tell where a router may cut.
+#[test]
+fn what_outgrows_the_way_out_is_cut_where_it_may_be() {
+    let mut lab = Lab::new(helped());
+    let mut talk = Talk::out(&mut lab);
+    let before = talk.client.clone();
+    let (said, heard) = (active(A.ip, 41_000), active(UP.ip, 41_000));
+    let was = talk.server.heard;
+    talk.command(&mut lab, &said, &heard, EXPECTED);
+    let more = "x".repeat(1500 - before.says(&said).ip_len());
+    let long = before.says(&format!("{said}{more}")).may_fragment().ident(0x4321);
+    let sent = lab.rx(A.port, &long).moved("replicated", 1).take(UP.port);
+    assert!(sent.len() == 2 && sent.iter().all(|wire| wire.bytes.len() <= 14 + 1500));
+    let left = talk.seen[0].clone().flags(ACK | PSH).seq(was).acks(9_000);
+    let left = left.payload(format!("{heard}{more}").as_bytes()).may_fragment().ident(0x4321);
+    assert_eq!(reassemble(&sent), left.into());
+}
+
+/// On the narrowest link of IPv6 nobody would believe an MTU that is less.
+#[test]
+fn what_outgrows_the_narrowest_way_out_is_dropped() {
+    tests::packet::speak_ipv6();
+    let mut spec = helped();
+    spec.uplinks[0].mtu = 1280;
+    let mut lab = Lab::new(spec);
+    let mut talk = Talk::out(&mut lab);
+    let before = talk.client.clone();
+    talk.command(&mut lab, &active(A.ip, 41_000), &active(UP.ip, 41_000), EXPECTED);
+    let text = active(A.ip, 41_000);
+    let more = "x".repeat(1280 - before.says(&text).ip_len());
+    lab.rx(A.port, before.says(&format!("{text}{more}"))).dropped("a", "helper_split");
+}
+
+#[test]
+fn a_trace_says_who_has_announced_a_connection() {
+    let mut lab = Lab::new(helped());
+    let mut talk = Talk::out(&mut lab);
+    let said = |lab: &Lab, packet: &Packet| {
+        let wire = Wire::from(packet);
+        let traced = lab.tracer().trace(UP.port, &wire.bytes, wire.vnet, lab.now);
+        let led = traced.sent.iter().any(|sent| sent.port == A.port);
+        let step = traced.steps.into_iter().find(|step| step.stage == "expected");
+        assert_eq!(step.is_some(), led);
+        step.map(|step| step.facts)
+    };
+    let (syn, came) = call(&SERVER, 20, 41_000, &A, 41_000);
+    assert_eq!(said(&lab, &syn), None);
+    talk.command(&mut lab, &active(A.ip, 41_000), &active(UP.ip, 41_000), EXPECTED);
+    let by = FlowTuple { src: ip(A.ip), dst: ip(SERVER.ip), src_port: 40_000, dst_port: 21 };
+    let facts = vec![
+        ("helper", Fact::Word("ftp")),
+        ("by", Fact::Flow(by)),
+        ("address", Fact::Address(ip(A.ip))),
+        ("dst_port", Fact::Number(41_000)),
+        ("network", Fact::Network(NET1)),
+    ];
+    // To look is not to come.
+    for _ in 0..2 {
+        assert_eq!(said(&lab, &syn), Some(facts.clone()));
+    }
+    for (from, port) in [(&SERVER, 41_001), (&CLIENT, 41_000)] {
+        assert_eq!(said(&lab, &call(from, 20, port, &A, port).0), None);
+    }
+    lab.rx(UP.port, &syn).tx(A.port, came).moved("conn.new", 1).moved("helpers.used", 1);
+    assert_eq!(said(&lab, &call(&SERVER, 21, 41_000, &A, 41_000).0), None);
 }
 
 /// The checksum and the segments are left to the device.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use dataplane::EngineOptions;
 use dataplane::engine::{FdbKind, StaticRefused};
 use dataplane::packet::types::{Mac, PortId, tcp_flags};
-use tests::lab::{A, B, C, D, GATEWAY1, Lab, NET1, UP, dual, small, topology, without_guard};
+use tests::lab::{
+    A, B, C, D, GATEWAY1, GATEWAY2, Lab, NET1, NET2, UP, dual, small, topology, without_guard,
+};
 use tests::packet::nd::solicitation;
 use tests::packet::{Host, Wire, arp, echo, ethernet, tcp, udp};
 

@@ -169,6 +169,11 @@ impl Expectations {
         taken
     }
 
+    /// The expectation of a caller, which stays.
+    pub(super) fn find(&self, caller: &Caller) -> Option<Expected> {
+        self.table.lock().by_caller.get(caller).copied()
+    }
+
     /// Whether there are any.
     #[inline(always)]
     pub(super) fn any(&self) -> bool {

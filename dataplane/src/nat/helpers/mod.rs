@@ -29,7 +29,7 @@ use crate::conntrack::entry::{SKEWED, is_skewed};
 use crate::conntrack::tcp::TcpState;
 use crate::conntrack::{ConnTable, Direction, Hit, Key};
 use crate::core::Cx;
-use crate::engine::HelperStats;
+use crate::engine::{FlowTuple, HelperStats};
 use crate::family::Address;
 use crate::frame::Frame;
 use crate::nat::dnat::DnatTarget;
@@ -43,6 +43,9 @@ use crate::packet::types::{NetworkId, ip_proto, tcp_flags};
 use crate::pipeline::Lane;
 use crate::shared::Tables;
 use crate::verdict::DropReason;
+
+/// What every link of IPv6 takes (RFC 8200 §5).
+const IPV6_MIN_MTU: u16 = 1280;
 
 /// Why something that was announced is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,9 +142,42 @@ pub(super) fn claim<K: Tracked>(cx: &Cx<'_>, tuple: K) -> Option<Expected> {
 #[cold]
 fn claim_any<K: Tracked>(cx: &Cx<'_>, tuple: K) -> Option<Expected> {
     let expected = cx.tables.helped.expectations.take(&Caller::of(tuple))?;
+    holds(cx, tuple, &expected).then_some(expected)
+}
+
+/// Whether its time is not over, and nothing has come in between.
+fn holds<K: Tracked>(cx: &Cx<'_>, tuple: K, expected: &Expected) -> bool {
     let connections: &ConnTable<K> = K::table(cx.tables);
-    let holds = expected.deadline > cx.secs && connections.is_live(expected.master, cx.secs);
-    (holds && !is_another_s_by_now(cx, tuple, &expected)).then_some(expected)
+    expected.deadline > cx.secs
+        && connections.is_live(expected.master, cx.secs)
+        && !is_another_s_by_now(cx, tuple, expected)
+}
+
+/// An expectation as a trace tells it.
+#[derive(Debug)]
+pub(crate) struct Announced {
+    /// The helper, by the name of its option.
+    pub(crate) helper: &'static str,
+    /// The connection that announced it, as its first packet came.
+    pub(crate) by: FlowTuple,
+    /// Where it leads.
+    pub(crate) to: (IpAddr, u16),
+    pub(crate) network: NetworkId,
+}
+
+/// The expectation that [`claim`] would take.
+pub(crate) fn announced<K: Tracked>(cx: &Cx<'_>, tuple: K) -> Option<Announced> {
+    let expected = cx.tables.helped.expectations.find(&Caller::of(tuple))?;
+    if !holds(cx, tuple, &expected) {
+        return None;
+    }
+    let master = K::table(cx.tables).at(expected.master, Direction::Reply)?;
+    Some(Announced {
+        helper: if tuple.proto() == ip_proto::TCP { "ftp" } else { "tftp" },
+        by: master.other.flow(),
+        to: expected.listener,
+        network: expected.network,
+    })
 }
 
 /// Whether the port that a caller comes to was published, or mapped, since it was announced.
@@ -184,6 +220,43 @@ pub(super) fn hear<K: Tracked>(cx: &Cx<'_>, seen: &mut Seen, hit: &Hit<K>) {
     if let Some(mut control) = cx.tables.helped.controls.get(id_of(hit)) {
         let flow = control.flow(hit.direction.reversed());
         seen.map_ack(|ack| flow.own(ack, Toward::Start));
+    }
+}
+
+/// The way of a packet of a helped connection that is longer, with what was changed in it before, than the link
+/// takes: in fragments. `Err`: it may not be cut; so long a packet would fit.
+#[cold]
+pub(super) fn widen<P: Ip>(
+    cx: &Cx<'_>,
+    frame: &Frame,
+    ip: &P,
+    hit: &Hit<P::Tuple>,
+    way: WayOut,
+) -> Result<WayOut, u16> {
+    let L4::Tcp { header_len, .. } = ip.l4() else { return Ok(way) };
+    let start = usize::from(ip.l4_offset());
+    let Some(tcp::Numbers { seq, .. }) = tcp::numbers(frame.bytes(), start) else { return Ok(way) };
+    if ip.is_fragment() || frame.vnet.is_gso() || way.fragment {
+        return Ok(way);
+    }
+    let Some(mut control) = cx.tables.helped.controls.get(id_of(hit)) else { return Ok(way) };
+    let payload = ip.end().saturating_sub(start + usize::from(header_len));
+    let within = control.flow(hit.direction).within(seq, u32::try_from(payload).unwrap_or(0));
+    // What is split is refused later.
+    let Ok(changes) = within else { return Ok(way) };
+    let growth: i64 = changes.iter().flatten().map(skew::Change::growth).sum();
+    let mtu = i64::from(way.hop.mtu);
+    if i64::from(ip.total_len()) + growth <= mtu {
+        return Ok(way);
+    }
+    if ip.may_be_cut() {
+        return Ok(WayOut { fragment: true, ..way });
+    }
+    // Nobody believes less than what every link takes (RFC 8201 §4).
+    let least = if IpAddr::is_ipv6(&ip.src().into()) { IPV6_MIN_MTU } else { 0 };
+    match u16::try_from(mtu - growth) {
+        Ok(mtu) if mtu >= least => Err(mtu),
+        _ => Ok(way),
     }
 }
 

@@ -32,6 +32,11 @@ impl Change {
         self.seq.wrapping_add(u32::from(self.old_len))
     }
 
+    /// By how many octets a segment with it grows.
+    pub(super) fn growth(&self) -> i64 {
+        i64::from(self.new_len()) - i64::from(self.old_len)
+    }
+
     /// By how much what follows moves.
     fn delta(&self) -> u32 {
         self.new_len().wrapping_sub(u32::from(self.old_len))
