@@ -159,8 +159,8 @@ impl TcpState {
                 | Self::PickedUp,
                 _,
             ) => Ok(self),
-            // RFC 1122 §4.2.2.13: a SYN may reopen a connection in TIME-WAIT; from the original
-            // side only, as Linux has it.
+            // RFC 1122 §4.2.2.13: a SYN may reopen a connection in TIME-WAIT, if its number is right
+            // (`window`); from the original side only, as Linux has it.
             (Self::TimeWait | Self::Close | Self::CloseDoubted | Self::ReplyCloseDoubted, true) => {
                 Ok(Self::SynSent)
             }

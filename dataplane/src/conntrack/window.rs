@@ -28,7 +28,7 @@ const LIBERAL: u8 = 1;
 const ACKED: u8 = 2;
 /// This side's SYN carried data (TCP Fast Open), which need not be acknowledged with it.
 const SYN_DATA: u8 = 4;
-/// Within an open connection this side has sent a SYN, which the other side may answer by beginning anew.
+/// Within an open connection, or one in TIME_WAIT, this side has sent a SYN, which the other side may answer by beginning anew.
 const SYN_AGAIN: u8 = 8;
 
 /// What one side of a connection has said.
@@ -70,7 +70,9 @@ pub enum Judgement {
     Continues(Side),
     /// It passes and changes nothing: old, or the endpoint's to judge.
     Passes,
-    /// The answer to a SYN that came within an open connection: the connection begins anew, in
+    /// The same, and the other side may answer by beginning anew: its side has said this now.
+    Asks(Side),
+    /// The answer to a SYN that came within a connection: the connection begins anew, in
     /// [`TcpState::SynReceived`].
     BeginsAnew(Side),
 }
@@ -245,6 +247,12 @@ fn syn(
     use TcpState::{Close, CloseDoubted, ReplyCloseDoubted, SynSent, SynSent2, TimeWait};
     let first = Ok(Judgement::Continues(Side::first(segment)));
     match (state, segment.has(ACK)) {
+        // RFC 1122 §4.2.2.13: only a number beyond all that were used opens anew. Any other may be an old
+        // duplicate; or its receiver takes it for its time stamp (RFC 6191), and says so.
+        (TimeWait, false) if mine.is_known() && before(segment.seq, mine.end) => {
+            let flags = mine.flags | SYN_AGAIN;
+            Ok(Judgement::Asks(Side { flags, ..mine }))
+        }
         (SynSent | SynSent2 | TimeWait | Close | CloseDoubted | ReplyCloseDoubted, false) => first,
         // The right one is on its way, or the client answers this one with a RST (RFC 9293 §3.10.7.3).
         (SynSent | SynSent2, true) if !acknowledges_syn(segment, theirs) => {

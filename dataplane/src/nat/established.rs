@@ -148,6 +148,9 @@ pub(super) fn judge<K: Tracked>(
         Ok(Judgement::BeginsAnew(side)) => {
             Judged { state: TcpState::SynReceived as u8, said: Some(side), revives: true }
         }
+        Ok(Judgement::Asks(side)) => {
+            Judged { state: hit.state(), said: (side != mine).then_some(side), revives: false }
+        }
         Ok(Judgement::Passes) => Judged { state: hit.state(), said: None, revives: false },
         Err(Unbelievable::OutOfWindow) => return Err(DropReason::TcpOutOfWindow),
         Err(Unbelievable::Reset) => return Err(DropReason::TcpResetInvalid),

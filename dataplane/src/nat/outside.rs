@@ -191,8 +191,9 @@ fn commit_mapped<K: Tracked>(
     };
     new.reply = reply(port);
     new.flags |= MAPPED;
+    let is_another = is_picked_up(&new) && port != to.src_port();
     // Published while a conversation goes on from it: new ones are for whom it is published.
-    let inserted = if is_published(cx, to, address, port) {
+    let inserted = if is_another || is_published(cx, to, address, port) {
         Err(exhausted)
     } else {
         insert_or_evict(cx, &new, original)

@@ -23,6 +23,7 @@ tests::in_ipv6! {
     simultaneous_open
     timeouts_follow_the_state
     udp_and_echo_live_as_long_as_the_rfcs_ask
+    who_answers_a_syn_in_time_wait_opens_anew
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -89,11 +90,43 @@ fn from_syn_to_time_wait() {
             (Server, ACK, "CLOSE_WAIT"),
             (Server, FIN | ACK, "LAST_ACK"),
             (Client, ACK, "TIME_WAIT"),
-            // A retransmission of the last FIN, and a new connection by the same ports.
+            // A retransmission of the last FIN.
             (Server, FIN | ACK, "TIME_WAIT"),
-            (Client, SYN, "SYN_SENT"),
+            // An old duplicate passes, for its receiver to judge, and changes nothing.
+            (Client, SYN, "TIME_WAIT"),
         ],
     );
+    drop(lab.after(Duration::from_secs(20)));
+    pass(&mut lab, Client, SYN);
+    assert_eq!(lab.connection().timeout, Duration::from_secs(100));
+    // A new connection by the same ports.
+    again(&mut lab);
+    assert_eq!(lab.connection().state, "SYN_SENT");
+}
+
+/// A SYN of the client beyond all numbers that it has used.
+fn again(lab: &mut Lab) {
+    let syn = segment(Client, SYN).seq(1 << 20);
+    lab.rx(A.port, &syn).tx(UP.port, syn.clone().src(UP.ip).routed(UP.mac, ROUTER.mac));
+}
+
+/// RFC 6191: a server may take an older number too, by its time stamp.
+#[test]
+fn who_answers_a_syn_in_time_wait_opens_anew() {
+    let mut lab = Lab::default();
+    play(&mut lab, &OPEN);
+    play(
+        &mut lab,
+        &[
+            (Client, FIN | ACK, "FIN_WAIT"),
+            (Server, FIN | ACK, "LAST_ACK"),
+            (Client, ACK, "TIME_WAIT"),
+            (Client, SYN, "TIME_WAIT"),
+        ],
+    );
+    let answer = segment(Server, SYN | ACK).seq(1 << 20);
+    lab.rx(UP.port, &answer).tx(A.port, answer.clone().dst(A.ip).routed(GATEWAY1.mac, A.mac));
+    assert_eq!(lab.connection().state, "SYN_RECV");
 }
 
 #[test]
@@ -109,8 +142,13 @@ fn timeouts_follow_the_state() {
     after(Client, FIN | ACK, 240);
     after(Server, FIN | ACK, 240);
     after(Client, ACK, 120);
-    after(Client, SYN, 240);
-    after(Server, RST | ACK, 240);
+    again(&mut lab);
+    assert_eq!(lab.connection().timeout, Duration::from_secs(240));
+    drop(lab.after(Duration::from_secs(10)));
+    // What a RST leaves lives no longer for it than what it ends.
+    let refusal = segment(Server, RST | ACK).acks((1 << 20) + 1);
+    lab.rx(UP.port, &refusal).tx(A.port, refusal.clone().dst(A.ip).routed(GATEWAY1.mac, A.mac));
+    assert_eq!(lab.connection().timeout, Duration::from_secs(230));
 }
 
 #[test]

@@ -42,6 +42,7 @@ impl Middle {
         let (state, side) = match judged {
             Err(why) => return Did::Drop(why),
             Ok(Judgement::Passes) => (state, None),
+            Ok(Judgement::Asks(side)) => (state, Some(side)),
             Ok(Judgement::Continues(side)) => (next, Some(side)),
             Ok(Judgement::BeginsAnew(side)) => (TcpState::SynReceived, Some(side)),
         };
@@ -106,6 +107,55 @@ fn fin(seq: u32, acked: u32) -> Segment {
     segment(FIN | ACK, seq, acked, 0)
 }
 
+/// RFC 1122 §4.2.2.13, RFC 6191.
+#[test]
+fn in_time_wait_a_syn_beyond_all_numbers_opens_anew() {
+    let closed = |client: u32| {
+        let mut middle = Middle::open(client, 9000);
+        let end = client.wrapping_add(101);
+        middle.table(&[
+            (Original, data(client.wrapping_add(1), 9001, 100), ESTABLISHED),
+            (Original, fin(end, 9001), Did::Pass(TcpState::FinWait)),
+            (Reply, fin(9001, end.wrapping_add(1)), Did::Pass(TcpState::LastAck)),
+            (Original, ack(end.wrapping_add(1), 9002), TIME_WAIT),
+        ]);
+        middle
+    };
+    for client in [1000, u32::MAX - 50] {
+        // The first number that was not used, and the last that is ahead.
+        for ahead in [102, 102 + (1 << 31) - 1] {
+            let mut middle = closed(client);
+            let first = client.wrapping_add(ahead);
+            middle.table(&[
+                (Original, syn(first), SYN_SENT),
+                (Reply, syn_ack(50, first.wrapping_add(1)), Did::Pass(TcpState::SynReceived)),
+            ]);
+        }
+        // An old duplicate: the server says where it is, and sends its FIN again, and the client, which
+        // knows of nothing, resets.
+        let mut middle = closed(client);
+        let old = client.wrapping_add(101);
+        middle.table(&[
+            (Original, syn(old), TIME_WAIT),
+            (Reply, ack(9002, client.wrapping_add(102)), TIME_WAIT),
+            (Reply, fin(9001, client.wrapping_add(102)), TIME_WAIT),
+            (Original, ack(client.wrapping_add(102), 9002), TIME_WAIT),
+            // Its first ACK after that has forgotten the SYN: this one belongs to nothing.
+            (Reply, syn_ack(9001, client.wrapping_add(1)), TIME_WAIT),
+        ]);
+        // The server takes it all the same.
+        let mut middle = closed(client);
+        middle.table(&[
+            (Original, syn(old), TIME_WAIT),
+            (Reply, syn_ack(70_000, old.wrapping_add(1)), Did::Pass(TcpState::SynReceived)),
+            (Original, ack(old.wrapping_add(1), 70_001), ESTABLISHED),
+            (Original, data(old.wrapping_add(1), 70_001, 100), ESTABLISHED),
+            (Reply, data(70_001, old.wrapping_add(101), 100), ESTABLISHED),
+        ]);
+    }
+}
+
+const TIME_WAIT: Did = Did::Pass(TcpState::TimeWait);
 const ESTABLISHED: Did = Did::Pass(TcpState::Established);
 const SYN_SENT: Did = Did::Pass(TcpState::SynSent);
 const SYN_RECEIVED: Did = Did::Pass(TcpState::SynReceived);
