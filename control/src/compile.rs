@@ -180,6 +180,8 @@ fn compile_network(
         mss_clamp: options.mss_clamp,
         endpoint_independent: options.endpoint_independent,
         timeouts: options.timers(&spec.timeouts).map(Box::new),
+        conntrack_limit: options.conntrack_limit,
+        fdb_limit: options.fdb_limit,
         fdb_ageing: options.fdb_ageing.map(|seconds| Duration::from_secs(seconds.into())),
         snooping: options.snooping,
         querier: options.querier,

@@ -27,8 +27,10 @@ pub const MAX_MTU: u16 = 65_521;
 const KNOWN: &[(&str, &[Driver], &[&str])] = {
     use Driver::{Bridge, Ipvlan, Macvlan, Overlay};
     &[
+        ("conntrack_limit", &[Bridge, Overlay], &[]),
         ("encrypted", &[Overlay], &[]),
         ("endpoint_independent", &[Bridge, Overlay], &[]),
+        ("fdb_limit", &[Bridge, Overlay], &[]),
         ("gateway_mode", &[Bridge], &["com.docker.network.bridge.gateway_mode_ipv4"]),
         ("gateway_mode_ipv6", &[Bridge], &["com.docker.network.bridge.gateway_mode_ipv6"]),
         ("helpers", &[Bridge, Overlay], &[]),
@@ -77,6 +79,9 @@ const STORM_LIMIT: u32 = 10_000;
 
 /// Highest storm limit: one frame a nanosecond.
 const MAX_STORM_LIMIT: u32 = 1_000_000_000;
+
+/// Largest limit of entries, as of the tables themselves (`[limits]`).
+const MAX_ENTRIES: u32 = 16_777_216;
 
 /// The lifetime of the network's FDB entries, as an option.
 const FDB_AGEING: &str = "timeout_fdb_ageing";
@@ -137,8 +142,12 @@ pub enum LinkKind {
 /// The options of a bridge network as values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkOptions {
+    /// Connections of the network at most; `None`: as many as there may be.
+    pub conntrack_limit: Option<u32>,
     /// Whoever speaks from one port through an uplink does so from one outside port, to all.
     pub endpoint_independent: bool,
+    /// Learned MACs of the network at most; `None`: as many as there may be.
+    pub fdb_limit: Option<u32>,
     /// What the gateway does.
     pub gateway_mode: GatewayMode,
     /// What it does for IPv6; `None`: the same.
@@ -178,7 +187,9 @@ pub struct NetworkOptions {
 impl Default for NetworkOptions {
     fn default() -> Self {
         Self {
+            conntrack_limit: None,
             endpoint_independent: false,
+            fdb_limit: None,
             gateway_mode: GatewayMode::default(),
             gateway_mode_ipv6: None,
             helpers: Helpers::default(),
@@ -249,7 +260,13 @@ impl NetworkOptions {
         let mut parsed = Self::default();
         for (key, value) in &canonical(driver, options)? {
             let fault = |fault: &str| Error::invalid(format!("option {key}={value}: {fault}"));
+            let limit = || {
+                let limit = value.parse().ok().filter(|limit| (1..=MAX_ENTRIES).contains(limit));
+                limit.ok_or_else(|| fault(&format!("is not a number from 1 to {MAX_ENTRIES}")))
+            };
             match key.as_str() {
+                "conntrack_limit" => parsed.conntrack_limit = Some(limit()?),
+                "fdb_limit" => parsed.fdb_limit = Some(limit()?),
                 "endpoint_independent" => {
                     parsed.endpoint_independent =
                         boolean(value).ok_or_else(|| fault(NOT_BOOLEAN))?;
@@ -474,14 +491,18 @@ mod tests {
             ("mss_clamp", "off"),
             ("spoof_check", "f"),
             ("storm_limit", "0"),
+            ("conntrack_limit", "1000"),
             ("endpoint_independent", "true"),
+            ("fdb_limit", "16"),
             ("helpers", "tftp,ftp"),
             ("timeout_fdb_ageing", "20"),
             ("timeout_udp", "60"),
         ]);
         let parsed = NetworkOptions::parse(Driver::Bridge, &options).unwrap();
         let expected = NetworkOptions {
+            conntrack_limit: Some(1000),
             endpoint_independent: true,
+            fdb_limit: Some(16),
             gateway_mode: GatewayMode::Nat,
             gateway_mode_ipv6: Some(GatewayMode::Routed),
             helpers: Helpers { ftp: true, tftp: true },
@@ -530,8 +551,10 @@ mod tests {
         let table = [
             (
                 ("colour", "red"),
-                "option \"colour\" is unknown; known options of driver bridge are endpoint_independent, gateway_mode, gateway_mode_ipv6, helpers, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, querier, ra, snooping, spoof_check, storm_limit, timeout_fdb_ageing, timeout_fragments, timeout_fragments_v6, timeout_icmp, timeout_other, timeout_sctp_established, timeout_sctp_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
+                "option \"colour\" is unknown; known options of driver bridge are conntrack_limit, endpoint_independent, fdb_limit, gateway_mode, gateway_mode_ipv6, helpers, host_binding, icc, iface_prefix, link, masquerade, mss_clamp, mtu, querier, ra, snooping, spoof_check, storm_limit, timeout_fdb_ageing, timeout_fragments, timeout_fragments_v6, timeout_icmp, timeout_other, timeout_sctp_established, timeout_sctp_other, timeout_tcp_closing, timeout_tcp_established, timeout_tcp_opening, timeout_tcp_reset, timeout_tcp_time_wait, timeout_udp, timeout_udp_dns",
             ),
+            (("conntrack_limit", "0"), "is not a number from 1 to 16777216"),
+            (("fdb_limit", "many"), "is not a number from 1 to 16777216"),
             (("parent", "eth0"), "option \"parent\" is not one of driver bridge"),
             (("mtu", "575"), "option mtu=575: is not a number from 576 to 65521"),
             (("mtu", "1e3"), "option mtu=1e3: is not a number"),

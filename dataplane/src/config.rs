@@ -120,6 +120,10 @@ pub struct NetworkConfig {
     pub timeouts: Option<Box<Timeouts>>,
     /// How long its FDB entries live, where that is not as everywhere.
     pub fdb_ageing: Option<Duration>,
+    /// Connections of the network at most; `None`: as many as there may be.
+    pub conntrack_limit: Option<u32>,
+    /// Learned MACs of the network at most; `None`: as many as there may be.
+    pub fdb_limit: Option<u32>,
     /// Packets for a multicast group go to who is in it.
     pub snooping: bool,
     /// The gateway asks who is in which group.
@@ -148,6 +152,8 @@ impl NetworkConfig {
             endpoint_independent: false,
             timeouts: None,
             fdb_ageing: None,
+            conntrack_limit: None,
+            fdb_limit: None,
             snooping: false,
             querier: false,
             helpers: Helpers::default(),

@@ -85,7 +85,18 @@ pub(crate) fn of(
     let errors = workers.iter().map(|counters| counters.errors.view(now)).fold((0, 0), most);
     // As it was a moment ago: by a clock that runs ahead there would be more.
     let errors = (errors.0.min(burst), errors.1);
-    vec![
+    let per_network = |name, most: Option<(u32, u32, u32)>, reason| {
+        most.map(|(now, peak, limit)| LimitUse::new(name, (now, peak), limit, reason))
+    };
+    let networks = [
+        per_network(
+            "conntrack_per_network",
+            room.accounts().fullest_network(),
+            Some(DropReason::NetworkLimit),
+        ),
+        per_network("fdb_per_network", tables.fdb.fullest_network(), None),
+    ];
+    let mut all = vec![
         LimitUse::new("conntrack", room.uses(), room.limit(), Some(ConntrackFull)),
         LimitUse::new(
             "conntrack_per_endpoint",
@@ -145,7 +156,9 @@ pub(crate) fn of(
         LimitUse::new("icmp_errors", errors, burst, None),
         LimitUse::new("capture_frames", captures, crate::capture::QUEUE, None),
         LimitUse::new("conntrack_events", tables.connections.watchers().uses(), EVENT_QUEUE, None),
-    ]
+    ];
+    all.extend(networks.into_iter().flatten());
+    all
 }
 
 fn most(a: (u32, u32), b: (u32, u32)) -> (u32, u32) {

@@ -190,9 +190,12 @@ impl Plane {
         if !self.has_judged.load(Ordering::Relaxed) {
             gone.ignore_what_is_new();
         }
-        let owners = next.owners();
+        let (owners, limits) = (next.owners(), next.connection_limits());
+        let macs: Vec<_> = next.networks().map(|it| (it.config.id, it.config.fdb_limit)).collect();
         self.config.publish(next);
         self.tables.connections.accounts().regroup(owners);
+        self.tables.connections.accounts().limit_networks(&limits);
+        self.tables.fdb.limit_networks(&macs);
         let now = self.config.current();
         for network in old.networks() {
             let id = network.config.id;

@@ -103,6 +103,8 @@ drop_reasons! {
     NeighborTableFull = "neighbor_table_full",
     /// The neighbor did not answer ARP or Neighbor Discovery in time.
     NeighborUnresolved = "neighbor_unresolved",
+    /// The network has as many connections as it may have.
+    NetworkLimit = "network_limit",
     /// The worker's buffers are all in use.
     NoBuffer = "no_buffer",
     /// A flood with no other port to go to.

@@ -424,6 +424,14 @@ impl Snapshot {
         owners
     }
 
+    /// How many connections networks may have, of those that have a limit.
+    pub(crate) fn connection_limits(&self) -> FxHashMap<Zone, u32> {
+        let limit = |network: &Network| {
+            Some((Zone::network(network.config.id), network.config.conntrack_limit?))
+        };
+        self.networks().filter_map(limit).collect()
+    }
+
     /// Every configured port.
     pub fn ports(&self) -> impl Iterator<Item = &PortEntry> {
         self.ports.iter().flatten()

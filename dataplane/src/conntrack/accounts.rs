@@ -11,12 +11,15 @@
 //! What came from outside has three quarters of an endpoint's places at most, so that a crowd there does
 //! not use up what the sandbox may begin itself.
 //!
+//! A network may have a limit too ([`Budget`]), of which one endpoint has three quarters at most, and so have all
+//! that came from outside.
+//!
 //! Invariants: every live entry of the tables is booked once, and those that [`is_open`] once more; an
 //! account without connections is forgotten, so that there are never more accounts than connections; what
-//! an owner has is the sum of its accounts.
+//! an owner has is the sum of its accounts, what a network with a limit has that of the accounts that say so.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use rustc_hash::{FxBuildHasher, FxHashMap};
@@ -27,8 +30,14 @@ use super::tuple::Zone;
 use super::words::Meta;
 use crate::packet::types::{Mac, ip_proto};
 
-/// Of so many parts of an endpoint's places, one is kept from those who come from outside.
+/// Of so many parts of an endpoint's places, one is kept from those who come from outside; of a network's, one
+/// from those and one from each endpoint.
 const KEPT_INSIDE: u32 = 4;
+
+/// What is not kept.
+const fn share_of(limit: u32) -> u32 {
+    limit - limit / KEPT_INSIDE
+}
 
 /// Whose a connection is. Addresses are those of endpoints, which control alone gives: they need no
 /// keyed hash.
@@ -81,6 +90,33 @@ pub enum Overdrawn {
     Limit,
     /// Its endpoint has begun as many in this second as it may begin.
     Rate,
+    /// Its network has as many as it may have.
+    Network,
+}
+
+/// What a network with a limit has.
+#[derive(Debug, Clone, Copy, Default)]
+struct Budget {
+    limit: u32,
+    connections: u32,
+    /// Of those, from outside.
+    inbound: u32,
+    peak: u32,
+}
+
+impl Budget {
+    fn check(&self, is_inbound: bool) -> Result<(), Overdrawn> {
+        if self.connections >= self.limit || is_inbound && self.inbound >= share_of(self.limit) {
+            return Err(Overdrawn::Network);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, connections: u32, is_inbound: bool) {
+        self.connections += connections;
+        self.inbound += if is_inbound { connections } else { 0 };
+        self.peak = self.peak.max(self.connections);
+    }
 }
 
 /// What is booked to an address or a network.
@@ -89,6 +125,8 @@ struct Account {
     owner: Owner,
     connections: u32,
     open: u32,
+    /// They are counted in the network's [`Budget`].
+    is_budgeted: bool,
 }
 
 /// What an owner has: of its own, or from outside.
@@ -141,13 +179,16 @@ impl Standing {
 
 /// The accounts. Shared by the tables of both families.
 ///
-/// Locks: an account, then the shard of `owners` or of a balance; never two of a kind.
+/// Locks: an account, then the shard of a budget, then that of `owners` or of a balance; never two of a kind.
 #[derive(Debug)]
 pub struct Accounts {
     accounts: DashMap<Payer, Account, FxBuildHasher>,
     balances: DashMap<Owner, Balance, FxBuildHasher>,
     /// As [`Owners`]. Whoever asks takes a shard to read, which others may do at the same time.
     owners: DashMap<(Zone, IpAddr), Mac, FxBuildHasher>,
+    /// Of the networks that have a limit, if any has.
+    budgets: DashMap<Zone, Budget, FxBuildHasher>,
+    has_budgets: AtomicBool,
     limit: AtomicU32,
     rate: AtomicU32,
     peak: AtomicU32,
@@ -160,6 +201,8 @@ impl Default for Accounts {
             accounts: DashMap::default(),
             balances: DashMap::default(),
             owners: DashMap::default(),
+            budgets: DashMap::default(),
+            has_budgets: AtomicBool::new(false),
             limit: AtomicU32::new(u32::MAX),
             rate: AtomicU32::new(u32::MAX),
             peak: AtomicU32::new(0),
@@ -176,6 +219,38 @@ impl Accounts {
         self.rate.store(a_second, Ordering::Relaxed);
     }
 
+    /// Sets how many connections a network may have, for those that have a limit. What there is stays.
+    pub(crate) fn limit_networks(&self, limits: &FxHashMap<Zone, u32>) {
+        if limits.is_empty() && !self.has_budgets.load(Ordering::Relaxed) {
+            return;
+        }
+        self.budgets.retain(|zone, _| limits.contains_key(zone));
+        for (zone, limit) in limits {
+            self.budgets.entry(*zone).or_default().limit = *limit;
+        }
+        self.has_budgets.store(!limits.is_empty(), Ordering::Relaxed);
+        // Fresh accounts are counted from here on; what is booked to the others meanwhile, with them.
+        for mut account in self.accounts.iter_mut() {
+            let Payer { zone, is_inbound, .. } = *account.key();
+            match (account.is_budgeted, self.budgets.get_mut(&zone)) {
+                (false, Some(mut budget)) => {
+                    budget.add(account.connections, is_inbound);
+                    account.is_budgeted = true;
+                }
+                (true, None) => account.is_budgeted = false,
+                _ => {}
+            }
+        }
+    }
+
+    /// Of the network that has the least room left of its limit: what it has, has had at most, and may have.
+    /// `None`: none has a limit.
+    #[must_use]
+    pub fn fullest_network(&self) -> Option<(u32, u32, u32)> {
+        let shown = self.budgets.iter().map(|it| (it.connections, it.peak, it.limit));
+        shown.min_by_key(|(connections, _, limit)| limit.saturating_sub(*connections))
+    }
+
     /// The same accounts and limits, to try things out on.
     pub(super) fn copy(&self) -> Self {
         let word = |word: &AtomicU32| AtomicU32::new(word.load(Ordering::Relaxed));
@@ -183,6 +258,8 @@ impl Accounts {
             accounts: self.accounts.clone(),
             balances: self.balances.clone(),
             owners: self.owners.clone(),
+            budgets: self.budgets.clone(),
+            has_budgets: AtomicBool::new(self.has_budgets.load(Ordering::Relaxed)),
             limit: word(&self.limit),
             rate: word(&self.rate),
             peak: word(&self.peak),
@@ -263,17 +340,29 @@ impl Accounts {
 
     /// Whether [`Accounts::book`] would book one more, as far as can be told without doing it.
     pub(super) fn may_book(&self, payer: &Payer, now: u32) -> Result<(), Overdrawn> {
+        let mut share = u32::MAX;
+        if self.has_budgets.load(Ordering::Relaxed)
+            && let Some(budget) = self.budgets.get(&payer.zone)
+        {
+            budget.check(payer.is_inbound)?;
+            share = share_of(budget.limit);
+        }
         let owner = self.owner_of(payer);
         let Some(balance) = self.balances.get(&owner) else { return Ok(()) };
-        self.check(&balance, payer.is_inbound, now)
+        self.check(&balance, share, payer.is_inbound, now)
     }
 
-    fn check(&self, balance: &Balance, is_inbound: bool, now: u32) -> Result<(), Overdrawn> {
-        let limit = self.limit.load(Ordering::Relaxed);
+    /// `share`: how many its network lets it have.
+    fn check(
+        &self,
+        balance: &Balance,
+        share: u32,
+        is_inbound: bool,
+        now: u32,
+    ) -> Result<(), Overdrawn> {
+        let limit = self.limit.load(Ordering::Relaxed).min(share);
         let side = balance.side(is_inbound);
-        if balance.connections() >= limit
-            || (is_inbound && side.connections >= limit - limit / KEPT_INSIDE)
-        {
+        if balance.connections() >= limit || (is_inbound && side.connections >= share_of(limit)) {
             return Err(Overdrawn::Limit);
         }
         // A worker whose clock is a little behind counts for the second that has begun.
@@ -289,8 +378,15 @@ impl Accounts {
             owner: self.owner_of(&payer),
             connections: 0,
             open: 0,
+            is_budgeted: self.has_budgets.load(Ordering::Relaxed)
+                && self.budgets.contains_key(&payer.zone),
         });
-        if let Err(overdrawn) = self.book_to(account.owner, payer.is_inbound, is_open, now) {
+        let booked = if self.has_budgets.load(Ordering::Relaxed) {
+            self.book_within(&account, payer, is_open, now)
+        } else {
+            self.book_to(account.owner, u32::MAX, payer.is_inbound, is_open, now)
+        };
+        if let Err(overdrawn) = booked {
             let is_empty = account.connections == 0;
             drop(account);
             if is_empty {
@@ -303,15 +399,37 @@ impl Accounts {
         Ok(())
     }
 
+    /// [`Accounts::book_to`] in a network that may have a limit.
+    #[cold]
+    fn book_within(
+        &self,
+        account: &Account,
+        payer: Payer,
+        is_open: bool,
+        now: u32,
+    ) -> Result<(), Overdrawn> {
+        let is_inbound = payer.is_inbound;
+        let Some(mut budget) = self.budgets.get_mut(&payer.zone) else {
+            return self.book_to(account.owner, u32::MAX, is_inbound, is_open, now);
+        };
+        budget.check(is_inbound)?;
+        self.book_to(account.owner, share_of(budget.limit), is_inbound, is_open, now)?;
+        if account.is_budgeted {
+            budget.add(1, is_inbound);
+        }
+        Ok(())
+    }
+
     fn book_to(
         &self,
         owner: Owner,
+        share: u32,
         is_inbound: bool,
         is_open: bool,
         now: u32,
     ) -> Result<(), Overdrawn> {
         let mut balance = self.balances.entry(owner).or_default();
-        self.check(&balance, is_inbound, now)?;
+        self.check(&balance, share, is_inbound, now)?;
         let is_rated = self.rate.load(Ordering::Relaxed) != u32::MAX;
         let side = balance.side_mut(is_inbound);
         if side.second < now {
@@ -339,6 +457,13 @@ impl Accounts {
         self.accounts.remove_if_mut(&payer, |_, account| {
             account.connections = account.connections.saturating_sub(1);
             account.open = account.open.saturating_sub(was_open);
+            if account.is_budgeted
+                && let Some(mut budget) = self.budgets.get_mut(&payer.zone)
+            {
+                budget.connections = budget.connections.saturating_sub(1);
+                let inbound = u32::from(payer.is_inbound);
+                budget.inbound = budget.inbound.saturating_sub(inbound);
+            }
             if let Some(mut balance) = self.balances.get_mut(&account.owner) {
                 let side = balance.side_mut(payer.is_inbound);
                 side.connections = side.connections.saturating_sub(1);

@@ -15,7 +15,7 @@
 //!
 //! Limits: `limit` learned and static entries, `per_port` learned ones behind one port. A port at its
 //! limit loses its own oldest entry; at the table's limit the port with the most entries loses its
-//! oldest; with both buckets full, the one of them whose port has the most goes. Local entries
+//! oldest, at the limit of a network that has one the port in it with the most; with both buckets full, the one of them whose port has the most goes. Local entries
 //! (endpoints' own MACs) and static ones never do. Where there is none to go, the MAC is not entered
 //! and the refusal counted; frames to it are flooded. How often a MAC may move, and a port make
 //! changes, is bounded too (`members`).
@@ -293,7 +293,8 @@ impl Fdb {
             .filter_map(|slot| {
                 let [word, cell] = slot else { return None };
                 let entry = entry_of(word, cell, now)?;
-                let aged = matches!(entry.kind, FdbKind::Learned) && entry.age > ageing(entry.network);
+                let aged =
+                    matches!(entry.kind, FdbKind::Learned) && entry.age > ageing(entry.network);
                 (!aged).then_some(entry)
             })
             .collect()

@@ -274,6 +274,7 @@ fn insert_hashed<K: Tracked>(
         }
         Insert::Overdrawn(Overdrawn::Limit) => Err(Refusal::Drop(DropReason::EndpointLimit)),
         Insert::Overdrawn(Overdrawn::Rate) => Err(Refusal::Drop(DropReason::EndpointRate)),
+        Insert::Overdrawn(Overdrawn::Network) => Err(Refusal::Drop(DropReason::NetworkLimit)),
         Insert::ReplyTaken => Err(Refusal::Drop(DropReason::SnatPortsExhausted)),
     }
 }

@@ -6,8 +6,8 @@ use dataplane::config::{DnatRule, PortRole};
 use dataplane::engine::Link;
 use dataplane::packet::types::tcp_flags::{ACK, SYN};
 use tests::lab::{
-    A, B, CLIENT, GATEWAY1, Lab, ROUTER, SERVER, UP, UPLINK, dual, publish_tcp, small, topology,
-    without_guard,
+    A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, Lab, ROUTER, SERVER, UP, UPLINK, dual, publish_tcp,
+    small, topology, without_guard,
 };
 use tests::packet::{Host, Packet, icmp_error, tcp, udp};
 
@@ -152,6 +152,85 @@ fn the_addresses_of_an_endpoint_share_what_it_may_have() {
     lab.rx(A.port, query(&A, 6)).dropped("a", "endpoint_limit");
     begin(&mut lab, &query(&B, 6), &B);
     lab.rx(B.port, query(&B, 7)).dropped("b", "endpoint_limit");
+}
+
+/// How full the network is that has the least room, by `conntrack_per_network`.
+fn network_limit(lab: &Lab) -> Option<(u64, u64, u64)> {
+    let limits = lab.plane.limits().into_iter();
+    let mut limits = limits.filter(|limit| limit.name == "conntrack_per_network");
+    limits.next().map(|limit| (limit.current, limit.peak, limit.limit))
+}
+
+#[test]
+fn a_network_has_no_more_connections_than_its_limit() {
+    let mut spec = dual();
+    spec.networks[0].conntrack_limit = Some(8);
+    let mut lab = Lab::new(spec);
+    let now = lab.now;
+    let link = Link::Uplink(UPLINK);
+    lab.plane.tables().neighbors.confirm(link, ROUTER.ip6(), ROUTER.mac, true, now);
+    // One of it has three quarters at most, in both families together.
+    for n in 0..5 {
+        begin(&mut lab, &query(&A, n), &A);
+    }
+    begin(&mut lab, &query(&A, 5).v6(), &A);
+    for more in [query(&A, 6), query(&A, 6).v6()] {
+        lab.rx(A.port, &more).dropped("a", "endpoint_limit");
+    }
+    begin(&mut lab, &query(&B, 6), &B);
+    begin(&mut lab, &query(&B, 7).v6(), &B);
+    for more in [query(&B, 8), query(&B, 8).v6()] {
+        lab.rx(B.port, &more).dropped("b", "network_limit");
+    }
+    lab.rx(C.port, query(&C, 8)).dropped("c", "network_limit");
+    assert_eq!(network_limit(&lab), Some((8, 8, 8)));
+    // Another network has none, and what there is goes on.
+    let other = udp(&D, 40_000, &SERVER, 53).via(GATEWAY2.mac);
+    lab.rx(D.port, &other)
+        .moved("conn.new", 1)
+        .moved("masquerade.2.packets", 1)
+        .moved("masquerade.2.bytes", other.ip_len() as i64)
+        .take_one(UP.port);
+    let again = query(&B, 6);
+    lab.rx(B.port, &again).tx(UP.port, again.src(UP.ip).routed(UP.mac, ROUTER.mac));
+    // One that ends leaves its place to others.
+    assert_eq!(lab.plane.flush_connections(&|c| c.original.src_port == 40_005), 1);
+    assert_eq!(network_limit(&lab), Some((7, 8, 8)));
+    begin(&mut lab, &query(&C, 8), &C);
+    // Without a limit there is none; a lower one ends nothing.
+    lab.reconfigure(|spec| spec.networks[0].conntrack_limit = None);
+    assert_eq!(network_limit(&lab), None);
+    begin(&mut lab, &query(&C, 9), &C);
+    lab.reconfigure(|spec| spec.networks[0].conntrack_limit = Some(2));
+    assert_eq!((network_limit(&lab), lab.connections().len()), (Some((9, 9, 2)), 10));
+    lab.rx(C.port, query(&C, 10)).dropped("c", "network_limit");
+    assert_eq!(lab.plane.flush_connections(&|_| true), 10);
+    assert_eq!(network_limit(&lab), Some((0, 9, 2)));
+    begin(&mut lab, &query(&C, 10), &C);
+}
+
+/// A crowd outside leaves something to who is in it.
+#[test]
+fn who_comes_from_outside_has_three_quarters_of_a_network() {
+    let mut spec = topology();
+    spec.networks[0].conntrack_limit = Some(8);
+    spec.dnat = vec![publish_tcp(7, 8080, &A, 80), publish_tcp(8, 8081, &B, 80)];
+    let mut lab = Lab::new(spec);
+    let syn = |client, port| tcp(&CLIENT, client, &UP, port, SYN);
+    for n in 0..3 {
+        come(&mut lab, &syn(n, 8080), 7);
+    }
+    for n in 0..3 {
+        lab.rx(UP.port, syn(n, 8081))
+            .moved("conn.new", 1)
+            .moved("dnat.8.packets", 1)
+            .moved("dnat.8.bytes", syn(n, 8081).ip_len() as i64)
+            .take_one(B.port);
+    }
+    lab.rx(UP.port, syn(9, 8080)).dropped("up", "network_limit");
+    begin(&mut lab, &query(&A, 0), &A);
+    begin(&mut lab, &query(&B, 0), &B);
+    lab.rx(A.port, query(&A, 1)).dropped("a", "network_limit");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use dataplane::EngineOptions;
 use dataplane::engine::FdbKind;
 use dataplane::packet::types::{Mac, PortId, tcp_flags};
 use tests::lab::{
-    A, B, C, D, GATEWAY1, Lab, NEIGHBOR, NET1, NET2, UP, small, topology, without_guard,
+    A, B, C, D, GATEWAY1, GATEWAY2, Lab, NEIGHBOR, NET1, NET2, UP, small, topology, without_guard,
 };
 use tests::packet::{Host, Wire, arp_reply, ethernet, tcp};
 
@@ -129,6 +129,38 @@ fn one_port_s_macs_do_not_push_out_another_s() {
     // The newest of them are known.
     let to = plain(B.mac, Mac::from_u64(0x0200_0001_0000 + 1999));
     lab.rx(B.port, to.clone()).tx(A.port, to);
+}
+
+#[test]
+fn a_network_s_limit_of_addresses_is_its_own() {
+    let mut lab = unguarded(&small());
+    lab.reconfigure(|spec| spec.networks[0].fdb_limit = Some(8));
+    let stranger = |n: u64| plain(Mac::from_u64(0x0200_0001_0000 + n), B.mac);
+    for n in 0..6 {
+        lab.rx(A.port, stranger(n)).tx(B.port, stranger(n)).moved("fdb.learned", 1);
+    }
+    for n in 100..102 {
+        lab.rx(C.port, stranger(n)).tx(B.port, stranger(n)).moved("fdb.learned", 1);
+    }
+    // The one with the most of that network loses, whoever asks.
+    for (port, n) in [(C.port, 102), (A.port, 6), (C.port, 103)] {
+        lab.rx(port, stranger(n)).tx(B.port, stranger(n)).moved("fdb.evictions", 1);
+    }
+    for n in 0..20 {
+        lab.rx(D.port, plain(Mac::from_u64(0x0200_0002_0000 + n), GATEWAY2.mac))
+            .moved("fdb.learned", 1)
+            .only_balanced();
+    }
+    let entries = lab.plane.fdb_entries();
+    let learned =
+        |port| entries.iter().filter(move |e| e.kind == FdbKind::Learned && e.port == port).count();
+    assert_eq!([A.port, C.port, D.port].map(learned), [4, 4, 20]);
+    let limits = lab.plane.limits();
+    let shown = limits.iter().find(|limit| limit.name == "fdb_per_network").unwrap();
+    assert_eq!((shown.current, shown.peak, shown.limit), (8, 8, 8));
+    lab.reconfigure(|spec| spec.networks[0].fdb_limit = None);
+    lab.rx(A.port, stranger(7)).tx(B.port, stranger(7)).moved("fdb.learned", 1);
+    assert!(lab.plane.limits().iter().all(|limit| limit.name != "fdb_per_network"));
 }
 
 #[test]

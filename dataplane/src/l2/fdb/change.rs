@@ -39,14 +39,14 @@ impl Fdb {
         if let Some(slot) = self.position(hash, key, vlan) {
             return self.replace(&mut members, slot, fresh);
         }
-        let Some(place) = self.make_room(&mut members, hash, port, kind, now) else {
+        let Some(place) = self.make_room(&mut members, hash, (network, port), kind, now) else {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return Learned::Full;
         };
         let Some((word, cell)) = self.slot(place) else { return Learned::Full };
         self.account(None, Some(kind));
         if kind == FdbKind::Learned {
-            members.add(place, port, now);
+            members.add(place, (network, port), now);
         }
         cell.store(fresh.0, Ordering::Release);
         word.store(key, Ordering::Release);
@@ -69,7 +69,7 @@ impl Fdb {
             _ => {}
         }
         if old.kind() == FdbKind::Learned {
-            members.remove(slot, old.port());
+            members.remove(slot, (self.network(slot), old.port()));
         }
         self.account(Some(old.kind()), Some(fresh.kind()));
         cell.store(fresh.0, Ordering::Release);
@@ -109,14 +109,16 @@ impl Fdb {
         &self,
         members: &mut Members,
         hash: u64,
-        port: PortId,
+        (network, port): (NetworkId, PortId),
         kind: FdbKind,
         now: u32,
     ) -> Option<Slot> {
         let place = self.place(members, hash)?;
         let at_own_limit = kind == FdbKind::Learned && members.len(port) >= self.per_port;
+        let at_network_limit = kind == FdbKind::Learned && members.is_full(network);
         let at_limit = kind != FdbKind::Local && self.used.load(Ordering::Relaxed) >= self.limit;
         if !at_own_limit
+            && !at_network_limit
             && !at_limit
             && let Place::Empty(slot) = place
         {
@@ -129,10 +131,14 @@ impl Fdb {
         if at_own_limit {
             let oldest = self.oldest(members, port)?;
             self.evict(members, oldest);
+        } else if at_network_limit {
+            let heaviest = members.heaviest_in(network, port)?;
+            let oldest = self.oldest(members, heaviest)?;
+            self.evict(members, oldest);
         }
         match place {
             Place::Of(slot) => self.evict(members, slot),
-            Place::Empty(_) if at_limit && !at_own_limit => {
+            Place::Empty(_) if at_limit && !at_own_limit && !at_network_limit => {
                 let heaviest = members.heaviest(port)?;
                 let oldest = self.oldest(members, heaviest)?;
                 self.evict(members, oldest);
@@ -153,8 +159,8 @@ impl Fdb {
         if word.load(Ordering::Relaxed) == 0 {
             return;
         }
-        word.store(0, Ordering::Release);
-        members.remove(slot, self.value(slot).port());
+        let network = network_of(word.swap(0, Ordering::AcqRel));
+        members.remove(slot, (network, self.value(slot).port()));
         self.account(Some(FdbKind::Learned), None);
         self.evictions.fetch_add(1, Ordering::Relaxed);
         // Behind another port it would be new now, and no move.
@@ -211,6 +217,24 @@ impl Fdb {
         Value(self.slot(slot).map_or(0, |(_, cell)| cell.load(Ordering::Relaxed)))
     }
 
+    /// The network of the entry in a slot.
+    pub(super) fn network(&self, slot: Slot) -> NetworkId {
+        network_of(self.slot(slot).map_or(0, |(word, _)| word.load(Ordering::Relaxed)))
+    }
+
+    /// Sets how many learned entries networks may have.
+    pub(crate) fn limit_networks(&self, limits: &[(NetworkId, Option<u32>)]) {
+        let mut members = self.writer.lock();
+        for (network, limit) in limits {
+            members.limit(*network, *limit);
+        }
+    }
+
+    /// See [`Members::fullest_network`].
+    pub(crate) fn fullest_network(&self) -> Option<(u32, u32, u32)> {
+        self.writer.lock().fullest_network()
+    }
+
     /// The slot of a MAC.
     fn position(&self, hash: u64, key: u64, vlan: u16) -> Option<Slot> {
         let both = [self.slots(hash), self.slots(hash >> 32)];
@@ -235,9 +259,9 @@ impl Fdb {
     fn clear(&self, members: &mut Members, slot: Slot) {
         let Some((word, _)) = self.slot(slot) else { return };
         let value = self.value(slot);
-        word.store(0, Ordering::Release);
+        let network = network_of(word.swap(0, Ordering::AcqRel));
         if value.kind() == FdbKind::Learned {
-            members.remove(slot, value.port());
+            members.remove(slot, (network, value.port()));
         }
         self.account(Some(value.kind()), None);
     }

@@ -69,13 +69,13 @@ impl Fdb {
         for slot in (1..=slots).filter(is_used) {
             let value = self.value(slot);
             if value.kind() == FdbKind::Learned {
-                learned.push((members.noted(slot), slot, value.port()));
+                learned.push((members.noted(slot), slot, (self.network(slot), value.port())));
             }
             self.account(None, Some(value.kind()));
         }
         learned.sort_unstable_by_key(|(noted, slot, _)| (*noted, *slot));
-        for (noted, slot, port) in learned {
-            members.enlist(slot, port, noted);
+        for (noted, slot, place) in learned {
+            members.enlist(slot, place, noted);
         }
     }
 }

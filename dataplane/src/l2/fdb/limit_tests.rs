@@ -215,11 +215,42 @@ fn a_copy_goes_on_where_the_table_is() {
     assert_eq!(all(&copy), all(&fdb));
 }
 
+#[test]
+fn at_a_network_s_limit_its_port_with_the_most_loses_its_oldest() {
+    let fdb = limited(1024, 64);
+    fdb.limit_networks(&[(NET, Some(10)), (NetworkId(9), None)]);
+    for n in 0..30 {
+        assert_eq!(fdb.learn(NetworkId(9), 0, mac(n), PortId(9), 0), Learned::New);
+    }
+    for n in 0..7 {
+        fdb.learn(NET, 0, mac(n), PortId(1), 1);
+    }
+    for n in 100..103 {
+        fdb.learn(NET, 0, mac(n), PortId(2), 0);
+    }
+    assert_eq!(fdb.learn(NET, 0, mac(200), PortId(3), 2), Learned::New);
+    assert_eq!(behind(&fdb, 1, 2), (1..7).collect::<Vec<_>>());
+    assert_eq!((behind(&fdb, 2, 2), behind(&fdb, 3, 2)), ((100..103).collect(), vec![200]));
+    // What control says is entered all the same, and counts for nothing.
+    fdb.insert(NET, 0, mac(300), PortId(3), FdbKind::Static, 2);
+    // One that moves makes room for none.
+    assert_eq!(fdb.learn(NET, 0, mac(1), PortId(2), 3), Learned::Moved);
+    assert_eq!((fdb.fullest_network(), behind(&fdb, 9, 2).len()), (Some((10, 10, 10)), 30));
+    let copy = fdb.copy().unwrap();
+    assert_eq!(copy.fullest_network(), Some((10, 10, 10)));
+    assert_eq!(copy.learn(NET, 0, mac(201), PortId(3), 3), Learned::New);
+    assert_eq!((behind(&copy, 1, 3).len(), behind(&copy, 2, 3).len()), (4, 4));
+    fdb.limit_networks(&[(NET, None)]);
+    assert_eq!(fdb.learn(NET, 0, mac(201), PortId(3), 3), Learned::New);
+    assert_eq!((fdb.fullest_network(), behind(&fdb, 1, 3).len()), (None, 5));
+}
+
 proptest! {
     /// Whatever happens, each port has as many entries as the table shows, and not more than it may.
     #[test]
     fn the_lists_are_the_table(ops in proptest::collection::vec(any::<(u8, u8, u8)>(), 1..400)) {
         let fdb = limited(32, 6);
+        fdb.limit_networks(&[(NET, Some(20))]);
         let mut now = 10;
         for (what, n, port) in ops {
             let (mac, port) = (mac(u64::from(n % 64)), PortId(u16::from(port % 6)));
@@ -233,6 +264,9 @@ proptest! {
                 _ => { fdb.learn(NET, 0, mac, port, now); }
             }
             let entries = fdb.entries(now, |_| Duration::MAX);
+            let in_network = entries.iter().filter(|entry| entry.kind == FdbKind::Learned).count();
+            prop_assert_eq!(fdb.fullest_network().map(|it| it.0 as usize), Some(in_network));
+            prop_assert!(in_network <= 20);
             let counted = entries.iter().filter(|entry| entry.kind != FdbKind::Local).count();
             prop_assert_eq!(counted, fdb.used() as usize);
             let members = fdb.writer.lock();

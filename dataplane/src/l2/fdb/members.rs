@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use crate::packet::types::PortId;
+use crate::packet::types::{NetworkId, PortId};
 
 /// Entries of a port looked at for one that has not been heard from since it was put into its place.
 const LOOK: usize = 8;
@@ -28,6 +28,9 @@ const SECOND_MASK: u32 = (1 << SECOND_BITS) - 1;
 /// A slot's number, from 1 on; zero stands for none.
 pub(super) type Slot = u32;
 
+/// Where an entry belongs: its network, and the port that it is behind.
+pub(super) type Place = (NetworkId, PortId);
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Port {
     first: Slot,
@@ -36,6 +39,16 @@ struct Port {
     /// The second of `changes`.
     second: u32,
     changes: u32,
+    /// Of its latest entry.
+    network: Option<NetworkId>,
+}
+
+/// The learned entries of a network.
+#[derive(Clone, Copy, Debug, Default)]
+struct Network {
+    len: u32,
+    most: u32,
+    limit: Option<u32>,
 }
 
 /// What the lock of the table holds.
@@ -48,6 +61,7 @@ pub(super) struct Members {
     /// By slot: `moves:8 | second:24`, the moves in that second.
     moves: Vec<u32>,
     ports: Vec<Port>,
+    networks: Vec<Network>,
     learned: u32,
     /// The longest that a list has been.
     longest: u32,
@@ -70,6 +84,7 @@ impl Members {
             noted: vec![0; slots + 1],
             moves: vec![0; slots + 1],
             ports: Vec::new(),
+            networks: Vec::new(),
             learned: 0,
             longest: 0,
         }
@@ -81,13 +96,11 @@ impl Members {
     }
 
     /// Adds an entry that was heard from at `seen`.
-    pub(super) fn add(&mut self, slot: Slot, port: PortId, seen: u32) {
+    pub(super) fn add(&mut self, slot: Slot, (network, port): Place, seen: u32) {
         if let Some(moves) = self.moves.get_mut(slot as usize) {
             *moves = 0;
         }
-        self.learned += 1;
-        self.lengthen(port);
-        self.put_last(slot, port, seen);
+        self.enlist(slot, (network, port), seen);
     }
 
     /// When an entry had been heard from when it was put into its place.
@@ -112,12 +125,18 @@ impl Members {
     pub(super) fn copy_ports(&mut self, from: &Self) {
         let bare = |port: &Port| Port { first: 0, last: 0, len: 0, ..*port };
         self.ports = from.ports.iter().map(bare).collect();
+        let bare = |network: &Network| Network { len: 0, ..*network };
+        self.networks = from.networks.iter().map(bare).collect();
         self.longest = from.longest;
     }
 
-    /// Lists an entry that was copied, behind those of its port that are.
-    pub(super) fn enlist(&mut self, slot: Slot, port: PortId, noted: u32) {
+    /// Lists an entry behind those of its port that are.
+    pub(super) fn enlist(&mut self, slot: Slot, (network, port): Place, noted: u32) {
         self.learned += 1;
+        let members = self.network(network);
+        members.len += 1;
+        members.most = members.most.max(members.len);
+        self.port(port).network = Some(network);
         self.lengthen(port);
         self.put_last(slot, port, noted);
     }
@@ -135,8 +154,10 @@ impl Members {
     }
 
     /// Takes an entry out.
-    pub(super) fn remove(&mut self, slot: Slot, port: PortId) {
+    pub(super) fn remove(&mut self, slot: Slot, (network, port): Place) {
         self.learned = self.learned.saturating_sub(1);
+        let members = self.network(network);
+        members.len = members.len.saturating_sub(1);
         let members = self.port(port);
         members.len = members.len.saturating_sub(1);
         self.unlink(slot, port);
@@ -176,6 +197,33 @@ impl Members {
                 if port.len > best.1 { (PortId(n), port.len) } else { best }
             });
         (len > 0).then_some(most)
+    }
+
+    /// The port of a network with the most entries; among equals `preferred`. `None`: nothing is learned there.
+    pub(super) fn heaviest_in(&self, network: NetworkId, preferred: PortId) -> Option<PortId> {
+        let own = |port: &Port| if port.network == Some(network) { port.len } else { 0 };
+        let first = self.ports.get(preferred.index()).map_or(0, own);
+        let (most, len) = (0u16..).zip(&self.ports).fold((preferred, first), |best, (n, port)| {
+            if own(port) > best.1 { (PortId(n), own(port)) } else { best }
+        });
+        (len > 0).then_some(most)
+    }
+
+    /// Whether a network has as many entries as it may have.
+    pub(super) fn is_full(&self, network: NetworkId) -> bool {
+        let network = self.networks.get(network.index());
+        network.is_some_and(|it| it.limit.is_some_and(|limit| it.len >= limit))
+    }
+
+    /// Sets how many entries a network may have. What there is stays.
+    pub(super) fn limit(&mut self, network: NetworkId, limit: Option<u32>) {
+        self.network(network).limit = limit;
+    }
+
+    /// Of the network that has the least room left of its limit: what it has, has had at most, and may have.
+    pub(super) fn fullest_network(&self) -> Option<(u32, u32, u32)> {
+        let shown = self.networks.iter().filter_map(|it| Some((it.len, it.most, it.limit?)));
+        shown.min_by_key(|(len, _, limit)| limit.saturating_sub(*len))
     }
 
     /// Whether a port may push an entry out or take one over in this second; it has done so then.
@@ -225,6 +273,13 @@ impl Members {
             self.ports.resize(port.index() + 1, Port::default());
         }
         &mut self.ports[port.index()]
+    }
+
+    fn network(&mut self, network: NetworkId) -> &mut Network {
+        if self.networks.len() <= network.index() {
+            self.networks.resize(network.index() + 1, Network::default());
+        }
+        &mut self.networks[network.index()]
     }
 
     fn put_last(&mut self, slot: Slot, port: PortId, seen: u32) {
