@@ -1,4 +1,5 @@
-//! Outside ports for SNAT: the inside port when it is free, else a random one of the same class.
+//! Outside ports for SNAT: the inside port when it is free, else a random one of the same class, of the
+//! same parity when it can be.
 //!
 //! A port is free for a destination when the tuple in which replies would come has no connection:
 //! one outside port serves many destinations at once, so 65,535 ports are no ceiling. What is
@@ -22,15 +23,15 @@ const GOLDEN: u64 = 0x9e37_79b9;
 pub struct PortRng {
     key: HashKey,
     counter: u64,
-    /// The size of the ranges that were walked last, and the step that goes with it.
-    walked: (u32, u32),
+    /// How many even and odd ports were walked last, and the step that goes with each number.
+    walked: [(u32, u32); 2],
 }
 
 impl PortRng {
     /// A source with a secret key.
     #[must_use]
     pub const fn new(key: HashKey) -> Self {
-        Self { key, counter: 0, walked: (0, 1) }
+        Self { key, counter: 0, walked: [(0, 1); 2] }
     }
 
     pub(crate) fn next(&mut self) -> u64 {
@@ -39,25 +40,59 @@ impl PortRng {
     }
 
     /// See [`golden_step`]; sizes seldom change.
-    fn step(&mut self, size: u32) -> u32 {
-        if self.walked.0 != size {
-            self.walked = (size, golden_step(size));
+    fn step(&mut self, parity: u16, size: u32) -> u32 {
+        let [even, odd] = &mut self.walked;
+        let walked = if parity == 0 { even } else { odd };
+        if walked.0 != size {
+            *walked = (size, golden_step(size));
         }
-        self.walked.1
+        walked.1
     }
 }
 
-/// Candidates for the outside port of one connection, best first.
+/// A way through the even or the odd ports of a class, from a random one on.
+#[derive(Debug, Clone, Copy)]
+struct Walk {
+    parity: u16,
+    size: u32,
+    at: u32,
+    step: u32,
+    left: u32,
+}
+
+impl Walk {
+    /// `random`: from where.
+    fn new(parity: u16, (size, left): (u32, u32), random: u32, rng: &mut PortRng) -> Self {
+        // A fraction of the size (Lemire 2019).
+        #[allow(clippy::cast_possible_truncation, reason = "less than the size")]
+        let at = ((u64::from(random) * u64::from(size)) >> 32) as u32;
+        Self { parity, size, at, step: rng.step(parity, size), left }
+    }
+
+    /// The next port's number among them.
+    #[inline]
+    fn next(&mut self) -> Option<u32> {
+        self.left = self.left.checked_sub(1)?;
+        let at = self.at;
+        self.at += self.step;
+        // The step is no longer than the size.
+        if self.at >= self.size {
+            self.at -= self.size;
+        }
+        Some(at)
+    }
+}
+
+/// Candidates for the outside port of one connection, best first: the inside port, then those of its parity
+/// (RFC 4787 REQ-4), then the others.
 #[derive(Debug, Clone)]
 pub struct Candidates<'a> {
     ranges: &'a [(u16, u16)],
     keep: Option<u16>,
     low: u16,
     high: u16,
-    size: u32,
-    at: u32,
-    step: u32,
-    left: u32,
+    same: Walk,
+    other: Walk,
 }
 
 impl<'a> Candidates<'a> {
@@ -70,40 +105,47 @@ impl<'a> Candidates<'a> {
         } else {
             (CLASS_BOUNDARY, u16::MAX)
         };
+        let parity = inside & 1;
+        let sizes = |(low, high)| {
+            (low, high, [parity, parity ^ 1].map(|parity| count(ranges, (low, high), parity)))
+        };
         // A class that the ranges leave out falls back to all of them.
-        let (low, high, size) = [class, (0, u16::MAX)]
-            .map(|(low, high)| (low, high, count(ranges, low, high)))
-            .into_iter()
-            .find(|(.., size)| *size > 0)
-            .unwrap_or((0, u16::MAX, 0));
-        // The upper half of the number as a fraction of the size (Lemire 2019).
-        #[allow(clippy::cast_possible_truncation, reason = "less than the size")]
-        let at = (((rng.next() >> 32) * u64::from(size)) >> 32) as u32;
-        let step = rng.step(size);
-        Self { ranges, keep, low, high, size, at, step, left: size.min(ATTEMPTS) }
+        let (low, high, [same, other]) = match sizes(class) {
+            (.., [0, 0]) => sizes((0, u16::MAX)),
+            sizes => sizes,
+        };
+        // Among half of the ports seven eighths of the attempts leave no larger gap than all among all; the rest
+        // is for the others.
+        let first = same.min(ATTEMPTS - other.min(ATTEMPTS / 8));
+        let second = other.min(ATTEMPTS - first);
+        let random = rng.next();
+        #[allow(clippy::cast_possible_truncation, reason = "taken apart")]
+        let (upper, lower) = ((random >> 32) as u32, random as u32);
+        let same = Walk::new(parity, (same, first), upper, rng);
+        let other = Walk::new(parity ^ 1, (other, second), lower, rng);
+        Self { ranges, keep, low, high, same, other }
     }
 
     /// None but the inside port.
     pub const fn keep_only(&mut self) {
-        self.left = 0;
+        self.same.left = 0;
+        self.other.left = 0;
     }
 }
 
 impl Iterator for Candidates<'_> {
     type Item = u16;
 
+    #[inline]
     fn next(&mut self) -> Option<u16> {
         if let Some(port) = self.keep.take() {
             return Some(port);
         }
-        self.left = self.left.checked_sub(1)?;
-        let port = nth(self.ranges, self.low, self.high, self.at);
-        self.at += self.step;
-        // The step is no longer than the size.
-        if self.at >= self.size {
-            self.at -= self.size;
-        }
-        port
+        let (parity, n) = match self.same.next() {
+            Some(n) => (self.same.parity, n),
+            None => (self.other.parity, self.other.next()?),
+        };
+        nth(self.ranges, (self.low, self.high), parity, n)
     }
 }
 
@@ -119,19 +161,28 @@ fn golden_step(size: u32) -> u32 {
     step
 }
 
-fn clipped(ranges: &[(u16, u16)], low: u16, high: u16) -> impl Iterator<Item = (u16, u16)> {
-    ranges.iter().map(move |(a, b)| ((*a).max(low), (*b).min(high))).filter(|(a, b)| a <= b)
+/// The first and the last port of this parity in each of the ranges, as far as they are in the class.
+fn clipped(
+    ranges: &[(u16, u16)],
+    (low, high): (u16, u16),
+    parity: u16,
+) -> impl Iterator<Item = (u16, u16)> {
+    ranges.iter().filter_map(move |(a, b)| {
+        let (a, b) = ((*a).max(low), (*b).min(high));
+        let first = a.checked_add((a ^ parity) & 1)?;
+        (first <= b).then_some((first, b - ((b ^ parity) & 1)))
+    })
 }
 
-fn count(ranges: &[(u16, u16)], low: u16, high: u16) -> u32 {
-    clipped(ranges, low, high).map(|(a, b)| u32::from(b - a) + 1).sum()
+fn count(ranges: &[(u16, u16)], class: (u16, u16), parity: u16) -> u32 {
+    clipped(ranges, class, parity).map(|(a, b)| u32::from(b - a) / 2 + 1).sum()
 }
 
-fn nth(ranges: &[(u16, u16)], low: u16, high: u16, mut n: u32) -> Option<u16> {
-    for (a, b) in clipped(ranges, low, high) {
-        let length = u32::from(b - a) + 1;
+fn nth(ranges: &[(u16, u16)], class: (u16, u16), parity: u16, mut n: u32) -> Option<u16> {
+    for (a, b) in clipped(ranges, class, parity) {
+        let length = u32::from(b - a) / 2 + 1;
         if n < length {
-            return u16::try_from(u32::from(a) + n).ok();
+            return u16::try_from(u32::from(a) + 2 * n).ok();
         }
         n -= length;
     }
@@ -181,6 +232,34 @@ mod tests {
         assert!(Candidates::new(&ranges, 5, &mut rng()).all(|p| p < 1024));
         assert!(Candidates::new(&ranges, 5000, &mut rng()).all(|p| p >= 1024));
         assert!(Candidates::new(&[(2000, 3000)], 5, &mut rng()).next().is_some());
+    }
+
+    /// RFC 4787 REQ-4: RTP and RTCP of old programs are an even port and the next one.
+    #[test]
+    fn those_of_the_same_parity_come_before_the_others() {
+        for inside in [40_000, 40_001, 500, 501] {
+            for ranges in
+                [&[(600, 700), (2000, 2999)][..], &[(601, 601), (2000, 2040), (3001, 3002)]]
+            {
+                let all: Vec<u16> = Candidates::new(ranges, inside, &mut rng()).collect();
+                let same = |port: &u16| port % 2 == inside % 2;
+                let first = all.iter().take_while(|port| same(port)).count();
+                assert!(all.iter().skip(first).all(|port| !same(port)), "{all:?}");
+            }
+        }
+        let all: Vec<u16> = Candidates::new(&[(2000, 2099)], 40_001, &mut rng()).collect();
+        assert!(all.len() == 100 && all.iter().take(50).all(|port| port % 2 == 1), "{all:?}");
+        // One that is free is found whichever it is.
+        for (ranges, inside) in [([(2000, 2000)], 5001), ([(2001, 2001)], 5000)] {
+            assert_eq!(Candidates::new(&ranges, inside, &mut rng()).count(), 1);
+        }
+        // Ports of one parity alone are searched as thoroughly as a range of as many.
+        let even: Vec<(u16, u16)> = (0..300).map(|n| (2000 + 2 * n, 2000 + 2 * n)).collect();
+        for inside in [1, 2] {
+            let seen: HashSet<u16> = Candidates::new(&even, inside, &mut rng()).collect();
+            assert_eq!(seen.len(), 256, "{inside}");
+        }
+        assert_eq!(Candidates::new(&[(65_535, 65_535)], 5000, &mut rng()).next(), Some(65_535));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tests::packet::sctp::{INIT, sctp};
 use tests::packet::{Host, Packet, Wire, echo, echo_reply, ip, reported, tcp, udp};
 
 tests::in_ipv6! {
+    a_changed_port_keeps_its_parity
     a_flow_of_one_batch_is_one_connection
     a_hairpin_does_not_go_round
     a_hairpin_needs_no_icc
@@ -141,6 +142,30 @@ fn a_port_that_is_taken_is_replaced_and_each_reply_finds_its_way() {
         lab.rx(UP.port, &to_second).tx(B.port, inside(&to_second, &B).dport(40_000));
         lab.rx(UP.port, &to_first).tx(A.port, inside(&to_first, &A));
     }
+}
+
+/// RFC 4787 REQ-4.
+#[test]
+fn a_changed_port_keeps_its_parity() {
+    let mut lab = Lab::default();
+    for port in 40_000..40_020 {
+        for from in [&A, &B] {
+            let packet = udp(from, port, &SERVER, 53).via(GATEWAY1.mac);
+            let came = lab.rx(from.port, &packet).masqueraded(&packet).take_one(UP.port);
+            assert_eq!(ports(&came).0 % 2, port % 2, "of {port}");
+        }
+    }
+    // Where none of it is left, any will do.
+    let mut spec = topology();
+    spec.uplinks[0].nat_ports = vec![(50_000, 50_000), (50_001, 50_001)];
+    let mut lab = Lab::new(spec);
+    let mut left = Vec::new();
+    for (from, port) in [(&A, 40_000), (&B, 40_002)] {
+        let packet = udp(from, port, &SERVER, 53).via(GATEWAY1.mac);
+        let came = lab.rx(from.port, &packet).masqueraded(&packet).take_one(UP.port);
+        left.push(ports(&came).0);
+    }
+    assert_eq!(left, [50_000, 50_001]);
 }
 
 #[test]
