@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::ipam;
 use crate::model::{HOST_NETWORK, is_unswitched};
 use crate::name::Name;
-use crate::options::{EndpointOptions, NetworkOptions};
+use crate::options::{self, EndpointOptions, NetworkOptions};
 use crate::publish::{PublishSpec, meet};
 
 pub use way_out::{interface, route, route_destination, uplink};
@@ -76,6 +76,13 @@ fn network_fields(request: &NetworkCreate) -> Result<NetworkOptions> {
         }
     }
     let options = NetworkOptions::parse(request.driver, &request.options)?;
+    let short = options::canonical(request.driver, &request.options)?;
+    let gateways = request.subnets.iter().filter_map(|subnet| subnet.gateway);
+    if let Some(gateway) = gateways.into_iter().find(|it| options::is_isolated(&short, *it)) {
+        return Err(Error::invalid(format!(
+            "gateway {gateway}: gateway_mode=isolated means that there is none; leave one of both out"
+        )));
+    }
     if request.wants_ipv6() && options.mtu.is_some_and(|mtu| mtu < MIN_MTU_WITH_IPV6) {
         return Err(short_for_ipv6());
     }

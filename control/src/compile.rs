@@ -164,13 +164,13 @@ fn compile_network(
     let options = NetworkOptions::parse(crate::api::types::Driver::Bridge, &network.options)?;
     let subnets = network
         .gateways()
-        .map(|(subnet, gateway)| Subnet { prefix: prefix(subnet), gateway: Some(gateway) })
+        .map(|(subnet, gateway)| Subnet { prefix: prefix(subnet), gateway })
         .collect();
     spec.networks.push(NetworkConfig {
         id: network.network_id(),
         gateway_mac: network.gateway_mac(),
         subnets,
-        internal: network.internal,
+        internal: network.internal || network.has_no_gateway(),
         masquerade: options.masquerade,
         routed: options.routed(),
         icc: options.icc,
@@ -187,7 +187,8 @@ fn compile_network(
         querier: options.querier,
         helpers: options.helpers,
     });
-    if let Some(port) = attached.hosts.get(&network.name) {
+    // The host has no part in a network without a gateway, though its device is there.
+    if let Some(port) = attached.hosts.get(&network.name).filter(|_| !network.has_no_gateway()) {
         let role = PortRole::Host { network: network.network_id() };
         spec.ports.push(PortConfig { id: *port, role, mtu: network.mtu });
     }

@@ -182,15 +182,16 @@ impl Desired {
     }
 
     /// The endpoint that carries the sandbox's default route and its published ports: the first in
-    /// a network that is not internal, unless it has no untagged frames, as the gateway's are.
+    /// a network that is neither internal nor isolated, unless it has no untagged frames, as the gateway's are.
     #[must_use]
     pub fn gateway_endpoint<'a>(&'a self, sandbox: &'a Sandbox) -> Option<&'a Endpoint> {
-        sandbox.endpoints.iter().find(|endpoint| self.has_way_out(endpoint))
+        sandbox.endpoints.iter().find(|endpoint| self.has_way_out(endpoint, endpoint.ipv4.into()))
     }
 
-    fn has_way_out(&self, endpoint: &Endpoint) -> bool {
+    fn has_way_out(&self, endpoint: &Endpoint, own: IpAddr) -> bool {
         let network = self.networks.get(&endpoint.network);
-        network.is_some_and(|network| !network.internal) && endpoint.hears_the_gateway()
+        network.is_some_and(|network| !network.internal && !network.is_isolated(own))
+            && endpoint.hears_the_gateway()
     }
 
     /// As [`Self::gateway_endpoint`], for IPv6: the first that has it.
@@ -200,7 +201,8 @@ impl Desired {
         sandbox: &'a Sandbox,
     ) -> Option<(&'a Endpoint, Ipv6Net)> {
         sandbox.endpoints.iter().find_map(|endpoint| {
-            Some((endpoint, endpoint.ipv6.filter(|_| self.has_way_out(endpoint))?))
+            let own = endpoint.ipv6.filter(|own| self.has_way_out(endpoint, own.addr().into()));
+            Some((endpoint, own?))
         })
     }
 

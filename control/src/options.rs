@@ -6,7 +6,7 @@
 //! built yet are known here, so that the error says "not built yet" rather than "unknown".
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use dataplane::config::{Helpers, MAX_TIMEOUT_SECS, MAX_VLAN, Routed, Timeouts, VlanSet, Vlans};
@@ -114,6 +114,8 @@ pub enum GatewayMode {
     Nat,
     /// Routes; outside reaches published ports at the endpoints' own addresses too.
     Routed,
+    /// There is none: endpoints reach each other, and nobody else.
+    Isolated,
 }
 
 impl GatewayMode {
@@ -122,10 +124,21 @@ impl GatewayMode {
         match name {
             "nat" => Ok(Self::Nat),
             "routed" => Ok(Self::Routed),
-            "isolated" => Err("is not built yet; use nat or routed, or create --internal"),
+            "isolated" => Ok(Self::Isolated),
             _ => Err("is neither nat, routed nor isolated"),
         }
     }
+}
+
+/// Whether options that were checked ask for no gateway of the family of `address`.
+#[must_use]
+pub fn is_isolated(options: &BTreeMap<String, String>, address: IpAddr) -> bool {
+    let mode = options.get("gateway_mode");
+    let mode = match address {
+        IpAddr::V4(_) => mode,
+        IpAddr::V6(_) => options.get("gateway_mode_ipv6").or(mode),
+    };
+    mode.is_some_and(|mode| GatewayMode::parse(mode) == Ok(GatewayMode::Isolated))
 }
 
 /// What connects an endpoint to the engine.
@@ -547,6 +560,23 @@ mod tests {
     }
 
     #[test]
+    fn each_family_may_be_isolated() {
+        let addresses = [IpAddr::from([10, 1, 0, 1]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1])];
+        for (options, expected) in [
+            (&[][..], [false, false]),
+            (&[("gateway_mode", "nat")], [false, false]),
+            (&[("gateway_mode", "isolated")], [true, true]),
+            (&[("gateway_mode_ipv6", "isolated")], [false, true]),
+            (&[("gateway_mode", "isolated"), ("gateway_mode_ipv6", "routed")], [true, false]),
+        ] {
+            let options = map(options);
+            assert_eq!(addresses.map(|address| is_isolated(&options, address)), expected);
+            let routed = NetworkOptions::parse(Driver::Bridge, &options).unwrap().routed();
+            assert!(!(routed.ipv4 && expected[0]) && !(routed.ipv6 && expected[1]));
+        }
+    }
+
+    #[test]
     fn faults_are_named() {
         let table = [
             (
@@ -559,8 +589,6 @@ mod tests {
             (("mtu", "575"), "option mtu=575: is not a number from 576 to 65521"),
             (("mtu", "1e3"), "option mtu=1e3: is not a number"),
             (("icc", "yes"), "option icc=yes: is neither true nor false"),
-            (("gateway_mode", "isolated"), "is not built yet"),
-            (("gateway_mode_ipv6", "isolated"), "is not built yet"),
             (("ra", "maybe"), "option ra=maybe: is neither true nor false"),
             (("querier", "maybe"), "option querier=maybe: is neither true nor false"),
             (("snooping", "maybe"), "option snooping=maybe: is neither true nor false"),

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
+use tests::host::traffic::{TcpClient, TcpServer, assert_ping, ping};
 use tests::host::{GATEWAY, Host, Sandbox, Uplink, WIRE, eventually, one, rows};
 
 /// How long a connection may take to go on.
@@ -113,6 +113,100 @@ fn each_family_is_routed_by_itself() {
     assert_eq!(by4.seen_as.ip(), IpAddr::from([192, 0, 2, 2]));
     let by6 = TcpClient::connect(&web.ns, (ROUTER6, 7001));
     assert_eq!(by6.seen_as.ip(), own);
+}
+
+/// The addresses that the host has by its leg in a network.
+fn at_leg(host: &Host, network: &str) -> String {
+    let shown = one(&host.json(["network", "inspect", network]));
+    let leg = format!("vsw-{}", &shown["id"].as_str().unwrap()[..8]);
+    host.ns.ip(&format!("-o address show dev {leg}"))
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_isolated_network_reaches_itself_alone() {
+    let mut host = routed();
+    let alone = "--subnet 10.91.1.0/24 --ipv6 --subnet fd00:91::/64 -o gateway_mode=isolated";
+    host.network("alone", alone);
+    host.refused(
+        2,
+        &["gateway 10.92.1.9", "isolated"],
+        "network create g --subnet 10.92.1.0/24 --gateway 10.92.1.9 -o gateway_mode=isolated"
+            .split_whitespace(),
+    );
+    let [a, b] = ["a", "b"].map(|name| host.sandbox(name, "--network alone"));
+    let c = host.sandbox("c", "--network alone --network app");
+    let there = |host: &Host| {
+        for to in addresses(host, &b) {
+            assert_ping(&a.ns, to, 64);
+            assert_ping(&c.ns, to, 64);
+        }
+        // Neither a way out nor somebody to ask for one.
+        for family in ["-4", "-6"] {
+            assert_eq!(a.ns.ip(&format!("{family} route show default")), "", "{family}");
+        }
+        assert!(!at_leg(host, "alone").contains("10.91.1.1"), "{}", at_leg(host, "alone"));
+        assert!(!at_leg(host, "alone").contains("fd00:91"), "{}", at_leg(host, "alone"));
+        let shown = one(&host.json(["network", "inspect", "alone"]));
+        for subnet in rows(&shown["subnets"]) {
+            assert_eq!(subnet["gateway"], serde_json::Value::Null, "{shown}");
+        }
+        let shown = one(&host.json(["sandbox", "inspect", &a.name]));
+        let endpoint = &shown["endpoints"][0];
+        assert_eq!((&endpoint["gateway"], &endpoint["gateway6"]), (&().into(), &().into()));
+    };
+    there(&host);
+    let is_silent = |from: &Sandbox, to: IpAddr| {
+        let seen = ping(&from.ns, to, 1);
+        assert_eq!(seen.received, 0, "{to}: {}", seen.text);
+    };
+    is_silent(&a, [10, 91, 1, 1].into());
+    // The host is not in it, and has no way to it.
+    assert_eq!(ping(&host.ns, b.ip, 1).received, 0);
+    // Who sends to where the gateway would be reaches neither the outside nor the host.
+    a.ns.ip("neighbor replace 10.91.1.1 lladdr 02:42:0a:5b:01:01 dev eth0 nud permanent");
+    a.ns.ip("route add default via 10.91.1.1 dev eth0");
+    for to in [IpAddr::from(GATEWAY), [192, 0, 2, 2].into()] {
+        is_silent(&a, to);
+    }
+    let dropped = rows(&host.json(["drops", "--sandbox", &a.name]));
+    assert!(dropped.iter().any(|row| row["reason"] == "no_gateway"), "{dropped:?}");
+    a.ns.ip("route del default");
+    // Nothing can be published there; who is in another network too has the way of that.
+    host.refused(2, &["neither internal nor isolated"], ["port", "publish", &a.name, "8080:80"]);
+    assert_ping(&c.ns, GATEWAY, 63);
+    host.stop(Signal::SIGKILL);
+    host.launch();
+    there(&host);
+    // Whether there is a gateway does not change under those who are connected.
+    let declare = |host: &Host, mode: &str| {
+        host.configure(&format!(
+            "[[network]]\nname = \"bridge\"\n[[network]]\nname = \"declared\"\n\
+             subnet = \"10.93.1.0/24\"\noptions = {{ gateway_mode = \"{mode}\" }}\n"
+        ));
+        let pid = i32::try_from(host.pid()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGHUP).unwrap();
+    };
+    let declared = |host: &Host| {
+        let all = rows(&host.json(["network", "ls"]));
+        all.into_iter().find(|network| network["name"] == "declared")
+    };
+    declare(&host, "isolated");
+    eventually(GOES_ON, "the declared network", || declared(&host).is_some());
+    let d = host.sandbox("d", "--network declared");
+    declare(&host, "nat");
+    eventually(GOES_ON, "the warning", || {
+        let warnings = host.json(["status"])["warnings"].to_string();
+        warnings.contains("gateway_mode isolated (declared: nat)")
+    });
+    assert_eq!(d.ns.ip("route show default"), "");
+    host.ok(["sandbox", "rm", &d.name]);
+    declare(&host, "nat");
+    eventually(GOES_ON, "a gateway", || {
+        declared(&host).is_some_and(|network| network["subnets"][0]["gateway"] == "10.93.1.1")
+    });
+    let d = host.sandbox("d2", "--network declared");
+    assert_ping(&d.ns, GATEWAY, 63);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Origin;
 use crate::ipam::SubnetPlan;
 use crate::name::Name;
+use crate::options;
 
 /// The name of the network that exists from the first start on.
 pub const BRIDGE_NETWORK: &str = "bridge";
@@ -94,10 +95,24 @@ impl Network {
         self.subnets6.iter().find(|subnet| subnet.subnet.contains(&address))
     }
 
-    /// Prefix and gateway of each subnet, those of IPv4 first.
-    pub fn gateways(&self) -> impl Iterator<Item = (IpNet, IpAddr)> {
+    /// Prefix and gateway of each subnet, those of IPv4 first. `None`: the network is isolated in that family,
+    /// and nobody has the address.
+    pub fn gateways(&self) -> impl Iterator<Item = (IpNet, Option<IpAddr>)> {
         let v4 = self.subnets.iter().map(|plan| (plan.subnet.into(), plan.gateway.into()));
-        v4.chain(self.subnets6.iter().map(|plan| (plan.subnet.into(), plan.gateway.into())))
+        let v6 = self.subnets6.iter().map(|plan| (plan.subnet.into(), plan.gateway.into()));
+        v4.chain(v6).map(|(net, gateway)| (net, Some(gateway).filter(|it| !self.is_isolated(*it))))
+    }
+
+    /// Whether there is no gateway of the family of `address`.
+    #[must_use]
+    pub fn is_isolated(&self, address: impl Into<IpAddr>) -> bool {
+        options::is_isolated(&self.options, address.into())
+    }
+
+    /// Whether it has no gateway at all.
+    #[must_use]
+    pub fn has_no_gateway(&self) -> bool {
+        self.gateways().all(|(_, gateway)| gateway.is_none())
     }
 
     /// The prefix of each subnet, those of IPv4 first.

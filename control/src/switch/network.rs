@@ -454,7 +454,7 @@ impl Work {
     }
 }
 
-/// The host's leg: it carries the gateway addresses in the host's own stack.
+/// The host's leg: it carries the gateway addresses in the host's own stack, if there are any.
 fn host_device(network: &Network) -> DeviceSpec {
     DeviceSpec {
         ifname: network.host_device(),
@@ -462,7 +462,7 @@ fn host_device(network: &Network) -> DeviceSpec {
         mtu: network.mtu,
         addresses: network
             .gateways()
-            .filter_map(|(subnet, gateway)| IpNet::new(gateway, subnet.prefix_len()).ok())
+            .filter_map(|(subnet, gateway)| IpNet::new(gateway?, subnet.prefix_len()).ok())
             .collect(),
     }
 }

@@ -207,7 +207,13 @@ impl World {
             driver: Driver::Bridge,
             internal: network.internal,
             ipv6: network.has_ipv6(),
-            subnets: subnet_views(network),
+            subnets: subnet_views(network)
+                .into_iter()
+                .map(|view| types::Subnet {
+                    gateway: view.gateway.filter(|it| !network.is_isolated(*it)),
+                    ..view
+                })
+                .collect(),
             options: network.options.clone(),
             labels: network.labels.clone(),
             endpoints,
@@ -228,11 +234,13 @@ impl World {
                     .desired
                     .networks
                     .get(&endpoint.network)
+                    .filter(|network| !network.is_isolated(endpoint.ipv4))
                     .and_then(|network| network.subnet_of(endpoint.ipv4))
                     .map(|plan| IpAddr::V4(plan.gateway)),
                 gateway6: endpoint.ipv6.and_then(|own| {
                     let network = self.desired.networks.get(&endpoint.network)?;
-                    Some(network.subnet6_of(own.addr())?.gateway)
+                    let plan = network.subnet6_of(own.addr())?;
+                    Some(plan.gateway).filter(|_| !network.is_isolated(own.addr()))
                 }),
                 aliases: endpoint.aliases.clone(),
                 link: endpoint.wire.kind(),

@@ -114,6 +114,8 @@ pub struct Network {
     pub pvids: Vec<u16>,
     /// Whether one of its subnets is of IPv6.
     pub has_ipv6: bool,
+    /// Whether it has a gateway of IPv4.
+    pub routes_ipv4: bool,
     /// The gateway's link-local address, which follows from its MAC; of a network with a gateway of IPv6.
     pub link_local: Option<Ipv6Addr>,
 }
@@ -125,6 +127,15 @@ impl Network {
         let address = address.into();
         self.link_local.is_some_and(|own| address == own)
             || self.config.subnets.iter().any(|s| s.gateway == Some(address))
+    }
+
+    /// Whether it has a gateway of the family of `address`.
+    #[must_use]
+    pub fn routes(&self, address: impl Into<IpAddr>) -> bool {
+        match address.into() {
+            IpAddr::V4(_) => self.routes_ipv4,
+            IpAddr::V6(_) => self.link_local.is_some(),
+        }
     }
 
     /// Whether it is the address that all routers of a subnet have (RFC 4291 §2.6.1), of which the gateway
@@ -250,6 +261,7 @@ impl Snapshot {
             put(&mut self.own_ageing, id, own)?;
         }
         let has_ipv6 = |s: &Subnet| s.prefix.is_of_family(Ipv6Addr::UNSPECIFIED);
+        let routes_ipv4 = |s: &Subnet| s.gateway.is_some_and(|gateway| gateway.is_ipv4());
         let routes_ipv6 = |s: &Subnet| s.gateway.is_some_and(|gateway| gateway.is_ipv6());
         let network = Network {
             ports: Vec::new(),
@@ -259,6 +271,7 @@ impl Snapshot {
             untagged: Vec::new(),
             pvids: vec![0],
             has_ipv6: config.subnets.iter().any(has_ipv6),
+            routes_ipv4: config.subnets.iter().any(routes_ipv4),
             link_local: (config.subnets.iter().any(routes_ipv6))
                 .then(|| ndp::link_local(config.gateway_mac)),
             config,

@@ -58,6 +58,9 @@ fn check(cx: &Cx<'_>, frame: &Frame, lane: &Lane) -> Result<(), DropReason> {
 
 #[inline(always)]
 fn check4(cx: &Cx<'_>, frame: &Frame, lane: &Lane, ip: &Ipv4) -> Result<(), DropReason> {
+    if !is_routed(cx, lane.from, ip.src) {
+        return Err(DropReason::NoGateway);
+    }
     if ip.l4 == L4::Truncated {
         return Err(DropReason::L4Malformed);
     }
@@ -78,7 +81,7 @@ fn check4(cx: &Cx<'_>, frame: &Frame, lane: &Lane, ip: &Ipv4) -> Result<(), Drop
 
 #[inline(never)]
 fn check6(cx: &Cx<'_>, lane: &Lane, ip: &Ipv6) -> Result<(), DropReason> {
-    if !is_routed(cx, lane.from) {
+    if !is_routed(cx, lane.from, ip.src) {
         return Err(DropReason::Ipv6NotRouted);
     }
     // A packet whose end nobody reads alike is no packet to translate (RFC 5095, RFC 7112).
@@ -97,11 +100,12 @@ fn check6(cx: &Cx<'_>, lane: &Lane, ip: &Ipv6) -> Result<(), DropReason> {
     not_our_own(cx, lane.from, ip.src)
 }
 
-/// Whether the network has a gateway of IPv6, the uplink an address to speak from.
-fn is_routed(cx: &Cx<'_>, from: From) -> bool {
+/// Whether the network has a gateway of this family, the uplink an address to speak from.
+#[inline(always)]
+fn is_routed(cx: &Cx<'_>, from: From, source: impl Into<IpAddr>) -> bool {
     match from {
         From::Endpoint(id) | From::Host(id) => {
-            cx.config.network(id).is_some_and(|network| network.link_local.is_some())
+            cx.config.network(id).is_some_and(|network| network.routes(source))
         }
         // What has none does not come here.
         From::Uplink(_) => true,

@@ -195,14 +195,16 @@ fn is_inside(cx: &Cx<'_>, address: impl Address) -> bool {
 }
 
 /// Which ways are open to a new connection.
-fn permitted<A>(
+fn permitted<A: Address>(
     cx: &Cx<'_>,
     from: From,
     link: Option<Link>,
     target: Option<&DnatTarget<A>>,
 ) -> Result<(), DropReason> {
     let internal = |id: NetworkId| cx.config.network(id).is_some_and(|n| n.config.internal);
-    if target.is_some_and(|t| internal(t.network)) {
+    // Nor does anything lead to where nobody could answer.
+    let routes = |id, address: A| cx.config.network(id).is_none_or(|n| n.routes(address));
+    if target.is_some_and(|t| internal(t.network) || !routes(t.network, t.address)) {
         return Err(DropReason::InternalNetwork);
     }
     let Some(id) = from.network() else { return Ok(()) };

@@ -11,13 +11,14 @@ use tests::lab::{
     topology,
 };
 use tests::packet::nd::{probe, router_s_advertisement, router_s_announcement, solicitation};
-use tests::packet::{arp_reply, arp_request, echo, echo_reply, ip, tcp, udp};
+use tests::packet::{arp_reply, arp_request, echo, echo_reply, ip, speaks_ipv6, tcp, udp};
 
 tests::in_ipv6! {
     echo_requests_are_let_in
     its_own_addresses_are_seen_outside
     only_published_ports_of_its_addresses_are_let_in
     what_is_not_published_any_more_ends
+    without_a_gateway_a_network_reaches_itself_alone
 }
 
 const BOTH: Routed = Routed { ipv4: true, ipv6: true };
@@ -51,6 +52,63 @@ fn its_own_addresses_are_seen_outside() {
         .moved("conn.new", 1)
         .moved("masquerade.2.packets", 1)
         .moved("masquerade.2.bytes", there.ip_len() as i64);
+}
+
+/// Network 1 has no gateway of either family.
+#[test]
+fn without_a_gateway_a_network_reaches_itself_alone() {
+    let mut spec = topology();
+    spec.networks[0].subnets[0].gateway = None;
+    spec.dnat = vec![publish_tcp(RULE, 8081, &B, 81)];
+    spec.ports.retain(|port| port.id != GATEWAY1.port);
+    let mut lab = Lab::new(spec);
+    let inside = udp(&A, 1000, &B, 2000);
+    lab.rx(A.port, &inside).tx(B.port, &inside);
+    // Nobody has the gateway's address, and what goes to its MAC all the same goes nowhere: not outside, not to
+    // the host, not to another network and not back into its own.
+    let reason = if speaks_ipv6() { "ipv6_not_routed" } else { "no_gateway" };
+    for to in [&SERVER, &UP, &GATEWAY1, &GATEWAY2, &D, &B] {
+        lab.rx(A.port, udp(&A, 1000, to, 53).via(GATEWAY1.mac)).dropped("a", reason);
+        lab.rx(A.port, echo(&A, to, 7).via(GATEWAY1.mac)).dropped("a", reason);
+    }
+    // Nor does anybody come in: by a published port from outside or inside, or straight.
+    let syn = tcp(&CLIENT, 5000, &UP, 8081, SYN);
+    lab.rx(UP.port, &syn).dropped("up", "internal_network");
+    let syn = tcp(&D, 5000, &UP, 8081, SYN).via(GATEWAY2.mac);
+    lab.rx(D.port, &syn).dropped("d", "internal_network");
+    let straight = udp(&D, 5000, &B, 81).via(GATEWAY2.mac);
+    lab.rx(D.port, &straight).dropped("d", "inter_network");
+    assert!(lab.connections().is_empty());
+}
+
+/// One of its families may have a gateway.
+#[test]
+fn each_family_has_a_gateway_of_its_own() {
+    for (alone, reason) in [(0, "no_gateway"), (1, "ipv6_not_routed")] {
+        let mut spec = dual();
+        spec.networks[0].subnets[alone].gateway = None;
+        let rule = publish_tcp(RULE, 8081, &B, 81);
+        spec.dnat = vec![rule, DnatRule { id: 8, to: B.ip6().into(), ..rule }];
+        let mut lab = Lab::new(spec);
+        let now = lab.now;
+        let link = dataplane::engine::Link::Uplink(tests::lab::UPLINK);
+        lab.plane.tables().neighbors.confirm(link, ROUTER.ip6(), ROUTER.mac, true, now);
+        let of =
+            |v6: usize, packet: tests::packet::Packet| if v6 == 1 { packet.v6() } else { packet };
+        let query = udp(&A, 40_000, &SERVER, 53).via(GATEWAY1.mac);
+        let syn = tcp(&CLIENT, 5000, &UP, 8081, SYN);
+        lab.rx(A.port, of(alone, query.clone())).dropped("a", reason);
+        lab.rx(UP.port, of(alone, syn.clone())).dropped("up", "internal_network");
+        let there = of(1 - alone, query);
+        drop(lab.rx(A.port, &there).masqueraded(&there).take_one(UP.port));
+        let came = of(1 - alone, syn);
+        let rule = if alone == 0 { "dnat.8" } else { "dnat.7" };
+        lab.rx(UP.port, &came)
+            .moved("conn.new", 1)
+            .moved(&format!("{rule}.packets"), 1)
+            .moved(&format!("{rule}.bytes"), came.ip_len() as i64)
+            .take_one(B.port);
+    }
 }
 
 #[test]

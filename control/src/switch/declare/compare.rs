@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::api::types::{Driver, NetworkCreate, Subnet};
 use crate::check;
@@ -37,6 +38,31 @@ impl Comparison {
     pub(super) fn cannot(&mut self, what: &[&str], reason: String) {
         self.live.retain(|name| !what.contains(&name.as_str()));
         self.fixed.push(reason);
+    }
+
+    /// Leaves the mode of the gateway as it is in `network`, whose host's leg has its addresses or has not.
+    fn keep_gateways(&mut self, network: &Network) {
+        let isolated = |network: &Network| {
+            let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+            any.map(|address| network.is_isolated(address))
+        };
+        if isolated(&self.after) == isolated(network) {
+            return;
+        }
+        let mut reasons = Vec::new();
+        for key in ["gateway_mode", "gateway_mode_ipv6"] {
+            let (is, declared) = (network.options.get(key), self.after.options.get(key).cloned());
+            if is == declared.as_ref() {
+                continue;
+            }
+            let shown = |mode: Option<&String>| mode.map_or("not set", |mode| mode).to_owned();
+            reasons.push(format!("{key} {} (declared: {})", shown(is), shown(declared.as_ref())));
+            match is {
+                Some(mode) => self.after.options.insert(key.to_owned(), mode.clone()),
+                None => self.after.options.remove(key),
+            };
+        }
+        self.cannot(&["gateway_mode", "gateway_mode_ipv6"], reasons.join(", "));
     }
 
     /// Leaves the MTU as it is in `network`, which has IPv6 as long as somebody uses it.
@@ -83,6 +109,7 @@ pub(super) fn compare(
         return Err(check::short_for_ipv6());
     }
     let mut comparison = Comparison { after, live, fixed: Vec::new() };
+    comparison.keep_gateways(network);
     if request.wants_ipv6() != network.has_ipv6() {
         let (is, declared) = (network.has_ipv6(), request.wants_ipv6());
         comparison.fixed.push(format!("ipv6 {is} (declared: {declared})"));
@@ -278,6 +305,14 @@ mod tests {
             assert_eq!(comparison.fixed, [fixed]);
             assert_eq!(comparison.after, record());
         }
+        // Whether there is a gateway.
+        let isolated =
+            compared(|r| drop(r.options.insert("gateway_mode".to_owned(), "isolated".to_owned())));
+        assert_eq!(isolated.fixed, ["gateway_mode not set (declared: isolated)"]);
+        assert_eq!((isolated.live.len(), &isolated.after), (0, &record()));
+        let routed =
+            compared(|r| drop(r.options.insert("gateway_mode".to_owned(), "routed".to_owned())));
+        assert_eq!((routed.live, routed.fixed.len()), (vec!["gateway_mode".to_owned()], 0));
         // IPv6 that stays keeps the MTU that it needs.
         let mut six = record();
         six.subnets6 = vec![

@@ -34,8 +34,8 @@ impl Switch {
         let world = self.world();
         let endpoint = world.desired.gateway_endpoint(sandbox).ok_or_else(|| {
             Error::invalid(
-                "has no network that is reachable from outside; connect it to one that is not \
-                 internal",
+                "has no network that is reachable from outside; connect it to one that is neither \
+                 internal nor isolated",
             )
         })?;
         let binding = world

@@ -442,7 +442,9 @@ impl Switch {
             let Ok(options) = NetworkOptions::parse(types::Driver::Bridge, &network.options) else {
                 continue;
             };
-            let is_translated = |address| options.masquerade && !options.routed().of(address);
+            let is_translated = |address| {
+                options.masquerade && !options.routed().of(address) && !network.is_isolated(address)
+            };
             let subnets: Vec<String> = network
                 .prefixes()
                 .filter(|net| is_translated(net.addr()))
