@@ -160,13 +160,20 @@ fn answer(
 }
 
 /// Notes what a neighbor advertises, if it is known or was asked for. One that does not override keeps
-/// what is known (RFC 4861 §7.2.5).
+/// what is known, and one that answers nothing confirms nothing (RFC 4861 §7.2.5).
 fn believe(cx: &Cx<'_>, link: Link, message: &Message, mac: Mac) {
-    let Body::NeighborAdvertisement { target, overrides, .. } = message.body else { return };
+    let Body::NeighborAdvertisement { target, overrides, solicited, .. } = message.body else {
+        return;
+    };
     let neighbors = &cx.tables.neighbors;
     let known = neighbors.peek(link, target.into());
-    if overrides || known.is_none_or(|known| known == mac) {
+    if !overrides && known.is_some_and(|known| known != mac) {
+        return;
+    }
+    if solicited {
         neighbors.confirm(link, target, mac, false, cx.now);
+    } else {
+        neighbors.announced(link, target, mac, cx.now);
     }
 }
 

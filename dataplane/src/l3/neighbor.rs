@@ -308,28 +308,48 @@ impl Neighbors {
         if !mac.is_valid_source() || address.is_unspecified() || address.is_multicast() {
             return;
         }
-        let fresh = |used, origin| {
-            let (mac, confirmed) = (Some(mac), now);
-            Neighbor { mac, confirmed, asked: now, used, attempts: 0, origin }
-        };
         match self.table.entry((link, address)) {
-            Entry::Occupied(mut entry) => {
-                let Neighbor { used, origin, .. } = *entry.get();
-                if let Origin::Unheard(asker, number) = origin
-                    && let Some(has) = self.links.get(&link)
-                {
-                    has.askers.lock().end(asker, number);
-                }
-                let is_told = origin == Origin::Told;
-                entry.insert(fresh(used, if is_told { origin } else { Origin::Heard }));
-            }
+            Entry::Occupied(mut entry) => self.hear(link, entry.get_mut(), mac, now),
             Entry::Vacant(_) if !enter => return,
             Entry::Vacant(entry) => {
                 let Some(origin) = self.take_place(link, address, None) else { return };
-                entry.insert(fresh(now, origin));
+                let (mac, confirmed, asked, used) = (Some(mac), now, now, now);
+                entry.insert(Neighbor { mac, confirmed, asked, used, attempts: 0, origin });
             }
         }
         self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// Notes what `address` said of itself though nobody had asked: another MAC than the known one is used, and
+    /// confirmed by a question; the same is no news (RFC 4861 §7.2.5: stale, and unchanged). Enters nothing.
+    pub fn announced(&self, link: Link, address: impl Into<IpAddr>, mac: Mac, now: Timestamp) {
+        if !mac.is_valid_source() {
+            return;
+        }
+        let Entry::Occupied(mut entry) = self.table.entry((link, address.into())) else { return };
+        if entry.get().mac == Some(mac) {
+            return;
+        }
+        let confirmed =
+            now.as_nanos().saturating_sub(u64::try_from(REACHABLE.as_nanos()).unwrap_or(0));
+        self.hear(link, entry.get_mut(), mac, Timestamp::from_nanos(confirmed));
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// A known neighbor has this MAC, as was confirmed then.
+    fn hear(&self, link: Link, neighbor: &mut Neighbor, mac: Mac, confirmed: Timestamp) {
+        if let Origin::Unheard(asker, number) = neighbor.origin
+            && let Some(has) = self.links.get(&link)
+        {
+            has.askers.lock().end(asker, number);
+        }
+        if neighbor.origin != Origin::Told {
+            neighbor.origin = Origin::Heard;
+        }
+        neighbor.mac = Some(mac);
+        neighbor.confirmed = confirmed;
+        neighbor.asked = confirmed;
+        neighbor.attempts = 0;
     }
 
     /// Takes a place for an entry of `link`, which somebody asks for or which asked for us; `None`: there

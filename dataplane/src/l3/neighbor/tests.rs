@@ -50,6 +50,32 @@ fn an_answer_is_believed_and_later_confirmed() {
     assert_eq!(table.resolve(LINK, A, ASKER, at(41_300)), Resolution::Known(MAC));
 }
 
+/// RFC 4861 §7.2.5.
+#[test]
+fn what_nobody_asked_for_confirms_nothing() {
+    let table = Neighbors::default();
+    let (other, unknown) = (Mac([2, 0, 0, 0, 0, 2]), IpAddr::from([10, 0, 0, 2]));
+    table.confirm(LINK, A, MAC, true, at(0));
+    let before = table.changes();
+    table.announced(LINK, A, MAC, at(25_000));
+    assert_eq!(table.changes(), before);
+    assert_eq!(table.resolve(LINK, A, ASKER, at(29_000)), Resolution::Known(MAC));
+    assert_eq!(table.resolve(LINK, A, ASKER, at(31_000)), Resolution::KnownAsk(MAC));
+    table.confirm(LINK, A, MAC, false, at(31_500));
+    // Another MAC is used at once, and asked for.
+    table.announced(LINK, A, other, at(32_000));
+    assert!(table.changes() > before + 1);
+    assert_eq!(table.resolve(LINK, A, ASKER, at(32_000)), Resolution::KnownAsk(other));
+    table.confirm(LINK, A, other, false, at(32_100));
+    assert_eq!(table.resolve(LINK, A, ASKER, at(32_200)), Resolution::Known(other));
+    // Whoever waits need not wait longer; and nobody is entered.
+    assert_eq!(table.resolve(LINK, unknown, ASKER, at(0)), Resolution::Unknown { ask: true });
+    table.announced(LINK, unknown, MAC, at(100));
+    assert_eq!(table.resolve(LINK, unknown, ASKER, at(100)), Resolution::KnownAsk(MAC));
+    table.announced(LINK, IpAddr::from([10, 0, 0, 3]), MAC, at(0));
+    assert_eq!(table.entries(at(200)).len(), 2);
+}
+
 #[test]
 fn what_a_worker_remembers_follows_the_table() {
     let table = Neighbors::default();
