@@ -9,6 +9,7 @@ use std::process::Command;
 
 use control::lab::Lab;
 
+use self::bare::Copying;
 use crate::error::VersusError;
 use crate::measure::{Measure, Way};
 use crate::programs::{self, Ours};
@@ -33,29 +34,31 @@ pub(crate) enum Kind {
     /// vswitchd with TAP endpoints, without io_uring.
     TapEpoll,
     /// No switch: frames copied between two TAP devices.
-    Bare,
+    Bare(Copying),
 }
 
 impl Kind {
     /// In the order of the columns.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Tap,
         Self::Veth,
         Self::Bridge,
         Self::BridgeNf,
         Self::Ovs,
         Self::TapEpoll,
-        Self::Bare,
+        Self::Bare(Copying::OneRing),
+        Self::Bare(Copying::TwoRings),
+        Self::Bare(Copying::Blocking),
     ];
 
     /// Whether it takes part when nobody is named.
     pub(crate) const fn is_default(self) -> bool {
-        !matches!(self, Self::TapEpoll | Self::Bare)
+        !matches!(self, Self::TapEpoll | Self::Bare(_))
     }
 
     /// Whether it can carry that at all.
     pub(crate) fn carries(self, measure: Measure) -> bool {
-        self != Self::Bare
+        !matches!(self, Self::Bare(_))
             || matches!(
                 measure,
                 Measure::Streams(Way::Switched, ..)
@@ -73,7 +76,9 @@ impl Kind {
             Self::BridgeNf => "bridge-nf",
             Self::Ovs => "ovs",
             Self::TapEpoll => "tap-epoll",
-            Self::Bare => "bare",
+            Self::Bare(Copying::OneRing) => "bare",
+            Self::Bare(Copying::TwoRings) => "bare-two",
+            Self::Bare(Copying::Blocking) => "bare-blocking",
         }
     }
 
@@ -86,7 +91,9 @@ impl Kind {
             Self::BridgeNf => "the same, bridge-nf on",
             Self::Ovs => "Open vSwitch, netdev",
             Self::TapEpoll => "vswitchd, tap by epoll",
-            Self::Bare => "frames copied between TAPs",
+            Self::Bare(Copying::OneRing) => "frames copied between TAPs",
+            Self::Bare(Copying::TwoRings) => "the same, two threads and rings",
+            Self::Bare(Copying::Blocking) => "the same, two threads, read and write",
         }
     }
 
@@ -102,7 +109,7 @@ impl Kind {
             Self::Tap | Self::Veth | Self::TapEpoll => vswitchd::build(self, lab, ours, label),
             Self::Bridge | Self::BridgeNf => kernel::build(self, lab, label),
             Self::Ovs => ovs::build(lab, label),
-            Self::Bare => bare::build(lab, label),
+            Self::Bare(copying) => bare::build(lab, label, self, copying),
         }
     }
 }
@@ -160,6 +167,9 @@ mod tests {
             assert_eq!(Kind::parse(kind.name()), Ok(kind));
         }
         let error = Kind::parse("hub").unwrap_err();
-        assert_eq!(error, "is none of tap, veth, bridge, bridge-nf, ovs, tap-epoll, bare");
+        assert_eq!(
+            error,
+            "is none of tap, veth, bridge, bridge-nf, ovs, tap-epoll, bare, bare-two, bare-blocking"
+        );
     }
 }

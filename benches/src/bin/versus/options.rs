@@ -25,7 +25,8 @@ pub(crate) struct Options {
     pub only: Vec<Measure>,
 
     /// Compare only these: tap, veth (vswitchd), bridge, bridge-nf (the kernel's), ovs; and only if
-    /// named: tap-epoll (vswitchd without io_uring), bare (frames copied between two TAPs)
+    /// named: tap-epoll (vswitchd without io_uring), bare (frames copied between two TAPs), bare-two (by two
+    /// threads with a ring each), bare-blocking (by two threads that read and write)
     #[arg(long, value_name = "CONTENDER", value_delimiter = ',', value_parser = Kind::parse)]
     pub contenders: Vec<Kind>,
 
