@@ -143,7 +143,10 @@ impl Side {
         }
         let scaled = side.scale != UNSCALED && theirs.scale != UNSCALED;
         let shift = if scaled && segment.flags & SYN == 0 { side.scale } else { 0 };
-        side.window = side.window.max(pack(u32::from(segment.window) << shift));
+        let offered = u32::from(segment.window) << shift;
+        if !side.is_known() || unpack(side.window) < offered {
+            side.window = side.window.max(pack(offered));
+        }
         // It goes on with the connection that there was.
         if segment.flags & SYN == 0 {
             side.flags &= !SYN_AGAIN;
@@ -179,6 +182,26 @@ impl Segment {
     const fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
+}
+
+/// [`judge`] for a segment in the middle of an established connection, with ACK and none of SYN, FIN and RST:
+/// what its side has said with it, when it continues the connection by all rules. `None`: [`judge`] decides.
+#[inline(always)]
+#[must_use]
+pub fn flows(segment: &Segment, mine: Side, theirs: Side) -> Option<Side> {
+    let is_plain = |side: Side| side.flags & (LIBERAL | ACKED | SYN_AGAIN) == ACKED;
+    if !is_plain(mine) || !is_plain(theirs) || !mine.is_known() || !theirs.is_known() {
+        return None;
+    }
+    let room = theirs.room();
+    let oldest = mine.end.wrapping_sub(room).wrapping_sub(1);
+    let oldest_ack = theirs.end.wrapping_sub(mine.room().max(OLD_ACK)).wrapping_sub(1);
+    // All at once: none of them is ever likely, and a branch for each costs more than they do.
+    let refused = before(theirs.ack.wrapping_add(room), segment.seq)
+        | before(theirs.end, segment.ack)
+        | before(segment.end(), oldest)
+        | before(segment.ack, oldest_ack);
+    if refused { None } else { Some(mine.after(segment, theirs)) }
 }
 
 /// Whether a segment can belong to a connection in this state, whose sides have said what they have. The

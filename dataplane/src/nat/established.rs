@@ -235,6 +235,45 @@ pub(super) fn settle<K: Tracked>(
     Ok(())
 }
 
+/// [`judge`] and [`settle`].
+#[inline(never)]
+fn weigh<K: Tracked>(
+    cx: &Cx<'_>,
+    seen: &Seen,
+    hit: &mut Hit<K>,
+    service: u16,
+) -> Result<(), DropReason> {
+    let judged = judge(cx, seen, hit)?;
+    settle(cx, seen, hit, judged, service)
+}
+
+/// [`weigh`] for a segment in the middle of an established connection, as nearly all are. False: it is none
+/// of these, and nothing is noted.
+#[inline(always)]
+fn carry_on<K: Tracked>(cx: &Cx<'_>, segment: &Segment, hit: &Hit<K>, len: u64) -> bool {
+    use tcp_flags::{ACK, FIN, RST, SYN};
+    const STATE: u8 = TcpState::Established as u8;
+    if hit.state() != STATE || segment.flags & (SYN | FIN | RST | ACK) != ACK {
+        return false;
+    }
+    let connections = K::table(cx.tables);
+    let [mine, theirs] = connections.sides(hit);
+    let Some(side) = window::flows(segment, mine, theirs) else { return false };
+    let idle = timeout::idle(cx.config.timeouts_of(hit.network()), ip_proto::TCP, 0, STATE);
+    let deadline = cx.secs.saturating_add(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX));
+    let flags = match hit.direction {
+        Direction::Reply => SEEN_REPLY | ASSURED,
+        Direction::Original => ASSURED,
+    };
+    if !connections.touch(hit, len, STATE, flags, deadline) {
+        return false;
+    }
+    if side != mine {
+        connections.set_side(hit, side);
+    }
+    true
+}
+
 /// Sends a packet on by its shortcut. `None`: the connection has ended since it was looked up, by a
 /// packet before this one or by another worker.
 #[inline(always)]
@@ -257,9 +296,12 @@ pub(super) fn travel(
         let end = ETH_LEN + usize::from(lane.total_len);
         let segment = quick::tcp_header_len(frame)
             .and_then(|header_len| segment(frame, quick::L4, header_len, end, lane.tcp_flags));
-        let says = segment.map_or(Says::Nothing, Says::Segment);
-        let seen = Seen { proto, says, len };
-        judge(cx, &seen, &hit).and_then(|judged| settle(cx, &seen, &mut hit, judged, service))
+        if segment.is_some_and(|segment| carry_on(cx, &segment, &hit, len)) {
+            Ok(())
+        } else {
+            let says = segment.map_or(Says::Nothing, Says::Segment);
+            weigh(cx, &Seen { proto, says, len }, &mut hit, service)
+        }
     } else {
         let judged = Judged { state: hit.state(), said: None, revives: true };
         settle(cx, &Seen { proto, says: Says::Nothing, len }, &mut hit, judged, service)
