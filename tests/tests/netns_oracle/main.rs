@@ -65,7 +65,7 @@ const WANTED: &[Wanted] = &[
         six: true,
         kernel: &["outside hears tcp uplink:p > server:80 ack 0 bytes 0000"],
         ours: &[],
-        why: "the kernel picks connections up in their middle (nf_conntrack_tcp_loose); only a SYN begins here",
+        why: "the kernel picks connections up in their middle (nf_conntrack_tcp_loose); here only after a start that lost the table, for a time",
     },
     Wanted {
         step: "a syn ack of no connection",

@@ -118,6 +118,8 @@ fn outside(host: &Host) {
 pub(crate) fn ours() -> World {
     let mut host = Host::prepare(Uplink::Dedicated);
     outside(&host);
+    // As it is once a start without a table is long past.
+    host.configure("[timeouts]\nrestart_grace = 0");
     host.launch();
     let line = format!(
         "uplink add up0 --mode dedicated --address {UPLINK}/24 --address {}/120 --gateway {OUTSIDE} \
