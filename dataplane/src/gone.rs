@@ -84,6 +84,14 @@ impl Gone {
     }
 
     /// Whether nothing has to end.
+    /// Whether something that was there is not there any more.
+    pub(crate) fn has_taken_away(&self) -> bool {
+        !(self.rules.is_empty()
+            && self.links.is_empty()
+            && self.endpoints.is_empty()
+            && self.outside.is_empty())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.rules.is_empty()
             && self.links.is_empty()

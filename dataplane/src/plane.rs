@@ -211,6 +211,9 @@ impl Plane {
             }
         }
         if !gone.is_empty() {
+            if gone.has_taken_away() {
+                self.tables.end_grace();
+            }
             settle();
             self.forget(&gone);
         }
@@ -336,6 +339,7 @@ impl Plane {
 
     /// Ends the connections for which `matches` says so; returns how many.
     pub fn flush_connections(&self, matches: &dyn Fn(&Connection) -> bool) -> usize {
+        self.tables.end_grace();
         self.tables
             .entries(now_secs())
             .filter(|entry| matches(&entry.connection))

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -37,6 +37,8 @@ pub struct Tables {
     pub earlier: EarlierRun,
     /// When the tables were made, in seconds.
     made: u32,
+    /// Connections were ended since, by hand or because of what is configured: nobody may go on with them.
+    has_ended_some: AtomicBool,
     /// Connections that announce others.
     pub(crate) helped: Helped,
     /// Neighbors.
@@ -68,6 +70,7 @@ impl Tables {
             connections6,
             earlier: earlier.and(earlier6),
             made: secs,
+            has_ended_some: AtomicBool::new(false),
             fragments: Fragments::new(options.fragment_limit, options.workers.max(1)),
             fragments_peak: Peak::default(),
             helped: Helped::default(),
@@ -89,6 +92,7 @@ impl Tables {
             connections6: self.connections6.copy(&room)?,
             earlier: self.earlier,
             made: self.made,
+            has_ended_some: AtomicBool::new(self.has_ended_some.load(Ordering::Relaxed)),
             fragments: self.fragments.copy(),
             fragments_peak: Peak::default(),
             helped: self.helped.copy(),
@@ -106,10 +110,16 @@ impl Tables {
 
     /// For how long that is so from now.
     pub(crate) fn grace_left(&self, grace: Duration, now: u32) -> Duration {
-        if matches!(self.earlier, EarlierRun::TakenOver { .. }) {
+        let is_whole = matches!(self.earlier, EarlierRun::TakenOver { .. });
+        if is_whole || self.has_ended_some.load(Ordering::Relaxed) {
             return Duration::ZERO;
         }
         grace.saturating_sub(Duration::from_secs(now.saturating_sub(self.made).into()))
+    }
+
+    /// Ends the time in which connections are picked up: those that are ended from now on must stay ended.
+    pub(crate) fn end_grace(&self) {
+        self.has_ended_some.store(true, Ordering::Relaxed);
     }
 
     /// Every connection that has not expired.

@@ -182,10 +182,11 @@ fn first_state<P: Ip>(ip: &P, seen: &Seen) -> Option<u8> {
 /// sandbox, as nobody outside can tell by whom its port was used.
 #[cold]
 fn may_pick_up<P: Ip>(cx: &Cx<'_>, from: From, ip: &P) -> bool {
-    let L4::Tcp { flags, .. } = ip.l4() else { return false };
+    let L4::Tcp { flags, src_port, .. } = ip.l4() else { return false };
     matches!(from, From::Endpoint(_))
         && TcpState::continues(flags)
         && cx.tables.is_in_grace(cx.config.grace, cx.secs)
+        && !cx.config.dnat.is_server(ip.proto(), ip.src(), src_port)
 }
 
 /// Whether an address is one of a network's, which nobody outside has: the answers would go to the

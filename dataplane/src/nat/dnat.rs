@@ -31,6 +31,8 @@ pub struct DnatTable {
     /// inside address, in no order. Who publishes at one address of the host means that one alone: such rules
     /// are not among them. Gone through one after the other, for what outsiders begin.
     opened: FxHashMap<(u8, IpAddr), Vec<DnatRule>>,
+    /// The inside ports of all others, likewise: whoever speaks from there answers, and is seen by another port.
+    servers: FxHashMap<(u8, IpAddr), Vec<(u16, u16)>>,
 }
 
 impl DnatTable {
@@ -45,10 +47,11 @@ impl DnatTable {
     ) -> Result<Self, ConfigError> {
         let mut groups: FxHashMap<_, Vec<DnatRule>> = FxHashMap::default();
         let mut opened: FxHashMap<_, Vec<DnatRule>> = FxHashMap::default();
+        let mut servers: FxHashMap<_, Vec<(u16, u16)>> = FxHashMap::default();
         for rule in rules {
             let (first, last) = rule.host_ports;
             let length = last.checked_sub(first).ok_or(ConfigError::PortRange)?;
-            rule.to_port.checked_add(length).ok_or(ConfigError::PortRange)?;
+            let end = rule.to_port.checked_add(length).ok_or(ConfigError::PortRange)?;
             let at = rule.host_ip.unwrap_or_else(|| any_like(rule.to));
             if at.is_ipv4() != rule.to.is_ipv4() {
                 return Err(ConfigError::MixedFamilies);
@@ -56,12 +59,14 @@ impl DnatTable {
             groups.entry((rule.proto, at)).or_default().push(*rule);
             if rule.host_ip.is_none() && is_routed(rule.network, rule.to) {
                 opened.entry((rule.proto, rule.to)).or_default().push(*rule);
+            } else {
+                servers.entry((rule.proto, rule.to)).or_default().push((rule.to_port, end));
             }
         }
         for group in groups.values_mut() {
             group.sort_by_key(|rule| rule.host_ports);
         }
-        Ok(Self { groups, opened })
+        Ok(Self { groups, opened, servers })
     }
 
     /// The target for a packet to `address`:`port`. A rule for the very address wins over one for
@@ -100,6 +105,13 @@ impl DnatTable {
         };
         let DnatRule { id, network, .. } = *group.iter().find(leads)?;
         Some(DnatTarget { address, port, network, rule: id })
+    }
+
+    /// Whether an inside address is published with this port of its own, so that what it says from there may
+    /// be an answer, which goes out from the published one.
+    pub(crate) fn is_server(&self, proto: u8, address: impl Into<IpAddr>, port: u16) -> bool {
+        let ranges = self.servers.get(&(proto, address.into()));
+        ranges.is_some_and(|all| all.iter().any(|(low, high)| (*low..=*high).contains(&port)))
     }
 
     /// All rules, in no order.

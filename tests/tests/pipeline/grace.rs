@@ -10,6 +10,9 @@ use tests::lab::{A, B, CLIENT, GATEWAY1, Lab, ROUTER, SERVER, UP, publish_tcp, s
 use tests::packet::{Host, Packet, Wire, tcp};
 
 tests::in_ipv6! {
+    a_published_server_picks_nothing_up
+    what_was_flushed_stays_away
+    what_was_unpublished_stays_away
     a_port_that_is_another_s_picks_nothing_up
     a_segment_of_a_sandbox_begins_its_connection
     a_table_that_was_taken_over_needs_no_grace
@@ -115,6 +118,37 @@ fn a_port_that_is_another_s_picks_nothing_up() {
     // Out of the range, or published.
     refused(&mut lab, &from(&A, 1023, ACK));
     lab.reconfigure(|spec| spec.dnat.push(publish_tcp(7, 8080, &A, 8080)));
+    refused(&mut lab, &from(&A, 8080, ACK));
+}
+
+/// Its client knows it by the published port, and answers another with RST.
+#[test]
+fn a_published_server_picks_nothing_up() {
+    let mut spec = spec();
+    spec.dnat.push(publish_tcp(7, 8080, &A, 9000));
+    let mut lab = Lab::new(spec);
+    refused(&mut lab, &from(&A, 9000, ACK));
+    picked_up(&mut lab, &A, &from(&A, 9001, ACK));
+    picked_up(&mut lab, &B, &from(&B, 9000, ACK));
+}
+
+#[test]
+fn what_was_flushed_stays_away() {
+    let mut lab = Lab::new(spec());
+    picked_up(&mut lab, &A, &from(&A, 40_000, ACK));
+    assert_eq!(lab.plane.flush_connections(&|_| true), 1);
+    assert!(lab.plane.grace_left().is_zero());
+    refused(&mut lab, &from(&A, 40_000, ACK));
+}
+
+#[test]
+fn what_was_unpublished_stays_away() {
+    let mut spec = spec();
+    spec.dnat.push(publish_tcp(7, 8080, &A, 8080));
+    let mut lab = Lab::new(spec);
+    lab.plane.end_orphans();
+    assert!(!lab.plane.grace_left().is_zero());
+    lab.reconfigure(|spec| spec.dnat.clear());
     refused(&mut lab, &from(&A, 8080, ACK));
 }
 

@@ -224,10 +224,7 @@ impl Fdb {
 
     /// Sets how many learned entries networks may have.
     pub(crate) fn limit_networks(&self, limits: &[(NetworkId, Option<u32>)]) {
-        let mut members = self.writer.lock();
-        for (network, limit) in limits {
-            members.limit(*network, *limit);
-        }
+        self.writer.lock().limit(limits);
     }
 
     /// See [`Members::fullest_network`].

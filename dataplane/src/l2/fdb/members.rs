@@ -10,6 +10,8 @@
 
 use std::ops::Range;
 
+use rustc_hash::FxHashSet;
+
 use crate::packet::types::{NetworkId, PortId};
 
 /// Entries of a port looked at for one that has not been heard from since it was put into its place.
@@ -215,9 +217,18 @@ impl Members {
         network.is_some_and(|it| it.limit.is_some_and(|limit| it.len >= limit))
     }
 
-    /// Sets how many entries a network may have. What there is stays.
-    pub(super) fn limit(&mut self, network: NetworkId, limit: Option<u32>) {
-        self.network(network).limit = limit;
+    /// Sets how many entries networks may have, those that are not named as many as there may be. What there
+    /// is stays.
+    pub(super) fn limit(&mut self, limits: &[(NetworkId, Option<u32>)]) {
+        let named: FxHashSet<usize> = limits.iter().map(|(network, _)| network.index()).collect();
+        for (index, network) in self.networks.iter_mut().enumerate() {
+            if !named.contains(&index) {
+                *network = Network { len: network.len, ..Network::default() };
+            }
+        }
+        for (network, limit) in limits {
+            self.network(*network).limit = *limit;
+        }
     }
 
     /// Of the network that has the least room left of its limit: what it has, has had at most, and may have.
