@@ -72,16 +72,19 @@ fn admit(
         if network.is_some_and(|network| network.config.gateway_mac == headers.src) {
             return Err(DropReason::OwnMac);
         }
-        // Without guard too: who bridges two endpoints sends back what all others say.
-        if network.is_some_and(|network| network.macs.contains_key(&headers.src)) {
-            return Err(DropReason::EndpointMac);
-        }
         if *guard {
-            return Err(DropReason::SpoofedMac);
+            let is_anothers = network.is_some_and(|it| it.macs.contains_key(&headers.src));
+            let reason = if is_anothers { DropReason::EndpointMac } else { DropReason::SpoofedMac };
+            return Err(reason);
         }
     }
     if !matches!(vlans, Vlans::All) {
         vlan::enter(vlans, headers)?;
+    }
+    // Without guard too: who bridges two endpoints sends back what all others say. Who does so between two
+    // VLANs makes no loop.
+    if headers.src != *mac && config.vlan_of(*network, headers.src) == Some(headers.vlan) {
+        return Err(DropReason::EndpointMac);
     }
     if !trusted {
         guard::admit(frame.bytes(), headers)?;

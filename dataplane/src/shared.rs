@@ -35,6 +35,8 @@ pub struct Tables {
     pub(crate) fragments_peak: Peak,
     /// What became of the connections of an earlier run.
     pub earlier: EarlierRun,
+    /// Whether the table of IPv4, and that of IPv6, began empty.
+    lost: [bool; 2],
     /// When the tables were made, in seconds.
     made: u32,
     /// Connections were ended since, by hand or because of what is configured: nobody may go on with them.
@@ -68,6 +70,7 @@ impl Tables {
             fdb: Fdb::new(options.fdb_limit, options.fdb_per_port, HashKey::random()?)?,
             connections,
             connections6,
+            lost: [&earlier, &earlier6].map(|it| !matches!(it, EarlierRun::TakenOver { .. })),
             earlier: earlier.and(earlier6),
             made: secs,
             has_ended_some: AtomicBool::new(false),
@@ -91,6 +94,7 @@ impl Tables {
             connections: self.connections.copy(&room)?,
             connections6: self.connections6.copy(&room)?,
             earlier: self.earlier,
+            lost: self.lost,
             made: self.made,
             has_ended_some: AtomicBool::new(self.has_ended_some.load(Ordering::Relaxed)),
             fragments: self.fragments.copy(),
@@ -102,16 +106,17 @@ impl Tables {
         })
     }
 
-    /// Whether connections may be under way that are not known any more, because the tables began empty
-    /// less than `grace` ago.
-    pub(crate) fn is_in_grace(&self, grace: Duration, now: u32) -> bool {
-        !self.grace_left(grace, now).is_zero()
+    /// Whether connections of this address may be under way that are not known any more, because the table
+    /// of its family began empty less than `grace` ago.
+    pub(crate) fn is_in_grace(&self, address: IpAddr, grace: Duration, now: u32) -> bool {
+        let [of_ipv4, of_ipv6] = self.lost;
+        (if address.is_ipv4() { of_ipv4 } else { of_ipv6 })
+            && !self.grace_left(grace, now).is_zero()
     }
 
-    /// For how long that is so from now.
+    /// For how long from now there may be such of one family or both.
     pub(crate) fn grace_left(&self, grace: Duration, now: u32) -> Duration {
-        let is_whole = matches!(self.earlier, EarlierRun::TakenOver { .. });
-        if is_whole || self.has_ended_some.load(Ordering::Relaxed) {
+        if self.lost == [false; 2] || self.has_ended_some.load(Ordering::Relaxed) {
             return Duration::ZERO;
         }
         grace.saturating_sub(Duration::from_secs(now.saturating_sub(self.made).into()))

@@ -174,6 +174,16 @@ fn an_isolated_network_reaches_itself_alone() {
     a.ns.ip("route del default");
     // Nothing can be published there; who is in another network too has the way of that.
     host.refused(2, &["neither internal nor isolated"], ["port", "publish", &a.name, "8080:80"]);
+    // Where only IPv4 is isolated, IPv6 is published all the same.
+    let half = "--subnet 10.94.1.0/24 --subnet fd00:94::/64 -o gateway_mode=isolated";
+    host.network("half", &format!("{half} -o gateway_mode_ipv6=nat"));
+    let e = host.sandbox("e", "--network half");
+    host.refused(2, &["no IPv4 address"], ["port", "publish", &e.name, "0.0.0.0:8080:80"]);
+    host.ok(["port", "publish", &e.name, "8080:80"]);
+    let published = rows(&host.json(["port", "ls"]));
+    let published: Vec<_> = published.iter().map(|row| row["host_ip"].as_str().unwrap()).collect();
+    assert_eq!(published, ["::"]);
+    host.ok(["sandbox", "rm", &e.name]);
     assert_ping(&c.ns, GATEWAY, 63);
     host.stop(Signal::SIGKILL);
     host.launch();

@@ -2,6 +2,8 @@
 //!
 //! Each function takes a look under the world's lock and lets go before it returns.
 
+mod connections;
+mod nat_rules;
 mod tables;
 mod trace;
 

@@ -371,6 +371,13 @@ impl Snapshot {
         }
     }
 
+    /// The VLAN of the untagged frames of the endpoint that has this MAC; 0: none.
+    #[must_use]
+    pub fn vlan_of(&self, network: NetworkId, mac: Mac) -> Option<u16> {
+        let port = self.port(*self.network(network)?.macs.get(&mac)?)?;
+        Some(port.untagged().unwrap_or(0))
+    }
+
     /// A configured port.
     #[must_use]
     #[inline]

@@ -185,7 +185,7 @@ fn may_pick_up<P: Ip>(cx: &Cx<'_>, from: From, ip: &P) -> bool {
     let L4::Tcp { flags, src_port, .. } = ip.l4() else { return false };
     matches!(from, From::Endpoint(_))
         && TcpState::continues(flags)
-        && cx.tables.is_in_grace(cx.config.grace, cx.secs)
+        && cx.tables.is_in_grace(ip.src().into(), cx.config.grace, cx.secs)
         && !cx.config.dnat.is_server(ip.proto(), ip.src(), src_port)
 }
 

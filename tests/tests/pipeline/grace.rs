@@ -7,9 +7,10 @@ use dataplane::config::SnapshotSpec;
 use dataplane::packet::types::tcp_flags::{ACK, FIN, PSH, RST, SYN};
 use dataplane::trace::Fact;
 use tests::lab::{A, B, CLIENT, GATEWAY1, Lab, ROUTER, SERVER, UP, publish_tcp, small, topology};
-use tests::packet::{Host, Packet, Wire, tcp};
+use tests::packet::{Host, Packet, Wire, speaks_ipv6, tcp};
 
 tests::in_ipv6! {
+    each_family_has_a_grace_of_its_own
     a_published_server_picks_nothing_up
     what_was_flushed_stays_away
     what_was_unpublished_stays_away
@@ -189,6 +190,29 @@ fn a_table_that_was_taken_over_needs_no_grace() {
     }
     let mut lab = Lab::with(&options, spec());
     picked_up(&mut lab, &A, &from(&A, 40_000, ACK));
+}
+
+/// Of the two tables one may be lost alone: who was in the other is known.
+#[test]
+fn each_family_has_a_grace_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let options = EngineOptions {
+        conntrack_file: Some(file("conntrack")),
+        conntrack6_file: Some(file("conntrack6")),
+        ..small()
+    };
+    for (lost, kept) in [("conntrack", true), ("conntrack6", false)] {
+        drop(Lab::with(&options, spec()));
+        std::fs::remove_file(file(lost)).unwrap();
+        let mut lab = Lab::with(&options, spec());
+        assert!(!lab.plane.grace_left().is_zero());
+        if kept == speaks_ipv6() {
+            refused(&mut lab, &from(&A, 40_000, ACK));
+        } else {
+            picked_up(&mut lab, &A, &from(&A, 40_000, ACK));
+        }
+    }
 }
 
 #[test]

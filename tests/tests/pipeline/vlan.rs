@@ -303,9 +303,20 @@ fn the_host_reaches_every_vlan_without_tags() {
     lab.reconfigure(without_guard);
     lab.reconfigure(|spec| put(spec, &C, &Vlans::All));
     let thief = ethernet(A.mac, Mac::BROADCAST, BRIDGE, &[1; 46]);
-    lab.rx(C.port, thief).dropped("c", "endpoint_mac");
+    lab.rx(C.port, thief).moved("fdb.learned", 1).accept(&[GATEWAY1.port]);
     let frame = udp(&GATEWAY1, 1, &A, 2);
     lab.rx(GATEWAY1.port, &frame).tx(A.port, &frame);
+}
+
+/// A VLAN is a network of its own: who passes frames on from one to another makes no loop.
+#[test]
+fn an_endpoint_s_mac_is_its_own_in_its_vlan() {
+    let mut lab = lab(&[Vlans::Access(10), Vlans::Access(20), trunk(None, &[10, 30])]);
+    lab.reconfigure(without_guard);
+    let frame = ethernet(A.mac, Mac::BROADCAST, BRIDGE, &[1; 46]);
+    lab.rx(C.port, tagged(&frame, 0x8100, 10)).dropped("c", "endpoint_mac");
+    let elsewhere = tagged(&frame, 0x8100, 30);
+    lab.rx(C.port, elsewhere.clone()).moved("fdb.learned", 1).only_balanced();
 }
 
 #[test]

@@ -191,6 +191,12 @@ fn wanted(spec: &PublishSpec, id: u32, target: Target) -> Result<Publish> {
              network with --ipv6, or publish at an IPv4 address"
         )));
     }
+    if spec.host_ip.is_some_and(|ip| ip.is_ipv4()) && target.ipv4.is_none() {
+        return Err(Error::invalid(format!(
+            "publish {spec}: it has no IPv4 address that is reachable from outside; connect it to a \
+             network without gateway_mode=isolated, or publish at an IPv6 address"
+        )));
+    }
     Ok(Publish {
         id,
         proto: spec.proto,

@@ -15,7 +15,7 @@ use crate::switch::{Switch, Work, World, blocking};
 /// Where a sandbox's published ports lead, and at which host address unless they say.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Target {
-    pub(super) ipv4: Ipv4Addr,
+    pub(super) ipv4: Option<Ipv4Addr>,
     pub(super) ipv6: Option<Ipv6Addr>,
     pub(super) binding: Option<Ipv4Addr>,
 }
@@ -23,7 +23,7 @@ pub(super) struct Target {
 impl Target {
     /// The halves of a mapping: the rule's number, at which host address, and to where.
     fn halves(self, publish: &Publish) -> impl Iterator<Item = (u32, IpAddr, IpAddr)> {
-        let all = [Some(IpAddr::V4(self.ipv4)), self.ipv6.map(IpAddr::V6)].into_iter().flatten();
+        let all = [self.ipv4.map(IpAddr::V4), self.ipv6.map(IpAddr::V6)].into_iter().flatten();
         let publish = *publish;
         all.filter_map(move |to| publish.half(to).map(|(rule, host_ip)| (rule, host_ip, to)))
     }
@@ -32,20 +32,19 @@ impl Target {
 impl Switch {
     pub(super) fn target_of(&self, sandbox: &Sandbox) -> Result<Target> {
         let world = self.world();
-        let endpoint = world.desired.gateway_endpoint(sandbox).ok_or_else(|| {
-            Error::invalid(
+        let endpoint = world.desired.gateway_endpoint(sandbox);
+        let ipv6 = world.desired.gateway_endpoint6(sandbox).map(|(_, own)| own.addr());
+        if endpoint.is_none() && ipv6.is_none() {
+            return Err(Error::invalid(
                 "has no network that is reachable from outside; connect it to one that is neither \
                  internal nor isolated",
-            )
-        })?;
-        let binding = world
-            .desired
-            .networks
-            .get(&endpoint.network)
+            ));
+        }
+        let binding = endpoint
+            .and_then(|endpoint| world.desired.networks.get(&endpoint.network))
             .and_then(|network| NetworkOptions::parse(Driver::Bridge, &network.options).ok())
             .and_then(|options| options.host_binding);
-        let ipv6 = world.desired.gateway_endpoint6(sandbox).map(|(_, own)| own.addr());
-        Ok(Target { ipv4: endpoint.ipv4, ipv6, binding })
+        Ok(Target { ipv4: endpoint.map(|endpoint| endpoint.ipv4), ipv6, binding })
     }
 
     pub(super) fn reserve(

@@ -1,26 +1,21 @@
 //! What the API shows of the engine's tables and counters, with names in place of numbers.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
-use dataplane::conntrack::{Change, ConnectionEvent};
-use dataplane::engine::{FdbKind, FlowTuple, LimitUse, Link, NatRule, StaticRefused};
+use dataplane::engine::{FdbKind, LimitUse, Link, StaticRefused};
 use dataplane::io::IoBackend;
 use dataplane::packet::types::{NetworkId, PortId, UplinkId};
 use dataplane::verdict::DropReason;
 
 use super::{port_name, unknown_network, unknown_sandbox};
 use crate::api::types::{
-    self, ConntrackFilter, ConntrackStats, ConntrackUse, DropCount, DropsQuery, FdbEntry, FdbQuery,
-    FdbUse, HelperStats, IpProtocol, MdbEntry, MdbKind, MdbQuery, NatKind, Neighbor, PortStats,
-    Status, Tuple, WorkerStatus,
+    self, ConntrackUse, DropCount, DropsQuery, FdbEntry, FdbQuery, FdbUse, MdbEntry, MdbKind,
+    MdbQuery, Neighbor, PortStats, Status, WorkerStatus,
 };
 use crate::check;
 use crate::error::{Error, Result};
-use crate::model::{Desired, Network, Publish, is_unswitched};
+use crate::model::{Desired, Network, is_unswitched};
 use crate::name::Name;
-use crate::options::NetworkOptions;
-use crate::publish::bracketed;
 use crate::switch::{Switch, World};
 
 /// Who is behind a port.
@@ -320,165 +315,6 @@ impl Switch {
         shown
     }
 
-    /// Tracked connections that the filter asks for.
-    ///
-    /// # Errors
-    /// When the filter names an unknown network.
-    pub fn connections(&self, filter: &ConntrackFilter) -> Result<Vec<types::Connection>> {
-        let names = self.filter_names(filter)?;
-        Ok(self
-            .engine
-            .connections()
-            .iter()
-            .map(|connection| connection_view(connection, &names))
-            .filter(|connection| filter.matches(connection))
-            .collect())
-    }
-
-    /// Ends the connections that the filter asks for; returns how many.
-    ///
-    /// # Errors
-    /// When the filter names an unknown network.
-    pub fn flush_connections(&self, filter: &ConntrackFilter) -> Result<usize> {
-        let names = self.filter_names(filter)?;
-        Ok(self
-            .engine
-            .flush_connections(&|connection| filter.matches(&connection_view(connection, &names))))
-    }
-
-    /// Whether a filter can match anything.
-    ///
-    /// # Errors
-    /// When it names an unknown network.
-    pub fn check_filter(&self, filter: &ConntrackFilter) -> Result<()> {
-        self.world().network_exists(filter.network.as_ref())
-    }
-
-    fn filter_names(&self, filter: &ConntrackFilter) -> Result<HashMap<NetworkId, Name>> {
-        self.world().network_exists(filter.network.as_ref())?;
-        Ok(self.network_names())
-    }
-
-    /// The names of the networks that the engine knows by number, and of those removed last: what is told of
-    /// their connections is read when they are gone.
-    #[must_use]
-    pub fn network_names(&self) -> HashMap<NetworkId, Name> {
-        let world = self.world();
-        let networks = world.desired.networks.values();
-        let present = networks.map(|network| (network.network_id(), network.name.clone()));
-        world.former.names().chain(present).collect()
-    }
-
-    /// What happened to a connection that the filter asks for.
-    #[must_use]
-    pub fn connection_event(
-        &self,
-        event: &ConnectionEvent,
-        filter: &ConntrackFilter,
-        names: &HashMap<NetworkId, Name>,
-    ) -> Option<types::ConnectionEvent> {
-        let connection = connection_view(&event.connection, names);
-        let (name, reason) = match event.change {
-            Change::Destroy(reason) => ("destroy", Some(reason.name().to_owned())),
-            Change::New => ("new", None),
-            Change::Update => ("update", None),
-        };
-        filter.matches(&connection).then(|| types::ConnectionEvent {
-            time_ms: event.unix_nanos / 1_000_000,
-            event: name.to_owned(),
-            reason,
-            connection,
-        })
-    }
-
-    /// Totals of the connection table.
-    #[must_use]
-    pub fn conntrack_stats(&self) -> ConntrackStats {
-        let stats = self.engine.conntrack_stats();
-        let helpers = stats.helpers;
-        ConntrackStats {
-            entries: stats.entries.into(),
-            limit: stats.limit.into(),
-            inserted: stats.inserted,
-            expired: stats.expired,
-            flushed: stats.flushed,
-            full: stats.full,
-            clashes: stats.clashes,
-            ports_exhausted: stats.ports_exhausted,
-            picked_up: stats.picked_up,
-            evicted: stats.evicted,
-            helpers: HelperStats {
-                expected: helpers.expected,
-                used: helpers.used,
-                foreign: helpers.foreign,
-                full: helpers.full,
-                no_port: helpers.no_port,
-                privileged: helpers.privileged,
-                too_long: helpers.too_long,
-            },
-        }
-    }
-
-    /// NAT rules with what they did: first those of published ports, then masquerading.
-    #[must_use]
-    pub fn nat_rules(&self) -> Vec<types::NatRule> {
-        let world = self.world();
-        let mut rules = Vec::new();
-        for (sandbox, publish) in world.desired.publishes() {
-            for (endpoint, to) in world.desired.ways_in(sandbox) {
-                let Some((id, host_ip)) = publish.half(to) else { continue };
-                let (packets, bytes) = self.engine.rule_counters(NatRule::Dnat(id));
-                rules.push(types::NatRule {
-                    kind: "dnat".to_owned(),
-                    network: Some(endpoint.network.clone()),
-                    r#match: rule_match(publish, host_ip),
-                    to: format!("{}:{}", bracketed(to), publish.ports),
-                    packets,
-                    bytes,
-                });
-            }
-        }
-        for network in world.desired.networks.values().filter(|network| !network.internal) {
-            let Ok(options) = NetworkOptions::parse(types::Driver::Bridge, &network.options) else {
-                continue;
-            };
-            let is_translated = |address| {
-                options.masquerade && !options.routed().of(address) && !network.is_isolated(address)
-            };
-            let subnets: Vec<String> = network
-                .prefixes()
-                .filter(|net| is_translated(net.addr()))
-                .map(|net| net.to_string())
-                .collect();
-            if subnets.is_empty() {
-                continue;
-            }
-            let (packets, bytes) =
-                self.engine.rule_counters(NatRule::Masquerade(network.network_id()));
-            let outside: Vec<String> = world
-                .attached
-                .uplinks
-                .iter()
-                .flat_map(|(interface, state)| {
-                    let v4 = state.addresses.first().map(|net| IpAddr::V4(net.addr()));
-                    let v6 = state.ipv6.addresses.first().map(|net| IpAddr::V6(net.addr()));
-                    let v6 = v6.filter(|_| network.has_ipv6());
-                    let own = v4.into_iter().chain(v6).filter(|own| is_translated(*own));
-                    own.map(move |address| format!("{address} ({interface})"))
-                })
-                .collect();
-            rules.push(types::NatRule {
-                kind: "masquerade".to_owned(),
-                network: Some(network.name.clone()),
-                r#match: subnets.join(", "),
-                to: outside.join(", "),
-                packets,
-                bytes,
-            });
-        }
-        rules
-    }
-
     /// Frames dropped, by reason: of all workers, or of the ports that the query names.
     ///
     /// # Errors
@@ -576,34 +412,4 @@ fn limit_view(limit: &LimitUse) -> types::LimitUse {
 
 fn count(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
-}
-
-fn connection_view(
-    connection: &dataplane::engine::Connection,
-    names: &HashMap<NetworkId, Name>,
-) -> types::Connection {
-    types::Connection {
-        proto: IpProtocol(connection.proto),
-        state: connection.state.to_owned(),
-        orig: tuple_view(connection.original),
-        reply: tuple_view(connection.reply),
-        nat: NatKind::new(connection.snat, connection.dnat),
-        timeout_s: connection.timeout.as_secs(),
-        packets: connection.packets,
-        bytes: connection.bytes,
-        network: names.get(&connection.network).cloned(),
-    }
-}
-
-/// What a rule of a published port takes, the unspecified address of a family standing for all of it.
-pub(super) fn rule_match(publish: &Publish, host_ip: IpAddr) -> String {
-    let address = match host_ip {
-        IpAddr::V4(any) if any.is_unspecified() => "*".to_owned(),
-        other => bracketed(other),
-    };
-    format!("{} {address}:{}", publish.proto, publish.host_ports)
-}
-
-fn tuple_view(tuple: FlowTuple) -> Tuple {
-    Tuple { src: tuple.src, dst: tuple.dst, sport: tuple.src_port, dport: tuple.dst_port }
 }

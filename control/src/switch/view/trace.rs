@@ -12,7 +12,8 @@ use dataplane::packet::types::{Mac, NetworkId, PortId};
 use dataplane::trace::{Fact, SentFrame, Step, Traced};
 use dataplane::verdict::Verdict;
 
-use super::tables::{Owner, rule_match, uplink_name};
+use super::nat_rules::rule_match;
+use super::tables::{Owner, uplink_name};
 use super::unknown_sandbox;
 use crate::api::types::{
     self, DropCount, IpProtocol, TraceFact, TraceRequest, TraceSent, TraceStep,

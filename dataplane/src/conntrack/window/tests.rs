@@ -491,3 +491,45 @@ proptest! {
         }
     }
 }
+
+/// The short way says what the long one does, or nothing.
+#[test]
+fn what_flows_is_what_is_judged() {
+    let side = || {
+        (0_u32..200_000, 0_u32..200_000, any::<u8>(), any::<u16>()).prop_map(
+            |(end, ack, window, rest)| {
+                // Near each other, and around where numbers wrap.
+                let near = |offset: u32| offset.wrapping_sub(100_000);
+                Side::from_words(near(end), near(ack), u16::from(window) << 8 | rest & 0xff)
+            },
+        )
+    };
+    let segment = (0_u32..200_000, 0_u32..200_000, any::<u16>(), 0_u32..3000, any::<bool>());
+    let flowed = std::cell::Cell::new(0);
+    proptest!(|(mine in side(), theirs in side(), (seq, ack, window, len, fragment) in segment)| {
+        let segment = Segment {
+            flags: ACK,
+            seq: seq.wrapping_sub(100_000),
+            ack: ack.wrapping_sub(100_000),
+            window,
+            len,
+            scale: None,
+            is_fragment: fragment,
+        };
+        for direction in [Original, Reply] {
+            let judged = judge(TcpState::Established, direction, &segment, mine, theirs);
+            match flows(&segment, mine, theirs) {
+                Some(side) => {
+                    prop_assert_eq!(judged, Ok(Judgement::Continues(side)));
+                    flowed.set(flowed.get() + 1);
+                }
+                None => {
+                    let odd = |side: Side| side.flags & !SYN_DATA != ACKED || !side.is_known();
+                    let is_odd = odd(mine) || odd(theirs);
+                    prop_assert!(is_odd || !matches!(judged, Ok(Judgement::Continues(_))));
+                }
+            }
+        }
+    });
+    assert!(flowed.get() > 0, "no segment was in the middle");
+}
