@@ -293,6 +293,7 @@ impl Worker {
 
     /// Sleeps until there is something to do. True: the engine has said something.
     fn wait(&mut self, timeout: Duration, events: &mut Vec<Event>, from: Instant) -> bool {
+        events.clear();
         let Self { devices, poller, spin, .. } = self;
         let Devices { rx, ring, .. } = devices;
         let timeout = match ring {
@@ -311,7 +312,6 @@ impl Worker {
             Some(ring) => {
                 let fd_of = |port: PortId| rx.get(port.index())?.as_ref()?.stream();
                 if !ring.wait(timeout, self.core.pool(), self.poller.fd(), fd_of) {
-                    events.clear();
                     return false;
                 }
                 Duration::ZERO

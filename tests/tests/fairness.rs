@@ -8,6 +8,9 @@
     reason = "test code: a failure here is a failed test"
 )]
 
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +19,7 @@ use dataplane::config::{PortConfig, Snapshot};
 use dataplane::frame::Frame;
 use dataplane::io::memory::{MemoryPeer, MemoryPort};
 use dataplane::io::vnet_hdr::VnetHdr;
-use dataplane::io::{Offloads, Port, PortHalves, PortTx, TxReport};
+use dataplane::io::{Gone, IoChoice, Offloads, Port, PortHalves, PortRx, PortTx, TxReport};
 use dataplane::packet::types::PortId;
 use dataplane::pool::Pool;
 use dataplane::verdict::DropReason;
@@ -165,6 +168,72 @@ impl PortTx for GateTx {
     fn tx_copy(&mut self, frame: &mut Frame, pool: &mut Pool) -> TxReport {
         self.tx.tx_copy(frame, pool)
     }
+}
+
+/// A device that counts how often it is asked for frames.
+#[derive(Debug)]
+struct Asked {
+    port: MemoryPort,
+    times: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct AskedRx {
+    rx: Box<dyn PortRx>,
+    times: Arc<AtomicUsize>,
+}
+
+impl Port for Asked {
+    fn offloads(&self) -> Offloads {
+        self.port.offloads()
+    }
+
+    fn split(self: Box<Self>, workers: usize) -> std::io::Result<PortHalves> {
+        let PortHalves { rx, tx } = Box::new(self.port).split(workers)?;
+        Ok(PortHalves { rx: Box::new(AskedRx { rx, times: self.times }), tx })
+    }
+}
+
+impl PortRx for AskedRx {
+    fn rx(
+        &mut self,
+        budget: usize,
+        pool: &mut Pool,
+        batch: &mut Vec<Frame>,
+    ) -> Result<usize, Gone> {
+        self.times.fetch_add(1, Ordering::Relaxed);
+        self.rx.rx(budget, pool, batch)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.rx.fd()
+    }
+}
+
+/// Without a ring, a port is asked when its descriptor says that it has something, and not again until
+/// it says so again, however long the worker looks for work before it sleeps.
+#[test]
+fn a_port_that_has_nothing_is_not_asked() {
+    const FRAMES: u32 = 40;
+    let options = EngineOptions { workers: 1, io: IoChoice::Epoll, ..small() };
+    let engine = Engine::start(&options).unwrap();
+    let times = Arc::new(AtomicUsize::new(0));
+    let (port, peer) = MemoryPort::pair_with(8, SINGLE).unwrap();
+    let id = engine.attach(Box::new(Asked { port, times: Arc::clone(&times) })).unwrap();
+    let mut spec = topology();
+    spec.uplinks.clear();
+    spec.ports = vec![PortConfig { id, ..endpoint(&A, NET1) }];
+    engine.publish(Snapshot::build(spec).unwrap());
+    for number in 0..FRAMES {
+        assert!(peer.send(&numbered(&A, &B, number), VnetHdr::default()));
+        let until = Instant::now() + PATIENCE;
+        while engine.port_stats(id).unwrap().rx_frames <= number.into() {
+            assert!(Instant::now() < until, "frame {number} was not taken");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let times = times.load(Ordering::Relaxed);
+    assert!(times <= FRAMES as usize, "asked {times} times for {FRAMES} frames");
 }
 
 /// While the only worker is held up, A's wire is filled to the brim, and C sends one frame. However

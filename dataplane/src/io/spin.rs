@@ -10,6 +10,11 @@ use std::time::{Duration, Instant};
 /// costs.
 pub(crate) const SPIN: Duration = Duration::from_micros(50);
 
+/// Work that comes within this time of its last end would have come while looking for it: it takes a
+/// sleeping worker's wake-up longer, and so does the answer of a sleeping program, which is awake while
+/// the worker looks.
+const SOON: Duration = Duration::from_micros(150);
+
 /// What comes at a time when questions and answers take turns: a few frames without segmentation.
 const SMALL: usize = 3000;
 
@@ -36,7 +41,7 @@ impl Spin {
 
     /// Work of `bytes` bytes came `waited` after it ran out.
     pub(crate) fn learn(&mut self, waited: Duration, bytes: usize) {
-        self.budget = if waited <= SPIN && bytes <= SMALL {
+        self.budget = if waited <= SOON && bytes <= SMALL {
             SPIN
         } else if self.budget > LEAST {
             self.budget / 2
@@ -58,7 +63,8 @@ mod tests {
     #[test]
     fn looking_for_work_pays_only_between_small_frames_that_come_soon() {
         let mut spin = Spin::default();
-        spin.learn(Duration::from_micros(10), 64);
+        // What a worker waited for a frame that came after 40 µs, when it has slept.
+        spin.learn(Duration::from_micros(100), 64);
         assert_eq!(spin.budget, SPIN);
         spin.learn(Duration::from_micros(10), 65_000);
         assert!(spin.budget < SPIN);
