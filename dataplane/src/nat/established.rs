@@ -148,9 +148,8 @@ pub(super) fn judge<K: Tracked>(
         Ok(Judgement::BeginsAnew(side)) => {
             Judged { state: TcpState::SynReceived as u8, said: Some(side), revives: true }
         }
-        // It lives until the answer, which may come when the rest of its time is over.
         Ok(Judgement::Asks(side)) => {
-            Judged { state: hit.state(), said: (side != mine).then_some(side), revives: true }
+            Judged { state: hit.state(), said: (side != mine).then_some(side), revives: false }
         }
         Ok(Judgement::Passes) => Judged { state: hit.state(), said: None, revives: false },
         Err(Unbelievable::OutOfWindow) => return Err(DropReason::TcpOutOfWindow),

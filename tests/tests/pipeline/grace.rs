@@ -202,15 +202,16 @@ fn each_family_has_a_grace_of_its_own() {
         conntrack6_file: Some(file("conntrack6")),
         ..small()
     };
-    for (lost, kept) in [("conntrack", true), ("conntrack6", false)] {
+    for (lost, is_ipv6_kept, port) in [("conntrack", true, 40_000), ("conntrack6", false, 40_001)] {
         drop(Lab::with(&options, spec()));
         std::fs::remove_file(file(lost)).unwrap();
         let mut lab = Lab::with(&options, spec());
         assert!(!lab.plane.grace_left().is_zero());
-        if kept == speaks_ipv6() {
-            refused(&mut lab, &from(&A, 40_000, ACK));
+        let segment = from(&A, port, ACK);
+        if is_ipv6_kept == speaks_ipv6() {
+            refused(&mut lab, &segment);
         } else {
-            picked_up(&mut lab, &A, &from(&A, 40_000, ACK));
+            picked_up(&mut lab, &A, &segment);
         }
     }
 }
