@@ -332,10 +332,15 @@ impl Desired {
     pub(super) fn mappings_of(&self, name: &Name, publish: &Publish) -> Vec<PortMapping> {
         let sandbox = self.sandboxes.get(name);
         let has_ipv6 = sandbox.is_some_and(|sandbox| self.gateway_endpoint6(sandbox).is_some());
+        // Who has no way in is shown with one of IPv4, which it may get again.
+        let has_ipv4 = sandbox.is_some_and(|sandbox| self.gateway_endpoint(sandbox).is_some());
         let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
         let host_ips = match publish.host_ip {
             Some(host_ip) => vec![host_ip],
-            None => any.into_iter().filter(|ip| ip.is_ipv4() || has_ipv6).collect(),
+            None => any
+                .into_iter()
+                .filter(|ip| if ip.is_ipv6() { has_ipv6 } else { has_ipv4 || !has_ipv6 })
+                .collect(),
         };
         let mapping = |host_ip| PortMapping {
             sandbox: name.clone(),
