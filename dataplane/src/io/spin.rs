@@ -21,32 +21,53 @@ const SMALL: usize = 3000;
 /// Below this a spin is given up altogether.
 const LEAST: Duration = Duration::from_micros(4);
 
+/// So many looks in a row that found nothing show that nobody answers: frames come at a pace of their own,
+/// however soon each is.
+const VAIN: u8 = 8;
+
+/// Then so many rounds go by until the next look.
+const REST: u8 = 64;
+
 /// How long one worker looks for work before it sleeps.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Spin {
     budget: Duration,
     looked: Duration,
+    /// Looks in a row that found nothing.
+    vain: u8,
+    /// Rounds since then.
+    rested: u8,
 }
 
 impl Spin {
     /// Asks `found` until it says so or looking longer does not pay. `from` is when work ran out.
     pub(crate) fn look(&mut self, from: Instant, mut found: impl FnMut() -> bool) {
+        if self.budget.is_zero() {
+            return;
+        }
         let mut looked = Duration::ZERO;
-        while looked < self.budget && !found() {
+        let mut has_found = false;
+        while looked < self.budget && !has_found {
+            has_found = found();
             std::hint::spin_loop();
             looked = from.elapsed();
         }
+        self.vain = if has_found { 0 } else { self.vain.saturating_add(1).min(VAIN) };
         self.looked += looked;
     }
 
     /// Work of `bytes` bytes came `waited` after it ran out.
     pub(crate) fn learn(&mut self, waited: Duration, bytes: usize) {
-        self.budget = if waited <= SOON && bytes <= SMALL {
+        self.budget = if waited > SOON || bytes > SMALL {
+            if self.budget > LEAST { self.budget / 2 } else { Duration::ZERO }
+        } else if self.vain < VAIN {
             SPIN
-        } else if self.budget > LEAST {
-            self.budget / 2
-        } else {
+        } else if self.rested < REST {
+            self.rested += 1;
             Duration::ZERO
+        } else {
+            self.rested = 0;
+            SPIN
         };
     }
 
@@ -92,5 +113,25 @@ mod tests {
             asked == 3
         });
         assert_eq!(asked, 3);
+    }
+
+    #[test]
+    fn frames_that_come_at_a_pace_of_their_own_are_not_looked_for() {
+        let mut spin = Spin::default();
+        let mut looks = 0;
+        for _ in 0..1000 {
+            spin.learn(Duration::from_micros(100), 64);
+            looks += u32::from(!spin.budget.is_zero());
+            spin.look(Instant::now(), || false);
+        }
+        assert!((8..30).contains(&looks), "{looks} of 1000");
+        // Until one is found again.
+        let mut again = 0;
+        for _ in 0..200 {
+            spin.learn(Duration::from_micros(100), 64);
+            again += u32::from(!spin.budget.is_zero());
+            spin.look(Instant::now(), || true);
+        }
+        assert!(again > 200 - u32::from(REST) - 2, "{again} of 200");
     }
 }
