@@ -1,8 +1,8 @@
 //! A switch in memory: tables, configuration and one core, and the stopwatch around it.
 //!
-//! What is measured: a receiving half that exchanges full buffers for empty ones of the pool, as the ports in
-//! memory and the rings of devices do; [`Core::process`]; a sending half that gives the buffers back to the
-//! pool. What is not: writing the frames, and devices. The frames lie in the cache when the stopwatch starts,
+//! What is measured: a receiving half that exchanges full buffers for empty ones of the pool in one go;
+//! [`Core::process`]; a sending half that gives the buffers back to the pool in one go. What is not: writing
+//! the frames, devices, and the queues of the engine's ports in memory, which move frames one by one. The frames lie in the cache when the stopwatch starts,
 //! as those of a device do that has just been read.
 
 use std::io;
