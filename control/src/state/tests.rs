@@ -185,7 +185,8 @@ fn a_file_of_version_1_is_converted() {
     let (store, desired) = open(directory.path()).unwrap();
     assert_eq!(store.installation().id, "295727f44c5589f4");
     let [app, web] = [&desired.networks["app"], &desired.networks["web"]];
-    assert_eq!(*app, Network { uid: app.uid.clone(), ..network("app", 1) });
+    let expected = Network { uid: app.uid.clone(), policy: Vec::new(), ..network("app", 1) };
+    assert_eq!(*app, expected);
     assert!(!web.has_ipv6() && web.cursors6.is_empty());
     assert_eq!(desired.sandboxes["s1"], sandbox("s1", "app"));
     let s2 = &desired.sandboxes["s2"];
