@@ -43,7 +43,7 @@ fn rules(host: &Host, network: &str) -> Vec<Value> {
 /// How often a rule decided.
 fn packets(host: &Host, network: &str, id: &str) -> u64 {
     let rules = rules(host, network);
-    let rule = rules.iter().find(|rule| rule["id"].to_string() == id);
+    let rule = rules.iter().find(|rule| rule["id"].as_u64() == id.parse().ok());
     rule.unwrap_or_else(|| panic!("no rule {id}: {rules:?}"))["packets"].as_u64().unwrap()
 }
 
