@@ -23,6 +23,7 @@ use crate::name::Name;
 use crate::options::{EndpointOptions, NetworkOptions};
 use crate::publish::PortRange;
 
+mod policy;
 #[cfg(test)]
 mod tests;
 
@@ -186,6 +187,7 @@ fn compile_network(
         snooping: options.snooping,
         querier: options.querier,
         helpers: options.helpers,
+        policy: policy::rules(network, desired),
     });
     // The host has no part in a network without a gateway, though its device is there.
     if let Some(port) = attached.hosts.get(&network.name).filter(|_| !network.has_no_gateway()) {

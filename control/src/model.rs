@@ -4,6 +4,7 @@
 
 mod edits;
 mod network;
+mod policy;
 mod publish;
 mod sandbox;
 mod uplink;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::name::Name;
 
 pub use network::{BRIDGE_NETWORK, HOST_NETWORK, NONE_NETWORK, Network, is_unswitched};
+pub use policy::PolicyRule;
 pub use publish::Publish;
 pub use sandbox::{Endpoint, Namespace, Sandbox, Wire};
 pub use uplink::{Route, Uplink};
@@ -48,6 +50,9 @@ pub struct Counters {
     pub uplink: u16,
     /// Last [`Publish::id`] given.
     pub publish: u32,
+    /// Last [`PolicyRule::id`] given.
+    #[serde(default)]
+    pub policy: u32,
     /// Last intent.
     pub intent: u64,
 }

@@ -18,6 +18,7 @@ mod endpoint;
 mod follow;
 mod former;
 mod network;
+mod policy;
 mod port;
 pub mod purge;
 mod route;

@@ -3,12 +3,15 @@
 //! Control fills a [`SnapshotSpec`] from names and files; [`Snapshot::build`] checks it and adds
 //! the indexes. No name and no string gets in here.
 
+mod policy;
 mod snapshot;
 mod vlan;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+pub(crate) use policy::Flow;
+pub use policy::{Policy, PolicyAction, PolicyRule, PolicyWay};
 pub use snapshot::{LocalAddress, Network, PortEntry, Snapshot};
 pub(crate) use vlan::FROM_GATEWAY;
 pub use vlan::{MAX_VLAN, VlanSet, Vlans};
@@ -130,6 +133,8 @@ pub struct NetworkConfig {
     pub querier: bool,
     /// What its connections say of further ones is read, and those are let through.
     pub helpers: Helpers,
+    /// Who may begin a connection with whom, in order; what no rule matches is allowed.
+    pub policy: Vec<PolicyRule>,
 }
 
 impl NetworkConfig {
@@ -157,6 +162,7 @@ impl NetworkConfig {
             snooping: false,
             querier: false,
             helpers: Helpers::default(),
+            policy: Vec::new(),
         }
     }
 }

@@ -360,6 +360,8 @@ pub enum NatRule {
     Dnat(u32),
     /// Masquerade of a network.
     Masquerade(NetworkId),
+    /// [`crate::config::PolicyRule::id`].
+    Policy(u32),
 }
 
 /// What a capture saw.

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use crate::config::{Network, Snapshot};
+use crate::config::{Network, Policy, Snapshot};
 use crate::conntrack::{EndReason, Entry};
 use crate::engine::{Link, NatRule};
 use crate::orphans::{is_published_over, is_rerouted};
@@ -24,6 +24,10 @@ pub(crate) struct Gone {
     has_published: bool,
     /// Some destination may be reached another way.
     has_rerouted: bool,
+    /// Rules of policies that are not there any more, whose counters go.
+    policy_rules: HashSet<u32>,
+    /// A network's policy says something else.
+    has_other_policy: bool,
 }
 
 impl Gone {
@@ -39,6 +43,16 @@ impl Gone {
         for network in old.networks() {
             gone.network(network, next.network(network.config.id));
         }
+        for network in next.networks() {
+            let before = old.network(network.config.id).map(|before| &before.policy);
+            let before = before.map_or(&[][..], Policy::rules);
+            gone.has_other_policy |= before != network.policy.rules();
+        }
+        let rules = |snapshot: &Snapshot| -> HashSet<u32> {
+            let policies = snapshot.networks().flat_map(|network| network.policy.rules());
+            policies.map(|rule| rule.id).collect()
+        };
+        gone.policy_rules = rules(old).difference(&rules(next)).copied().collect();
         for uplink in old.uplinks() {
             let now = next.uplink(uplink.id);
             if now.is_none() {
@@ -68,6 +82,7 @@ impl Gone {
     pub(crate) const fn ignore_what_is_new(&mut self) {
         self.has_published = false;
         self.has_rerouted = false;
+        self.has_other_policy = false;
     }
 
     /// Links that are not there any more.
@@ -80,10 +95,10 @@ impl Gone {
         match rule {
             NatRule::Dnat(id) => self.rules.contains(&id),
             NatRule::Masquerade(id) => self.links.contains(&Link::Network(id)),
+            NatRule::Policy(id) => self.policy_rules.contains(&id),
         }
     }
 
-    /// Whether nothing has to end.
     /// Whether something that was there is not there any more.
     pub(crate) fn has_taken_away(&self) -> bool {
         !(self.rules.is_empty()
@@ -92,13 +107,16 @@ impl Gone {
             && self.outside.is_empty())
     }
 
+    /// Whether nothing has to end.
     pub(crate) fn is_empty(&self) -> bool {
         self.rules.is_empty()
             && self.links.is_empty()
             && self.endpoints.is_empty()
             && self.outside.is_empty()
+            && self.policy_rules.is_empty()
             && !self.has_published
             && !self.has_rerouted
+            && !self.has_other_policy
     }
 
     /// Why a connection ends under the new configuration, if it does.
@@ -118,6 +136,9 @@ impl Gone {
         if self.has_published && is_published_over(next, entry) {
             return Some(EndReason::Published);
         }
-        (self.has_rerouted && is_rerouted(next, connection)).then_some(EndReason::Rerouted)
+        if self.has_rerouted && is_rerouted(next, connection) {
+            return Some(EndReason::Rerouted);
+        }
+        (self.has_other_policy && next.denies(entry)).then_some(EndReason::Policy)
     }
 }

@@ -19,6 +19,7 @@ pub(crate) fn has_place(snapshot: &Snapshot, entry: &Entry) -> bool {
         && rule_stands(snapshot, entry)
         && !is_published_over(snapshot, entry)
         && !is_rerouted(snapshot, connection)
+        && !snapshot.denies(entry)
         && [connection.original.src, connection.reply.src].iter().all(|a| is_known(snapshot, *a))
         && speaks_from_ours(snapshot, connection)
         && (!connection.dnat || snapshot.local(connection.original.dst).is_some())

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::slice;
 
 use crate::admit;
-use crate::config::PortRole;
+use crate::config::{PolicyAction, PortRole};
 use crate::conntrack::{ConnId, Direction, Tuple, Tuple6};
 use crate::core::{Cx, Transmit};
 use crate::egress;
@@ -62,6 +62,8 @@ pub(crate) struct Lane {
     pub(crate) hold: Option<Hold>,
     /// With [`Verdict::HoldFragment`]: the number of its datagram.
     pub(crate) datagram: u64,
+    /// The rule of a policy that decided last, for traces alone.
+    pub(crate) policy: Option<(u32, PolicyAction)>,
 }
 
 /// What a frame waits for.
@@ -164,6 +166,7 @@ impl Lane {
         mtu: 0,
         hold: None,
         datagram: 0,
+        policy: None,
     };
 
     /// Forgets the frame before. Lanes are used again and again: filling one in is cheaper than moving

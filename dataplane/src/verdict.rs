@@ -121,6 +121,8 @@ drop_reasons! {
     Oversize = "oversize",
     /// Our own gateway or uplink MAC came in as a source: a loop or a spoof.
     OwnMac = "own_mac",
+    /// A rule of a network's policy denies it.
+    Policy = "policy",
     /// The ingress port is attached but not (or no longer) configured.
     PortUnconfigured = "port_unconfigured",
     /// A question who is in multicast groups, from an endpoint that is not trusted, in a network that snoops.

@@ -81,6 +81,9 @@ impl Ledger {
         for network in snapshot.networks() {
             let id = network.config.id;
             ledger.rule(plane, &format!("masquerade.{}", id.0), NatRule::Masquerade(id));
+            for rule in network.policy.rules() {
+                ledger.rule(plane, &format!("policy.{}", rule.id), NatRule::Policy(rule.id));
+            }
         }
         ledger
     }

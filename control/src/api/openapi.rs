@@ -18,9 +18,9 @@ use super::types::{
     CaptureQuery, ConnectRequest, Connection, ConnectionEvent, ConntrackFilter, ConntrackStats,
     DisconnectRequest, DropCount, DropsQuery, ErrorBody, Event, FdbAdd, FdbEntry, FdbFlush,
     FdbQuery, FdbRemove, MdbEntry, MdbQuery, NatRule, Neighbor, Network, NetworkCreate,
-    NetworkEndpoint, PortMapping, PortStats, Pruned, PublishRequest, Purged, Removed, Route,
-    RouteAdd, RouteRemove, Sandbox, SandboxCreate, StatsQuery, Status, Trace, TraceRequest, Uplink,
-    UplinkAdd,
+    NetworkEndpoint, PolicyAdd, PolicyQuery, PolicyRemove, PolicyRule, PortMapping, PortStats,
+    Pruned, PublishRequest, Purged, Removed, Route, RouteAdd, RouteRemove, Sandbox, SandboxCreate,
+    StatsQuery, Status, Trace, TraceRequest, Uplink, UplinkAdd,
 };
 use crate::error::Kind;
 
@@ -168,6 +168,13 @@ fn operations() -> Vec<Operation> {
         get("/v1/routes", "Routes").answers(list::<Route>()),
         post("/v1/routes", "Add a static route").takes::<RouteAdd>().creates(one::<Route>()),
         post("/v1/routes/remove", "Remove a static route").takes::<RouteRemove>(),
+        get("/v1/policy", "Rules of policies with their counters, in order")
+            .query::<PolicyQuery>()
+            .answers(list::<PolicyRule>()),
+        post("/v1/policy", "Add a rule to a network's policy")
+            .takes::<PolicyAdd>()
+            .creates(one::<PolicyRule>()),
+        post("/v1/policy/remove", "Remove a rule").takes::<PolicyRemove>(),
         get("/v1/neighbors", "Neighbors found by ARP").answers(list::<Neighbor>()),
         get("/v1/fdb", "Where MAC addresses are").query::<FdbQuery>().answers(list::<FdbEntry>()),
         get("/v1/mdb", "Who is in which multicast group")
@@ -306,6 +313,9 @@ mod tests {
         ("get", "/v1/routes"),
         ("post", "/v1/routes"),
         ("post", "/v1/routes/remove"),
+        ("get", "/v1/policy"),
+        ("post", "/v1/policy"),
+        ("post", "/v1/policy/remove"),
         ("get", "/v1/neighbors"),
         ("get", "/v1/fdb"),
         ("get", "/v1/mdb"),

@@ -6,6 +6,7 @@
 mod capture;
 mod network;
 pub mod output;
+mod policy;
 mod process;
 mod sandbox;
 mod tables;
@@ -75,6 +76,9 @@ pub enum Command {
     /// Static routes
     #[command(subcommand, arg_required_else_help = false)]
     Route(uplink::RouteCommand),
+    /// Policies of networks: who may begin a connection with whom
+    #[command(subcommand, arg_required_else_help = false)]
+    Policy(policy::Command),
     /// Neighbors found by ARP
     #[command(subcommand, arg_required_else_help = false)]
     Neigh(uplink::NeighborCommand),
@@ -158,6 +162,7 @@ fn run(cli: Cli) -> Result<u8> {
                 Command::Port(args) => args.run(&client).await,
                 Command::Uplink(args) => args.run(&client).await,
                 Command::Route(args) => args.run(&client).await,
+                Command::Policy(args) => args.run(&client).await,
                 Command::Neigh(args) => args.run(&client).await,
                 Command::Fdb(args) => args.run(&client).await,
                 Command::Mdb(args) => args.run(&client).await,

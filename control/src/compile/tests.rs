@@ -36,6 +36,7 @@ fn network(name: &str, id: u16, internal: bool, options: &[(&str, &str)]) -> Net
         mtu: 1400,
         created: 0,
         origin: Origin::User,
+        policy: Vec::new(),
     }
 }
 
@@ -119,6 +120,56 @@ fn scene() -> (Desired, Attached) {
         )]),
     };
     (desired, attached)
+}
+
+#[test]
+fn names_in_a_policy_are_the_addresses_of_now() {
+    let (mut desired, attached) = scene();
+    let rule = |id, src: &str| crate::model::PolicyRule {
+        id,
+        action: crate::api::types::PolicyAction::Deny,
+        direction: crate::api::types::PolicyDirection::Out,
+        src: Some(src.parse().unwrap()),
+        dst: None,
+        proto: Some("udp".parse().unwrap()),
+        port: Some(range(53, 54)),
+        host_port: None,
+    };
+    let app: Name = "app".parse().unwrap();
+    let db: Name = "db".parse().unwrap();
+    let mut network = desired.networks[&app].clone();
+    network.policy = ["network:db", "sandbox:web", "sandbox:gone", "fd00::/8"]
+        .into_iter()
+        .zip(1..)
+        .map(|(src, id)| rule(id, src))
+        .collect();
+    desired.apply(Edit::PutNetwork(network));
+    let sources = |desired: &Desired| -> Vec<Vec<String>> {
+        let spec = spec(desired, &attached);
+        let [app, db] = [&spec.networks[0], &spec.networks[1]];
+        assert!(db.policy.is_empty());
+        let first = &app.policy[0];
+        assert_eq!((first.id, first.proto, first.ports), (1, Some(ip_proto::UDP), Some((53, 54))));
+        assert_eq!(first.way, dataplane::config::PolicyWay::Out);
+        let all = app.policy.iter().map(|rule| rule.src.as_ref().unwrap());
+        all.map(|of| of.iter().map(ToString::to_string).collect()).collect()
+    };
+    let mut expected =
+        vec![vec!["10.2.0.0/24"], vec!["10.2.0.2/32", "10.1.0.2/32"], vec![], vec!["fd00::/8"]];
+    assert_eq!(sources(&desired), expected);
+    // Another prefix and IPv6 with its link-local addresses.
+    let mut network = desired.networks[&db].clone();
+    let plan = SubnetPlan::new("fd00:2::/64".parse().unwrap(), None, None, BTreeMap::new());
+    network.subnets6 = vec![plan.unwrap()];
+    desired.apply(Edit::PutNetwork(network));
+    expected[0] = vec!["10.2.0.0/24", "fd00:2::/64", "fe80::/10"];
+    let mut web = desired.sandboxes["web"].clone();
+    web.endpoints.truncate(1);
+    web.endpoints[0].ipv6 = Some("fd00:2::2/64".parse().unwrap());
+    web.endpoints[0].mac = "02:42:0a:02:00:02".parse().unwrap();
+    desired.apply(Edit::PutSandbox(web));
+    expected[1] = vec!["10.2.0.2/32", "fd00:2::2/128", "fe80::42:aff:fe02:2/128"];
+    assert_eq!(sources(&desired), expected);
 }
 
 fn spec(desired: &Desired, attached: &Attached) -> SnapshotSpec {

@@ -7,7 +7,7 @@ use dataplane::packet::types::{Mac, NetworkId};
 use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::Origin;
+use super::{Origin, PolicyRule};
 use crate::ipam::SubnetPlan;
 use crate::name::Name;
 use crate::options;
@@ -62,6 +62,9 @@ pub struct Network {
     /// Who wanted it. Records of before this was kept do not say.
     #[serde(default)]
     pub origin: Origin,
+    /// Who may begin a connection with whom.
+    #[serde(default)]
+    pub policy: Vec<PolicyRule>,
 }
 
 impl Network {

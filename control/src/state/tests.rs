@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use proptest::prelude::*;
 
 use super::*;
-use crate::api::types::UplinkMode;
+use crate::api::types::{PolicyAction, PolicyDirection, UplinkMode};
 use crate::error::Kind;
 use crate::ipam::SubnetPlan;
-use crate::model::{Endpoint, Namespace, Origin, Publish, Wire};
+use crate::model::{Endpoint, Namespace, Origin, PolicyRule, Publish, Wire};
 use crate::publish::{PortRange, Proto};
 
 fn network(name: &str, id: u16) -> Network {
@@ -28,6 +28,16 @@ fn network(name: &str, id: u16) -> Network {
         mtu: 1400,
         created: 1,
         origin: Origin::Config,
+        policy: vec![PolicyRule {
+            id: 5,
+            action: PolicyAction::Deny,
+            direction: PolicyDirection::In,
+            src: Some("sandbox:s1".parse().unwrap()),
+            dst: Some("203.0.113.0/24".parse().unwrap()),
+            proto: Some("icmp".parse().unwrap()),
+            port: PortRange::new(80, 81),
+            host_port: None,
+        }],
     }
 }
 
@@ -67,7 +77,7 @@ fn sandbox(name: &str, network: &str) -> Sandbox {
 
 fn edits() -> Vec<Edit> {
     vec![
-        Edit::Counters(Counters { network: 2, uplink: 1, publish: 3, intent: 9 }),
+        Edit::Counters(Counters { network: 2, uplink: 1, publish: 3, policy: 5, intent: 9 }),
         Edit::PutNetwork(network("app", 1)),
         Edit::PutNetwork(dual(network("web", 2))),
         Edit::PutSandbox(sandbox("s1", "app")),
@@ -130,6 +140,7 @@ fn records_of_before_a_field_was_kept_are_read() {
     let written = serde_json::to_value(network("app", 1)).unwrap();
     let mut older = written.clone();
     assert_eq!(older.as_object_mut().unwrap().remove("origin").unwrap(), "config");
+    assert_eq!(older.as_object_mut().unwrap().remove("policy").unwrap()[0]["src"], "sandbox:s1");
     let directory = tempfile::tempdir().unwrap();
     let (store, _) = open(directory.path()).unwrap();
     let txn = store.db.begin_write().unwrap();
@@ -138,7 +149,7 @@ fn records_of_before_a_field_was_kept_are_read() {
     txn.commit().unwrap();
     drop(store);
     let (_store, desired) = open(directory.path()).unwrap();
-    let expected = Network { origin: Origin::User, ..network("app", 1) };
+    let expected = Network { origin: Origin::User, policy: Vec::new(), ..network("app", 1) };
     assert_eq!(desired.networks["app"], expected);
 }
 
@@ -174,7 +185,8 @@ fn a_file_of_version_1_is_converted() {
     let (store, desired) = open(directory.path()).unwrap();
     assert_eq!(store.installation().id, "295727f44c5589f4");
     let [app, web] = [&desired.networks["app"], &desired.networks["web"]];
-    assert_eq!(*app, Network { uid: app.uid.clone(), ..network("app", 1) });
+    let expected = Network { uid: app.uid.clone(), policy: Vec::new(), ..network("app", 1) };
+    assert_eq!(*app, expected);
     assert!(!web.has_ipv6() && web.cursors6.is_empty());
     assert_eq!(desired.sandboxes["s1"], sandbox("s1", "app"));
     let s2 = &desired.sandboxes["s2"];

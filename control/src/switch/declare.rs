@@ -101,7 +101,8 @@ impl Switch {
             let made = self.create_network_in(work, request, Origin::Config).await;
             match (made, replaced.remove(&request.name)) {
                 (Ok(()), None) => tracing::info!("network {:?}: made as declared", request.name),
-                (Ok(()), Some((_, difference))) => {
+                (Ok(()), Some((before, difference))) => {
+                    self.hand_policy_on(work, &before).await?;
                     tracing::info!("network {:?}: made anew for {difference}", request.name);
                 }
                 (Err(error), None) => self.warn_missing(request, &error),
@@ -112,6 +113,16 @@ impl Switch {
             }
         }
         self.ensure_bridge(work).await
+    }
+
+    /// Gives a network that was made anew the policy of the one before. Nobody is in it yet.
+    async fn hand_policy_on(&self, work: &mut Work, before: &Network) -> Result<()> {
+        let network = self.world().desired.networks.get(&before.name).cloned();
+        let Some(network) = network.filter(|_| !before.policy.is_empty()) else { return Ok(()) };
+        let network = Network { policy: before.policy.clone(), ..network };
+        self.commit(work, vec![Edit::PutNetwork(network)])?;
+        self.publish_or_later(work).await;
+        Ok(())
     }
 
     fn warn_declared(&self, network: &Network, why: &dyn Display) {

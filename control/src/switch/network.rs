@@ -106,6 +106,7 @@ impl Switch {
             mtu,
             created: since_epoch().as_secs(),
             origin: Origin::User,
+            policy: Vec::new(),
         })
     }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    ConfigError, DEFAULT_FDB_AGEING, NetworkConfig, PortConfig, PortRole, SnapshotSpec, Subnet,
-    Timeouts, UplinkConfig, UplinkMode,
+    ConfigError, DEFAULT_FDB_AGEING, NetworkConfig, Policy, PortConfig, PortRole, SnapshotSpec,
+    Subnet, Timeouts, UplinkConfig, UplinkMode,
 };
 use crate::conntrack::{Owners, Zone};
 use crate::family::{Address, AddressMap};
@@ -47,6 +47,8 @@ pub struct Snapshot {
     fdb_ageing: Duration,
     /// By network, of those that have their own: as `own_timeouts`.
     own_ageing: Vec<Option<Duration>>,
+    /// Some network has a policy: where none has, nothing but this is looked at.
+    pub(crate) has_policies: bool,
 }
 
 /// Whose address it is.
@@ -118,6 +120,8 @@ pub struct Network {
     pub routes_ipv4: bool,
     /// The gateway's link-local address, which follows from its MAC; of a network with a gateway of IPv6.
     pub link_local: Option<Ipv6Addr>,
+    /// Who may begin a connection with whom.
+    pub policy: Policy,
 }
 
 impl Network {
@@ -237,7 +241,7 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    fn add_network(&mut self, config: NetworkConfig) -> Result<(), ConfigError> {
+    fn add_network(&mut self, mut config: NetworkConfig) -> Result<(), ConfigError> {
         if Zone::network(config.id) == Zone::OUTSIDE {
             return Err(ConfigError::ReservedId(config.id.0));
         }
@@ -260,6 +264,8 @@ impl Snapshot {
         if let Some(own) = config.fdb_ageing {
             put(&mut self.own_ageing, id, own)?;
         }
+        let rules = std::mem::take(&mut config.policy);
+        self.has_policies |= !rules.is_empty();
         let has_ipv6 = |s: &Subnet| s.prefix.is_of_family(Ipv6Addr::UNSPECIFIED);
         let routes_ipv4 = |s: &Subnet| s.gateway.is_some_and(|gateway| gateway.is_ipv4());
         let routes_ipv6 = |s: &Subnet| s.gateway.is_some_and(|gateway| gateway.is_ipv6());
@@ -274,6 +280,7 @@ impl Snapshot {
             routes_ipv4: config.subnets.iter().any(routes_ipv4),
             link_local: (config.subnets.iter().any(routes_ipv6))
                 .then(|| ndp::link_local(config.gateway_mac)),
+            policy: Policy::new(rules, config.subnets.iter().map(|subnet| subnet.prefix)),
             config,
         };
         put(&mut self.networks, id, network)
@@ -319,7 +326,10 @@ impl Snapshot {
                 .ok_or(ConfigError::UnknownParent(config.id))?;
             network.ports.push(config.id);
             match &config.role {
-                PortRole::Endpoint { mac, ipv4, ipv6, vlans, .. } => {
+                PortRole::Endpoint { mac, ipv4, ipv6, guard, vlans, .. } => {
+                    if !guard {
+                        network.policy.may_meet_any_address();
+                    }
                     network.macs.insert(*mac, config.id);
                     // Nobody but the neighbors in its VLANs reaches one without untagged frames.
                     if let Some(vlan) = vlans.untagged() {

@@ -15,7 +15,7 @@ use super::window::Side;
 use super::words::{Meta, deadline_of, side_of};
 use crate::clock::Timestamp;
 use crate::engine::{Connection, ConntrackStats, HelperStats};
-use crate::packet::types::ip_proto;
+use crate::packet::types::{NetworkId, ip_proto};
 
 /// One connection with its number and rule, as control walks them.
 #[derive(Debug, Clone)]
@@ -26,6 +26,10 @@ pub struct Entry {
     pub rule: u32,
     /// Another connection announced it, which came by the rule.
     pub is_expected: bool,
+    /// The network that its first packet came from; `None`: from outside.
+    pub from: Option<NetworkId>,
+    /// The network that its answers come from.
+    pub to: Option<NetworkId>,
     /// The two sides have not agreed on it: TCP or SCTP without a complete handshake, anything else that
     /// nobody has answered.
     pub is_open: bool,
@@ -90,6 +94,8 @@ impl<K: Key> ConnTable<K> {
                 id: ConnId { index, version: raw.version },
                 rule: raw.new.rule,
                 is_expected: is_expected(raw.new.flags),
+                from: raw.new.original.zone().inside(),
+                to: raw.new.reply.zone().inside(),
                 is_open: raw.is_open(),
                 connection: raw.shown(left),
             })

@@ -39,6 +39,8 @@ pub enum EndReason {
     Flushed,
     /// Its first packets waited in vain for a neighbor.
     NoNeighbor,
+    /// A rule denies it now.
+    Policy,
     /// No packet came for long enough.
     Timeout,
     /// The port that it spoke from is published now, or a narrower rule leads where it came in.
@@ -59,6 +61,7 @@ impl EndReason {
             Self::Evicted => "evicted",
             Self::Flushed => "flushed",
             Self::NoNeighbor => "no_neighbor",
+            Self::Policy => "policy",
             Self::Published => "published",
             Self::Rerouted => "rerouted",
             Self::Timeout => "timeout",

@@ -46,9 +46,11 @@ impl<'a> Source<'a> {
             return None;
         };
         let own = Own { mac: mac.as_u64(), ipv4, ipv6: &port.own6 };
+        // Where the policy is about what is switched, each packet is looked at.
+        let there = cx.config.network(*network).filter(|there| !there.policy.looks_inside())?;
         Some(Self {
             network: *network,
-            gateway: cx.config.network(*network)?.config.gateway_mac.as_u64(),
+            gateway: there.config.gateway_mac.as_u64(),
             guard: guard.then_some(own),
         })
     }

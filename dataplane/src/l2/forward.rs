@@ -6,6 +6,7 @@ use crate::express::links::{LinkHead, To};
 use crate::frame::Frame;
 use crate::l2::{snoop, vlan};
 use crate::l3::{arp, hop, nd};
+use crate::nat::inside;
 use crate::nat::lookup::zone;
 use crate::packet::headers::Net;
 use crate::packet::types::{PortId, ethertype};
@@ -37,6 +38,11 @@ fn remember(cx: &mut Cx<'_>, frame: &Frame, lane: &Lane) {
     match lane.verdict {
         Some(Verdict::Forward(port)) if lane.comes_again => {
             let Some(egress) = cx.config.port(port) else { return };
+            // What is said to whom is looked at each time.
+            let network = egress.network.and_then(|id| cx.config.network(id));
+            if network.is_some_and(|network| network.policy.looks_inside()) {
+                return;
+            }
             cx.express.links.learn_port(head, epoch, frame, port, egress.config.mtu);
         }
         None if lane.headers.ethertype == ethertype::IPV4 => {
@@ -51,7 +57,7 @@ fn in_network(
     cx: &mut Cx<'_>,
     network: &Network,
     frame: &mut Frame,
-    lane: &Lane,
+    lane: &mut Lane,
 ) -> Option<Verdict> {
     let headers = &lane.headers;
     if matches!(headers.net, Net::Arp) && !headers.tagged {
@@ -71,12 +77,16 @@ fn in_network(
         }
     }
     if headers.dst.is_multicast() {
+        if let Err(reason) = judge(cx, network, frame, lane) {
+            return Some(Verdict::Drop(reason));
+        }
         return Some(if network.config.snooping {
             snoop::frame(cx, network, frame, lane)
         } else {
             Verdict::Flood(network.config.id)
         });
     }
+    let headers = &lane.headers;
     if headers.dst == network.config.gateway_mac {
         // The gateway speaks untagged only.
         return headers.tagged.then_some(Verdict::Drop(DropReason::NoGateway));
@@ -91,7 +101,23 @@ fn in_network(
     };
     match found {
         Some(port) => Some(bridge(cx, network, frame, lane, port)),
-        None => Some(Verdict::Flood(id)),
+        None => Some(flood(cx, network, frame, lane)),
+    }
+}
+
+/// Asks the network's policy, where it is about what is switched. What comes from the host is not.
+#[inline]
+fn judge(cx: &Cx<'_>, network: &Network, frame: &Frame, lane: &mut Lane) -> Result<(), DropReason> {
+    if network.policy.looks_inside() && matches!(lane.from, From::Endpoint(_)) {
+        return inside::admit(cx, network, frame, lane);
+    }
+    Ok(())
+}
+
+fn flood(cx: &Cx<'_>, network: &Network, frame: &Frame, lane: &mut Lane) -> Verdict {
+    match judge(cx, network, frame, lane) {
+        Ok(()) => Verdict::Flood(network.config.id),
+        Err(reason) => Verdict::Drop(reason),
     }
 }
 
@@ -108,13 +134,19 @@ pub(crate) fn vlan_of(lane: &Lane) -> u16 {
     if is_from_gateway(lane) { FROM_GATEWAY } else { lane.headers.vlan }
 }
 
-fn bridge(cx: &Cx<'_>, network: &Network, frame: &mut Frame, lane: &Lane, port: PortId) -> Verdict {
+fn bridge(
+    cx: &Cx<'_>,
+    network: &Network,
+    frame: &mut Frame,
+    lane: &mut Lane,
+    port: PortId,
+) -> Verdict {
     if port == frame.ingress {
         return Verdict::Drop(DropReason::SamePort);
     }
     let Some(egress) = cx.config.port(port).filter(|p| p.network == Some(network.config.id)) else {
         // Learned from a port that has gone since.
-        return Verdict::Flood(network.config.id);
+        return flood(cx, network, frame, lane);
     };
     let both_endpoints = matches!(lane.from, From::Endpoint(_))
         && matches!(egress.config.role, PortRole::Endpoint { .. });
@@ -125,11 +157,15 @@ fn bridge(cx: &Cx<'_>, network: &Network, frame: &mut Frame, lane: &Lane, port: 
         return Verdict::Drop(DropReason::Oversize);
     }
     let (vlan, tagged) = (vlan_of(lane), lane.headers.tagged);
-    let leaves = match egress.leaves_tagged(vlan, tagged) {
-        Some(as_it_came) if as_it_came == tagged => true,
-        Some(other) => vlan::retag(frame, vlan, other),
-        None => false,
+    let Some(as_it_leaves) = egress.leaves_tagged(vlan, tagged) else {
+        return Verdict::Drop(DropReason::VlanDenied);
     };
+    // After all that forbids it by its place: what is dropped begins no connection. The host's leg was asked
+    // for by its own MAC, which is the gateway's.
+    if both_endpoints && let Err(reason) = judge(cx, network, frame, lane) {
+        return Verdict::Drop(reason);
+    }
+    let leaves = as_it_leaves == tagged || vlan::retag(frame, vlan, as_it_leaves);
     if leaves { Verdict::Forward(port) } else { Verdict::Drop(DropReason::VlanDenied) }
 }
 

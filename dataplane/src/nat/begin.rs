@@ -20,6 +20,7 @@ use crate::nat::helpers::{self, Expected};
 use crate::nat::ip::{Addr, Ip, Tracked};
 use crate::nat::local;
 use crate::nat::outside::{Refusal, commit, outside_source};
+use crate::nat::policy;
 use crate::nat::translate::{established, finish, not_ours, way_out};
 use crate::packet::headers::L4;
 use crate::packet::types::{NetworkId, PortId};
@@ -102,6 +103,11 @@ fn begin_to<P: Ip>(
     if target.is_none() && link.is_some() && link == lane.from.network().map(Link::Network) {
         within_vlan(cx, frame.ingress, lane.from, to.dst())?;
     }
+    // What a connection has announced was let in with that one.
+    if cx.config.has_policies && expected.is_none() {
+        let len = u64::from(ip.total_len());
+        policy::may_begin(cx, lane, (tuple, to), link, target.as_ref(), len)?;
+    }
     let way = way_out(cx, frame, lane, ip, to.dst())?;
     let source = match outside_source(cx, lane.from, ip, &way.hop, target.as_ref()) {
         Ok(source) => source,
@@ -160,7 +166,7 @@ fn begin_to<P: Ip>(
 
 /// To whom a connection is booked: to the endpoint that the packet came from where the address is its
 /// own, else to the network.
-fn booking(cx: &Cx<'_>, ingress: PortId, from: From, src: impl Into<IpAddr>) -> u8 {
+pub(super) fn booking(cx: &Cx<'_>, ingress: PortId, from: From, src: impl Into<IpAddr>) -> u8 {
     let network = from.network().and_then(|id| cx.config.network(id));
     let owner = network.and_then(|network| network.endpoints.get(src));
     let is_own = from.network().is_none() || owner.is_some_and(|(_, port)| *port == ingress);
@@ -168,7 +174,7 @@ fn booking(cx: &Cx<'_>, ingress: PortId, from: From, src: impl Into<IpAddr>) -> 
 }
 
 /// The state a connection begins in; `None` when this packet cannot begin one.
-fn first_state<P: Ip>(ip: &P, seen: &Seen) -> Option<u8> {
+pub(super) fn first_state<P: Ip>(ip: &P, seen: &Seen) -> Option<u8> {
     match ip.l4() {
         L4::Tcp { flags, .. } => TcpState::first(flags).map(|state| state as u8),
         L4::Sctp { .. } => seen.first_of_sctp(),

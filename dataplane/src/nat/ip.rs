@@ -14,7 +14,7 @@ use crate::packet::icmp::InnerL4;
 use crate::packet::parse::IPV6_LEN;
 use crate::packet::rewrite::{self, Rewrite};
 use crate::packet::types::ip_proto;
-use crate::packet::{icmp, icmp6, ndp, rewrite6};
+use crate::packet::{icmp, icmp6, membership, ndp, rewrite6};
 use crate::pipeline::{From, Lane};
 use crate::shared::Tables;
 use crate::verdict::DropReason;
@@ -108,6 +108,14 @@ pub(crate) trait Ip: Copy {
     fn of(headers: &mut Headers) -> Option<&mut Self>;
     /// The tuple that was found for the packet of a lane.
     fn tuple_in(lane: &Lane) -> Self::Tuple;
+    /// The tuple of the packet, if it can have one.
+    fn tuple(&self, zone: Zone) -> Option<Self::Tuple>;
+    /// Whether ICMP messages of this type are what keeps a link going: Neighbor Discovery and MLD.
+    fn is_of_the_link(_kind: u8) -> bool {
+        false
+    }
+    /// Whether its destination is a group's, or everybody's.
+    fn is_for_many(&self) -> bool;
     /// Whether ICMP messages of this type quote the packet that they are about.
     fn is_error(kind: u8) -> bool;
     /// Whether errors of this type name a better router.
@@ -221,6 +229,14 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn tuple_in(lane: &Lane) -> Tuple {
         lane.tuple
+    }
+
+    fn tuple(&self, zone: Zone) -> Option<Tuple> {
+        Tuple::of(self, zone)
+    }
+
+    fn is_for_many(&self) -> bool {
+        self.dst.is_multicast() || self.dst.is_broadcast()
     }
 
     #[inline(always)]
@@ -385,6 +401,18 @@ impl Ip for Ipv6 {
 
     fn tuple_in(lane: &Lane) -> Tuple6 {
         lane.tuple6
+    }
+
+    fn tuple(&self, zone: Zone) -> Option<Tuple6> {
+        Tuple6::of(self, zone)
+    }
+
+    fn is_of_the_link(kind: u8) -> bool {
+        matches!(kind, ndp::ROUTER_SOLICITATION..=ndp::REDIRECT) || membership::is_mld_type(kind)
+    }
+
+    fn is_for_many(&self) -> bool {
+        self.dst.is_multicast()
     }
 
     fn is_error(kind: u8) -> bool {

@@ -245,7 +245,11 @@ fn is_published<K: Key>(cx: &Cx<'_>, to: K, address: K::Addr, port: u16) -> bool
     cx.config.dnat.lookup(to.proto(), address, port).is_some()
 }
 
-fn insert<K: Tracked>(cx: &Cx<'_>, new: &NewConnection<K>) -> Result<Hit<K>, Refusal<K>> {
+/// Enters the connection as it is.
+pub(super) fn insert<K: Tracked>(
+    cx: &Cx<'_>,
+    new: &NewConnection<K>,
+) -> Result<Hit<K>, Refusal<K>> {
     let hash = |tuple| K::table(cx.tables).hash(tuple);
     insert_hashed(cx, new, [hash(new.original), hash(new.reply)])
 }

@@ -210,10 +210,14 @@ const fn float16(code: u16) -> u32 {
     if code < 32_768 { code } else { (code & 0x0fff | 0x1000) << ((code >> 12 & 7) + 3) }
 }
 
+/// Whether ICMPv6 messages of this type are MLD.
+pub(crate) const fn is_mld_type(kind: u8) -> bool {
+    matches!(kind, MLD_QUERY | MLD_REPORT | MLD_DONE | MLD_REPORT2)
+}
+
 /// Whether it is MLD, or the first fragment of it, however many extension headers are in front.
 const fn is_mld(ip: &Ipv6) -> bool {
-    matches!(ip.l4, L4::Icmp { kind: MLD_QUERY | MLD_REPORT | MLD_DONE | MLD_REPORT2, .. })
-        && ip.proto == ip_proto::ICMPV6
+    matches!(ip.l4, L4::Icmp { kind, .. } if is_mld_type(kind)) && ip.proto == ip_proto::ICMPV6
 }
 
 fn read_mld<'a>(bytes: &'a [u8], ip: &Ipv6) -> Option<Message<'a>> {

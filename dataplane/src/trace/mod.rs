@@ -59,6 +59,8 @@ pub enum Fact {
     Network(NetworkId),
     /// A number.
     Number(u64),
+    /// The number of a rule of a policy.
+    Policy(u32),
     /// A port.
     Port(PortId),
     /// The number of a DNAT rule.

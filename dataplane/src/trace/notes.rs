@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Fact, Step};
+use crate::config::PolicyAction;
 use crate::conntrack::entry::{DNAT, SNAT};
 use crate::conntrack::{ConnTable, Direction, Key, Tuple, Tuple6, Zone, state_name};
 use crate::core::Cx;
@@ -141,6 +142,18 @@ impl Notes {
         self.steps.push(Step { stage, facts });
     }
 
+    /// Adds to the last step which rule of a policy let the packet begin a connection, or did not.
+    fn judged(&mut self, lane: &Lane) {
+        let (Some(step), Some((rule, action))) = (self.steps.last_mut(), lane.policy) else {
+            return;
+        };
+        let word = match action {
+            PolicyAction::Allow => "allow",
+            PolicyAction::Deny => "deny",
+        };
+        step.facts.extend([("policy", Fact::Word(word)), ("policy_rule", Fact::Policy(rule))]);
+    }
+
     /// Adds to the last step how it ended, if the frame's end was decided there.
     fn decided(&mut self, lane: &Lane) {
         let Some(step) = self.steps.last_mut() else { return };
@@ -271,6 +284,7 @@ impl Notes {
             }
         }
         self.step("switch", facts);
+        self.judged(lane);
         self.decided(lane);
     }
 
@@ -360,6 +374,9 @@ impl Notes {
             facts.push(("ttl", Fact::Number(is.ttl.into())));
         }
         self.step("translate", facts);
+        if self.known.is_none() {
+            self.judged(lane);
+        }
         self.decided(lane);
     }
 

@@ -30,6 +30,7 @@ mod mss;
 mod nat;
 mod nd;
 mod offload;
+mod policy;
 mod quotas;
 mod routed;
 mod sctp;

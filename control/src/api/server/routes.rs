@@ -13,8 +13,9 @@ use super::{Api, Failure};
 use crate::api::openapi;
 use crate::api::types::{
     self, CaptureQuery, ConnectRequest, ConntrackFilter, DisconnectRequest, DropsQuery, FdbAdd,
-    FdbFlush, FdbQuery, FdbRemove, NetworkCreate, PublishRequest, Removed, RouteAdd, RouteRemove,
-    SandboxCreate, StatsQuery, TraceRequest, UplinkAdd,
+    FdbFlush, FdbQuery, FdbRemove, NetworkCreate, PolicyAdd, PolicyQuery, PolicyRemove,
+    PublishRequest, Removed, RouteAdd, RouteRemove, SandboxCreate, StatsQuery, TraceRequest,
+    UplinkAdd,
 };
 use crate::error::Error;
 
@@ -37,6 +38,7 @@ pub(super) fn router(api: Api) -> Router {
         .route("/v1/mdb", get(mdb))
         .route("/v1/conntrack", get(connections))
         .route("/v1/conntrack/events", get(connection_events))
+        .route("/v1/policy", get(policies))
         .route("/v1/drops", get(drops))
         .route("/v1/stats", get(stats))
         .route("/v1/capture", get(capture));
@@ -56,6 +58,8 @@ pub(super) fn router(api: Api) -> Router {
         .route("/v1/uplinks/{interface}", delete(remove_uplink))
         .route("/v1/routes", get(routes).post(add_route))
         .route("/v1/routes/remove", post(remove_route))
+        .route("/v1/policy", post(add_policy))
+        .route("/v1/policy/remove", post(remove_policy))
         .route("/v1/neighbors", get(neighbors))
         .route("/v1/fdb", post(fdb_add))
         .route("/v1/fdb/remove", post(fdb_remove))
@@ -210,6 +214,25 @@ async fn add_route(State(api): State<Api>, Body(request): Body<RouteAdd>) -> Cre
 
 async fn remove_route(State(api): State<Api>, Body(request): Body<RouteRemove>) -> Gone {
     api.change(|switch| async move { switch.remove_route(request.destination).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn policies(
+    State(api): State<Api>,
+    Params(query): Params<PolicyQuery>,
+) -> Answer<Vec<types::PolicyRule>> {
+    Ok(Json(api.switch.policies(&query)?))
+}
+
+async fn add_policy(
+    State(api): State<Api>,
+    Body(request): Body<PolicyAdd>,
+) -> Created<types::PolicyRule> {
+    created(api.change(|switch| async move { switch.add_policy(request).await }).await?)
+}
+
+async fn remove_policy(State(api): State<Api>, Body(request): Body<PolicyRemove>) -> Gone {
+    api.change(|switch| async move { switch.remove_policy(request).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -156,7 +156,7 @@ pub struct ConnectionEvent {
     pub time_ms: u64,
     /// `new`, `update` or `destroy`.
     pub event: String,
-    /// With `destroy`: `closed`, `endpoint_gone`, `evicted`, `flushed`, `no_neighbor`, `published`, `rerouted`, `timeout` or `unpublished`.
+    /// With `destroy`: `closed`, `endpoint_gone`, `evicted`, `flushed`, `no_neighbor`, `policy`, `published`, `rerouted`, `timeout` or `unpublished`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The connection as it is then; one that has ended, as it was last.

@@ -200,6 +200,7 @@ mod tests {
             mtu: 1400,
             created: 0,
             origin: Origin::Config,
+            policy: Vec::new(),
         }
     }
 

@@ -23,7 +23,7 @@ use crate::capture::view::View;
 use crate::error::{Error, Result, ResultExt};
 use crate::model::Sandbox;
 use crate::name::Name;
-use crate::switch::{Switch, World, blocking};
+use crate::switch::{Switch, World, blocking, policy};
 use crate::trace::packet::Packet;
 use crate::trace::{MAX_FRAMES, Macs};
 
@@ -123,6 +123,13 @@ impl Switch {
                 Some((rule, format!("{} of {}", rule_match(publish, host_ip), sandbox.name)))
             })
         });
+        let policies = world.desired.networks.values().flat_map(|network| {
+            let name = &network.name;
+            network
+                .policy
+                .iter()
+                .map(move |rule| (rule.id, format!("{} of {name}", policy::describe(rule))))
+        });
         let uplinks = world.desired.uplinks.values();
         let uplinks = uplinks.filter_map(|uplink| {
             let id = uplink.uplink_id();
@@ -132,6 +139,7 @@ impl Switch {
             ports: world.owners(),
             networks: networks.collect(),
             rules: rules.collect(),
+            policies: policies.collect(),
             uplinks: uplinks.collect(),
         }
     }
@@ -250,6 +258,8 @@ struct Names {
     ports: HashMap<PortId, Owner>,
     networks: HashMap<NetworkId, Name>,
     rules: HashMap<u32, String>,
+    /// Rules of policies, with their networks.
+    policies: HashMap<u32, String>,
     uplinks: HashMap<u16, String>,
 }
 
@@ -328,6 +338,9 @@ impl Names {
             Fact::Number(number) if name == "proto" => u8::try_from(number)
                 .map_or_else(|_| number.to_string(), |n| IpProtocol(n).to_string()),
             Fact::Number(number) => number.to_string(),
+            Fact::Policy(rule) => {
+                self.policies.get(&rule).cloned().unwrap_or_else(|| rule.to_string())
+            }
             Fact::Port(port) => self.port(port),
             Fact::Rule(rule) => self.rules.get(&rule).cloned().unwrap_or_else(|| rule.to_string()),
             Fact::Uplink(uplink) => {
