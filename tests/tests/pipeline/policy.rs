@@ -173,7 +173,7 @@ fn a_network_is_asked_about_what_leaves_it() {
     let asks = udp(&B, 5000, &SERVER, 53);
     let answer = udp(&SERVER, 53, &UP, 5000);
     lab.reconfigure(|spec| {
-        spec.networks[0].policy = vec![PolicyRule { way: PolicyWay::In, ..deny(2) }]
+        spec.networks[0].policy = vec![PolicyRule { way: PolicyWay::In, ..deny(2) }];
     });
     let asks = asks.via(GATEWAY1.mac);
     lab.rx(B.port, &asks).tx(UP.port, outside(&asks));
@@ -185,7 +185,7 @@ fn both_networks_are_asked() {
     let way = |way| {
         move |lab: &mut Lab, network: usize, rule: PolicyRule| {
             lab.reconfigure(|spec| {
-                spec.networks[network].policy = vec![PolicyRule { way, ..rule }]
+                spec.networks[network].policy = vec![PolicyRule { way, ..rule }];
             });
         }
     };
@@ -417,7 +417,7 @@ fn fragments_do_not_slip_past_a_port() {
     let ended = pieces(55, 4);
     lab.rx(A.port, ended[0].clone()).tx(B.port, ended[0].clone()).moved("conn.new", 1);
     lab.reconfigure(|spec| {
-        spec.networks[0].policy.push(PolicyRule { ports: Some((55, 55)), ..deny(2) })
+        spec.networks[0].policy.push(PolicyRule { ports: Some((55, 55)), ..deny(2) });
     });
     lab.rx(A.port, ended[1].clone()).dropped("a", "fragment_untracked");
 }
