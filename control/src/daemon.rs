@@ -27,9 +27,10 @@ use tokio::sync::watch;
 
 use self::claim::HostClaim;
 use crate::api::server;
+use crate::cli::output::print;
 use crate::compile::Tuning;
-use crate::config::Config;
 use crate::config::args::{DaemonArgs, DaemonCommand, DaemonFlags};
+use crate::config::{Config, schema};
 use crate::demo;
 use crate::error::{Error, Result, ResultExt};
 use crate::nat_log::NatLog;
@@ -72,6 +73,10 @@ pub fn main() -> ExitCode {
 fn run(args: &DaemonArgs) -> Result<ExitCode> {
     if let Some(DaemonCommand::Demo { format }) = args.command {
         return Ok(demo::run(format));
+    }
+    if args.flags.config_schema {
+        print(format!("{:#}\n", schema::document()).as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
     }
     let config = args.flags.load()?;
     if args.flags.check_config {

@@ -6,6 +6,7 @@
 mod capture;
 mod network;
 pub mod output;
+pub mod pages;
 mod process;
 mod sandbox;
 mod tables;
@@ -102,6 +103,11 @@ pub enum Command {
     Trace(trace::Trace),
     /// Remove every sandbox, network, device and rule the daemon made
     Purge(Purge),
+    /// Print the completions of a shell, for both programs
+    Completions(pages::Completions),
+    /// Write manual pages, completions and the configuration's JSON Schema to a folder
+    #[command(hide = true)]
+    Pages(pages::Pages),
 }
 
 /// `purge`.
@@ -151,6 +157,9 @@ fn run(cli: Cli) -> Result<u8> {
         // talk to the daemon.
         Command::Exec(args) => return args.run(&client),
         Command::Run(args) => return args.run(&client),
+        // These need no daemon.
+        Command::Completions(args) => return args.run(),
+        Command::Pages(args) => return args.run(),
         command => block_on(async {
             match command {
                 Command::Network(args) => args.run(&client).await,
@@ -169,7 +178,10 @@ fn run(cli: Cli) -> Result<u8> {
                 Command::Trace(args) => args.run(&client, format).await.map(Outcome::Exit),
                 Command::Purge(args) => args.run(&client).await,
                 Command::Status => status(&client).await,
-                Command::Exec(_) | Command::Run(_) => Ok(Outcome::Exit(0)),
+                Command::Exec(_)
+                | Command::Run(_)
+                | Command::Completions(_)
+                | Command::Pages(_) => Ok(Outcome::Exit(0)),
             }
         })??,
     };
