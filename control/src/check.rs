@@ -4,6 +4,7 @@
 //! Each function says the whole rule; what needs other networks, sandboxes or devices to judge
 //! (overlaps, names taken, ports in use) is the daemon's own.
 
+mod state;
 mod way_out;
 
 use std::collections::{BTreeMap, HashSet};
@@ -23,6 +24,7 @@ use crate::name::Name;
 use crate::options::{self, EndpointOptions, NetworkOptions};
 use crate::publish::{PublishSpec, meet};
 
+pub use state::state;
 pub use way_out::{interface, route, route_destination, uplink};
 
 /// Highest VLAN id (IEEE 802.1Q-2018 §9.6: 4095 is reserved).

@@ -9,6 +9,7 @@ pub mod output;
 pub mod pages;
 mod process;
 mod sandbox;
+mod state;
 mod tables;
 mod trace;
 mod uplink;
@@ -101,6 +102,9 @@ pub enum Command {
     Capture(capture::Capture),
     /// Show what would become of a packet, stage by stage, without sending it
     Trace(trace::Trace),
+    /// Everything that was asked for, as one document
+    #[command(subcommand, arg_required_else_help = false)]
+    State(state::Command),
     /// Remove every sandbox, network, device and rule the daemon made
     Purge(Purge),
     /// Print the completions of a shell, for both programs
@@ -177,6 +181,7 @@ fn run(cli: Cli) -> Result<u8> {
                 Command::Capture(args) => args.run(&client, format).await.map(Outcome::Exit),
                 Command::Trace(args) => args.run(&client, format).await.map(Outcome::Exit),
                 Command::Purge(args) => args.run(&client).await,
+                Command::State(args) => args.run(&client).await,
                 Command::Status => status(&client).await,
                 Command::Exec(_)
                 | Command::Run(_)
