@@ -5,6 +5,7 @@
 //! (overlaps, names taken, ports in use) is the daemon's own.
 
 mod policy;
+mod state;
 mod way_out;
 
 use std::collections::{BTreeMap, HashSet};
@@ -25,6 +26,7 @@ use crate::options::{self, EndpointOptions, NetworkOptions};
 use crate::publish::{PublishSpec, meet};
 
 pub use policy::{MAX_POLICY_RULES, policy};
+pub use state::state;
 pub use way_out::{interface, route, route_destination, uplink};
 
 /// Highest VLAN id (IEEE 802.1Q-2018 §9.6: 4095 is reserved).

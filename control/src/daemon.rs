@@ -7,6 +7,7 @@
 
 mod claim;
 mod journal;
+mod notify;
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
@@ -27,9 +28,10 @@ use tokio::sync::watch;
 
 use self::claim::HostClaim;
 use crate::api::server;
+use crate::cli::output::print;
 use crate::compile::Tuning;
-use crate::config::Config;
 use crate::config::args::{DaemonArgs, DaemonCommand, DaemonFlags};
+use crate::config::{Config, schema};
 use crate::demo;
 use crate::error::{Error, Result, ResultExt};
 use crate::nat_log::NatLog;
@@ -72,6 +74,10 @@ pub fn main() -> ExitCode {
 fn run(args: &DaemonArgs) -> Result<ExitCode> {
     if let Some(DaemonCommand::Demo { format }) = args.command {
         return Ok(demo::run(format));
+    }
+    if args.flags.config_schema {
+        print(format!("{:#}\n", schema::document()).as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
     }
     let config = args.flags.load()?;
     if args.flags.check_config {
@@ -213,6 +219,7 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
     let follower = tokio::spawn(follow(Arc::clone(&switch), monitor, stopping.clone()));
     let mut api = tokio::spawn(server::serve(listener, Arc::clone(&switch), stopping));
     tracing::info!("ready at {}", config.daemon.socket.display());
+    notify::ready();
     let outcome = tokio::select! {
         outcome = &mut api => outcome.failed("serve the API").and_then(|served| served),
         signal = signals.stop(flags, &config, &switch) => {
@@ -220,6 +227,7 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
             Ok(())
         }
     };
+    notify::stopping();
     // An error says that nobody listens any more.
     let _ = stop.send(true);
     if !api.is_finished()
@@ -367,6 +375,7 @@ impl Signals {
 
 /// Brings the networks in line with the file. Everything else of it takes effect at a restart.
 async fn reload(flags: &DaemonFlags, running: &Config, switch: &Switch) {
+    notify::reloading();
     if let Some(log) = switch.nat_log() {
         log.reopen();
     }
@@ -374,6 +383,7 @@ async fn reload(flags: &DaemonFlags, running: &Config, switch: &Switch) {
         Ok(()) => tracing::info!("configuration read again"),
         Err(error) => tracing::error!("configuration not taken: {error}"),
     }
+    notify::ready();
 }
 
 async fn declare(flags: &DaemonFlags, running: &Config, switch: &Switch) -> Result<()> {

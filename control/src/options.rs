@@ -255,6 +255,14 @@ pub fn canonical(
     Ok(short_names)
 }
 
+/// Every name by which an option of a driver can be given, Docker's too.
+pub fn names_of(driver: Driver) -> impl Iterator<Item = &'static str> {
+    KNOWN
+        .iter()
+        .filter(move |(_, drivers, _)| drivers.contains(&driver))
+        .flat_map(|(name, _, aliases)| std::iter::once(name).chain(*aliases).copied())
+}
+
 fn known_names(driver: Driver) -> String {
     let names: Vec<_> = KNOWN
         .iter()

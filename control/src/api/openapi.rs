@@ -17,10 +17,10 @@ use utoipa::{IntoParams, ToSchema};
 use super::types::{
     CaptureQuery, ConnectRequest, Connection, ConnectionEvent, ConntrackFilter, ConntrackStats,
     DisconnectRequest, DropCount, DropsQuery, ErrorBody, Event, FdbAdd, FdbEntry, FdbFlush,
-    FdbQuery, FdbRemove, MdbEntry, MdbQuery, NatRule, Neighbor, Network, NetworkCreate,
+    FdbQuery, FdbRemove, Imported, MdbEntry, MdbQuery, NatRule, Neighbor, Network, NetworkCreate,
     NetworkEndpoint, PolicyAdd, PolicyQuery, PolicyRemove, PolicyRule, PortMapping, PortStats,
     Pruned, PublishRequest, Purged, Removed, Route, RouteAdd, RouteRemove, Sandbox, SandboxCreate,
-    StatsQuery, Status, Trace, TraceRequest, Uplink, UplinkAdd,
+    State, StatsQuery, Status, Trace, TraceRequest, Uplink, UplinkAdd,
 };
 use crate::error::Kind;
 
@@ -209,6 +209,11 @@ fn operations() -> Vec<Operation> {
         post("/v1/trace", "What would become of a packet or of frames, stage by stage")
             .takes::<TraceRequest>()
             .answers(list::<Trace>()),
+        get("/v1/state", "Everything that was asked for, to import elsewhere")
+            .answers(one::<State>()),
+        post("/v1/state", "Make everything of such a document, or nothing")
+            .takes::<State>()
+            .answers(one::<Imported>()),
         post("/v1/purge", "Remove everything the daemon made").answers(one::<Purged>()),
         get("/v1/openapi.json", "This description").streams(JSON, stream()),
     ]
@@ -332,6 +337,8 @@ mod tests {
         ("get", "/v1/capture"),
         ("get", "/v1/events"),
         ("post", "/v1/trace"),
+        ("get", "/v1/state"),
+        ("post", "/v1/state"),
         ("post", "/v1/purge"),
         ("get", "/v1/openapi.json"),
     ];

@@ -27,7 +27,7 @@ use crate::api::types::ErrorBody;
 use crate::error::{Error, Result, ResultExt};
 use crate::switch::Switch;
 
-pub use self::fault::{read_body, read_query};
+pub use self::fault::{read_body, read_query, read_state};
 
 /// What open requests get to end before they are cut off at a stop.
 const GRACE: Duration = Duration::from_secs(5);

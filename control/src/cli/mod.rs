@@ -6,9 +6,11 @@
 mod capture;
 mod network;
 pub mod output;
+pub mod pages;
 mod policy;
 mod process;
 mod sandbox;
+mod state;
 mod tables;
 mod trace;
 mod uplink;
@@ -104,8 +106,16 @@ pub enum Command {
     Capture(capture::Capture),
     /// Show what would become of a packet, stage by stage, without sending it
     Trace(trace::Trace),
+    /// Everything that was asked for, as one document
+    #[command(subcommand, arg_required_else_help = false)]
+    State(state::Command),
     /// Remove every sandbox, network, device and rule the daemon made
     Purge(Purge),
+    /// Print the completions of a shell, for both programs
+    Completions(pages::Completions),
+    /// Write manual pages, completions and the configuration's JSON Schema to a folder
+    #[command(hide = true)]
+    Pages(pages::Pages),
 }
 
 /// `purge`.
@@ -155,6 +165,9 @@ fn run(cli: Cli) -> Result<u8> {
         // talk to the daemon.
         Command::Exec(args) => return args.run(&client),
         Command::Run(args) => return args.run(&client),
+        // These need no daemon.
+        Command::Completions(args) => return args.run(),
+        Command::Pages(args) => return args.run(),
         command => block_on(async {
             match command {
                 Command::Network(args) => args.run(&client).await,
@@ -173,8 +186,12 @@ fn run(cli: Cli) -> Result<u8> {
                 Command::Capture(args) => args.run(&client, format).await.map(Outcome::Exit),
                 Command::Trace(args) => args.run(&client, format).await.map(Outcome::Exit),
                 Command::Purge(args) => args.run(&client).await,
+                Command::State(args) => args.run(&client).await,
                 Command::Status => status(&client).await,
-                Command::Exec(_) | Command::Run(_) => Ok(Outcome::Exit(0)),
+                Command::Exec(_)
+                | Command::Run(_)
+                | Command::Completions(_)
+                | Command::Pages(_) => Ok(Outcome::Exit(0)),
             }
         })??,
     };

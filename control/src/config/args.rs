@@ -57,6 +57,9 @@ pub struct DaemonFlags {
     /// Check the configuration and exit
     #[arg(long, conflicts_with = "purge")]
     pub check_config: bool,
+    /// Print the JSON Schema of the configuration file and exit
+    #[arg(long, conflicts_with_all = ["purge", "check_config"])]
+    pub config_schema: bool,
     /// With no daemon running, remove all that it ever made on this host, and exit
     #[arg(long)]
     pub purge: bool,
@@ -198,6 +201,7 @@ mod tests {
             &["vswitchd", "--metrics", "localhost"],
             &["vswitchd", "--purge", "--check-config"],
             &["vswitchd", "--purge", "demo"],
+            &["vswitchd", "--config-schema", "--check-config"],
         ] {
             assert!(DaemonArgs::try_parse_from(bad).is_err(), "{bad:?}");
         }

@@ -2,6 +2,7 @@
 //!
 //! Ranges of single values are part of their types here, so that the parser can name the line.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +12,9 @@ use dataplane::config::MAX_TIMEOUT_SECS;
 use ipnet::IpNet;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use toml::Spanned;
+use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
 
 use crate::api::types::{Driver, UplinkAdd};
 use crate::error::{Error, Result};
@@ -43,12 +47,55 @@ impl<'de, const MIN: u32, const MAX: u32> Deserialize<'de> for Ranged<MIN, MAX> 
     }
 }
 
+impl<const MIN: u32, const MAX: u32> utoipa::PartialSchema for Ranged<MIN, MAX> {
+    fn schema() -> RefOr<Schema> {
+        let number = ObjectBuilder::new().schema_type(Type::Integer);
+        number.minimum(Some(f64::from(MIN))).maximum(Some(f64::from(MAX))).into()
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> ToSchema for Ranged<MIN, MAX> {
+    // Each range is a schema of its own.
+    fn name() -> Cow<'static, str> {
+        format!("From{MIN}To{MAX}").into()
+    }
+}
+
 /// A timer.
 pub type Seconds = Ranged<1, MAX_TIMEOUT_SECS>;
+/// A timer that may be off.
+pub type SecondsOrNone = Ranged<0, MAX_TIMEOUT_SECS>;
+/// `daemon.workers`.
+pub type Workers = Ranged<1, { super::validate::MAX_WORKERS_U32 }>;
+/// `daemon.nat_log_size`.
+pub type Mebibytes = Ranged<1, 1_048_576>;
+/// The size of a pool's subnets, of either family.
+pub type PrefixLength = Ranged<1, 126>;
+/// `defaults.mtu`.
+pub type Mtu = Ranged<576, 65_521>;
+/// Entries of a large table.
+pub type TableSize = Ranged<1024, 16_777_216>;
+/// Entries of a large table that one may have.
+pub type Share = Ranged<1, 16_777_216>;
+/// Entries of a smaller table.
+pub type SmallShare = Ranged<1, 1_048_576>;
+/// `limits.fragments`.
+pub type Datagrams = Ranged<1, 65_536>;
+/// `limits.buffers`.
+pub type Buffers = Ranged<256, 65_536>;
+/// `limits.neighbors`.
+pub type Neighbors = Ranged<256, 1_048_576>;
+/// `limits.waiting_frames`.
+pub type Frames = Ranged<1, 1024>;
+/// `limits.icmp_errors_per_second`.
+pub type Rate = Ranged<1, 1_000_000>;
 
 /// A list that may be written as its only element.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OneOrMany<T>(pub Vec<T>);
+
+/// What a schema has of all of these.
+type Texts = OneOrMany<String>;
 
 impl<T> Default for OneOrMany<T> {
     fn default() -> Self {
@@ -87,6 +134,15 @@ impl<'de, T: std::str::FromStr<Err: fmt::Display>> Deserialize<'de> for OneOrMan
     }
 }
 
+impl utoipa::PartialSchema for Texts {
+    fn schema() -> RefOr<Schema> {
+        let one = || ObjectBuilder::new().schema_type(Type::String);
+        OneOfBuilder::new().item(one()).item(ArrayBuilder::new().items(one())).into()
+    }
+}
+
+impl ToSchema for Texts {}
+
 fn parse_item<T: std::str::FromStr<Err: fmt::Display>, E: de::Error>(
     text: &str,
 ) -> std::result::Result<T, E> {
@@ -94,7 +150,7 @@ fn parse_item<T: std::str::FromStr<Err: fmt::Display>, E: de::Error>(
 }
 
 /// A value of `options`: what TOML writes without quotes is as good as the string.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string, number or boolean")]
 pub enum OptionValue {
     /// `true` or `false`.
@@ -115,65 +171,98 @@ impl fmt::Display for OptionValue {
     }
 }
 
-/// The whole file.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// The configuration of vswitchd.
+#[derive(Debug, Default, serde::Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct File {
     /// The process.
+    #[serde(default)]
     pub daemon: DaemonSection,
     /// What networks get that do not say.
+    #[serde(default)]
     pub defaults: DefaultsSection,
-    /// Timers in seconds.
+    /// Seconds without a packet after which things are forgotten.
+    #[serde(default)]
     pub timeouts: TimeoutsSection,
     /// Sizes of the tables.
+    #[serde(default)]
     pub limits: LimitsSection,
-    /// Declared ways out.
+    /// Ways out; without any, the interface of the host's default route is used in shared mode.
+    #[schema(value_type = Vec<UplinkAdd>)]
+    #[serde(default)]
     pub uplink: Vec<Spanned<UplinkAdd>>,
-    /// Declared networks.
+    /// Networks: made at the start, and kept equal to this on reload.
+    #[schema(value_type = Vec<NetworkSection>)]
+    #[serde(default)]
     pub network: Vec<Spanned<NetworkSection>>,
-    /// Multi-host: not built yet.
+    /// Multi-host: not built yet, and refused.
+    #[schema(ignore)]
     pub cluster: Option<Spanned<toml::Table>>,
 }
 
-/// `[daemon]`.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "docs/configuration.md describes every key")]
+/// `[daemon]`: the process.
+#[derive(Debug, Default, serde::Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct DaemonSection {
+    /// The API's socket, an absolute path of at most 107 bytes [default: /run/vswitchd/vswitchd.sock]
+    #[schema(value_type = Option<String>)]
     pub socket: Option<Spanned<PathBuf>>,
+    /// Where what must survive a restart is kept, an absolute path [default: /var/lib/vswitchd]
+    #[schema(value_type = Option<String>)]
     pub state_dir: Option<Spanned<PathBuf>>,
+    /// Where what is only true since boot is kept, an absolute path [default: /run/vswitchd]
+    #[schema(value_type = Option<String>)]
     pub run_dir: Option<Spanned<PathBuf>>,
-    pub workers: Option<Ranged<1, { super::validate::MAX_WORKERS_U32 }>>,
+    /// Worker threads [default: one per core]
+    pub workers: Option<Workers>,
+    /// Which worker receives from which device [default: load]
     pub placement: Option<super::Placement>,
+    /// How TAPs and uplinks are read and written [default: by io_uring where the kernel allows it]
     pub io: Option<super::Io>,
+    /// Merge TCP segments, and trains of UDP datagrams, that wait for the same device [default: true]
     pub gro: Option<bool>,
+    /// Where Docker looks for plugins, an absolute path; not built yet, has no effect
+    #[schema(value_type = Option<String>)]
     pub docker_plugin_dir: Option<Spanned<PathBuf>>,
+    /// `ADDRESS:PORT` of Prometheus metrics; not built yet, has no effect
+    #[schema(value_type = Option<String>)]
     pub metrics: Option<SocketAddr>,
+    /// A file with a line for each outside port that SNAT gives and takes back, an absolute path
+    /// [default: off]
+    #[schema(value_type = Option<String>)]
     pub nat_log: Option<Spanned<PathBuf>>,
-    pub nat_log_size: Option<Ranged<1, 1_048_576>>,
+    /// MiB after which that file is set aside and a new one begun [default: 1024]
+    pub nat_log_size: Option<Mebibytes>,
 }
 
 /// An element of `defaults.pools`.
-#[derive(Clone, Copy, Debug, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, serde::Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "docs/configuration.md describes every key")]
 pub struct PoolSection {
+    /// The range that subnets are taken from.
+    #[schema(value_type = String)]
     pub base: IpNet,
-    pub size: Ranged<1, 126>,
+    /// Prefix length of each: 1 to 30; with IPv6, 48 to 126.
+    pub size: PrefixLength,
 }
 
-/// `[defaults]`.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "docs/configuration.md describes every key")]
+/// `[defaults]`: what networks get that do not say.
+#[derive(Debug, Default, serde::Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct DefaultsSection {
+    /// Where subnets come from, in order, not overlapping [default: 172.16.0.0/12 in /16s; IPv6: /64s of a
+    /// /48 of the installation's own]
+    #[schema(value_type = Option<Vec<PoolSection>>)]
     pub pools: Option<Spanned<Vec<PoolSection>>>,
-    pub mtu: Option<Ranged<576, 65_521>>,
+    /// MTU [default: 1500]
+    pub mtu: Option<Mtu>,
+    /// What connects endpoints to the switch [default: tap]
     pub link: Option<LinkName>,
+    /// A resolver at the gateway; not built yet, has no effect [default: false]
     pub dns: Option<bool>,
 }
 
-/// `defaults.link`.
+/// `defaults.link`: `tap` or `veth`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkName(pub LinkKind);
 
@@ -187,70 +276,119 @@ impl<'de> Deserialize<'de> for LinkName {
     }
 }
 
-/// `[timeouts]`.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "docs/configuration.md describes every key")]
-pub struct TimeoutsSection {
-    pub tcp_established: Option<Seconds>,
-    pub tcp_opening: Option<Seconds>,
-    pub tcp_closing: Option<Seconds>,
-    pub tcp_reset: Option<Seconds>,
-    pub tcp_time_wait: Option<Seconds>,
-    pub udp: Option<Seconds>,
-    pub udp_dns: Option<Seconds>,
-    pub icmp: Option<Seconds>,
-    pub sctp_established: Option<Seconds>,
-    pub sctp_other: Option<Seconds>,
-    pub other: Option<Seconds>,
-    pub fragments: Option<Seconds>,
-    pub fragments_v6: Option<Seconds>,
-    pub fdb_ageing: Option<Seconds>,
-    pub restart_grace: Option<Ranged<0, MAX_TIMEOUT_SECS>>,
+impl utoipa::PartialSchema for LinkName {
+    fn schema() -> RefOr<Schema> {
+        LinkKind::schema()
+    }
 }
 
-/// `[limits]`.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "docs/configuration.md describes every key")]
+impl ToSchema for LinkName {}
+
+/// `[timeouts]`: seconds without a packet.
+#[derive(Debug, Default, serde::Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TimeoutsSection {
+    /// TCP connections that are established [default: 432000]
+    pub tcp_established: Option<Seconds>,
+    /// TCP connections that are being opened [default: 240]
+    pub tcp_opening: Option<Seconds>,
+    /// TCP connections that are being closed [default: 240]
+    pub tcp_closing: Option<Seconds>,
+    /// TCP connections that were reset [default: 240]
+    pub tcp_reset: Option<Seconds>,
+    /// TCP connections that were closed [default: 120]
+    pub tcp_time_wait: Option<Seconds>,
+    /// UDP [default: 300]
+    pub udp: Option<Seconds>,
+    /// UDP to port 53 [default: 30]
+    pub udp_dns: Option<Seconds>,
+    /// ICMP echo [default: 60]
+    pub icmp: Option<Seconds>,
+    /// SCTP associations that are established [default: 432000]
+    pub sctp_established: Option<Seconds>,
+    /// SCTP associations in any other state [default: 60]
+    pub sctp_other: Option<Seconds>,
+    /// Any other protocol [default: 600]
+    pub other: Option<Seconds>,
+    /// IPv4 datagrams of which fragments are missing [default: 30]
+    pub fragments: Option<Seconds>,
+    /// The same of IPv6 [default: 60]
+    pub fragments_v6: Option<Seconds>,
+    /// Learned MACs [default: 300]
+    pub fdb_ageing: Option<Seconds>,
+    /// For so long after a start without a table of connections, TCP segments from the middle of connections
+    /// begin them [default: 300]
+    pub restart_grace: Option<SecondsOrNone>,
+}
+
+/// `[limits]`: sizes of the tables.
+#[derive(Debug, Default, serde::Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct LimitsSection {
-    pub conntrack: Option<Ranged<1024, 16_777_216>>,
-    pub conntrack_per_endpoint: Option<Ranged<1, 16_777_216>>,
-    pub new_connections_per_endpoint: Option<Ranged<1, 16_777_216>>,
-    pub fdb: Option<Ranged<1024, 16_777_216>>,
-    pub fdb_per_port: Option<Ranged<1, 16_777_216>>,
-    pub groups: Option<Ranged<1, 1_048_576>>,
-    pub groups_per_endpoint: Option<Ranged<1, 1_048_576>>,
-    pub fragments: Option<Ranged<1, 65_536>>,
-    pub buffers: Option<Ranged<256, 65_536>>,
-    pub neighbors: Option<Ranged<256, 1_048_576>>,
-    pub neighbors_per_network: Option<Ranged<1, 1_048_576>>,
-    pub waiting_frames: Option<Ranged<1, 1024>>,
-    pub icmp_errors_per_second: Option<Ranged<1, 1_000_000>>,
+    /// Connections [default: by memory, 16384 to 262144]
+    pub conntrack: Option<TableSize>,
+    /// Connections of one endpoint [default: half of `conntrack`]
+    pub conntrack_per_endpoint: Option<Share>,
+    /// Connections that one endpoint begins in a second [default: no limit]
+    pub new_connections_per_endpoint: Option<Share>,
+    /// Learned MACs [default: by memory, 4096 to 65536]
+    pub fdb: Option<TableSize>,
+    /// Learned MACs behind one port [default: 1024]
+    pub fdb_per_port: Option<Share>,
+    /// Memberships in multicast groups, of one network [default: 4096]
+    pub groups: Option<SmallShare>,
+    /// Memberships of one endpoint [default: 256]
+    pub groups_per_endpoint: Option<SmallShare>,
+    /// Unfinished datagrams whose fragments are followed [default: 4096]
+    pub fragments: Option<Datagrams>,
+    /// Frame buffers of each worker [default: by memory, 256 to 512]
+    pub buffers: Option<Buffers>,
+    /// Neighbors [default: by memory, 2048 to 16384]
+    pub neighbors: Option<Neighbors>,
+    /// Neighbors of one network [default: 1024]
+    pub neighbors_per_network: Option<SmallShare>,
+    /// Frames of each worker that wait for neighbors [default: 128]
+    pub waiting_frames: Option<Frames>,
+    /// ICMP errors that each worker sends in a second [default: 1000]
+    pub icmp_errors_per_second: Option<Rate>,
 }
 
 /// `[[network]]`: the flags of `network create`.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "docs/configuration.md describes every key")]
 pub struct NetworkSection {
+    /// Its name.
     pub name: Name,
+    /// What makes it; `bridge` alone is built [default: bridge]
     #[serde(default)]
     pub driver: Driver,
+    /// Its prefixes, of either family [default: the next free one of `defaults.pools`]
     #[serde(default)]
+    #[schema(value_type = Texts)]
     pub subnet: OneOrMany<IpNet>,
+    /// An address in each of them [default: the first]
     #[serde(default)]
+    #[schema(value_type = Texts)]
     pub gateway: OneOrMany<IpAddr>,
+    /// Where in them addresses are given out from [default: everywhere]
     #[serde(default)]
+    #[schema(value_type = Texts)]
     pub ip_range: OneOrMany<IpNet>,
+    /// Addresses that are never given out, by name.
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub aux_address: BTreeMap<String, IpAddr>,
+    /// No way out and no way in [default: false]
     #[serde(default)]
     pub internal: bool,
+    /// Give it an IPv6 prefix too [default: false]
     #[serde(default)]
     pub ipv6: bool,
+    /// Options by their own or Docker's names.
     #[serde(default)]
+    #[schema(schema_with = super::schema::network_options)]
     pub options: BTreeMap<String, OptionValue>,
+    /// The user's labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
 }

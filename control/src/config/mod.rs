@@ -1,11 +1,13 @@
 //! The daemon's configuration: defaults, overridden by the file, overridden by the flags.
 //!
 //! [`mod@file`] is the file as it is written, [`validate`] makes a [`Config`] of it, [`args`] is the
-//! command line. A [`Config`] is sound by itself; whether it fits the host is found out at start.
+//! command line, [`schema`] describes the file to editors. A [`Config`] is sound by itself; whether it fits the host is found out at start.
 
 pub mod args;
 pub mod file;
+pub mod manual;
 mod memory;
+pub mod schema;
 pub mod validate;
 
 use std::io::ErrorKind;
@@ -16,6 +18,7 @@ use std::time::Duration;
 use dataplane::config::{DEFAULT_FDB_AGEING, Timeouts};
 use dataplane::engine::{ErrorRate, GroupLimits, NeighborLimits};
 use ipnet::{Ipv4Net, Ipv6Net};
+use utoipa::ToSchema;
 
 use crate::api::types::{NetworkCreate, UplinkAdd};
 use crate::error::{Error, Result};
@@ -82,7 +85,7 @@ pub struct Daemon {
 }
 
 /// How TAPs and uplinks are read and written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Io {
     /// By io_uring or not at all.
@@ -93,7 +96,9 @@ pub enum Io {
 }
 
 /// Which worker receives from which port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Placement {
     /// One worker from all ports, others when it has too much to do.

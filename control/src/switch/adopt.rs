@@ -240,7 +240,8 @@ impl Switch {
     }
 }
 
-fn same_uplink(request: &UplinkAdd, uplink: &Uplink) -> bool {
+/// Whether an uplink is as asked for.
+pub(super) fn same_uplink(request: &UplinkAdd, uplink: &Uplink) -> bool {
     request.mode == uplink.mode
         && request.addresses == uplink.addresses
         && request.gateway == uplink.gateway

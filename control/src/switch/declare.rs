@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr};
 
-use self::compare::{Comparison, compare};
+use self::compare::Comparison;
+pub(super) use self::compare::compare;
 use super::adopt::filled_pools;
 use super::network::{shortened, subnet_views};
 use super::undo::Undo;

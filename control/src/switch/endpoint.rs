@@ -41,6 +41,8 @@ pub(super) struct Wanted {
     pub(super) aliases: Vec<Name>,
     /// Options, checked.
     pub(super) options: BTreeMap<String, String>,
+    /// The interface's name, checked; `None`: the next free one.
+    pub(super) ifname: Option<String>,
 }
 
 impl Switch {
@@ -57,7 +59,7 @@ impl Switch {
         let wrap = |error: Error| error.context(format!("sandbox {name:?}"));
         check::connect(network, &request)?;
         let ConnectRequest { ip, ip6, mac, aliases, options, .. } = request;
-        let wanted = Wanted { ip, ip6, mac, aliases, options };
+        let wanted = Wanted { ip, ip6, mac, aliases, options, ifname: None };
         let mut work = self.work.lock().await;
         let sandbox = self.sandbox_record(&name)?;
         let mut undo = Undo::default();
@@ -228,10 +230,18 @@ impl Switch {
         }
         let mac = wanted.mac.map_or_else(|| ipam::mac_for(address), |mac| mac.0);
         self.check_mac(network, mac)?;
-        let ifname = (0..=u16::MAX)
-            .map(|number| format!("{}{number}", options.iface_prefix))
-            .find(|name| !names.contains(name))
-            .ok_or_else(|| Error::conflict("has no interface name left"))?;
+        let ifname = match &wanted.ifname {
+            Some(name) if names.contains(name) => {
+                return Err(Error::conflict(format!(
+                    "has an interface {name:?} already; choose another name"
+                )));
+            }
+            Some(name) => name.clone(),
+            None => (0..=u16::MAX)
+                .map(|number| format!("{}{number}", options.iface_prefix))
+                .find(|name| !names.contains(name))
+                .ok_or_else(|| Error::conflict("has no interface name left"))?,
+        };
         names.insert(ifname.clone());
         let wire = match options.link.unwrap_or(self.settings.link) {
             LinkKind::Tap => Wire::Tap,

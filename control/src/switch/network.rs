@@ -50,6 +50,27 @@ impl Switch {
         request: &NetworkCreate,
         origin: Origin,
     ) -> Result<()> {
+        let mut undo = Undo::default();
+        match self.make_network(work, request, origin, &mut undo).await {
+            Ok(()) => {
+                self.emit("network_create", Some(&request.name), None, None);
+                Ok(())
+            }
+            Err(error) => {
+                self.roll_back(work, undo).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a network; what is done when that fails is for the caller to take back.
+    pub(super) async fn make_network(
+        &self,
+        work: &mut Work,
+        request: &NetworkCreate,
+        origin: Origin,
+        undo: &mut Undo,
+    ) -> Result<()> {
         let wrap = |error: Error| error.context(format!("network {:?}", request.name));
         if is_unswitched(&request.name) || self.world().desired.networks.contains_key(&request.name)
         {
@@ -61,17 +82,7 @@ impl Switch {
         self.refresh_host().await?;
         let mut network = self.plan_network(work, request, asked.mtu).map_err(wrap)?;
         network.origin = origin;
-        let mut undo = Undo::default();
-        match self.build_network(work, &network, &mut undo).await {
-            Ok(()) => {
-                self.emit("network_create", Some(&network.name), None, None);
-                Ok(())
-            }
-            Err(error) => {
-                self.roll_back(work, undo).await;
-                Err(wrap(error))
-            }
-        }
+        self.build_network(work, &network, undo).await.map_err(wrap)
     }
 
     fn plan_network(

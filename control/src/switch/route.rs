@@ -2,8 +2,8 @@
 
 use ipnet::IpNet;
 
-use super::Switch;
 use super::undo::Undo;
+use super::{Switch, Work};
 use crate::api::types::{self, RouteAdd};
 use crate::check;
 use crate::compile::uplink_reaching;
@@ -18,18 +18,29 @@ impl Switch {
     pub async fn add_route(&self, request: RouteAdd) -> Result<types::Route> {
         let wrap = |error: Error| error.context(format!("route {}", request.destination));
         let mut work = self.work.lock().await;
-        let route = self.plan_route(&request).map_err(wrap)?;
         let mut undo = Undo::default();
-        self.commit_noting(&work, vec![Edit::PutRoute(route)], &mut undo).map_err(wrap)?;
-        if let Err(error) = self.publish_ports(&mut work).await {
+        if let Err(error) = self.make_route(&mut work, &request, &mut undo).await {
             self.roll_back(&mut work, undo).await;
-            return Err(wrap(error));
+            return Err(error);
         }
         drop(work);
         self.routes()
             .into_iter()
             .find(|route| route.destination == request.destination)
             .ok_or_else(|| wrap(Error::failed("has no uplink that is up")))
+    }
+
+    /// Adds a route; what is done when that fails is for the caller to take back.
+    pub(super) async fn make_route(
+        &self,
+        work: &mut Work,
+        request: &RouteAdd,
+        undo: &mut Undo,
+    ) -> Result<()> {
+        let wrap = |error: Error| error.context(format!("route {}", request.destination));
+        let route = self.plan_route(request).map_err(wrap)?;
+        self.commit_noting(work, vec![Edit::PutRoute(route)], undo).map_err(wrap)?;
+        self.publish_ports(work).await.map_err(wrap)
     }
 
     fn plan_route(&self, request: &RouteAdd) -> Result<Route> {

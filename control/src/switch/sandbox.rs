@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::endpoint::{Wanted, inode_of, interface_names, open_namespace};
 use super::follow::interfaces_now;
-use super::network::unknown as unknown_network;
 use super::undo::{Done, Undo};
 use super::{Switch, Work, since_epoch};
 use crate::api::types::{self, NetnsRef, NetworkRef, SandboxCreate};
@@ -19,6 +18,19 @@ use crate::publish::PublishSpec;
 
 /// The loopback device of every namespace.
 pub(super) const LOOPBACK: &str = "lo";
+
+/// A sandbox to be made, its requests checked.
+#[derive(Debug)]
+pub(super) struct Asked<'a> {
+    /// Its name, which is free.
+    pub(super) name: &'a Name,
+    /// The namespace to adopt; `None`: one is made.
+    pub(super) netns: Option<&'a NetnsRef>,
+    /// Networks, and what is asked of the interface in each.
+    pub(super) endpoints: Vec<(Name, Wanted)>,
+    /// Ports to publish.
+    pub(super) publish: &'a [PublishSpec],
+}
 
 impl Switch {
     /// Makes a sandbox, or adopts a namespace as one.
@@ -61,7 +73,7 @@ impl Switch {
                     "network container:OTHER is not built yet; connect both to one network",
                 ));
             }
-            [NetworkRef::Host] => return self.create_host_sandbox(work, request),
+            [NetworkRef::Host] => return self.create_host_sandbox(work, &request.name, undo),
             [] => vec![bridge_name()?],
             refs => refs
                 .iter()
@@ -71,23 +83,39 @@ impl Switch {
                 })
                 .collect(),
         };
+        // Address, MAC and options of the request are those in the first network; names hold in all.
+        let wanted = |at| Wanted {
+            ip: request.ip.filter(|_| at == 0),
+            ip6: request.ip6.filter(|_| at == 0),
+            mac: request.mac.filter(|_| at == 0),
+            aliases: request.aliases.clone(),
+            options: if at == 0 { request.options.clone() } else { BTreeMap::new() },
+            ifname: None,
+        };
+        let asked = Asked {
+            name: &request.name,
+            netns: request.netns.as_ref(),
+            endpoints: names.into_iter().enumerate().map(|(at, name)| (name, wanted(at))).collect(),
+            publish: &request.publish,
+        };
         self.revive(work).await?;
-        let networks = names
+        self.make_sandbox(work, &asked, undo).await
+    }
+
+    /// Makes a sandbox whose name is free.
+    pub(super) async fn make_sandbox(
+        &self,
+        work: &mut Work,
+        asked: &Asked<'_>,
+        undo: &mut Undo,
+    ) -> Result<()> {
+        let networks = asked
+            .endpoints
             .iter()
-            .map(|name| {
-                self.world()
-                    .desired
-                    .networks
-                    .get(name)
-                    .cloned()
-                    .ok_or_else(|| unknown_network(name))
-            })
+            .map(|(name, _)| self.network_record(name))
             .collect::<Result<Vec<_>>>()?;
-        let adopted = request
-            .netns
-            .as_ref()
-            .map(|reference| open_adopted(reference, &self.host.netns))
-            .transpose()?;
+        let adopted =
+            asked.netns.map(|reference| open_adopted(reference, &self.host.netns)).transpose()?;
         let (mut ifnames, without) = match &adopted {
             Some((_, place)) => {
                 let without = place.netns.without_ipv6().failed("look for IPv6")?;
@@ -97,23 +125,14 @@ impl Switch {
             None => (HashSet::new(), netns::kernel_without_ipv6()),
         };
         let mut endpoints: Vec<Endpoint> = Vec::with_capacity(networks.len());
-        for (at, network) in networks.iter().enumerate() {
-            // Address, MAC and options of the request are those in the first network; names hold in
-            // all.
-            let wanted = Wanted {
-                ip: request.ip.filter(|_| at == 0),
-                ip6: request.ip6.filter(|_| at == 0),
-                mac: request.mac.filter(|_| at == 0),
-                aliases: request.aliases.clone(),
-                options: if at == 0 { request.options.clone() } else { BTreeMap::new() },
-            };
-            let sandbox = (&request.name, without);
+        for ((_, wanted), network) in asked.endpoints.iter().zip(&networks) {
+            let sandbox = (asked.name, without);
             let endpoint =
-                self.plan_endpoint(work, sandbox, network, &wanted, &mut ifnames, undo)?;
+                self.plan_endpoint(work, sandbox, network, wanted, &mut ifnames, undo)?;
             endpoints.push(endpoint);
         }
         let sandbox = Sandbox {
-            name: request.name.clone(),
+            name: asked.name.clone(),
             namespace: match &adopted {
                 Some((namespace, _)) => namespace.clone(),
                 // Filled in when it is made.
@@ -124,7 +143,7 @@ impl Switch {
             created: since_epoch().as_secs(),
         };
         let place = adopted.map(|(_, place)| place);
-        self.build_sandbox(work, sandbox, &networks, place, &request.publish, undo).await
+        self.build_sandbox(work, sandbox, &networks, place, asked.publish, undo).await
     }
 
     async fn build_sandbox(
@@ -181,15 +200,20 @@ impl Switch {
         self.publish_ports(work).await
     }
 
-    fn create_host_sandbox(&self, work: &Work, request: &SandboxCreate) -> Result<()> {
+    pub(super) fn create_host_sandbox(
+        &self,
+        work: &Work,
+        name: &Name,
+        undo: &mut Undo,
+    ) -> Result<()> {
         let sandbox = Sandbox {
-            name: request.name.clone(),
+            name: name.clone(),
             namespace: Namespace::Host,
             endpoints: Vec::new(),
             publishes: Vec::new(),
             created: since_epoch().as_secs(),
         };
-        self.commit(work, vec![Edit::PutSandbox(sandbox)])
+        self.commit_noting(work, vec![Edit::PutSandbox(sandbox)], undo)
     }
 
     /// Removes a sandbox with all that we made for it.

@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use dataplane::packet::types::PortId;
+use dataplane::packet::types::{Mac, NetworkId, PortId};
 
 use super::sandbox::LOOPBACK;
 use super::{Switch, Work};
 use crate::error::{Result, ResultExt};
-use crate::model::Edit;
+use crate::model::{Edit, Uplink};
 use crate::name::Name;
 use crate::netlink::LinkChange;
 use crate::netns::{self, Netns};
@@ -36,8 +36,12 @@ pub(super) enum Done {
     Port(PortId),
     /// Host ports were reserved.
     Reservation(u32),
+    /// A static FDB entry was added.
+    StaticMac(NetworkId, u16, Mac),
     /// An uplink was brought up.
     Uplink(String),
+    /// An uplink was taken down.
+    UplinkGone(Uplink),
 }
 
 /// What was done so far, first thing first.
@@ -92,7 +96,13 @@ impl Switch {
                     work.unreserve(publish).await;
                     Ok(())
                 }
+                Done::StaticMac(network, vlan, mac) => {
+                    // Whoever removed it meanwhile has done the same.
+                    self.engine.fdb_remove(network, vlan, mac);
+                    Ok(())
+                }
                 Done::Uplink(interface) => self.take_down_uplink(work, &interface).await,
+                Done::UplinkGone(uplink) => self.raise_again(work, &uplink).await,
             };
             if let Err(error) = outcome {
                 clean = false;

@@ -50,14 +50,21 @@ impl Switch {
         let mut work = self.work.lock().await;
         let interface = request.interface.clone();
         self.refresh_host().await?;
-        if request.mode == UplinkMode::Shared {
-            self.check_published(&work, &interface)
-                .map_err(|error| error.context(format!("uplink {interface:?}")))?;
-        }
+        self.check_unpublished(&work, &request)?;
         self.add_uplink_in(&mut work, &request, Origin::User).await?;
         drop(work);
         let found = self.uplinks().into_iter().find(|uplink| uplink.interface == interface);
         found.ok_or_else(|| unknown(&interface))
+    }
+
+    /// What is published is not the host's own at the addresses of a new shared uplink.
+    pub(super) fn check_unpublished(&self, work: &Work, request: &UplinkAdd) -> Result<()> {
+        match request.mode {
+            UplinkMode::Dedicated => Ok(()),
+            UplinkMode::Shared => self
+                .check_published(work, &request.interface)
+                .map_err(|error| error.context(format!("uplink {:?}", request.interface))),
+        }
     }
 
     pub(super) async fn add_uplink_in(
@@ -66,25 +73,46 @@ impl Switch {
         request: &UplinkAdd,
         origin: Origin,
     ) -> Result<()> {
-        check::uplink(request)?;
-        let wrap = |error: Error| error.context(format!("uplink {:?}", request.interface));
-        let uplink = self.plan_uplink(request, origin).map_err(wrap)?;
-        // Whoever names an uplink does not want the one we chose.
-        let automatic = self.world().desired.uplinks.get(&request.interface).cloned();
-        if let Some(automatic) = automatic {
-            self.drop_uplink(work, &automatic).await.map_err(wrap)?;
-        }
         let mut undo = Undo::default();
-        match self.build_uplink(work, uplink, &mut undo).await {
+        match self.make_uplink(work, request, origin, &mut undo).await {
             Ok(()) => {
                 self.emit("uplink_add", None, None, Some(request.interface.clone()));
                 Ok(())
             }
             Err(error) => {
                 self.roll_back(work, undo).await;
-                Err(wrap(error))
+                Err(error)
             }
         }
+    }
+
+    /// Adds a way out; what is done when that fails is for the caller to take back.
+    pub(super) async fn make_uplink(
+        &self,
+        work: &mut Work,
+        request: &UplinkAdd,
+        origin: Origin,
+        undo: &mut Undo,
+    ) -> Result<()> {
+        check::uplink(request)?;
+        let wrap = |error: Error| error.context(format!("uplink {:?}", request.interface));
+        let uplink = self.plan_uplink(request, origin).map_err(wrap)?;
+        // Whoever names an uplink does not want the one we chose.
+        let automatic = self.world().desired.uplinks.get(&request.interface).cloned();
+        if let Some(automatic) = automatic {
+            undo.push(Done::UplinkGone(automatic.clone()));
+            self.drop_uplink(work, &automatic).await.map_err(wrap)?;
+        }
+        self.build_uplink(work, uplink, undo).await.map_err(wrap)
+    }
+
+    /// Brings back an uplink that was taken down for another one.
+    pub(super) async fn raise_again(&self, work: &mut Work, uplink: &Uplink) -> Result<()> {
+        self.commit(work, vec![Edit::PutUplink(uplink.clone())])?;
+        if work.uplinks.contains_key(&uplink.interface) {
+            return Ok(());
+        }
+        self.bring_up(work, uplink).await
     }
 
     fn plan_uplink(&self, request: &UplinkAdd, origin: Origin) -> Result<Uplink> {

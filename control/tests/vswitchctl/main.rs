@@ -11,4 +11,5 @@
 mod capture;
 mod fake;
 mod process;
+mod state;
 mod verbs;

@@ -4,6 +4,7 @@
 use serde::Deserialize;
 use serde_path_to_error::{Path, Segment};
 
+use crate::api::types::State;
 use crate::error::{Error, Result};
 
 /// Reads a JSON body.
@@ -12,16 +13,50 @@ use crate::error::{Error, Result};
 /// When it is not JSON, not an object, or not what `T` is.
 pub fn read_body<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T> {
     // Read twice: the first time as any JSON, so that what fails the second time is a field.
-    let value: serde_json::Value = serde_json::from_slice(text)
-        .map_err(|error| Error::invalid(format!("body: is not JSON: {error}")))?;
-    if !value.is_object() {
-        return Err(Error::invalid("body: is not a JSON object like {\"name\": \"web\"}"));
+    object(BODY, text)?;
+    fields(BODY, text)
+}
+
+/// Reads a [`State`]; `part` is what the message begins with.
+///
+/// # Errors
+/// When it is not JSON, not an object, newer than this program, or not a state.
+pub fn read_state(part: &str, text: &[u8]) -> Result<State> {
+    // What is newer may have fields that are unknown here: the version is what to tell then.
+    let value = object(part, text)?;
+    let version = value.get("version").and_then(serde_json::Value::as_u64);
+    let known = u64::from(State::VERSION);
+    match version {
+        Some(version) if version > known => Err(Error::invalid(format!(
+            "{part}: has version {version}, the newest known here is {known}; upgrade vswitchd, or \
+             export from one that is not newer"
+        ))),
+        Some(0) => Err(Error::invalid(format!("{part}: field \"version\": must be {known}"))),
+        _ => fields(part, text),
     }
+}
+
+/// What a message about a body begins with.
+const BODY: &str = "body";
+
+/// The text as any JSON object.
+fn object(part: &str, text: &[u8]) -> Result<serde_json::Value> {
+    let value: serde_json::Value = serde_json::from_slice(text).map_err(|error| {
+        let torn = if error.is_eof() { "; it ends too early" } else { "" };
+        Error::invalid(format!("{part}: is not JSON: {error}{torn}"))
+    })?;
+    if value.is_object() {
+        return Ok(value);
+    }
+    Err(Error::invalid(format!("{part}: is not a JSON object like {{\"name\": \"web\"}}")))
+}
+
+fn fields<'de, T: Deserialize<'de>>(part: &str, text: &'de [u8]) -> Result<T> {
     let mut json = serde_json::Deserializer::from_slice(text);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let place = format!(" at line {} column {}", error.inner().line(), error.inner().column());
         let message = error.inner().to_string();
-        fault("body", error.path(), message.strip_suffix(&place).unwrap_or(&message))
+        fault(part, error.path(), message.strip_suffix(&place).unwrap_or(&message))
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::middleware::Next;
@@ -10,8 +11,9 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::fault::{read_body, read_query};
+use super::fault::{read_body, read_query, read_state};
 use super::{Api, Failure};
+use crate::api::types::State;
 use crate::error::{Error, Result};
 use crate::name::Name;
 
@@ -21,6 +23,9 @@ const MAX_BODY: usize = 1 << 20;
 /// A body is there at once; a client that does not send it holds nothing up but its connection.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The longest state to import: some ten thousand sandboxes.
+const MAX_STATE: usize = 16 << 20;
+
 /// A JSON body.
 pub(super) struct Body<T>(pub(super) T);
 
@@ -28,19 +33,33 @@ impl<T: DeserializeOwned> FromRequest<Api> for Body<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, _: &Api) -> std::result::Result<Self, Failure> {
-        let body = Limited::new(request.into_body(), MAX_BODY).collect();
-        let bytes = match tokio::time::timeout(BODY_TIMEOUT, body).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return Err(invalid(format!("body: is longer than {MAX_BODY} bytes")));
-            }
-            Ok(Err(error)) => return Err(invalid(format!("body: {error}"))),
-            Err(_) => return Err(invalid("body: did not arrive in time")),
-        };
-        // A body left out means all fields left out.
-        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        Ok(Self(read_body(text)?))
+        Ok(Self(read_body(&body(request, MAX_BODY).await?)?))
     }
+}
+
+/// A body that is a whole state.
+pub(super) struct StateBody(pub(super) State);
+
+impl FromRequest<Api> for StateBody {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, _: &Api) -> std::result::Result<Self, Failure> {
+        Ok(Self(read_state("state", &body(request, MAX_STATE).await?)?))
+    }
+}
+
+/// The text of a body. One left out means all fields left out.
+async fn body(request: Request, most: usize) -> std::result::Result<Bytes, Failure> {
+    let body = Limited::new(request.into_body(), most).collect();
+    let bytes = match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            return Err(invalid(format!("body: is longer than {most} bytes")));
+        }
+        Ok(Err(error)) => return Err(invalid(format!("body: {error}"))),
+        Err(_) => return Err(invalid("body: did not arrive in time")),
+    };
+    Ok(if bytes.is_empty() { Bytes::from_static(b"{}") } else { bytes })
 }
 
 /// The query.

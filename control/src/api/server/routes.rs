@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 
-use super::input::{Body, Named, Nothing, Params, without_query};
+use super::input::{Body, Named, Nothing, Params, StateBody, without_query};
 use super::stream;
 use super::{Api, Failure};
 use crate::api::openapi;
@@ -69,6 +69,7 @@ pub(super) fn router(api: Api) -> Router {
         .route("/v1/nat/rules", get(nat_rules))
         .route("/v1/events", get(events))
         .route("/v1/trace", post(trace))
+        .route("/v1/state", get(export).post(import))
         .route("/v1/purge", post(purge))
         .route("/v1/openapi.json", get(openapi_document))
         .route_layer(middleware::from_fn(without_query))
@@ -326,6 +327,14 @@ async fn trace(
 
 async fn events(State(api): State<Api>) -> Response {
     stream::events(&api)
+}
+
+async fn export(State(api): State<Api>) -> Json<types::State> {
+    Json(api.switch.export())
+}
+
+async fn import(State(api): State<Api>, StateBody(state): StateBody) -> Answer<types::Imported> {
+    Ok(Json(api.change(|switch| async move { switch.import(state).await }).await?))
 }
 
 async fn purge(State(api): State<Api>, Body(Nothing {}): Body<Nothing>) -> Answer<types::Purged> {

@@ -97,6 +97,10 @@ fn what_is_not_served_is_refused_in_one_line() {
                 ("PUT /v1/networks", "", Kind::Invalid, "PUT /v1/networks: not with this method"),
                 ("POST /v1/networks", "{", Kind::Invalid, "body: is not JSON: "),
                 ("POST /v1/networks", "", Kind::Invalid, "body: field \"name\": is missing"),
+                ("POST /v1/state", "{\"version\": 1", Kind::Invalid, "it ends too early"),
+                ("POST /v1/state", "", Kind::Invalid, "state: field \"version\": is missing"),
+                ("POST /v1/state", "{\"version\": 2}", Kind::Invalid, "state: has version 2, "),
+                ("GET /v1/state?x=1", "", Kind::Invalid, "query: field \"x\": is unknown"),
                 ("POST /v1/networks", "[\"a\"]", Kind::Invalid, "body: is not a JSON object"),
                 ("POST /v1/networks", "{\"name\":\"a/b\"}", Kind::Invalid, "contains '/'"),
                 (

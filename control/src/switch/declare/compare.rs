@@ -14,23 +14,23 @@ use crate::switch::network::{plan_of, subnet_view};
 
 /// How a declaration and a record differ. Differences are named as in the config file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Comparison {
+pub(in crate::switch) struct Comparison {
     /// The record with everything that can change in place.
-    pub(super) after: Network,
+    pub(in crate::switch) after: Network,
     /// What changes in place.
-    pub(super) live: Vec<String>,
+    pub(in crate::switch) live: Vec<String>,
     /// What cannot change while somebody is connected, with both values.
-    pub(super) fixed: Vec<String>,
+    pub(in crate::switch) fixed: Vec<String>,
 }
 
 impl Comparison {
     /// Whether the record is as declared.
-    pub(super) fn is_equal(&self) -> bool {
+    pub(in crate::switch) fn is_equal(&self) -> bool {
         self.live.is_empty() && self.fixed.is_empty()
     }
 
     /// All that differs, for a message.
-    pub(super) fn differences(&self) -> String {
+    pub(in crate::switch) fn differences(&self) -> String {
         self.fixed.iter().chain(&self.live).cloned().collect::<Vec<_>>().join(", ")
     }
 
@@ -82,7 +82,7 @@ impl Comparison {
 ///
 /// # Errors
 /// When the declaration is wrong by itself, which a checked one is not.
-pub(super) fn compare(
+pub(in crate::switch) fn compare(
     request: &NetworkCreate,
     network: &Network,
     default_mtu: u16,

@@ -20,13 +20,13 @@ use crate::switch::{Switch, World};
 
 /// Who is behind a port.
 #[derive(Debug, Clone)]
-pub(super) struct Owner {
+pub(in crate::switch) struct Owner {
     /// Name of the port.
     pub(super) port: String,
     /// The sandbox.
-    sandbox: Option<Name>,
+    pub(in crate::switch) sandbox: Option<Name>,
     /// The network.
-    network: Option<Name>,
+    pub(in crate::switch) network: Option<Name>,
 }
 
 impl World {
@@ -41,7 +41,7 @@ impl World {
         }
     }
 
-    pub(super) fn owners(&self) -> HashMap<PortId, Owner> {
+    pub(in crate::switch) fn owners(&self) -> HashMap<PortId, Owner> {
         let mut owners = HashMap::new();
         for sandbox in self.desired.sandboxes.values() {
             for endpoint in &sandbox.endpoints {
