@@ -58,6 +58,11 @@ fn furnished(adopted: &Namespace) -> Host {
     host.ok(["network", "connect", "dual", &b.name, "--ip", "10.91.2.99", "--alias", "db"]);
     host.ok(["network", "disconnect", "alone", &b.name]);
     host.ok(["route", "add", "10.99.0.0/16", "via", "192.0.2.1"]);
+    let to = format!("sandbox:{}", host.name("a"));
+    host.ok(["policy", "add", "app", "--allow", "--in", "--to", &to]);
+    host.ok(["policy", "add", "app", "--deny", "--src", "network:dual"]);
+    let first = ["--position", "1", "--proto", "tcp", "--port", "25"];
+    host.ok(["policy", "add", "app", "--deny", "--out"].into_iter().chain(first));
     let fdb = ["fdb", "add", "02:00:00:00:00:05", "--network", "dual", "--vlan", "7"];
     host.ok(fdb.into_iter().chain(["--sandbox", &b.name]));
     let leg = format!(
@@ -92,6 +97,9 @@ fn what_one_daemon_has_another_makes() {
     assert_eq!(state["uplinks"][0]["interface"], "up0");
     assert_eq!(state["routes"][0]["destination"], "10.99.0.0/16");
     assert_eq!(state["fdb"].as_array().unwrap().len(), 2, "{}", state["fdb"]);
+    let ports: Vec<_> =
+        rows(&state["policy"]).into_iter().map(|rule| rule["port"].clone()).collect();
+    assert_eq!(ports, [json!("25"), Value::Null, Value::Null], "{}", state["policy"]);
     let shown =
         |host: &Host| all.each_ref().map(|name| one(&host.json(["sandbox", "inspect", name])));
     let before = shown(&host);
@@ -106,6 +114,7 @@ fn what_one_daemon_has_another_makes() {
     assert_eq!(made["sandboxes"], json!(all));
     assert_eq!((&made["uplinks"], &made["kept"]), (&json!(["up0"]), &json!(0)));
     assert_eq!(made["routes"], json!(["10.99.0.0/16"]));
+    assert_eq!(made["policy"], json!(["app"]));
     assert_eq!(made["fdb"].as_array().unwrap().len(), 2);
     assert_eq!(export(&other), state, "the same again");
     let after = shown(&other);
@@ -140,8 +149,8 @@ fn what_is_there_exactly_so_is_kept() {
     file(&host, "");
     let before = Inventory::of(&host);
     let made = import(&host, &state);
-    assert_eq!(made["kept"], 3 + 1 + 1 + 2, "{made}");
-    for list in ["networks", "sandboxes", "uplinks", "routes", "fdb"] {
+    assert_eq!(made["kept"], 3 + 3 + 1 + 1 + 2, "{made}");
+    for list in ["networks", "policy", "sandboxes", "uplinks", "routes", "fdb"] {
         assert_eq!(made[list], json!([]), "{list}");
     }
     before.assert_same(&Inventory::of(&host), "nothing was to be made");
@@ -241,6 +250,23 @@ fn an_import_that_cannot_be_carried_out_leaves_nothing() {
             {"network": "fresh", "mac": "02:00:00:00:00:ab", "sandbox": a}]}),
         ),
         (
+            4,
+            "network \"app\": has other rules",
+            json!({"policy": [{"network": "app", "action": "deny"}]}),
+        ),
+        (
+            3,
+            "no such sandbox",
+            json!({"networks": [good], "policy": [
+            {"network": "fresh", "action": "deny", "src": "sandbox:nobody"}]}),
+        ),
+        (3, "no such network", json!({"policy": [{"network": "nowhere", "action": "deny"}]})),
+        (
+            2,
+            "leave \"position\" out",
+            json!({"policy": [{"network": "dual", "action": "deny", "position": 1}]}),
+        ),
+        (
             3,
             "no such sandbox",
             json!({"fdb": [
@@ -291,7 +317,7 @@ fn files_and_pipes_are_the_same() {
     let mut command = host.ctl_command(["state", "import", "-"]);
     let ran = tests::host::ran(command.stdin(Stdio::from(fs::File::open(&path).unwrap())));
     assert_eq!(ran.code, 0, "{ran}");
-    assert!(ran.stdout.starts_with("made 1 networks, 0 sandboxes"), "{ran}");
+    assert!(ran.stdout.starts_with("made 1 networks, 0 policies, 0 sandboxes"), "{ran}");
     assert_eq!(host.ok(["state", "export"]), written);
 }
 

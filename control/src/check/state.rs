@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Display;
 use std::hash::Hash;
 
-use super::{interface, network, publish, route, unicast, unicast_mac, uplink, vlan};
+use super::{interface, network, policy, publish, route, unicast, unicast_mac, uplink, vlan};
 use crate::api::types::{EndpointState, FdbState, SandboxState, State};
 use crate::error::{Error, Result};
 use crate::model::is_unswitched;
@@ -17,6 +17,13 @@ use crate::options::EndpointOptions;
 pub fn state(state: &State) -> Result<()> {
     once("network", state.networks.iter().map(|network| &network.name))?;
     state.networks.iter().try_for_each(|request| network(request).map(drop))?;
+    state.policy.iter().try_for_each(|rule| match rule.position {
+        None => policy(rule),
+        Some(_) => Err(Error::invalid(format!(
+            "policy of network {:?}: rules stand in the document's order; leave \"position\" out",
+            rule.network
+        ))),
+    })?;
     once("sandbox", state.sandboxes.iter().map(|sandbox| &sandbox.name))?;
     state.sandboxes.iter().try_for_each(|request| {
         let context = |error: Error| error.context(format_args!("sandbox {:?}", request.name));

@@ -101,8 +101,9 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
 
 fn summary(imported: &Imported) -> String {
     format!(
-        "made {} networks, {} sandboxes, {} uplinks, {} routes, {} FDB entries; {} were there",
+        "made {} networks, {} policies, {} sandboxes, {} uplinks, {} routes, {} FDB entries; {} were there",
         imported.networks.len(),
+        imported.policy.len(),
         imported.sandboxes.len(),
         imported.uplinks.len(),
         imported.routes.len(),

@@ -5,8 +5,8 @@ use dataplane::engine::FdbKind;
 use super::network::subnet_views;
 use super::{Switch, World};
 use crate::api::types::{
-    Driver, EndpointState, FdbState, NetnsRef, NetworkCreate, RouteAdd, SandboxState, State,
-    Subnet, UplinkAdd,
+    Driver, EndpointState, FdbState, NetnsRef, NetworkCreate, PolicyAdd, RouteAdd, SandboxState,
+    State, Subnet, UplinkAdd,
 };
 use crate::model::{
     BRIDGE_NETWORK, Endpoint, Namespace, Network, Origin, Publish, Route, Sandbox, Uplink,
@@ -45,6 +45,7 @@ impl Switch {
                 .filter(|n| world.is_wanted(n))
                 .map(ask_for)
                 .collect(),
+            policy: desired.networks.values().flat_map(rules_of).collect(),
             sandboxes: desired.sandboxes.values().map(Sandbox::state).collect(),
             uplinks: desired.uplinks.values().filter(chosen).map(Uplink::request).collect(),
             routes: desired.routes.values().map(Route::request).collect(),
@@ -59,6 +60,7 @@ impl World {
         let name = network.name.as_str();
         name != BRIDGE_NETWORK
             || network.origin != Origin::Automatic
+            || !network.policy.is_empty()
             || self.desired.endpoints_of(name).next().is_some()
     }
 }
@@ -79,6 +81,21 @@ fn ask_for(network: &Network) -> NetworkCreate {
         options: network.options.clone(),
         labels: network.labels.clone(),
     }
+}
+
+/// The requests that give a network the same rules.
+pub(super) fn rules_of(network: &Network) -> impl Iterator<Item = PolicyAdd> {
+    network.policy.iter().cloned().map(|rule| PolicyAdd {
+        network: network.name.clone(),
+        action: rule.action,
+        direction: rule.direction,
+        src: rule.src,
+        dst: rule.dst,
+        proto: rule.proto,
+        port: rule.port,
+        host_port: rule.host_port,
+        position: None,
+    })
 }
 
 impl Sandbox {

@@ -8,22 +8,26 @@
 //! Each thing is recorded as it is made: a daemon that is killed in between keeps those that it had
 //! made.
 
+use std::collections::HashSet;
+
 use dataplane::engine::FdbKind;
 
 use super::adopt::same_uplink;
 use super::declare::compare;
 use super::endpoint::Wanted;
+use super::export::rules_of;
 use super::network::unknown as unknown_network;
 use super::sandbox::{Asked, unknown as unknown_sandbox};
 use super::undo::{Done, Undo};
 use super::{Switch, Work};
 use crate::api::types::{
-    EndpointState, FdbAdd, FdbState, Imported, NetworkCreate, RouteAdd, SandboxState, State,
-    UplinkAdd,
+    EndpointState, FdbAdd, FdbState, Imported, NetworkCreate, PolicyPeer, RouteAdd, SandboxState,
+    State, UplinkAdd,
 };
 use crate::check;
 use crate::error::{Error, Result};
 use crate::model::Origin;
+use crate::name::Name;
 
 impl Switch {
     /// Makes what a document says.
@@ -73,10 +77,32 @@ impl Switch {
         state.networks.iter().try_for_each(|request| self.has_network(request).map(drop))?;
         state.uplinks.iter().try_for_each(|request| self.has_uplink(request).map(drop))?;
         state.routes.iter().try_for_each(|request| self.has_route(request).map(drop))?;
+        state.policy.iter().try_for_each(|rule| self.has_policy(state, &rule.network).map(drop))?;
         let desired = &self.world().desired;
         let known = |name| {
             desired.networks.contains_key(name) || state.networks.iter().any(|n| n.name == *name)
         };
+        let named = |name| {
+            desired.sandboxes.contains_key(name) || state.sandboxes.iter().any(|s| s.name == *name)
+        };
+        for rule in &state.policy {
+            let wrap =
+                |error: Error| error.context(format!("policy of network {:?}", rule.network));
+            if !known(&rule.network) {
+                return Err(wrap(unknown_network(&rule.network)));
+            }
+            for peer in [&rule.src, &rule.dst].into_iter().flatten() {
+                match peer {
+                    PolicyPeer::Network(name) if !known(name) => {
+                        return Err(wrap(unknown_network(name)));
+                    }
+                    PolicyPeer::Sandbox(name) if !named(name) => {
+                        return Err(wrap(unknown_sandbox(name)));
+                    }
+                    _ => {}
+                }
+            }
+        }
         for sandbox in &state.sandboxes {
             let wrap = |error: Error| error.context(format!("sandbox {:?}", sandbox.name));
             if desired.sandboxes.contains_key(&sandbox.name) {
@@ -94,8 +120,7 @@ impl Switch {
                 return Err(wrap(unknown_network(&entry.network)));
             }
             let Some(name) = &entry.sandbox else { continue };
-            let there = desired.sandboxes.contains_key(name);
-            if !there && !state.sandboxes.iter().any(|sandbox| sandbox.name == *name) {
+            if !named(name) {
                 return Err(wrap(unknown_sandbox(name)));
             }
         }
@@ -115,6 +140,22 @@ impl Switch {
             "exists already and differs from the document in {}; make them equal, or take one away",
             comparison.differences()
         ))))
+    }
+
+    /// Whether the network has rules, exactly those of the document.
+    fn has_policy(&self, state: &State, name: &Name) -> Result<bool> {
+        let world = self.world();
+        let network = world.desired.networks.get(name);
+        let Some(network) = network.filter(|network| !network.policy.is_empty()) else {
+            return Ok(false);
+        };
+        if rules_of(network).eq(state.policy.iter().filter(|rule| rule.network == *name).cloned()) {
+            return Ok(true);
+        }
+        Err(Error::conflict(format!(
+            "network {name:?}: has other rules than the document; remove them first, or take those of \
+             the document out"
+        )))
     }
 
     /// Whether the uplink is there, exactly so. One that nobody named gives way to one that differs.
@@ -164,6 +205,19 @@ impl Switch {
             }
             self.make_network(work, request, Origin::User, undo).await?;
             imported.networks.push(request.name.clone());
+        }
+        // Before there is anybody whom they are about.
+        let mut kept = HashSet::new();
+        for request in &state.policy {
+            if imported.policy.contains(&request.network) {
+                self.make_policy(work, request, undo).await?;
+            } else if self.has_policy(state, &request.network)? {
+                kept.insert(&request.network);
+            } else {
+                self.make_policy(work, request, undo).await?;
+                imported.policy.push(request.network.clone());
+            }
+            imported.kept += u64::from(kept.contains(&request.network));
         }
         for request in &state.sandboxes {
             self.import_sandbox(work, request, undo).await?;

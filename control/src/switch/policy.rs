@@ -5,7 +5,7 @@ use dataplane::engine::NatRule;
 use super::network::unknown as unknown_network;
 use super::sandbox::unknown as unknown_sandbox;
 use super::undo::Undo;
-use super::{Switch, World};
+use super::{Switch, Work, World};
 use crate::api::types::{self, PolicyAdd, PolicyPeer, PolicyQuery, PolicyRemove};
 use crate::check;
 use crate::error::{Error, Result};
@@ -20,14 +20,17 @@ impl Switch {
     pub async fn add_policy(&self, request: PolicyAdd) -> Result<types::PolicyRule> {
         check::policy(&request)?;
         let mut work = self.work.lock().await;
-        let (counters, network, rule) = self.plan_policy(&request)?;
-        let mut undo = Undo::default();
-        let edits = vec![Edit::Counters(counters), Edit::PutNetwork(network)];
-        self.commit_noting(&work, edits, &mut undo)?;
-        if let Err(error) = self.publish_ports(&mut work).await {
-            self.roll_back(&mut work, undo).await;
-            return Err(error.context(format_args!("network {:?}", request.network)));
+        for peer in [&request.src, &request.dst].into_iter().flatten() {
+            self.world().peer_exists(peer)?;
         }
+        let mut undo = Undo::default();
+        let rule = match self.make_policy(&mut work, &request, &mut undo).await {
+            Ok(rule) => rule,
+            Err(error) => {
+                self.roll_back(&mut work, undo).await;
+                return Err(error);
+            }
+        };
         drop(work);
         self.emit("policy_add", Some(&request.network), None, Some(describe(&rule)));
         let query = PolicyQuery { network: Some(request.network) };
@@ -37,13 +40,25 @@ impl Switch {
             .ok_or_else(|| Error::failed("the rule is gone again"))
     }
 
+    /// The same, of a rule whose peers may come later, and what was done until an error is left to `undo`.
+    pub(super) async fn make_policy(
+        &self,
+        work: &mut Work,
+        request: &PolicyAdd,
+        undo: &mut Undo,
+    ) -> Result<PolicyRule> {
+        let (counters, network, rule) = self.plan_policy(request)?;
+        let edits = vec![Edit::Counters(counters), Edit::PutNetwork(network)];
+        self.commit_noting(work, edits, undo)?;
+        let published = self.publish_ports(work).await;
+        published.map_err(|error| error.context(format_args!("network {:?}", request.network)))?;
+        Ok(rule)
+    }
+
     fn plan_policy(&self, request: &PolicyAdd) -> Result<(Counters, Network, PolicyRule)> {
         let wrap = |error: Error| error.context(format_args!("network {:?}", request.network));
         let world = self.world();
         let mut network = world.policed(&request.network)?.clone();
-        for peer in [&request.src, &request.dst].into_iter().flatten() {
-            world.peer_exists(peer)?;
-        }
         let have = network.policy.len();
         if have >= check::MAX_POLICY_RULES {
             return Err(wrap(Error::conflict(format!(

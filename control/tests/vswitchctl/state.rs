@@ -10,7 +10,7 @@ use crate::fake::{Answer, Ended, Fake, client};
 fn state() -> Value {
     json!({
         "version": 1,
-        "networks": [{"name": "app", "driver": "bridge",
+        "policy": [], "networks": [{"name": "app", "driver": "bridge",
             "subnets": [{"subnet": "10.1.0.0/24", "gateway": "10.1.0.1", "ip_range": null,
                 "aux_addresses": {}}],
             "internal": false, "ipv6": false, "options": {}, "labels": {}}],
@@ -23,7 +23,7 @@ fn state() -> Value {
 }
 
 fn imported() -> Value {
-    json!({"networks": ["app"], "sandboxes": ["sb"], "uplinks": [], "routes": [], "fdb": [],
+    json!({"networks": ["app"], "policy": [], "sandboxes": ["sb"], "uplinks": [], "routes": [], "fdb": [],
         "kept": 2})
 }
 
@@ -58,7 +58,7 @@ fn an_import_sends_the_document() {
     let path = fake.dir().join("state.json");
     fs::write(&path, state().to_string()).unwrap();
     let shown = fake.run(&["state", "import", path.to_str().unwrap()]);
-    let line = "made 1 networks, 1 sandboxes, 0 uplinks, 0 routes, 0 FDB entries; 2 were there\n";
+    let line = "made 1 networks, 0 policies, 1 sandboxes, 0 uplinks, 0 routes, 0 FDB entries; 2 were there\n";
     assert_eq!((shown.code, shown.stdout.as_str()), (Some(0), line));
     let mut command = fake.client(&["--format", "json", "state", "import", "-"]);
     command.stdin(Stdio::from(fs::File::open(&path).unwrap()));

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{MacAddr, NetnsRef, NetworkCreate, RouteAdd, UplinkAdd};
+use super::{MacAddr, NetnsRef, NetworkCreate, PolicyAdd, RouteAdd, UplinkAdd};
 use crate::name::Name;
 use crate::publish::PublishSpec;
 
@@ -21,6 +21,9 @@ pub struct State {
     /// Networks.
     #[serde(default)]
     pub networks: Vec<NetworkCreate>,
+    /// Rules of networks, those of one network in the order in which they are asked, without `position`.
+    #[serde(default)]
+    pub policy: Vec<PolicyAdd>,
     /// Sandboxes.
     #[serde(default)]
     pub sandboxes: Vec<SandboxState>,
@@ -119,6 +122,8 @@ pub struct FdbState {
 pub struct Imported {
     /// Networks.
     pub networks: Vec<Name>,
+    /// Rules, by their networks.
+    pub policy: Vec<Name>,
     /// Sandboxes.
     pub sandboxes: Vec<Name>,
     /// Ways out, by interface.
@@ -128,6 +133,6 @@ pub struct Imported {
     pub routes: Vec<IpNet>,
     /// Static FDB entries, by MAC.
     pub fdb: Vec<MacAddr>,
-    /// Networks, uplinks, routes and FDB entries that were there already, as in the document.
+    /// Networks, rules, uplinks, routes and FDB entries that were there already, as in the document.
     pub kept: u64,
 }
