@@ -195,8 +195,9 @@ fn a_device_that_takes_nothing_drops_its_own_frames_only() {
     };
     let before = sent(&host);
     let socket = sender.ns.enter(|| UdpSocket::bind((ANY, 0))).unwrap();
-    for _ in 0..100 {
-        socket.send_to(&[0; 18], (down.ip, 9)).unwrap();
+    // Each of a flow of its own: two of one flow that came together would be refused as one frame.
+    for port in 1000..1100 {
+        socket.send_to(&[0; 18], (down.ip, port)).unwrap();
         thread::sleep(Duration::from_millis(1));
     }
     eventually(Duration::from_secs(5), "all of them are counted", || {
