@@ -35,6 +35,9 @@ pub struct Tables {
     pub(crate) fragments_peak: Peak,
     /// What became of the connections of an earlier run.
     pub earlier: EarlierRun,
+    /// Where the search for outside ports begins is a hash with it. Not the key of a table: ports are shown
+    /// to everybody.
+    pub(crate) ports_key: HashKey,
     /// Whether the table of IPv4, and that of IPv6, began empty.
     lost: [bool; 2],
     /// When the tables were made, in seconds.
@@ -70,6 +73,7 @@ impl Tables {
             fdb: Fdb::new(options.fdb_limit, options.fdb_per_port, HashKey::random()?)?,
             connections,
             connections6,
+            ports_key: HashKey::random()?,
             lost: [&earlier, &earlier6].map(|it| !matches!(it, EarlierRun::TakenOver { .. })),
             earlier: earlier.and(earlier6),
             made: secs,
@@ -94,6 +98,7 @@ impl Tables {
             connections: self.connections.copy(&room)?,
             connections6: self.connections6.copy(&room)?,
             earlier: self.earlier,
+            ports_key: self.ports_key,
             lost: self.lost,
             made: self.made,
             has_ended_some: AtomicBool::new(self.has_ended_some.load(Ordering::Relaxed)),

@@ -1,6 +1,8 @@
 //! From which outside address and port a new connection speaks, and its entry into the table with the first
 //! port that is free.
 
+use std::net::IpAddr;
+
 use crate::config::{LocalAddress, Network, UplinkConfig};
 use crate::conntrack::entry::{MAPPED, SNAT};
 use crate::conntrack::tcp::TcpState;
@@ -102,7 +104,8 @@ pub(super) fn commit<K: Tracked>(
         new.reply = to.with_src(address, 0).reversed(zone);
         return insert(cx, &new);
     }
-    let mut candidates = Candidates::new(ranges, to.src_port(), cx.rng);
+    let begin = begins_at(cx, to);
+    let mut candidates = Candidates::beginning(ranges, to.src_port(), begin, cx.rng);
     if is_picked_up(&new) {
         candidates.keep_only();
     }
@@ -161,6 +164,22 @@ pub(super) fn commit<K: Tracked>(
         }
     }
     Err(Refusal::Drop(DropReason::SnatPortsExhausted))
+}
+
+/// Where the search for another port than the inside one begins: at one place for all that it speaks to, so
+/// that it has one outside port as long as that is free (RFC 4787 REQ-1).
+fn begins_at<K: Key>(cx: &Cx<'_>, to: K) -> u64 {
+    let key = cx.tables.ports_key;
+    let port = u64::from(to.src_port()) << 8 | u64::from(to.proto());
+    match to.src().into() {
+        IpAddr::V4(own) => key.hash(u64::from(u32::from(own)), port),
+        IpAddr::V6(own) => {
+            let own = u128::from(own);
+            #[allow(clippy::cast_possible_truncation, reason = "taken apart")]
+            let (prefix, id) = ((own >> 64) as u64, own as u64);
+            key.hash(key.hash(prefix, id), port)
+        }
+    }
 }
 
 /// Whether the other side knows the connection already, by the port that it had: no other one helps.

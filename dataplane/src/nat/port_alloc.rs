@@ -1,5 +1,5 @@
 //! Outside ports for SNAT: the inside port when it is free, else a random one of the same class, of the
-//! same parity when it can be.
+//! same parity when it can be: the same one for all that an inside port speaks to, as long as it is free.
 //!
 //! A port is free for a destination when the tuple in which replies would come has no connection:
 //! one outside port serves many destinations at once, so 65,535 ports are no ceiling. What is
@@ -99,6 +99,13 @@ impl<'a> Candidates<'a> {
     /// Candidates from `ranges` (inclusive, ascending, not overlapping) for an inside port.
     #[must_use]
     pub fn new(ranges: &'a [(u16, u16)], inside: u16, rng: &mut PortRng) -> Self {
+        let random = rng.next();
+        Self::beginning(ranges, inside, random, rng)
+    }
+
+    /// The same ones in the same order for the same `begin`, which nobody may be able to guess.
+    #[must_use]
+    pub fn beginning(ranges: &'a [(u16, u16)], inside: u16, begin: u64, rng: &mut PortRng) -> Self {
         let keep = ranges.iter().any(|(a, b)| (*a..=*b).contains(&inside)).then_some(inside);
         let class = if inside < CLASS_BOUNDARY {
             (0, CLASS_BOUNDARY - 1)
@@ -118,9 +125,8 @@ impl<'a> Candidates<'a> {
         // is for the others.
         let first = same.min(ATTEMPTS - other.min(ATTEMPTS / 8));
         let second = other.min(ATTEMPTS - first);
-        let random = rng.next();
         #[allow(clippy::cast_possible_truncation, reason = "taken apart")]
-        let (upper, lower) = ((random >> 32) as u32, random as u32);
+        let (upper, lower) = ((begin >> 32) as u32, begin as u32);
         let same = Walk::new(parity, (same, first), upper, rng);
         let other = Walk::new(parity ^ 1, (other, second), lower, rng);
         Self { ranges, keep, low, high, same, other }

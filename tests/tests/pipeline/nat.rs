@@ -24,6 +24,7 @@ tests::in_ipv6! {
     a_published_port_leads_in_and_the_client_keeps_its_address
     a_range_maps_port_by_port_and_the_narrower_rule_wins
     a_zero_udp_checksum_stays_zero
+    one_other_port_serves_many_destinations_too
     an_identifier_that_is_taken_is_replaced
     a_hop_limit_that_runs_out_on_the_way_in_is_told_outside
     a_mapping_is_one_protocol_s
@@ -194,6 +195,27 @@ fn one_port_serves_many_destinations() {
             assert_eq!(ports(&came).0 == 40_000, port == A.port);
         }
     }
+}
+
+/// As on a shared uplink, whose range has none of the ports that clients draw.
+#[test]
+fn one_other_port_serves_many_destinations_too() {
+    let mut spec = topology();
+    spec.uplinks[0].nat_ports = vec![(50_000, 50_999)];
+    let mut lab = Lab::new(spec);
+    let mut had: [Option<u16>; 3] = [None; 3];
+    for n in 0..50 {
+        let server = Host { ip: Ipv4Addr::new(198, 51, 100, n), ..SERVER };
+        for (at, (from, inside)) in
+            [(&A, 40_000), (&B, 40_000), (&A, 40_002)].into_iter().enumerate()
+        {
+            let there = udp(from, inside, &server, 53).via(GATEWAY1.mac);
+            let came = lab.rx(from.port, &there).masqueraded(&there).take_one(UP.port);
+            let port = ports(&came).0;
+            assert_eq!(*had[at].get_or_insert(port), port, "{at} at server {n}");
+        }
+    }
+    assert!(had[0] != had[1] && had[0] != had[2] && had[1] != had[2], "{had:?}");
 }
 
 #[test]
