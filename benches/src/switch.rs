@@ -1,11 +1,12 @@
-//! A switch in memory: tables, configuration and one core, and the stopwatch around it.
+//! A switch in memory: tables, configuration, one core and its ports, and the stopwatch around it.
 //!
-//! What is measured: a receiving half that exchanges full buffers for empty ones of the pool in one go;
-//! [`Core::process`]; a sending half that gives the buffers back to the pool in one go. What is not: writing
-//! the frames, devices, and the queues of the engine's ports in memory, which move frames one by one. The frames lie in the cache when the stopwatch starts,
-//! as those of a device do that has just been read.
+//! What is measured: [`PortRx::rx`] of ports in memory ([`MemoryPort`]), by trains of a batch; [`Core::process`];
+//! [`PortTx::tx`] of such ports. What is not: the other ends, which write frames before the stopwatch starts and
+//! take what came when it has stopped, and devices. The frames lie in the cache when it starts, as those of a
+//! device do that has just been read.
 
 use std::io;
+use std::mem::swap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,8 @@ use dataplane::config::{PortRole, Snapshot, SnapshotSpec};
 use dataplane::core::{Core, Transmit};
 use dataplane::engine::{EngineOptions, FdbKind, Link, WorkerStats};
 use dataplane::frame::Frame;
-use dataplane::io::{Offloads, TxReport};
+use dataplane::io::memory::{MemoryPeer, MemoryPort};
+use dataplane::io::{Offloads, Port, PortRx, PortTx, TxReport};
 use dataplane::packet::types::{PortId, UplinkId};
 use dataplane::plane::Plane;
 use dataplane::pool::Pool;
@@ -36,61 +38,71 @@ const WORKERS: usize = 2;
 
 /// What ports take: trains of datagrams would leave as one frame, and figures are of each by itself.
 const SINGLE: Offloads = Offloads { uso: false, ..Offloads::ALL };
-/// Frames between two looks at the clock, so that looking costs nothing: more than one batch when
-/// batches are small.
-const ROUND: usize = 256;
+/// Frames between two looks at the clock, so that looking costs nothing: more than one batch when batches are
+/// small. No more of them, as these are the buffers that are used by turns.
+const ROUND: usize = 64;
+/// Frames of the largest batch.
+const WIRE: usize = 256;
 /// What a frame is said to take: the engine's clock runs with the frames, so that what is done
 /// once a second is done as often as it will be.
 const NANOS_A_FRAME: u64 = 25;
 
-/// Frames that have arrived.
-#[derive(Debug, Default)]
-struct Source {
-    full: Vec<Frame>,
+/// A port, and its other end.
+#[derive(Debug)]
+struct Wire {
+    peer: MemoryPeer,
+    rx: Box<dyn PortRx>,
+    tx: Box<dyn PortTx>,
 }
 
-impl Source {
-    /// Writes the next `count` frames, into the buffers that the core has given for those before.
-    fn fill(&mut self, load: &mut impl Load, count: usize, pool: &mut Pool) {
-        while self.full.len() < count
-            && let Some(frame) = pool.take()
-        {
-            self.full.push(frame);
-        }
-        for frame in self.full.iter_mut().take(count) {
-            load.fill(frame);
-        }
-    }
-
-    /// Hands out all of them, each for an empty buffer.
-    fn rx(&mut self, pool: &mut Pool, batch: &mut Vec<Frame>) {
-        pool.exchange(&mut self.full, batch);
+impl Wire {
+    fn new(takes: Offloads) -> io::Result<Self> {
+        let (memory, peer) = MemoryPort::polled(WIRE, takes);
+        let mut halves = Box::new(memory).split(1)?;
+        let tx = halves.tx.pop().ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { peer, rx: halves.rx, tx })
     }
 }
 
-/// Gives every frame back to the pool at once and counts it.
+/// The ports of a worker, as its devices are, and what they have sent.
 #[derive(Debug, Default)]
-struct Sink {
+struct Wires {
+    /// By port.
+    wires: Vec<Option<Wire>>,
     sent: u64,
 }
 
-impl Transmit for Sink {
-    fn tx(&mut self, _port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
-        let mut report = TxReport::default();
-        for frame in &*frames {
-            report.sent += 1;
-            report.sent_bytes += frame.len() as u64;
+impl Wires {
+    fn of(&mut self, port: PortId) -> Option<&mut Wire> {
+        self.wires.get_mut(port.index())?.as_mut()
+    }
+
+    /// The other ends take everything.
+    fn drain(&self) {
+        for wire in self.wires.iter().flatten() {
+            while wire.peer.recv_with(|_| ()).is_some() {}
         }
-        pool.put_all(frames);
+    }
+}
+
+impl Transmit for Wires {
+    fn tx(&mut self, port: PortId, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
+        let Some(wire) = self.of(port) else { return TxReport::default() };
+        let report = wire.tx.tx(frames, pool);
         self.sent += u64::from(report.sent);
         report
     }
 
-    fn tx_copy(&mut self, _port: PortId, frame: &mut Frame, _pool: &mut Pool) -> TxReport {
-        self.sent += 1;
-        TxReport { sent: 1, sent_bytes: frame.len() as u64, ..TxReport::default() }
+    fn tx_copy(&mut self, port: PortId, frame: &mut Frame, pool: &mut Pool) -> TxReport {
+        let Some(wire) = self.of(port) else { return TxReport::default() };
+        let report = wire.tx.tx_copy(frame, pool);
+        self.sent += u64::from(report.sent);
+        report
     }
 }
+
+/// How many frames of a batch come by which port.
+type Turn = (PortId, usize);
 
 /// The switch.
 #[derive(Debug)]
@@ -99,8 +111,11 @@ pub struct Switch {
     pub plane: Arc<Plane>,
     core: Core,
     takes: Offloads,
-    sink: Sink,
-    sources: Vec<Source>,
+    wires: Wires,
+    /// The load writes here; the ports have buffers of their own.
+    next: Frame,
+    /// Of each batch of a round.
+    turns: Vec<Vec<Turn>>,
     batch: Vec<Frame>,
     rounds: Vec<Duration>,
     now: Timestamp,
@@ -113,7 +128,7 @@ impl Switch {
     /// When memory cannot be had.
     pub fn bridge(count: u32) -> io::Result<Self> {
         let options = EngineOptions {
-            buffers_per_worker: 3 * ROUND,
+            buffers_per_worker: 3 * WIRE,
             workers: WORKERS,
             fdb_limit: count.saturating_mul(2).max(65_536),
             fdb_per_port: count,
@@ -142,7 +157,7 @@ impl Switch {
     /// When memory cannot be had.
     pub fn snooping() -> io::Result<Self> {
         let options = EngineOptions {
-            buffers_per_worker: 3 * ROUND,
+            buffers_per_worker: 3 * WIRE,
             workers: WORKERS,
             ..EngineOptions::default()
         };
@@ -224,7 +239,7 @@ impl Switch {
         nat_ports: (u16, u16),
     ) -> io::Result<Self> {
         let options = EngineOptions {
-            buffers_per_worker: 3 * ROUND,
+            buffers_per_worker: 3 * WIRE,
             workers: WORKERS,
             conntrack_limit: limit,
             conntrack_per_endpoint: limit,
@@ -253,15 +268,22 @@ impl Switch {
 
     fn of(plane: Arc<Plane>, worker: usize, now: Timestamp, takes: Offloads) -> io::Result<Self> {
         let mut core = plane.core(worker)?;
+        let mut wires = Wires::default();
         for port in plane.snapshot().ports() {
             plane.add_port(&mut core, port.config.id, takes);
+            let index = port.config.id.index();
+            wires.wires.resize_with(wires.wires.len().max(index + 1), || None);
+            if let Some(place) = wires.wires.get_mut(index) {
+                *place = Some(Wire::new(takes)?);
+            }
         }
         Ok(Self {
             plane,
             core,
             takes,
-            sink: Sink::default(),
-            sources: Vec::new(),
+            wires,
+            next: Frame::new(),
+            turns: Vec::new(),
             batch: Vec::new(),
             rounds: Vec::new(),
             now,
@@ -325,36 +347,54 @@ impl Switch {
         let batches = (ROUND / batch).max(1);
         let in_round = (batch * batches) as u64;
         let rounds = frames.div_ceil(in_round);
-        // The buffers of the run before go back: its batches may have been of another size.
-        for mut frame in self.sources.drain(..).flat_map(|source| source.full) {
-            frame.reset();
-            self.core.pool().put(frame);
-        }
-        self.sources.resize_with(batches, Source::default);
-        let before = self.sink.sent;
+        self.turns.resize_with(batches, Vec::new);
+        let before = self.wires.sent;
         let (generated, merged) = (self.core.stats().generated, self.core.stats().merged);
         self.rounds.clear();
         for _ in 0..rounds {
-            for source in &mut self.sources {
-                source.fill(load, batch, self.core.pool());
-            }
+            self.write(load, batch);
             let start = Instant::now();
-            for source in &mut self.sources {
+            for turns in &self.turns {
                 self.now = self.now + Duration::from_nanos(NANOS_A_FRAME * batch as u64);
-                source.rx(self.core.pool(), &mut self.batch);
-                self.core.process(&mut self.batch, self.now, &mut self.sink);
+                for (port, count) in turns {
+                    receive(&mut self.wires, *port, *count, self.core.pool(), &mut self.batch);
+                }
+                self.core.process(&mut self.batch, self.now, &mut self.wires);
             }
             self.rounds.push(start.elapsed());
+            self.wires.drain();
         }
         let expected = rounds * in_round;
         // What the core made itself, ICMP errors above all, did not arrive.
         let stats = self.core.stats();
         let arrived =
-            self.sink.sent - before - (stats.generated - generated) + (stats.merged - merged);
+            self.wires.sent - before - (stats.generated - generated) + (stats.merged - merged);
         assert_eq!(arrived, expected, "frames were lost: {:?}", self.core.stats());
         let middle = self.rounds.len() / 2;
         let (_, median, _) = self.rounds.select_nth_unstable(middle);
         median.mul_f64(frames as f64 / in_round as f64)
+    }
+
+    /// The other ends write a batch of each turn.
+    ///
+    /// # Panics
+    /// When a frame finds no room.
+    fn write(&mut self, load: &mut impl Load, batch: usize) {
+        let Self { wires, next, turns, .. } = self;
+        for turns in turns {
+            turns.clear();
+            for _ in 0..batch {
+                load.fill(next);
+                let port = next.ingress;
+                let wire = wires.of(port);
+                let sent = wire.is_some_and(|wire| wire.peer.send_with(|place| swap(place, next)));
+                assert!(sent, "no room for a frame of {port:?}");
+                match turns.iter_mut().find(|(of, _)| *of == port) {
+                    Some((_, count)) => *count += 1,
+                    None => turns.push((port, 1)),
+                }
+            }
+        }
     }
 
     /// Prepares one batch without processing it: for measurements of another kind than time.
@@ -371,16 +411,28 @@ impl Switch {
 
     /// Processes a prepared batch; returns how many frames were sent.
     pub fn process(&mut self, batch: &mut Vec<Frame>) -> u64 {
-        let before = self.sink.sent;
+        let before = self.wires.sent;
         self.now = self.now + Duration::from_nanos(NANOS_A_FRAME * batch.len() as u64);
-        self.core.process(batch, self.now, &mut self.sink);
-        self.sink.sent - before
+        self.core.process(batch, self.now, &mut self.wires);
+        self.wires.drain();
+        self.wires.sent - before
     }
 
     /// Ends the connections to the server of [`crate::frames::NewFlows`] that came from other
     /// clients than the container.
     pub fn end_new(&self) -> usize {
         self.plane.flush_connections(&|connection| connection.original.src != CONTAINER)
+    }
+}
+
+/// As a worker receives from a device.
+fn receive(wires: &mut Wires, port: PortId, count: usize, pool: &mut Pool, batch: &mut Vec<Frame>) {
+    let Some(wire) = wires.of(port) else { return };
+    let before = batch.len();
+    // A port that is never removed.
+    let _ = wire.rx.rx(count, pool, batch);
+    for frame in batch.iter_mut().skip(before) {
+        frame.ingress = port;
     }
 }
 

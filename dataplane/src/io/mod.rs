@@ -187,8 +187,8 @@ pub struct PortHalves {
 
 /// The receiving half of a device. Owned by one worker, never blocks.
 pub trait PortRx: Send + fmt::Debug {
-    /// Appends up to `budget` frames to `batch`, with `frame.vnet` set and `frame.ingress`
-    /// untouched, in the order the device delivered them. Returns fewer than `budget` only when the
+    /// Appends up to `budget` frames to `batch`, with `frame.vnet` set, in the order the device delivered
+    /// them; `frame.ingress` is the caller's to set. Returns fewer than `budget` only when the
     /// device had no more or the pool had no buffer.
     ///
     /// # Errors

@@ -291,12 +291,15 @@ impl Ring {
 
     /// Takes frames that have come, at most `count` and not many more than `bytes` bytes.
     pub fn take(&mut self, batch: &mut Vec<Frame>, count: usize, bytes: usize) {
-        let mut taken = 0;
-        while batch.len() < count && taken < bytes {
-            let Some(frame) = self.received.pop_front() else { break };
-            taken += frame.len();
-            batch.push(frame);
-        }
+        let room = count.saturating_sub(batch.len());
+        let mut before = 0;
+        let fits = |frame: &&Frame| {
+            let fits = before < bytes;
+            before += frame.len();
+            fits
+        };
+        let train = self.received.iter().take(room).take_while(fits).count();
+        batch.extend(self.received.drain(..train));
     }
 
     /// A port whose reading failed, and which is not read any more.

@@ -1,11 +1,13 @@
 //! A port whose other end is in this process: for tests and benches.
 //!
-//! Two bounded rings each way: one with frames, one with the empty buffers that go back. The port
-//! exchanges a full buffer for an empty one of the pool, so nothing is copied or allocated on its
-//! side. An eventfd tells the worker that there is something, once per burst; another one tells
-//! the peer. Frames that find the ring full are counted as `full`, as with a device.
+//! A bounded ring of buffers each way ([`lane`]). Trains are moved as a whole, and the port exchanges full buffers
+//! for empty ones of the pool, so nothing is copied or allocated on its side. An eventfd tells the worker that
+//! there is something, once per burst; another one tells the peer. A polled port has neither: its worker looks in
+//! every round. Frames that find the ring full are counted as `full`, as with a device.
 //!
 //! Memory: `2 * capacity` buffers of [`crate::frame::BUFFER_LEN`], touched as they are used.
+
+mod lane;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,51 +15,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam::queue::ArrayQueue;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use self::lane::Lane;
 use super::poll::Signal;
 use super::vnet_hdr::VnetHdr;
 use super::{Gone, Offloads, Port, PortHalves, PortRx, PortTx, TxReport};
 use crate::frame::Frame;
 use crate::pool::Pool;
-
-/// One direction.
-#[derive(Debug)]
-struct Lane {
-    full: ArrayQueue<Frame>,
-    empty: ArrayQueue<Frame>,
-    signal: Signal,
-}
-
-impl Lane {
-    fn new(capacity: usize) -> io::Result<Self> {
-        let empty = ArrayQueue::new(capacity);
-        for _ in 0..capacity {
-            let _ = empty.push(Frame::new());
-        }
-        Ok(Self { full: ArrayQueue::new(capacity), empty, signal: Signal::new()? })
-    }
-
-    /// Puts `frame` in and returns an empty buffer for it, or `frame` itself when the lane is full.
-    fn exchange(&self, frame: Frame) -> Result<Frame, Frame> {
-        let Some(empty) = self.empty.pop() else { return Err(frame) };
-        match self.full.push(frame) {
-            Ok(()) => Ok(empty),
-            // Cannot be: there are never more buffers than places. No buffer is lost anyhow.
-            Err(frame) => {
-                let _ = self.empty.push(empty);
-                Err(frame)
-            }
-        }
-    }
-
-    fn put_back(&self, mut frame: Frame) {
-        frame.reset();
-        // Cannot fail: there are never more buffers than places.
-        let _ = self.empty.push(frame);
-    }
-}
 
 #[derive(Debug)]
 struct Wire {
@@ -95,14 +60,29 @@ impl MemoryPort {
     /// # Errors
     /// When the process is out of descriptors.
     pub fn pair_with(capacity: usize, offloads: Offloads) -> io::Result<(Self, MemoryPeer)> {
+        Ok(Self::join(capacity, offloads, [Some(Signal::new()?), Some(Signal::new()?)]))
+    }
+
+    /// As [`MemoryPort::pair_with`], without descriptors: the port is looked at in every round of its worker, which
+    /// never sleeps, and costs no system call.
+    #[must_use]
+    pub fn polled(capacity: usize, offloads: Offloads) -> (Self, MemoryPeer) {
+        Self::join(capacity, offloads, [None, None])
+    }
+
+    fn join(
+        capacity: usize,
+        offloads: Offloads,
+        [to_port, to_peer]: [Option<Signal>; 2],
+    ) -> (Self, MemoryPeer) {
         let capacity = capacity.max(1);
         let wire = Arc::new(Wire {
-            to_port: Lane::new(capacity)?,
-            to_peer: Lane::new(capacity)?,
+            to_port: Lane::new(capacity, to_port),
+            to_peer: Lane::new(capacity, to_peer),
             removed: AtomicBool::new(false),
             down: AtomicBool::new(false),
         });
-        Ok((Self { wire: Arc::clone(&wire), offloads }, MemoryPeer { wire }))
+        (Self { wire: Arc::clone(&wire), offloads }, MemoryPeer { wire })
     }
 }
 
@@ -123,26 +103,6 @@ struct MemoryRx {
     wire: Arc<Wire>,
 }
 
-impl MemoryRx {
-    fn take(&self, budget: usize, pool: &mut Pool, batch: &mut Vec<Frame>) -> usize {
-        let lane = &self.wire.to_port;
-        let mut count = 0;
-        while count < budget {
-            let Some(mut empty) = pool.take() else { break };
-            let Some(mut frame) = lane.full.pop() else {
-                pool.put(empty);
-                break;
-            };
-            // The frame's buffer stays with the engine, so the ingress it had is the engine's.
-            std::mem::swap(&mut frame.ingress, &mut empty.ingress);
-            lane.put_back(empty);
-            batch.push(frame);
-            count += 1;
-        }
-        count
-    }
-}
-
 impl PortRx for MemoryRx {
     fn rx(
         &mut self,
@@ -154,20 +114,23 @@ impl PortRx for MemoryRx {
             return Err(Gone);
         }
         let lane = &self.wire.to_port;
-        let mut count = self.take(budget, pool, batch);
-        if lane.full.is_empty() {
-            lane.signal.clear();
-            count += self.take(budget - count, pool, batch);
+        let mut slots = lane.slots.lock();
+        let mut count = slots.take(budget, pool, batch);
+        if slots.len() == 0 && lane.signal.is_some() {
+            drop(slots);
+            lane.clear();
+            slots = lane.slots.lock();
+            count += slots.take(budget - count, pool, batch);
             // What did not fit, and a removal that came between, must be told again.
-            if !lane.full.is_empty() || self.wire.removed.load(Ordering::SeqCst) {
-                lane.signal.raise();
+            if slots.len() > 0 || self.wire.removed.load(Ordering::SeqCst) {
+                lane.raise();
             }
         }
         Ok(count)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.wire.to_port.signal.as_fd())
+        self.wire.to_port.signal.as_ref().map(AsFd::as_fd)
     }
 }
 
@@ -185,29 +148,24 @@ impl MemoryTx {
 impl PortTx for MemoryTx {
     fn tx(&mut self, frames: &mut Vec<Frame>, pool: &mut Pool) -> TxReport {
         let mut report = TxReport::default();
-        let down = self.is_down();
-        for frame in frames.drain(..) {
-            let len = frame.len() as u64;
-            if down {
-                report.down += 1;
-                pool.put(frame);
-                continue;
-            }
-            match self.wire.to_peer.exchange(frame) {
-                Ok(empty) => {
-                    report.sent += 1;
-                    report.sent_bytes += len;
-                    pool.put(empty);
-                }
-                Err(frame) => {
-                    report.full += 1;
-                    pool.put(frame);
-                }
-            }
+        let given = frames.len();
+        if self.is_down() {
+            pool.put_all(frames);
+            report.down = count(given);
+            return report;
         }
-        if report.sent > 0 {
-            self.wire.to_peer.signal.raise();
+        let lane = &self.wire.to_peer;
+        let mut slots = lane.slots.lock();
+        let room = slots.room();
+        let bytes = frames.iter().take(room).map(Frame::len).sum::<usize>();
+        let sent = slots.put(frames, pool);
+        drop(slots);
+        pool.put_all(frames);
+        if sent > 0 {
+            lane.raise();
         }
+        (report.sent, report.sent_bytes) = (count(sent), bytes as u64);
+        report.full = count(given - sent);
         report
     }
 
@@ -216,17 +174,17 @@ impl PortTx for MemoryTx {
             return TxReport { down: 1, ..TxReport::default() };
         }
         let lane = &self.wire.to_peer;
-        let Some(mut copy) = lane.empty.pop() else {
-            return TxReport { full: 1, ..TxReport::default() };
-        };
-        copy.clone_from_frame(frame);
-        if let Err(copy) = lane.full.push(copy) {
-            lane.put_back(copy);
+        if !lane.slots.lock().put_copy(frame) {
             return TxReport { full: 1, ..TxReport::default() };
         }
-        lane.signal.raise();
+        lane.raise();
         TxReport { sent: 1, sent_bytes: frame.len() as u64, ..TxReport::default() }
     }
+}
+
+/// Of frames, of which there are no more than a wire holds.
+fn count(frames: usize) -> u32 {
+    u32::try_from(frames).unwrap_or(u32::MAX)
 }
 
 impl MemoryPeer {
@@ -241,10 +199,15 @@ impl MemoryPeer {
     /// As [`MemoryPeer::send`], without a copy: `fill` writes the frame into an empty buffer.
     pub fn send_with(&self, fill: impl FnOnce(&mut Frame)) -> bool {
         let lane = &self.wire.to_port;
-        let Some(mut frame) = lane.empty.pop() else { return false };
-        fill(&mut frame);
-        let sent = lane.full.push(frame).is_ok();
-        lane.signal.raise();
+        let mut hand = lane.hand.lock();
+        // Nobody else puts frames in as long as this one has the hand.
+        if lane.slots.lock().room() == 0 {
+            return false;
+        }
+        fill(&mut hand);
+        let sent = lane.slots.lock().put_one(&mut hand);
+        hand.reset();
+        lane.raise();
         sent
     }
 
@@ -257,16 +220,22 @@ impl MemoryPeer {
     /// As [`MemoryPeer::recv`], without a copy: `look` sees the frame in its buffer.
     pub fn recv_with<T>(&self, look: impl FnOnce(&Frame) -> T) -> Option<T> {
         let lane = &self.wire.to_peer;
-        let frame = lane.full.pop().or_else(|| {
-            lane.signal.clear();
-            lane.full.pop()
-        })?;
-        let seen = look(&frame);
-        lane.put_back(frame);
-        // The second look may have left frames behind that nobody tells of any more.
-        if !lane.full.is_empty() {
-            lane.signal.raise();
+        let mut hand = lane.hand.lock();
+        let mut taken = lane.slots.lock().take_one(&mut hand);
+        if !taken && lane.signal.is_some() {
+            lane.clear();
+            let mut slots = lane.slots.lock();
+            taken = slots.take_one(&mut hand);
+            // The second look may leave frames behind that nobody tells of any more.
+            if slots.len() > 0 {
+                lane.raise();
+            }
         }
+        if !taken {
+            return None;
+        }
+        let seen = look(&hand);
+        hand.reset();
         Some(seen)
     }
 
@@ -280,16 +249,20 @@ impl MemoryPeer {
             }
             let left = deadline.checked_duration_since(Instant::now())?;
             let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let fd = PollFd::new(self.wire.to_peer.signal.as_fd(), PollFlags::POLLIN);
-            // Interrupted or not: the loop looks at the ring and the clock again.
-            let _ = poll(&mut [fd], left);
+            match &self.wire.to_peer.signal {
+                // Interrupted or not: the loop looks at the ring and the clock again.
+                Some(signal) => {
+                    let _ = poll(&mut [PollFd::new(signal.as_fd(), PollFlags::POLLIN)], left);
+                }
+                None => std::thread::yield_now(),
+            }
         }
     }
 
     /// Frames on their way to the port.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.wire.to_port.full.len()
+        self.wire.to_port.slots.lock().len()
     }
 
     /// Sets the device down or up: down, it takes no frame.
@@ -300,7 +273,7 @@ impl MemoryPeer {
     /// Removes the device under the engine: from now on the port reports [`Gone`].
     pub fn remove(&self) {
         self.wire.removed.store(true, Ordering::SeqCst);
-        self.wire.to_port.signal.raise();
+        self.wire.to_port.raise();
     }
 }
 

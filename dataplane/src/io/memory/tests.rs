@@ -3,7 +3,6 @@ use std::thread;
 use super::*;
 use crate::io::poll::Poller;
 use crate::io::vnet_hdr::{F_NEEDS_CSUM, GSO_TCPV4};
-use crate::packet::types::PortId;
 
 fn halves(port: MemoryPort) -> (Box<dyn PortRx>, Box<dyn PortTx>) {
     let mut halves = Box::new(port).split(1).unwrap();
@@ -78,17 +77,24 @@ fn an_empty_pool_leaves_frames_on_the_wire_and_the_port_readable() {
 }
 
 #[test]
-fn the_ingress_of_the_pool_s_frame_is_kept() {
-    let (port, peer) = MemoryPort::pair(1).unwrap();
-    let (mut rx, _tx) = halves(port);
-    let mut pool = Pool::new(1);
-    let mut frame = pool.take().unwrap();
-    frame.ingress = PortId(9);
-    pool.put(frame);
+fn a_polled_port_has_nothing_to_wait_for_and_tells_all_the_same() {
+    let (port, peer) = MemoryPort::polled(2, Offloads::ALL);
+    let (mut rx, mut tx) = halves(port);
+    assert!(rx.fd().is_none());
+    let mut pool = Pool::new(4);
     let mut batch = Vec::new();
-    peer.send(b"x", VnetHdr::default());
-    assert_eq!(rx.rx(1, &mut pool, &mut batch), Ok(1));
-    assert_eq!(batch[0].ingress, PortId(9));
+    for byte in 0..5u8 {
+        assert_eq!(rx.rx(4, &mut pool, &mut batch), Ok(0));
+        assert!(peer.send(&[byte], VnetHdr::default()));
+        assert_eq!(peer.pending(), 1);
+        assert_eq!(rx.rx(4, &mut pool, &mut batch), Ok(1));
+        assert_eq!(tx.tx(&mut batch, &mut pool).sent, 1);
+        let waited = peer.recv_timeout(Duration::from_secs(20));
+        assert_eq!(waited, Some((vec![byte], VnetHdr::default())));
+    }
+    assert_eq!(peer.recv_timeout(Duration::from_millis(1)), None);
+    peer.remove();
+    assert_eq!(rx.rx(1, &mut pool, &mut batch), Err(Gone));
 }
 
 #[test]
