@@ -20,6 +20,7 @@ use crate::packet::types::{NetworkId, ip_proto};
 
 /// Format 2 of IPv4.
 const SECOND: u64 = u64::from_be_bytes(*b"vswct\0\0\x02");
+const THIRD: u64 = u64::from_be_bytes(*b"vswct\0\0\x03");
 
 impl<K: Key> ConnTable<K> {
     /// A table in a file, with the sound connections that an earlier run left there. The new table
@@ -95,6 +96,8 @@ impl<K: Key> ConnTable<K> {
 enum Layout {
     /// As this build writes it.
     Current,
+    /// Format 3 of IPv4: rules behind all others, two a word.
+    Third,
     /// Format 2 of IPv4: packets and bytes of each direction in a word each, and no sequence numbers.
     Second,
 }
@@ -104,6 +107,7 @@ impl Layout {
         match format? {
             format if format == K::FORMAT => Some(Self::Current),
             SECOND if !K::IN_STEPS => Some(Self::Second),
+            THIRD if !K::IN_STEPS => Some(Self::Third),
             _ => None,
         }
     }
@@ -116,16 +120,18 @@ impl Layout {
             return u32::try_from(steps).ok()?.checked_mul(STEP);
         }
         let each = K::HOT_WORDS + self.cold_words();
+        let has_rules = self != Self::Current;
         // Half a word an entry is for rules.
-        let entries = (words.checked_sub(1)? * 2) / (2 * each + 1);
+        let entries = (words.checked_sub(1)? * 2) / (2 * each + usize::from(has_rules));
         let limit = u32::try_from(entries).ok()?;
-        (limit > 0 && entries * each + entries.div_ceil(2) + 1 == words).then_some(limit)
+        let rules = if has_rules { entries.div_ceil(2) } else { 0 };
+        (limit > 0 && entries * each + rules + 1 == words).then_some(limit)
     }
 
-    /// Words of an entry beside the hot ones and the rule.
+    /// Words of an entry beside the hot ones and, if it is behind, the rule.
     const fn cold_words(self) -> usize {
         match self {
-            Self::Current => COLD_HALVES,
+            Self::Current | Self::Third => COLD_HALVES,
             Self::Second => 4,
         }
     }
@@ -138,10 +144,13 @@ impl Layout {
         let word = |at: usize| old.entries.get(at).map_or(0, |word| word.load(Ordering::Relaxed));
         let base = all * K::HOT_WORDS;
         let rule = || {
-            let [a, b, c, d, ..] =
-                (word(base + 4 * all + at / 2) >> (index % 2 * 32)).to_le_bytes();
+            let rules = base + self.cold_words() * all;
+            let [a, b, c, d, ..] = (word(rules + at / 2) >> (index % 2 * 32)).to_le_bytes();
             u32::from_le_bytes([a, b, c, d])
         };
+        if self == Self::Third {
+            return old.raw_with(index, rule);
+        }
         let mut raw = old.raw_of(index, rule)?;
         raw.counters =
             [base, base + 2 * all].map(|base| [word(base + 2 * at), word(base + 2 * at + 1)]);
@@ -277,47 +286,62 @@ mod tests {
         }
     }
 
-    /// Connections outlive an upgrade from builds before sequence numbers.
+    /// Connections outlive an upgrade: from builds before sequence numbers, and from those with rules of their own.
     #[test]
-    fn a_file_of_ipv4_of_format_2_is_taken_over() {
+    fn files_of_ipv4_of_formats_2_and_3_are_taken_over() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("conntrack");
-        let limit = 6;
-        let mut words = vec![0u64; limit * 12 + 3 + 1];
-        let entry = 4;
-        words[entry * 8..][..6].copy_from_slice(&[
-            0x0a00_0002_c000_0201,                                // 10.0.0.2 to 192.0.2.1
-            40_000 << 48 | 80 << 32 | 3 << 16 | 6 << 8,           // zone 3, TCP
-            0xc000_0201_c633_6401,                                // 192.0.2.1 to 198.51.100.1
-            80 << 48 | 50_000 << 32 | 0xffff << 16 | 6 << 8,      // outside
-            9 << 32 | 4 << 24 | u64::from(SNAT | DNAT) << 16 | 3, // version, established, network 3
-            9 << 32 | 5000,                                       // deadline
-        ]);
-        words[limit * 8 + entry * 2..][..2].copy_from_slice(&[11, 1100]);
-        words[limit * 10 + entry * 2..][..2].copy_from_slice(&[12, 1200]);
-        words[limit * 12 + entry / 2] = 77;
-        words[limit * 12 + 3] = u64::from_be_bytes(*b"vswct\0\0\x02");
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        std::fs::write(&path, bytes).unwrap();
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-            .unwrap();
-        let (table, earlier) = adopt::<Tuple>(&path, 100, 1000);
-        assert_eq!(earlier, EarlierRun::TakenOver { refused: 0 });
-        let entry = table.entries(1000).next().unwrap();
-        let connection = entry.connection;
-        assert_eq!(
-            (entry.rule, connection.network, connection.state),
-            (77, NetworkId(3), "ESTABLISHED")
-        );
-        assert_eq!((connection.packets, connection.bytes), ([11, 12], [1100, 1200]));
-        let original =
-            Tuple::new([10, 0, 0, 2].into(), [192, 0, 2, 1].into(), 40_000, 80, Zone(3), 6);
-        let hit = table.lookup(original, 1000).unwrap();
-        assert_eq!(hit.other.dst(), std::net::Ipv4Addr::new(198, 51, 100, 1));
-        assert_eq!(
-            (hit.other.dst_port(), hit.other.zone(), hit.deadline),
-            (50_000, Zone::OUTSIDE, 5000)
-        );
+        for format in [2u8, 3] {
+            let (limit, entry) = (6, 4);
+            let cold = if format == 2 { 4 } else { 5 };
+            let mut words = vec![0u64; limit * (8 + cold) + 3 + 1];
+            words[entry * 8..][..6].copy_from_slice(&[
+                0x0a00_0002_c000_0201,                                // 10.0.0.2 to 192.0.2.1
+                40_000 << 48 | 80 << 32 | 3 << 16 | 6 << 8,           // zone 3, TCP
+                0xc000_0201_c633_6401,                                // 192.0.2.1 to 198.51.100.1
+                80 << 48 | 50_000 << 32 | 0xffff << 16 | 6 << 8,      // outside
+                9 << 32 | 4 << 24 | u64::from(SNAT | DNAT) << 16 | 3, // version, established, network 3
+                9 << 32 | 5000,                                       // deadline
+            ]);
+            if format == 2 {
+                words[limit * 8 + entry * 2..][..2].copy_from_slice(&[11, 1100]);
+                words[limit * 10 + entry * 2..][..2].copy_from_slice(&[12, 1200]);
+            } else {
+                // Five halves of words for each direction; an even entry begins with a whole one.
+                let packets_and_bytes = [(0, 11, 1100u64), (limit * 5 / 2, 12, 1200)];
+                for (base, packets, bytes) in packets_and_bytes {
+                    let at = limit * 8 + base + entry * 5 / 2;
+                    words[at + 1] = bytes << 32 | packets;
+                }
+            }
+            words[limit * (8 + cold) + entry / 2] = 0x1234_5678;
+            words[limit * (8 + cold) + 3] = u64::from_be_bytes(*b"vswct\0\0\0") + u64::from(format);
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            std::fs::write(&path, bytes).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+                .unwrap();
+            let (table, earlier) = adopt::<Tuple>(&path, 100, 1000);
+            assert_eq!(earlier, EarlierRun::TakenOver { refused: 0 }, "{format}");
+            let entry = table.entries(1000).next().unwrap();
+            let connection = entry.connection;
+            assert_eq!(
+                (entry.rule, connection.network, connection.state),
+                (0x1234_5678, NetworkId(3), "ESTABLISHED")
+            );
+            assert_eq!(
+                (connection.packets, connection.bytes),
+                ([11, 12], [1100, 1200]),
+                "{format}"
+            );
+            let original =
+                Tuple::new([10, 0, 0, 2].into(), [192, 0, 2, 1].into(), 40_000, 80, Zone(3), 6);
+            let hit = table.lookup(original, 1000).unwrap();
+            assert_eq!(hit.other.dst(), std::net::Ipv4Addr::new(198, 51, 100, 1));
+            assert_eq!(
+                (hit.other.dst_port(), hit.other.zone(), hit.deadline),
+                (50_000, Zone::OUTSIDE, 5000)
+            );
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::taken::Ports;
 use super::tcp::TcpState;
 use super::tuple::Direction;
 use super::watch::{Change, EndReason};
-use super::words::{LIVE, Meta, deadline_of, deadline_word, slot_tag, slot_word};
+use super::words::{LIVE, Meta, deadline_of, deadline_word, rule_parts, slot_tag, slot_word};
 use crate::packet::types::{NetworkId, ip_proto};
 use crate::sync::Mutex;
 
@@ -27,6 +27,14 @@ const FIRST_CHOICE: usize = 4;
 /// Entries that the packet which finds the table full looks at for such as have expired: 2 KiB of
 /// memory, read in order.
 const RECLAIM: u32 = 32;
+
+/// Sets the rule of an entry that nobody can find yet, whose tuples and deadline have been written.
+pub(super) fn set_rule<K: Key>(hot: &Hot<'_, K::Cells>, rule: u32) {
+    let [original, reply] = [hot.original, hot.reply].map(K::last);
+    for (word, part) in [original, reply, hot.deadline].into_iter().zip(rule_parts(rule)) {
+        word.store(word.load(Ordering::Relaxed) | part, Ordering::Relaxed);
+    }
+}
 
 impl<K: Key> ConnTable<K> {
     /// Adds a connection: both tuples, or neither.
@@ -240,7 +248,7 @@ impl<K: Key> ConnTable<K> {
             way.store(0, Ordering::Release);
         }
         if new.flags & DNAT != 0 {
-            self.set_rule(index, new.rule);
+            set_rule::<K>(&hot, new.rule);
         }
         for direction in [Direction::Original, Direction::Reply] {
             if let Some(cold) = self.cold(index, direction) {

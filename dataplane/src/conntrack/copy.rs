@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
+use super::change::set_rule;
 use super::entry::SNAT;
 use super::key::Key;
 use super::room::Room;
@@ -45,7 +46,7 @@ impl<K: Key> ConnTable<K> {
         new.original.store(hot.original);
         new.reply.store(hot.reply);
         hot.deadline.store(deadline_word(*version, new.deadline), Ordering::Relaxed);
-        self.set_rule(index, new.rule);
+        set_rule::<K>(&hot, new.rule);
         if new.flags & SNAT != 0 {
             self.ports_towards(new.reply).enter(new.reply.dst_port());
         }

@@ -154,8 +154,10 @@ pub(super) mod stored {
         fn split(words: &[AtomicU64]) -> Option<Hot<'_, Self::Cells>>;
         /// The tuple in an entry. Whether its words belong together the caller finds out.
         fn load(cells: &Self::Cells, order: Ordering) -> Self;
-        /// Writes it.
+        /// Writes it, without a rule.
         fn store(self, cells: &Self::Cells);
+        /// The word that has [`super::Key::rest`].
+        fn last(cells: &Self::Cells) -> &AtomicU64;
         /// Its hash.
         fn hash_with(self, hash: &TableHash) -> u64;
     }

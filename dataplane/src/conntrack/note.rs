@@ -9,7 +9,7 @@ use super::table::ConnTable;
 use super::tuple::Direction;
 use super::watch::Change;
 use super::window::Side;
-use super::words::{Meta, deadline_of, deadline_word, side_of, way_of, way_word};
+use super::words::{Meta, deadline_of, side_of, way_of, way_word, with_deadline};
 
 impl<K: Key> ConnTable<K> {
     /// What a connection found earlier is now: an earlier frame of the same batch may have changed
@@ -62,10 +62,9 @@ impl<K: Key> ConnTable<K> {
         }
         if hit.deadline != deadline {
             let was = hot.deadline.load(Ordering::Relaxed);
-            let next = deadline_word(hit.id.version, deadline);
             // Since the look at the version the entry may have become another connection's. Should
             // somebody else have moved this one's deadline just now, theirs is as good.
-            if was >> 32 == next >> 32 {
+            if let Some(next) = with_deadline(was, hit.id.version, deadline) {
                 let _ =
                     hot.deadline.compare_exchange(was, next, Ordering::Relaxed, Ordering::Relaxed);
             }

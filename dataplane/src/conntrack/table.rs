@@ -13,13 +13,15 @@
 //!         2  reply addresses                a tuple is in one of its two buckets
 //!         3  reply ports, zone
 //!         4  version:32 | state:8 | flags:8 | network:16
-//!         5  version:32 | deadline, seconds:32; free: 0:32 | next free entry + 1:32
+//!         5  version:16 | rule:16 | deadline, seconds:32; free: 0:32 | next free entry + 1:32
 //!         6  way of the original direction:48 | its TCP window:16
 //!         7  way of the reply direction:48 | its TCP window:16
 //! (cold)  packets, bytes, sequence numbers (`cold.rs`): of every original direction, then of every
 //!         reply direction
-//! (rules) DNAT rules, two a word, of the connections that have one
 //! ```
+//!
+//! The DNAT rule of a connection that has one is where there is room: eight bits behind the zone in each of the
+//! words 1 and 3, the others in word 5.
 //!
 //! In IPv6 the addresses of a tuple take four words instead of one, and the hot part is two cache lines.
 //!
@@ -28,12 +30,12 @@
 //! Looking up takes no lock: slot, entry, version again. Inserting and removing lock the shards of
 //! both tuples, the lower one first, so that two workers inserting one flow meet; slots are claimed
 //! by compare-and-swap because one bucket serves tuples of many shards. Memory: 104 bytes an entry in
-//! IPv4 and 168 in IPv6, 4 more with a DNAT rule, and 23 bytes of index.
+//! IPv4 and 168 in IPv6, and 23 bytes of index.
 //!
 //! A file's space must be reserved before it is written to ([`Region`]). The table of IPv4 has all of
-//! its own from the start: entries, counters, rules, format. That of IPv6, which many a host never
+//! its own from the start: entries, counters, format. That of IPv6, which many a host never
 //! needs, gets it as it fills: a line with the format, then steps of `STEP` entries, each with its own
-//! counters and rules behind it. No entry is looked at that was never used.
+//! counters behind it. No entry is looked at that was never used.
 
 use std::io;
 use std::marker::PhantomData;
@@ -48,7 +50,7 @@ use super::room::Room;
 use super::taken::Taken;
 use super::tuple::{Direction, Tuple};
 use super::watch::Watchers;
-use super::words::{LIVE, Meta, deadline_of, slot_direction, slot_index, slot_tag};
+use super::words::{LIVE, Meta, deadline_of, rule_in, slot_direction, slot_index, slot_tag};
 use crate::hash::{HashKey, TableHash};
 use crate::io::prefetch::prefetch;
 use crate::io::region::Region;
@@ -160,10 +162,9 @@ impl<K: Key> ConnTable<K> {
         }
     }
 
-    /// Of so many entries with their counters and rules.
+    /// Of so many entries with their counters.
     pub(super) fn words_of(entries: u32) -> usize {
-        let entries = entries as usize;
-        entries * (K::HOT_WORDS + COLD_WORDS) + entries.div_ceil(2)
+        entries as usize * (K::HOT_WORDS + COLD_WORDS)
     }
 
     /// The word of a file that says what the others mean.
@@ -295,28 +296,14 @@ impl<K: Key> ConnTable<K> {
         self.entries.halves().get(base + at * COLD_HALVES..)?.first_chunk().map(Cold)
     }
 
-    /// Where the rule of an entry is, and how far from the lowest bit.
-    fn rule_cell(&self, index: u32) -> Option<(&AtomicU64, u32)> {
-        let (base, at, all) = self.place(index);
-        let base = base + all * (K::HOT_WORDS + COLD_WORDS);
-        Some((self.entries.words().get(base + at / 2)?, index % 2 * 32))
-    }
-
     /// The rule of a connection with [`super::entry::DNAT`].
     pub(super) fn rule(&self, index: u32) -> u32 {
-        self.rule_cell(index).map_or(0, |(cell, shift)| {
-            let [a, b, c, d, ..] = (cell.load(Ordering::Acquire) >> shift).to_le_bytes();
-            u32::from_le_bytes([a, b, c, d])
+        self.hot(index).map_or(0, |hot| {
+            let [original, reply] = [hot.original, hot.reply].map(K::last);
+            let [original, reply, fifth] =
+                [original, reply, hot.deadline].map(|word| word.load(Ordering::Acquire));
+            rule_in(original, reply, fifth)
         })
-    }
-
-    /// Sets it. The other half of the word is another entry's.
-    pub(super) fn set_rule(&self, index: u32, rule: u32) {
-        if let Some((cell, shift)) = self.rule_cell(index) {
-            let with = |word: u64| word & !(0xffff_ffff << shift) | u64::from(rule) << shift;
-            let set = Ordering::AcqRel;
-            let _ = cell.fetch_update(set, Ordering::Relaxed, |word| Some(with(word)));
-        }
     }
 
     /// Asks for the part of the index that a lookup will look at.

@@ -291,6 +291,14 @@ fn rules_of_neighbors_do_not_mix<K: Sample>() {
     assert!(matches!(table.insert(&connection::<K>(2, 3, 3, 100), 0), Insert::Inserted(_)));
     for entry in table.entries(0) {
         let port = entry.connection.original.src_port;
+        // Moving the deadline, which has a part of the rule beside it, moves nothing else.
+        let tuple = if port == 3 { connection::<K>(2, 3, 3, 100) } else { with_rule(port) };
+        let hit = table.lookup(tuple.original, 0).unwrap();
+        assert!(table.touch(&hit, 1, 0, 0, u32::MAX));
+        assert_eq!(table.lookup(tuple.reply, 0).unwrap().deadline, u32::MAX);
+    }
+    for entry in table.entries(0) {
+        let port = entry.connection.original.src_port;
         assert_eq!(entry.rule, if port == 3 { 0 } else { with_rule(port).rule });
     }
 }
@@ -299,9 +307,9 @@ fn rules_of_neighbors_do_not_mix<K: Sample>() {
 fn a_connection_takes_what_is_documented() {
     let bytes = |words: usize| words * size_of::<u64>();
     let limit = 262_144;
-    assert_eq!(bytes(ConnTable::<Tuple>::words_of(limit)), 108 * limit as usize);
+    assert_eq!(bytes(ConnTable::<Tuple>::words_of(limit)), 104 * limit as usize);
     assert_eq!(ConnTable::<Tuple>::entry_words(limit), ConnTable::<Tuple>::words_of(limit) + 1);
-    assert_eq!(bytes(ConnTable::<Tuple6>::words_of(limit)), 172 * limit as usize);
+    assert_eq!(bytes(ConnTable::<Tuple6>::words_of(limit)), 168 * limit as usize);
     assert_eq!((size_of::<Tuple>(), size_of::<Tuple6>()), (16, 40));
 }
 

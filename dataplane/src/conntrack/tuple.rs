@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::key::stored::Stored;
 use super::key::{Hot, Key};
+use super::words::SPARE;
 use crate::hash::TableHash;
 use crate::packet::headers::{Ipv4, L4};
 use crate::packet::icmp;
@@ -139,7 +140,7 @@ impl Stored for Tuple {
     type Cells = [AtomicU64; 2];
 
     const HOT_WORDS: usize = 8;
-    const FORMAT: u64 = u64::from_be_bytes(*b"vswct\0\0\x03");
+    const FORMAT: u64 = u64::from_be_bytes(*b"vswct\0\0\x04");
     const IN_STEPS: bool = false;
 
     #[inline(always)]
@@ -153,13 +154,19 @@ impl Stored for Tuple {
 
     #[inline(always)]
     fn load([addresses, rest]: &Self::Cells, order: Ordering) -> Self {
-        Self { addresses: addresses.load(order), rest: rest.load(order) }
+        Self { addresses: addresses.load(order), rest: rest.load(order) & !SPARE }
     }
 
     #[inline(always)]
     fn store(self, [addresses, rest]: &Self::Cells) {
         addresses.store(self.addresses, Ordering::Relaxed);
         rest.store(self.rest, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn last(cells: &Self::Cells) -> &AtomicU64 {
+        let [.., rest] = cells;
+        rest
     }
 
     #[inline(always)]

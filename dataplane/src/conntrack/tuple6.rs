@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::key::stored::Stored;
 use super::key::{Hot, Key};
 use super::tuple::Zone;
+use super::words::SPARE;
 use crate::hash::TableHash;
 use crate::packet::headers::{Ipv6, L4};
 use crate::packet::icmp6;
@@ -47,7 +48,7 @@ impl Stored for Tuple6 {
 
     /// Two of them are spare.
     const HOT_WORDS: usize = 16;
-    const FORMAT: u64 = u64::from_be_bytes(*b"vswct6\0\x01");
+    const FORMAT: u64 = u64::from_be_bytes(*b"vswct6\0\x02");
     const IN_STEPS: bool = true;
 
     #[inline(always)]
@@ -63,7 +64,7 @@ impl Stored for Tuple6 {
     #[inline(always)]
     fn load(cells: &Self::Cells, order: Ordering) -> Self {
         let [a, b, c, d, rest] = cells.each_ref().map(|cell| cell.load(order));
-        Self { src: [a, b], dst: [c, d], rest }
+        Self { src: [a, b], dst: [c, d], rest: rest & !SPARE }
     }
 
     #[inline(always)]
@@ -71,6 +72,12 @@ impl Stored for Tuple6 {
         for (cell, word) in cells.iter().zip(self.words()) {
             cell.store(word, Ordering::Relaxed);
         }
+    }
+
+    #[inline(always)]
+    fn last(cells: &Self::Cells) -> &AtomicU64 {
+        let [.., rest] = cells;
+        rest
     }
 
     #[inline(always)]

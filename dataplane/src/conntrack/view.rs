@@ -49,10 +49,14 @@ pub(super) struct Raw<K> {
 
 impl<K: Key> ConnTable<K> {
     pub(super) fn raw(&self, index: u32) -> Option<Raw<K>> {
+        self.raw_with(index, || self.rule(index))
+    }
+
+    /// The same of a table that has its rules elsewhere.
+    pub(super) fn raw_with(&self, index: u32, rule: impl Fn() -> u32) -> Option<Raw<K>> {
         let hot = self.hot(index)?;
         let cold = |direction| self.cold(index, direction);
         let cold = [cold(Direction::Original)?, cold(Direction::Reply)?];
-        let rule = || self.rule(index);
         let mut raw = self.raw_of(index, rule)?;
         raw.counters = cold.map(Cold::counters);
         for ((side, cold), way) in raw.sides.iter_mut().zip(cold).zip(hot.ways) {
