@@ -85,6 +85,16 @@ fn nat44(c: &mut Criterion) {
     }
 }
 
+/// Both workers receive the same direction, of connections whose entries lie next to each other.
+fn neighbors(c: &mut Criterion) {
+    for (count, name) in [(2, "2"), (16, "16"), (10_000, "10k")] {
+        let switch = || Switch::nat(count).expect("memory");
+        let load =
+            |first| Box::new(NatFlows::half(LEN, count, Way::Out, first)) as Box<dyn Load + Send>;
+        both(c, "nat44_neighbors", name, switch, [load(0), load(1)]);
+    }
+}
+
 /// What comes back of a stream acknowledges what goes out: each worker reads what the other writes.
 fn tcp(c: &mut Criterion) {
     for (count, name) in SIZES {
@@ -117,6 +127,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = l2, nat44, tcp, bursts
+    targets = l2, nat44, neighbors, tcp, bursts
 }
 criterion_main!(workers);

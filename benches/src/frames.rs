@@ -136,6 +136,8 @@ pub enum Way {
 #[derive(Debug)]
 enum Order {
     Random(Random),
+    /// Of every second one, from this one on.
+    Half(Random, u32),
     Rising(u32),
 }
 
@@ -153,6 +155,14 @@ impl NatFlows {
     #[must_use]
     pub fn random(len: usize, count: u32, way: Way) -> Self {
         let order = Order::Random(Random::new(0xfeed_beef_1234_5679));
+        Self { template: Self::template(len, way), way, count, order }
+    }
+
+    /// As [`NatFlows::random`], of those flows alone that begin with the first (0) or the second (1) and are two
+    /// apart: their neighbors are another worker's.
+    #[must_use]
+    pub fn half(len: usize, count: u32, way: Way, first: u32) -> Self {
+        let order = Order::Half(Random::new(0xfeed_beef_1234_5679), first);
         Self { template: Self::template(len, way), way, count, order }
     }
 
@@ -179,6 +189,7 @@ impl Load for NatFlows {
     fn fill(&mut self, frame: &mut Frame) {
         let number = match &mut self.order {
             Order::Random(random) => random.below(self.count),
+            Order::Half(random, first) => random.below(self.count / 2) * 2 + *first,
             Order::Rising(next) => {
                 *next = (*next + 1) % self.count;
                 *next
