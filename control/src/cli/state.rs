@@ -17,7 +17,7 @@ use crate::error::{Error, Result, ResultExt as _};
 /// Verbs of the state as a whole.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Write networks, sandboxes, published ports, uplinks, routes and static FDB entries as JSON
+    /// Write networks with their policies, sandboxes, published ports, uplinks, routes and static FDB entries as JSON
     Export {
         /// Where to; -: stdout
         #[arg(value_name = "FILE", default_value = "-")]

@@ -1,7 +1,5 @@
 //! Names in policies become the addresses that those who bear them have now.
 
-use std::net::IpAddr;
-
 use dataplane::config::{PolicyAction, PolicyRule, PolicyWay};
 use dataplane::l3::route::Prefix;
 use dataplane::packet::ndp::link_local;
@@ -10,11 +8,6 @@ use super::prefix;
 use crate::api::types::{self, PolicyDirection, PolicyPeer};
 use crate::model::{Desired, Network};
 use crate::publish::PortRange;
-
-/// Link-local addresses of IPv6 (RFC 4291 section 2.5.6): of those who are in a network with IPv6, and heard
-/// there alone.
-const LINK_LOCAL: (IpAddr, u8) =
-    (IpAddr::V6(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10);
 
 /// The rules of a network as the engine takes them.
 pub(super) fn rules(network: &Network, desired: &Desired) -> Vec<PolicyRule> {
@@ -46,8 +39,8 @@ fn addresses(peer: &PolicyPeer, desired: &Desired) -> Vec<Prefix> {
         PolicyPeer::Net(net) => vec![prefix(*net)],
         PolicyPeer::Network(name) => {
             let Some(network) = desired.networks.get(name) else { return Vec::new() };
-            let (address, len) = LINK_LOCAL;
-            let local = network.has_ipv6().then(|| Prefix::new(address, len));
+            // Of those who are in a network with IPv6, and heard there alone.
+            let local = network.has_ipv6().then(Prefix::link_local);
             network.prefixes().map(prefix).chain(local).collect()
         }
         PolicyPeer::Sandbox(name) => {

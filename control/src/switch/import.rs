@@ -1,8 +1,8 @@
 //! Makes everything of a document that [`super::export`] wrote, or nothing.
 //!
 //! What contradicts what there is, is found before anything is made; what only making it can tell (a
-//! port that the host has taken, a device) takes back all that was made before it. Networks, uplinks,
-//! routes and FDB entries that are there already exactly so stay as they are: the config file of the
+//! port that the host has taken, a device) takes back all that was made before it. Networks with their
+//! rules, uplinks, routes and FDB entries that are there already exactly so stay as they are: the config file of the
 //! other daemon may have made them. A sandbox of a name that exists is always a conflict.
 //!
 //! Each thing is recorded as it is made: a daemon that is killed in between keeps those that it had
@@ -17,6 +17,7 @@ use super::declare::compare;
 use super::endpoint::Wanted;
 use super::export::rules_of;
 use super::network::unknown as unknown_network;
+use super::policy::describe;
 use super::sandbox::{Asked, unknown as unknown_sandbox};
 use super::undo::{Done, Undo};
 use super::{Switch, Work};
@@ -26,7 +27,7 @@ use crate::api::types::{
 };
 use crate::check;
 use crate::error::{Error, Result};
-use crate::model::Origin;
+use crate::model::{Network, Origin};
 use crate::name::Name;
 
 impl Switch {
@@ -58,12 +59,20 @@ impl Switch {
         for network in &imported.networks {
             self.emit("network_create", Some(network), None, None);
         }
+        for name in &imported.policy {
+            let of = |network: &Network| network.policy.iter().map(describe).collect::<Vec<_>>();
+            let rules = self.world().desired.networks.get(name).map(of);
+            for rule in rules.into_iter().flatten() {
+                self.emit("policy_add", Some(name), None, Some(rule));
+            }
+        }
         for sandbox in &imported.sandboxes {
             self.emit("sandbox_create", None, Some(sandbox), None);
         }
         tracing::info!(
-            "state imported: {} networks, {} sandboxes, {} uplinks, {} routes, {} FDB entries",
+            "state imported: {} networks, rules of {}, {} sandboxes, {} uplinks, {} routes, {} FDB entries",
             imported.networks.len(),
+            imported.policy.len(),
             imported.sandboxes.len(),
             imported.uplinks.len(),
             imported.routes.len(),

@@ -11,10 +11,6 @@ use crate::conntrack::Entry;
 use crate::l3::route::Prefix;
 use crate::packet::types::{NetworkId, ip_proto};
 
-/// Link-local addresses of IPv6 (RFC 4291 §2.5.6), which endpoints have beside those of their subnets.
-const LINK_LOCAL: (IpAddr, u8) =
-    (IpAddr::V6(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10);
-
 /// What a rule does with connections that it matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PolicyAction {
@@ -126,8 +122,7 @@ pub struct Policy {
 impl Policy {
     /// `subnets`: the prefixes that endpoints have their addresses of.
     pub(super) fn new(rules: Vec<PolicyRule>, subnets: impl Iterator<Item = Prefix>) -> Self {
-        let (address, len) = LINK_LOCAL;
-        let own: Vec<Prefix> = subnets.chain([Prefix::new(address, len)]).collect();
+        let own: Vec<Prefix> = subnets.chain([Prefix::link_local()]).collect();
         let inside = rules.iter().any(|rule| rule.looks_inside(&own));
         Self { rules, inside }
     }

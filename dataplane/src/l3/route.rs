@@ -33,6 +33,12 @@ impl Prefix {
         }
     }
 
+    /// Link-local addresses of IPv6 (RFC 4291 §2.5.6), which hosts have beside those of their subnets.
+    #[must_use]
+    pub fn link_local() -> Self {
+        Self::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)
+    }
+
     /// Whether `address` lies in it.
     #[must_use]
     pub fn contains(self, address: impl Into<IpAddr>) -> bool {
