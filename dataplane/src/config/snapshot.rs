@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    ConfigError, DEFAULT_FDB_AGEING, NetworkConfig, Policy, PortConfig, PortRole, SnapshotSpec,
-    Subnet, Timeouts, UplinkConfig, UplinkMode,
+    ConfigError, DEFAULT_FDB_AGEING, DEFAULT_HOST_PORTS, NetworkConfig, Policy, PortConfig,
+    PortRole, SnapshotSpec, Subnet, Timeouts, UplinkConfig, UplinkMode,
 };
 use crate::conntrack::{Owners, Zone};
 use crate::family::{Address, AddressMap};
@@ -237,7 +237,12 @@ impl Snapshot {
         snapshot.dnat = DnatTable::build(&spec.dnat, |id, address| {
             snapshot.network(id).is_some_and(|network| network.config.routed.of(address))
         })?;
-        snapshot.free_ports = FreePorts::build(snapshot.uplinks(), &snapshot.dnat);
+        let of_the_host = spec.host_ports.unwrap_or_else(|| DEFAULT_HOST_PORTS.to_vec());
+        if of_the_host.iter().any(|(first, last)| first > last) {
+            return Err(ConfigError::PortRange);
+        }
+        snapshot.free_ports = FreePorts::build(snapshot.uplinks(), &snapshot.dnat)
+            .with_host(of_the_host, &snapshot.dnat);
         Ok(snapshot)
     }
 
