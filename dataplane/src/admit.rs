@@ -83,7 +83,7 @@ fn admit(
     }
     // Without guard too: who bridges two endpoints sends back what all others say. Who does so between two
     // VLANs makes no loop.
-    if headers.src != *mac && config.vlan_of(*network, headers.src) == Some(headers.vlan) {
+    if headers.src != *mac && config.is_at_home(*network, headers.src, headers.vlan) {
         return Err(DropReason::EndpointMac);
     }
     if !trusted {

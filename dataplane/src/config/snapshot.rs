@@ -386,11 +386,15 @@ impl Snapshot {
         }
     }
 
-    /// The VLAN of the untagged frames of the endpoint that has this MAC; 0: none.
+    /// Whether this MAC is that of an endpoint which is in this VLAN by its configuration: see
+    /// [`Vlans::are_given`](crate::config::Vlans::are_given).
     #[must_use]
-    pub fn vlan_of(&self, network: NetworkId, mac: Mac) -> Option<u16> {
-        let port = self.port(*self.network(network)?.macs.get(&mac)?)?;
-        Some(port.untagged().unwrap_or(0))
+    pub fn is_at_home(&self, network: NetworkId, mac: Mac, vlan: u16) -> bool {
+        let port = self.network(network).and_then(|network| network.macs.get(&mac));
+        port.and_then(|port| self.port(*port)).is_some_and(|port| match &port.config.role {
+            PortRole::Endpoint { vlans, .. } => vlans.are_given(vlan),
+            PortRole::Host { .. } | PortRole::Uplink { .. } => vlan == 0,
+        })
     }
 
     /// A configured port.
