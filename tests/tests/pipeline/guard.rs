@@ -240,7 +240,8 @@ fn nobody_uses_another_s_address_in_snap() {
         (stolen_mac, "spoofed_arp"),
         (claim[..30].to_vec(), "arp_malformed"),
     ];
-    let forms: [fn(&[u8]) -> Vec<u8>; 4] = [
+    type Form = fn(&[u8]) -> Vec<u8>;
+    let forms: [Form; 4] = [
         in_snap,
         |frame| behind(&[0x81, 0, 0, 5], &in_snap(frame)),
         |frame| in_snap(&behind(&[0x81, 0, 0, 5], frame)),
