@@ -173,7 +173,8 @@ fn hairpins_keep_off_what_the_host_listens_on() {
     on_a_host(|host| async move {
         let switch = host.start().await;
         let web = host.name("web");
-        switch.create_sandbox(sandbox(&web, &["8080:80"])).await.unwrap();
+        switch.create_sandbox(sandbox(&web, &[])).await.unwrap();
+        switch.publish_on(&web, &["8080:80".parse().unwrap()]).await.unwrap();
         let is_free = |port| {
             let world = switch.world();
             let ranges = world.attached.hairpin_ports.as_ref().unwrap();
