@@ -25,7 +25,7 @@ use crate::name::Name;
 use crate::options::{self, EndpointOptions, NetworkOptions};
 use crate::publish::{PublishSpec, meet};
 
-pub use policy::{MAX_POLICY_RULES, policy};
+pub use policy::policy;
 pub use state::state;
 pub use way_out::{interface, route, route_destination, uplink};
 

@@ -36,6 +36,9 @@ pub struct Attached {
     pub hosts: HashMap<Name, PortId>,
     /// Uplinks by interface.
     pub uplinks: BTreeMap<String, UplinkState>,
+    /// Ports that the host itself never uses, for hairpins by addresses that no uplink has; `None`: nobody has
+    /// looked yet.
+    pub hairpin_ports: Option<Vec<PortRange>>,
 }
 
 impl Attached {
@@ -123,6 +126,7 @@ pub fn compile(
 ) -> Result<SnapshotSpec> {
     let mut spec = SnapshotSpec {
         host_addresses: host_addresses.to_vec(),
+        host_ports: attached.hairpin_ports.as_deref().map(pairs),
         timeouts: tuning.timeouts,
         grace: tuning.grace,
         fdb_ageing: tuning.fdb_ageing,
@@ -225,10 +229,7 @@ fn compile_uplink(id: UplinkId, mode: UplinkMode, state: &UplinkState, spec: &mu
         addresses: state.nets().map(|net| (net.addr(), prefix(net))).collect(),
         gateway: state.gateway,
         gateway6: state.ipv6.gateway,
-        nat_ports: merge(&state.nat_ports)
-            .into_iter()
-            .map(|range| (range.first(), range.last()))
-            .collect(),
+        nat_ports: pairs(&state.nat_ports),
         mtu: state.mtu,
         carrier_ups: state.carrier_ups,
     });
@@ -306,6 +307,11 @@ pub fn subtract(from: &[PortRange], taken: &[PortRange]) -> Vec<PortRange> {
             .collect();
     }
     left
+}
+
+/// The engine's form of ports.
+fn pairs(ranges: &[PortRange]) -> Vec<(u16, u16)> {
+    merge(ranges).into_iter().map(|range| (range.first(), range.last())).collect()
 }
 
 /// Sorted, with overlapping and adjacent ranges joined.

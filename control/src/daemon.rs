@@ -199,6 +199,7 @@ async fn serve(flags: &DaemonFlags, config: Config) -> Result<End> {
             fdb_ageing: Some(config.fdb_ageing),
         },
         uplinks: config.uplinks.clone(),
+        services: config.limits.services,
     };
     let switch = Switch::new(engine, host, settings, store, desired, warnings);
     if let Err(error) = switch.adopt(&config.networks).await {
@@ -293,6 +294,9 @@ fn start_engine(config: &Config, store: &Store) -> Result<Engine> {
         waiting_frames: config.limits.waiting_frames,
         icmp_errors: config.limits.icmp_errors,
         fragment_limit: config.limits.fragments,
+        fragments_per_datagram: config.limits.fragments_per_datagram,
+        fragment_bytes: config.limits.fragment_bytes,
+        traces: config.limits.traces,
         io: config.daemon.io_choice(),
         gro: config.daemon.gro,
         placement: config.daemon.placement.into(),

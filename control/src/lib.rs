@@ -23,6 +23,7 @@ pub mod netlink;
 pub mod netns;
 pub mod options;
 pub mod place;
+pub mod places;
 pub mod proxy;
 pub mod publish;
 pub mod state;

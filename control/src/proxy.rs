@@ -27,18 +27,18 @@ mod udp;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::bind::{Held, Served};
 pub use self::own::OwnAddresses;
 use crate::error::{Error, Kind};
 use crate::netlink::sockets::{HostPorts, SocketsError};
+use crate::places::{HostLimits, Places};
 use crate::publish::{PortRange, Proto};
 
 /// Longer ranges are not served to the host itself: a task for each port of a range of thousands
@@ -47,9 +47,6 @@ pub const MAX_SERVED_PORTS: u16 = 256;
 
 /// Ports of longer ranges that are held at a time, over all reservations.
 pub const MAX_HELD_PORTS: usize = 16_384;
-
-/// TCP connections of one reservation at a time. Further ones wait in the backlog.
-const MAX_CONNECTIONS: usize = 1024;
 
 /// A container that does not answer must not hold the host's client for minutes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -257,6 +254,7 @@ pub fn reserve(
     publication: &Publication,
     long: LongRanges,
     own: &OwnAddresses,
+    limits: &HostLimits,
 ) -> Result<Reservation, ProxyError> {
     let Publication { proto, host_ip, host_ports, .. } = *publication;
     let ports = host_ports.first()..=host_ports.last();
@@ -264,7 +262,7 @@ pub fn reserve(
     if bindable && host_ports.len() <= MAX_SERVED_PORTS {
         let bound =
             ports.map(|port| bind::serve(proto, host_ip, port)).collect::<Result<Vec<_>, _>>()?;
-        return Ok(serve(publication, bound, own));
+        return Ok(serve(publication, bound, own, limits));
     }
     if bindable && usize::from(host_ports.len()) <= long.room {
         return hold(publication);
@@ -326,21 +324,26 @@ fn hold(publication: &Publication) -> Result<Reservation, ProxyError> {
     Ok(Reservation::unserved(host_ports, held, rest))
 }
 
-fn serve(publication: &Publication, bound: Vec<Served>, own: &OwnAddresses) -> Reservation {
+fn serve(
+    publication: &Publication,
+    bound: Vec<Served>,
+    own: &OwnAddresses,
+    limits: &HostLimits,
+) -> Reservation {
     let Publication { host_ports, to, to_port, .. } = *publication;
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let clients = Arc::new(Semaphore::new(udp::MAX_CLIENTS));
+    let connections = limits.connections.places();
+    let clients = limits.datagram_clients.places();
     let mut tasks = JoinSet::new();
     let (serving, stopped) = watch::channel(());
     for (offset, socket) in (0..=u16::MAX).zip(bound) {
         let target = SocketAddr::from((to, to_port.saturating_add(offset)));
         match socket {
             Served::Tcp(listener) => {
-                let serve = serve_tcp(listener, target, Arc::clone(&connections), own.clone());
+                let serve = serve_tcp(listener, target, connections.clone(), own.clone());
                 tasks.spawn(until(stopped.clone(), serve));
             }
             Served::Udp(socket) => {
-                let limit = Arc::clone(&clients);
+                let limit = clients.clone();
                 tasks.spawn(udp::serve(socket, target, limit, own.clone(), stopped.clone()));
             }
         }
@@ -360,13 +363,13 @@ async fn until(mut stopped: watch::Receiver<()>, serve: impl Future<Output = ()>
 async fn serve_tcp(
     listener: tokio::net::TcpListener,
     target: SocketAddr,
-    connections: Arc<Semaphore>,
+    connections: Places,
     own: OwnAddresses,
 ) {
     let mut tasks = JoinSet::new();
     loop {
         // The permit first: what is beyond the limit waits in the backlog, unaccepted.
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        let Some(permit) = connections.take().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = tasks.join_next() => continue,

@@ -46,7 +46,7 @@ use tokio::sync::broadcast;
 
 use crate::api::types::{Event, UplinkAdd};
 use crate::compile::{Attached, Tuning, compile};
-use crate::config::Pool;
+use crate::config::{Pool, ServiceLimits};
 use crate::error::{Error, Result, ResultExt};
 use crate::host::HostFacts;
 use crate::model::{Counters, Desired, Edit, Intent};
@@ -56,6 +56,7 @@ use crate::netlink::Far;
 use crate::netlink::sockets::HostPorts;
 use crate::options::LinkKind;
 use crate::place::Place;
+use crate::places::Services;
 use crate::proxy::OwnAddresses;
 use crate::state::Store;
 use alarms::Alarms;
@@ -84,6 +85,8 @@ pub struct Settings {
     pub tuning: Tuning,
     /// Declared ways out; empty: the interface of the host's default route, shared.
     pub uplinks: Vec<UplinkAdd>,
+    /// Limits of what is done beside moving frames.
+    pub services: ServiceLimits,
 }
 
 /// The running switch.
@@ -92,6 +95,7 @@ pub struct Switch {
     engine: Engine,
     host: Place,
     settings: Settings,
+    services: Services,
     work: tokio::sync::Mutex<Work>,
     world: RwLock<World>,
     /// Addresses of [`World::host`], for those who serve the host's own programs.
@@ -190,6 +194,7 @@ impl Switch {
         Arc::new(Self {
             engine,
             host,
+            services: Services::new(&settings.services),
             settings,
             work: tokio::sync::Mutex::new(work),
             world: RwLock::new(world),
@@ -205,6 +210,12 @@ impl Switch {
     #[must_use]
     pub const fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// How many there may be of what is done beside moving frames.
+    #[must_use]
+    pub const fn services(&self) -> &Services {
+        &self.services
     }
 
     /// Makes the log of mappings known, so that `status` warns of it; only once.

@@ -83,7 +83,7 @@ fn admit(
     }
     // Without guard too: who bridges two endpoints sends back what all others say. Who does so between two
     // VLANs makes no loop.
-    if headers.src != *mac && config.vlan_of(*network, headers.src) == Some(headers.vlan) {
+    if headers.src != *mac && config.is_at_home(*network, headers.src, headers.vlan) {
         return Err(DropReason::EndpointMac);
     }
     if !trusted {
@@ -94,21 +94,14 @@ fn admit(
     }
     if matches!(headers.net, Net::Arp) {
         let arp = ArpPacket::parse(frame.bytes(), headers).ok_or(DropReason::ArpMalformed)?;
-        let sender_ok = arp.sender_ip.is_unspecified() || ipv4.contains(&arp.sender_ip);
-        return if arp.sender_mac == *mac && sender_ok {
-            Ok(())
-        } else {
-            Err(DropReason::SpoofedArp)
-        };
+        return guard::admit_arp(&arp, *mac, ipv4);
     }
     match parse::ipv4_source(frame.bytes(), headers) {
-        Some(source) if !source.is_unspecified() && !ipv4.contains(&source) => {
-            Err(DropReason::SpoofedIpv4)
-        }
-        Some(_) => Ok(()),
+        Some(source) => guard::admit_ipv4(source, ipv4),
         None => {
             let network = config.network(*network);
-            guard6::admit(frame.bytes(), headers, &Owner { mac: *mac, ipv6: &port.own6, network })
+            let owner = Owner { mac: *mac, ipv4, ipv6: &port.own6, network };
+            guard6::admit(frame.bytes(), headers, &owner)
         }
     }
 }

@@ -36,6 +36,10 @@ pub struct SnapshotSpec {
     /// Addresses of the host's own stack, loopback excluded. Packets from containers to them go to
     /// the host through the network's host port.
     pub host_addresses: Vec<IpAddr>,
+    /// Ports that hairpins may speak from at addresses that no uplink has, inclusive ranges, ascending, not
+    /// overlapping: what the host itself never uses. Published ones are left out where they are published.
+    /// `None`: [`DEFAULT_HOST_PORTS`].
+    pub host_ports: Option<Vec<(u16, u16)>>,
     /// Idle timeouts of connections.
     pub timeouts: Timeouts,
     /// For how long after a start without a table of connections segments of TCP from their middle begin
@@ -44,6 +48,10 @@ pub struct SnapshotSpec {
     /// How long an FDB entry lives without a frame from it. IEEE 802.1D default: 300 s.
     pub fdb_ageing: Option<Duration>,
 }
+
+/// What is outside Linux' default `ip_local_port_range` (32768 to 60999, ip-sysctl.rst) and not below 1024:
+/// [`SnapshotSpec::host_ports`] while nobody has looked what the host uses.
+pub const DEFAULT_HOST_PORTS: &[(u16, u16)] = &[(1024, 32_767), (61_000, 65_535)];
 
 /// One port.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -78,6 +78,7 @@ pub(crate) struct Start {
     pub(crate) worker: usize,
     pub(crate) pool: Pool,
     pub(crate) waiting_frames: usize,
+    pub(crate) fragment_bytes: usize,
     pub(crate) icmp_errors: ErrorRate,
     pub(crate) announce: bool,
     /// For numbers that nobody can guess.
@@ -136,7 +137,8 @@ impl Core {
         captures: Subscriber<Sinks>,
         counters: Arc<WorkerCounters>,
     ) -> Self {
-        let Start { worker, pool, waiting_frames, icmp_errors, announce, key } = start;
+        let Start { worker, pool, waiting_frames, fragment_bytes, icmp_errors, announce, key } =
+            start;
         let waiting = Waiting::beside(pool.size(), waiting_frames);
         Self {
             worker,
@@ -148,7 +150,7 @@ impl Core {
             ports: PortTable::default(),
             storms: Storms::default(),
             waiting,
-            early: Early::new(worker),
+            early: Early::new(worker, fragment_bytes),
             express: Express::new(worker),
             remembered: Remembered::default(),
             outside: None,
@@ -188,7 +190,7 @@ impl Core {
                 self.ports.drop_rx(&self.counters, held.ingress, DropReason::FragmentUntracked);
             }
         }
-        self.counters.queued.set((self.waiting.len() + self.early.len()) as u64);
+        self.count_waiting();
         self.ports.remove(port);
     }
 
@@ -244,7 +246,7 @@ impl Core {
         pipeline::process(&mut self.cx(now), batch, &mut lanes, out);
         self.lanes = lanes;
         self.expectant = self.early.is_expectant(now);
-        self.counters.queued.set((self.waiting.len() + self.early.len()) as u64);
+        self.count_waiting();
         self.counters.waiting.set(self.waiting.len());
     }
 
@@ -288,7 +290,7 @@ impl Core {
     pub(crate) fn resume(&mut self, state: WorkerState) {
         let WorkerState { worker, ports, storms, waiting, errors, rng } = state;
         self.worker = worker;
-        self.early = Early::new(worker);
+        self.early = Early::new(worker, self.early.limit());
         for (port, offloads) in ports {
             self.ports.add(port, offloads, PortCounters::new(0), worker);
         }
@@ -304,8 +306,21 @@ impl Core {
         notes: &mut Notes,
     ) -> (Verdict, Option<(Link, IpAddr)>) {
         let walked = pipeline::walk(&mut self.cx(now), frame, notes, out);
-        self.counters.queued.set((self.waiting.len() + self.early.len()) as u64);
+        self.count_waiting();
         walked
+    }
+
+    /// Notes what waits: frames for neighbors, and fragments.
+    fn count_waiting(&mut self) {
+        self.counters.queued.set((self.waiting.len() + self.early.len()) as u64);
+        if let Some([all, one]) = self.early.take_uses() {
+            for (gauge, (now, most)) in
+                [(&self.counters.early, all), (&self.counters.early_of_one, one)]
+            {
+                gauge.set(now);
+                gauge.note_peak(most);
+            }
+        }
     }
 
     /// Notes how full is what this worker has of its own.

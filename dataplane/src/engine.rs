@@ -59,6 +59,13 @@ pub struct EngineOptions {
     pub groups: GroupLimits,
     /// Unfinished datagrams whose fragments are followed at most.
     pub fragment_limit: u32,
+    /// Fragments that each of them may have; those with more share as many as a full table could have.
+    pub fragments_per_datagram: u32,
+    /// Bytes of fragments that came before the first of their datagram, at each worker at most; a quarter of them
+    /// may have come by one port.
+    pub fragment_bytes: u32,
+    /// Traces under way at a time: each has copies of all tables.
+    pub traces: u32,
     /// How devices are read and written.
     pub io: IoChoice,
     /// Merge TCP segments that wait for the same device (GRO).
@@ -98,6 +105,9 @@ impl Default for EngineOptions {
             waiting_frames: MAX_WAITING,
             icmp_errors: ErrorRate::default(),
             fragment_limit: fragments::DEFAULT_LIMIT,
+            fragments_per_datagram: fragments::DEFAULT_PER_DATAGRAM,
+            fragment_bytes: fragments::DEFAULT_BYTES,
+            traces: crate::trace::DEFAULT_TRACES,
             io: IoChoice::Auto,
             gro: true,
             announce: false,
@@ -121,7 +131,7 @@ pub enum EngineError {
     /// The engine has stopped.
     #[error("the engine has stopped")]
     Stopped,
-    /// [`crate::trace::MAX_TRACERS`] are under way.
+    /// [`EngineOptions::traces`] are under way.
     #[error("as many traces are under way as there may be")]
     TooManyTraces,
 }

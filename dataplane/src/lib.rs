@@ -10,6 +10,8 @@
 //! ([`Engine::publish`]) and looks inside. Tests, replay and benches use a [`plane::Plane`] and a
 //! [`core::Core`] without threads.
 #![deny(unsafe_code)]
+// No frame and no table may end the process: what is not there has a name of its own.
+#![deny(clippy::indexing_slicing)]
 
 mod admit;
 mod balance;

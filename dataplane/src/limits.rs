@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::clock::Timestamp;
 use crate::conntrack::EVENT_QUEUE;
 use crate::engine::EngineOptions;
+use crate::l3::fragments::early;
 use crate::l3::neighbor::{MAX_WAITING_FOR_ONE, Waiting};
 use crate::shared::Tables;
 use crate::stats::{Gauge, WorkerCounters};
@@ -57,12 +58,19 @@ impl LimitUse {
     }
 }
 
+/// What is in use of what no worker has: now, and at most.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beside {
+    pub(crate) captures: (u32, u32),
+    pub(crate) traces: (u32, u32),
+}
+
 /// Every limit of the engine, as the options set them.
 pub(crate) fn of(
     options: &EngineOptions,
     tables: &Tables,
     workers: &[std::sync::Arc<WorkerCounters>],
-    captures: (u32, u32),
+    beside: &Beside,
     now: Timestamp,
 ) -> Vec<LimitUse> {
     use DropReason::{
@@ -81,6 +89,7 @@ pub(crate) fn of(
     let [groups, own_groups] = tables.groups.uses();
     let fragments = size(tables.fragments.len());
     tables.fragments_peak.note(fragments);
+    let (pieces, most_pieces, all_pieces) = tables.fragments.pieces();
     let burst = options.icmp_errors.burst();
     let errors = workers.iter().map(|counters| counters.errors.view(now)).fold((0, 0), most);
     // As it was a moment ago: by a clock that runs ahead there would be more.
@@ -148,13 +157,32 @@ pub(crate) fn of(
             Some(FragmentLimit),
         ),
         LimitUse::new(
+            "fragment_pieces",
+            (size(pieces), size(most_pieces)),
+            size(all_pieces),
+            Some(FragmentLimit),
+        ),
+        LimitUse::new(
+            "fragment_bytes",
+            heaviest(|counters| &counters.early),
+            options.fragment_bytes,
+            Some(FragmentLimit),
+        ),
+        LimitUse::new(
+            "fragment_bytes_per_port",
+            heaviest(|counters| &counters.early_of_one),
+            options.fragment_bytes / early::SHARE,
+            Some(FragmentLimit),
+        ),
+        LimitUse::new(
             "buffers",
             heaviest(|counters| &counters.buffers),
             size(options.buffers_per_worker),
             Some(NoBuffer),
         ),
         LimitUse::new("icmp_errors", errors, burst, None),
-        LimitUse::new("capture_frames", captures, crate::capture::QUEUE, None),
+        LimitUse::new("capture_frames", beside.captures, crate::capture::QUEUE, None),
+        LimitUse::new("traces", beside.traces, options.traces, None),
         LimitUse::new("conntrack_events", tables.connections.watchers().uses(), EVENT_QUEUE, None),
     ];
     all.extend(networks.into_iter().flatten());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::capture::{self, Capture, Sinks};
@@ -28,7 +28,7 @@ use crate::publish::Publisher;
 use crate::shared::Tables;
 use crate::stats::{PortCounters, WorkerCounters};
 use crate::sync::Mutex;
-use crate::trace::{Place, Tracer, WorkerState};
+use crate::trace::{Places, Tracer, WorkerState};
 
 /// The shared half of an engine. [`crate::Engine`] adds threads and devices; tests, replay and
 /// benches add a [`Core`] and call it themselves.
@@ -40,7 +40,7 @@ pub struct Plane {
     counters: Vec<Arc<WorkerCounters>>,
     ports: Mutex<BTreeMap<PortId, Registered>>,
     capture_peak: Arc<Peak>,
-    tracers: Arc<AtomicU32>,
+    tracers: Arc<Places>,
     options: EngineOptions,
     /// What an earlier run left has been held against a complete configuration. Until then a part of it
     /// says nothing of connections whose rules and ways are still to come.
@@ -101,6 +101,7 @@ impl Plane {
             worker,
             pool,
             waiting_frames: self.options.waiting_frames,
+            fragment_bytes: usize::try_from(self.options.fragment_bytes).unwrap_or(usize::MAX),
             icmp_errors: self.options.icmp_errors,
             announce: self.options.announce,
             key: HashKey::random()?,
@@ -112,9 +113,9 @@ impl Plane {
     ///
     /// # Errors
     /// When memory for the copies or a random key cannot be had; [`io::ErrorKind::ResourceBusy`] when there
-    /// are [`MAX_TRACERS`](crate::trace::MAX_TRACERS).
+    /// are as many as there may be ([`EngineOptions::traces`]).
     pub fn tracer(&self, state: WorkerState) -> io::Result<Tracer> {
-        let place = Place::take(&self.tracers).ok_or(io::ErrorKind::ResourceBusy)?;
+        let place = self.tracers.take(self.options.traces).ok_or(io::ErrorKind::ResourceBusy)?;
         let pool = Pool::on_demand(self.options.buffers_per_worker);
         let mut core = Core::new(
             self.start(state.worker, pool)?,
@@ -266,7 +267,8 @@ impl Plane {
     pub fn limits(&self) -> Vec<LimitUse> {
         let waiting = capture::waiting(&self.captures.current());
         let captures = (waiting, self.capture_peak.value());
-        limits::of(&self.options, &self.tables, &self.counters, captures, Timestamp::now())
+        let beside = limits::Beside { captures, traces: self.tracers.uses() };
+        limits::of(&self.options, &self.tables, &self.counters, &beside, Timestamp::now())
     }
 
     /// All FDB entries: learned, static and local.

@@ -78,7 +78,11 @@ impl Tables {
             earlier: earlier.and(earlier6),
             made: secs,
             has_ended_some: AtomicBool::new(false),
-            fragments: Fragments::new(options.fragment_limit, options.workers.max(1)),
+            fragments: Fragments::new(
+                options.fragment_limit,
+                options.fragments_per_datagram,
+                options.workers.max(1),
+            ),
             fragments_peak: Peak::default(),
             helped: Helped::default(),
             neighbors: Neighbors::new(options.neighbors),

@@ -93,6 +93,9 @@ pub(crate) struct WorkerCounters {
     pub(crate) waiting: Gauge,
     pub(crate) waiting_for_one: Gauge,
     pub(crate) buffers: Gauge,
+    /// Bytes of fragments that wait, and of the port with the most.
+    pub(crate) early: Gauge,
+    pub(crate) early_of_one: Gauge,
     pub(crate) errors: ErrorGauge,
     pub(crate) drops: DropCounters,
 }

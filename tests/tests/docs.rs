@@ -37,8 +37,10 @@ fn operations_lists_every_limit_that_status_shows() {
     let section = text.split("\n## Limits\n").nth(1).unwrap();
     let section = section.split("\n## ").next().unwrap();
     let lab = tests::lab::Lab::default();
-    for limit in lab.plane.limits() {
-        let name = format!("(`{}`)", limit.name);
+    let services = control::places::Services::new(&control::config::ServiceLimits::default());
+    let engine = lab.plane.limits().into_iter().map(|limit| limit.name.to_owned());
+    for name in engine.chain(services.all().map(|limit| limit.view().name)) {
+        let name = format!("(`{name}`)");
         let rows = section.lines().filter(|line| line.starts_with("| ") && line.contains(&name));
         assert_eq!(rows.count(), 1, "{name}");
     }

@@ -128,7 +128,11 @@ fn captured_frames_are_traced_one_after_the_other() {
 #[ignore = "needs root"]
 fn status_shows_every_limit() {
     let mut host = Host::prepare(Uplink::Shared);
-    host.configure("[limits]\nconntrack = 2048\nwaiting_frames = 7\nneighbors_per_network = 9\n");
+    host.configure(
+        "[limits]\nconntrack = 2048\nwaiting_frames = 7\nneighbors_per_network = 9\n\
+         fragments = 100\nfragments_per_datagram = 70\nfragment_bytes = 2097152\ntraces = 3\n\
+         event_readers = 5\nhost_connections = 7\nhost_datagram_clients = 6\npolicy_rules = 9\n",
+    );
     host.launch();
     host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1");
     let a = host.sandbox("a", "--network app");
@@ -144,7 +148,22 @@ fn status_shows_every_limit() {
     assert_eq!(of("waiting_frames")["limit"], 7);
     assert_eq!(of("neighbors_per_network")["limit"], 9);
     assert_eq!(of("neighbors_per_uplink")["peak"], 1);
+    for (name, limit) in [
+        ("fragment_pieces", 2 * 100 * 70),
+        ("fragment_bytes", 2 << 20),
+        ("fragment_bytes_per_port", 1 << 19),
+        ("traces", 3),
+        ("event_readers", 5),
+        ("host_connections", 7),
+        ("host_datagram_clients", 6),
+        ("policy_rules", 9),
+    ] {
+        assert_eq!(of(name)["limit"], limit, "{name}");
+    }
+    assert_eq!(of("policy_rules")["refusal"], "conflict");
     for limit in &limits {
+        let reasons = [&limit["drop_reason"], &limit["refusal"]];
+        assert!(reasons.iter().filter(|it| !it.is_null()).count() <= 1, "{limit}");
         let number = |name: &str| limit[name].as_u64().unwrap();
         assert!(
             number("current") <= number("peak") && number("peak") <= number("limit"),

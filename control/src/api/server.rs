@@ -21,10 +21,11 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use tokio::net::UnixListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::api::types::ErrorBody;
 use crate::error::{Error, Result, ResultExt};
+use crate::places::Places;
 use crate::switch::Switch;
 
 pub use self::fault::{read_body, read_query, read_state};
@@ -39,7 +40,7 @@ pub(crate) struct Api {
     /// True: the daemon stops, streams end.
     stopping: watch::Receiver<bool>,
     /// Places for those who read what happens to connections.
-    readers: Arc<Semaphore>,
+    readers: Places,
 }
 
 impl Api {
@@ -123,7 +124,7 @@ pub async fn serve(
     switch: Arc<Switch>,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<()> {
-    let readers = Arc::new(Semaphore::new(stream::READERS));
+    let readers = switch.services().event_readers.places();
     let router = routes::router(Api { switch, stopping: stopping.clone(), readers });
     let mut told = stopping.clone();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {

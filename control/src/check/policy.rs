@@ -4,9 +4,6 @@ use crate::api::types::{IpProtocol, PolicyAdd, PolicyPeer};
 use crate::error::{Error, Result};
 use crate::publish::Proto;
 
-/// Rules of one network at most: they are gone through for each new connection.
-pub const MAX_POLICY_RULES: usize = 256;
-
 /// Checks a rule to be added.
 ///
 /// # Errors

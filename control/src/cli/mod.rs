@@ -262,7 +262,10 @@ async fn status(client: &Client) -> Result<Outcome> {
         ("CURRENT", |limit| limit.current.to_string()),
         ("PEAK", |limit| limit.peak.to_string()),
         ("AT MOST", |limit| limit.limit.to_string()),
-        ("BEYOND IT", |limit| or_dash(limit.drop_reason.as_ref())),
+        ("BEYOND IT", |limit| {
+            let refusal = limit.refusal.map(|refusal| refusal.name().to_owned());
+            or_dash(limit.drop_reason.clone().or(refusal).as_ref())
+        }),
     ];
     let status: Status = client.get("/v1/status").await?;
     let text = format!(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dataplane::config::{LocalAddress, Snapshot, Vlans};
+use dataplane::config::{DEFAULT_HOST_PORTS, LocalAddress, Snapshot, Vlans};
 use dataplane::l3::route::RouteTarget;
 use dataplane::packet::types::{NetworkId, ip_proto};
 use proptest::prelude::*;
@@ -118,6 +118,7 @@ fn scene() -> (Desired, Attached) {
                 carrier_ups: 1,
             },
         )]),
+        hairpin_ports: None,
     };
     (desired, attached)
 }
@@ -247,6 +248,19 @@ fn snat_never_uses_a_port_that_is_published_for_its_protocol() {
     assert_eq!(left(ip_proto::TCP), [(1024, 8079), (8082, 65535)]);
     assert_eq!(left(ip_proto::UDP), [(1024, 65535)]);
     assert_eq!(left(ip_proto::ICMP), [(1024, 65535)]);
+}
+
+#[test]
+fn hairpins_speak_from_what_the_host_does_not_use() {
+    let (desired, mut attached) = scene();
+    let left = |attached: &Attached, proto| {
+        let snapshot = Snapshot::build(spec(&desired, attached)).unwrap();
+        snapshot.free_ports.at_host(proto, ip("10.1.0.1")).to_vec()
+    };
+    assert_eq!(left(&attached, ip_proto::UDP), DEFAULT_HOST_PORTS, "nobody has looked");
+    attached.hairpin_ports = Some(vec![range(1024, 5352), range(5354, 9000)]);
+    assert_eq!(left(&attached, ip_proto::UDP), [(1024, 5352), (5354, 9000)]);
+    assert_eq!(left(&attached, ip_proto::TCP), [(1024, 5352), (5354, 8079), (8082, 9000)]);
 }
 
 #[test]

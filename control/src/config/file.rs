@@ -81,6 +81,19 @@ pub type Share = Ranged<1, 16_777_216>;
 pub type SmallShare = Ranged<1, 1_048_576>;
 /// `limits.fragments`.
 pub type Datagrams = Ranged<1, 65_536>;
+/// `limits.fragments_per_datagram`: a datagram has no more.
+pub type Fragments = Ranged<1, 8192>;
+/// `limits.fragment_bytes`.
+pub type FragmentBytes = Ranged<1_048_576, 1_073_741_824>;
+/// `limits.traces`.
+pub type Traces = Ranged<1, 16>;
+/// `limits.event_readers`: one place of the engine is left for the NAT log.
+pub type Readers = Ranged<1, 15>;
+const _: () = assert!(dataplane::conntrack::WATCHERS == 16, "one more than there may be readers");
+/// `limits.host_connections`, `limits.host_datagram_clients`.
+pub type HostClients = Ranged<1, 65_536>;
+/// `limits.policy_rules`: they are gone through one after the other.
+pub type Rules = Ranged<1, 4096>;
 /// `limits.buffers`.
 pub type Buffers = Ranged<256, 65_536>;
 /// `limits.neighbors`.
@@ -341,6 +354,10 @@ pub struct LimitsSection {
     pub groups_per_endpoint: Option<SmallShare>,
     /// Unfinished datagrams whose fragments are followed [default: 4096]
     pub fragments: Option<Datagrams>,
+    /// Fragments that each of them may have; further ones only while few have that many [default: 64]
+    pub fragments_per_datagram: Option<Fragments>,
+    /// Bytes of fragments that wait at each worker for the first of their datagram [default: by memory, 1 to 4 MiB]
+    pub fragment_bytes: Option<FragmentBytes>,
     /// Frame buffers of each worker [default: by memory, 256 to 512]
     pub buffers: Option<Buffers>,
     /// Neighbors [default: by memory, 2048 to 16384]
@@ -351,6 +368,16 @@ pub struct LimitsSection {
     pub waiting_frames: Option<Frames>,
     /// ICMP errors that each worker sends in a second [default: 1000]
     pub icmp_errors_per_second: Option<Rate>,
+    /// Traces under way [default: 2]
+    pub traces: Option<Traces>,
+    /// Readers of what happens to connections [default: 8]
+    pub event_readers: Option<Readers>,
+    /// TCP connections of the host itself by one published mapping [default: 1024]
+    pub host_connections: Option<HostClients>,
+    /// Clients of the host itself that send datagrams by one published mapping [default: 512]
+    pub host_datagram_clients: Option<HostClients>,
+    /// Rules of one network's policy [default: 256]
+    pub policy_rules: Option<Rules>,
 }
 
 /// `[[network]]`: the flags of `network create`.

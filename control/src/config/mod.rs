@@ -202,6 +202,10 @@ pub struct Limits {
     pub fdb_per_port: u32,
     /// Unfinished datagrams whose fragments are followed at most.
     pub fragments: u32,
+    /// Fragments that each of them may have.
+    pub fragments_per_datagram: u32,
+    /// Bytes of fragments that wait at each worker.
+    pub fragment_bytes: u32,
     /// Frame buffers of each worker.
     pub buffers: usize,
     /// Neighbors at most.
@@ -212,6 +216,35 @@ pub struct Limits {
     pub waiting_frames: usize,
     /// ICMP errors that a worker sends.
     pub icmp_errors: ErrorRate,
+    /// Traces under way at most.
+    pub traces: u32,
+    /// Of what the daemon does beside moving frames.
+    pub services: ServiceLimits,
+}
+
+/// How many there may be of what is done beside moving frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceLimits {
+    /// Readers of what happens to connections: each costs whoever begins or ends one, and memory. The NAT log has
+    /// a place of its own.
+    pub event_readers: u32,
+    /// TCP connections of the host itself by one published mapping.
+    pub host_connections: u32,
+    /// Clients of the host itself that send datagrams by one published mapping.
+    pub host_datagram_clients: u32,
+    /// Rules of one network's policy: they are gone through for each new connection.
+    pub policy_rules: u32,
+}
+
+impl Default for ServiceLimits {
+    fn default() -> Self {
+        Self {
+            event_readers: 8,
+            host_connections: 1024,
+            host_datagram_clients: 512,
+            policy_rules: 256,
+        }
+    }
 }
 
 impl Default for Limits {
@@ -225,11 +258,15 @@ impl Default for Limits {
             fdb: engine.fdb_limit,
             fdb_per_port: engine.fdb_per_port,
             fragments: engine.fragment_limit,
+            fragments_per_datagram: engine.fragments_per_datagram,
+            fragment_bytes: engine.fragment_bytes,
             buffers: engine.buffers_per_worker,
             neighbors: engine.neighbors,
             groups: engine.groups,
             waiting_frames: engine.waiting_frames,
             icmp_errors: engine.icmp_errors,
+            traces: engine.traces,
+            services: ServiceLimits::default(),
         }
     }
 }
@@ -250,6 +287,7 @@ impl Limits {
             conntrack,
             conntrack_per_endpoint: conntrack / 2,
             fdb: share(full.fdb, 4096, MEMORY_PER_MAC),
+            fragment_bytes: share(full.fragment_bytes, 1 << 20, MEMORY_PER_FRAGMENT_BYTE),
             buffers: usize::try_from(buffers).unwrap_or(full.buffers),
             neighbors: NeighborLimits {
                 all: share(full.neighbors.all, 2048, MEMORY_PER_NEIGHBOR),
@@ -265,6 +303,7 @@ const MEMORY_PER_CONNECTION: u64 = 16 << 10;
 const MEMORY_PER_MAC: u64 = 64 << 10;
 const MEMORY_PER_NEIGHBOR: u64 = 256 << 10;
 const MEMORY_PER_BUFFER: u64 = 8 << 20;
+const MEMORY_PER_FRAGMENT_BYTE: u64 = 1 << 10;
 
 /// What waits for an acknowledgment is sent again every 120 s at the longest (`TCP_RTO_MAX` of Linux; RFC 6298
 /// §2.5 asks for 60 s at least), so that in this time each sender has tried twice.

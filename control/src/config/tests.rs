@@ -49,6 +49,7 @@ fn a_small_host_gets_small_tables() {
     assert_eq!((half.buffers, half.conntrack_per_endpoint), (256, 65_536));
     let least = of(16);
     assert_eq!((least.conntrack, least.fdb, least.neighbors.all), (16_384, 4096, 2048));
+    assert_eq!((half.fragment_bytes, least.fragment_bytes), (2 << 20, 1 << 20));
     assert_eq!(least.fdb_per_port, Limits::default().fdb_per_port);
 }
 
@@ -84,6 +85,13 @@ fn every_section() {
         neighbors_per_network = 30
         waiting_frames = 20
         icmp_errors_per_second = 10
+        fragments_per_datagram = 70
+        fragment_bytes = 2000000
+        traces = 3
+        event_readers = 9
+        host_connections = 11
+        host_datagram_clients = 12
+        policy_rules = 13
         [[uplink]]
         interface = "eth0"
         [[uplink]]
@@ -126,6 +134,15 @@ fn every_section() {
         groups: GroupLimits { network: 90, port: 9 },
         waiting_frames: 20,
         icmp_errors: ErrorRate { per_second: 10 },
+        fragments_per_datagram: 70,
+        fragment_bytes: 2_000_000,
+        traces: 3,
+        services: ServiceLimits {
+            event_readers: 9,
+            host_connections: 11,
+            host_datagram_clients: 12,
+            policy_rules: 13,
+        },
     };
     assert_eq!(config.limits, limits);
     assert_eq!(config.uplinks[0].mode, UplinkMode::Shared);
@@ -209,6 +226,14 @@ fn faults_name_line_and_key() {
         (
             "[daemon]\nnat_log_size = 0",
             "v.toml:2: daemon.nat_log_size: 0 is not a number from 1 to",
+        ),
+        (
+            "[limits]\nfragment_bytes = 65536",
+            "v.toml:2: limits.fragment_bytes: 65536 is not a number from 1048576 to",
+        ),
+        (
+            "[limits]\nevent_readers = 16",
+            "v.toml:2: limits.event_readers: 16 is not a number from 1 to 15",
         ),
         ("[limits]\nbuffers = 255", "v.toml:2: limits.buffers: 255 is not a number from 256 to"),
         (

@@ -261,6 +261,28 @@ fn limits(section: &LimitsSection, config: &mut Config) {
     if let Some(limit) = section.fragments {
         config.limits.fragments = limit.0;
     }
+    if let Some(limit) = section.fragments_per_datagram {
+        config.limits.fragments_per_datagram = limit.0;
+    }
+    if let Some(bytes) = section.fragment_bytes {
+        config.limits.fragment_bytes = bytes.0;
+    }
+    if let Some(limit) = section.traces {
+        config.limits.traces = limit.0;
+    }
+    let services = &mut config.limits.services;
+    if let Some(limit) = section.event_readers {
+        services.event_readers = limit.0;
+    }
+    if let Some(limit) = section.host_connections {
+        services.host_connections = limit.0;
+    }
+    if let Some(limit) = section.host_datagram_clients {
+        services.host_datagram_clients = limit.0;
+    }
+    if let Some(limit) = section.policy_rules {
+        services.policy_rules = limit.0;
+    }
 }
 
 fn uplinks(

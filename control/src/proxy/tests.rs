@@ -8,9 +8,14 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::*;
+use crate::config::ServiceLimits;
 use crate::netns::Netns;
 
 const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
+fn limits() -> HostLimits {
+    HostLimits::new(&ServiceLimits::default())
+}
+
 const NO_ROOM: LongRanges = LongRanges { room: 0, shared: false };
 
 fn publication(proto: Proto, count: u16, to: SocketAddr) -> Publication {
@@ -26,6 +31,13 @@ fn publication(proto: Proto, count: u16, to: SocketAddr) -> Publication {
 /// Reserves as many ports as `publication` has wherever they are free, as the kernel hands out a
 /// first one.
 fn reserve_any(publication: &Publication) -> Result<Reservation, ProxyError> {
+    reserve_within(publication, &limits())
+}
+
+fn reserve_within(
+    publication: &Publication,
+    limits: &HostLimits,
+) -> Result<Reservation, ProxyError> {
     let count = publication.host_ports.len();
     loop {
         let first = std::net::TcpListener::bind((LOCAL, 0)).unwrap().local_addr().unwrap().port();
@@ -33,7 +45,7 @@ fn reserve_any(publication: &Publication) -> Result<Reservation, ProxyError> {
             continue;
         };
         let candidate = Publication { host_ports, ..*publication };
-        match reserve(&candidate, NO_ROOM, &OwnAddresses::default()) {
+        match reserve(&candidate, NO_ROOM, &OwnAddresses::default(), limits) {
             Err(ProxyError::Busy { .. }) => {}
             other => return other,
         }
@@ -61,6 +73,48 @@ async fn one_direction_may_end_before_the_other() {
     within(client.read_to_string(&mut answer)).await.unwrap();
     assert_eq!(answer, "HELLO");
     within(served).await.unwrap();
+}
+
+fn one_each() -> HostLimits {
+    let one = ServiceLimits { host_connections: 1, host_datagram_clients: 1, ..Default::default() };
+    HostLimits::new(&one)
+}
+
+#[tokio::test]
+async fn datagrams_of_more_clients_than_may_be_are_lost_and_counted() {
+    let server = UdpSocket::bind((LOCAL, 0)).await.unwrap();
+    let publication = publication(Proto::Udp, 1, server.local_addr().unwrap());
+    let limits = one_each();
+    let reserved = reserve_within(&publication, &limits).unwrap();
+    let port = reserved.ports().first();
+    let mut buffer = [0; 16];
+    let first = UdpSocket::bind((LOCAL, 0)).await.unwrap();
+    first.send_to(b"one", (LOCAL, port)).await.unwrap();
+    within(server.recv_from(&mut buffer)).await.unwrap();
+    let second = UdpSocket::bind((LOCAL, 0)).await.unwrap();
+    second.send_to(b"two", (LOCAL, port)).await.unwrap();
+    first.send_to(b"three", (LOCAL, port)).await.unwrap();
+    let (length, _) = within(server.recv_from(&mut buffer)).await.unwrap();
+    assert_eq!(&buffer[..length], b"three");
+    let shown = limits.datagram_clients.view();
+    assert_eq!((shown.current, shown.peak, shown.limit, shown.refused), (1, 1, 1, Some(1)));
+}
+
+#[tokio::test]
+async fn a_connection_more_than_may_be_waits_for_the_end_of_another() {
+    let server = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let publication = publication(Proto::Tcp, 1, server.local_addr().unwrap());
+    let limits = one_each();
+    let reserved = reserve_within(&publication, &limits).unwrap();
+    let port = reserved.ports().first();
+    let first = TcpStream::connect((LOCAL, port)).await.unwrap();
+    let (served, _) = within(server.accept()).await.unwrap();
+    let _second = TcpStream::connect((LOCAL, port)).await.unwrap();
+    assert!(timeout(Duration::from_millis(300), server.accept()).await.is_err());
+    let shown = limits.connections.view();
+    assert_eq!((shown.current, shown.peak, shown.limit, shown.refused), (1, 1, 1, None));
+    drop((first, served));
+    within(server.accept()).await.unwrap();
 }
 
 #[tokio::test]
@@ -95,7 +149,7 @@ async fn a_taken_port_is_a_conflict_and_nothing_stays_reserved() {
     let ports = free.ports();
     assert_eq!(ports.len(), 3);
     let again = Publication { host_ports: ports, ..publication(Proto::Tcp, 3, target) };
-    let error = reserve(&again, NO_ROOM, &OwnAddresses::default()).unwrap_err();
+    let error = reserve(&again, NO_ROOM, &OwnAddresses::default(), &limits()).unwrap_err();
     let text = format!("port {}/tcp is in use on the host by another program", ports.first());
     assert_eq!(error.to_string(), text);
     assert_eq!(Error::from(error).kind, Kind::Conflict);
@@ -111,14 +165,14 @@ async fn a_taken_port_is_a_conflict_and_nothing_stays_reserved() {
         }
     })
     .await;
-    let error = reserve(&again, NO_ROOM, &OwnAddresses::default()).unwrap_err();
+    let error = reserve(&again, NO_ROOM, &OwnAddresses::default(), &limits()).unwrap_err();
     assert!(matches!(error, ProxyError::Busy { port, .. } if port == ports.last()), "{error}");
     drop(squatter);
-    let held = reserve(&again, NO_ROOM, &OwnAddresses::default()).unwrap();
+    let held = reserve(&again, NO_ROOM, &OwnAddresses::default(), &limits()).unwrap();
     assert_eq!(held.ports(), ports);
 
     let foreign = Publication { host_ip: [192, 0, 2, 9].into(), ..again };
-    let error = reserve(&foreign, NO_ROOM, &OwnAddresses::default()).unwrap_err();
+    let error = reserve(&foreign, NO_ROOM, &OwnAddresses::default(), &limits()).unwrap_err();
     assert_eq!(error.to_string(), "192.0.2.9 is not an address of this host");
 }
 
@@ -134,12 +188,12 @@ async fn long_ranges_are_checked_but_not_bound() {
                 host_ports: PortRange::new(10_000, 20_000).unwrap(),
                 ..publication(Proto::Tcp, 1, SocketAddr::from((LOCAL, 9)))
             };
-            let held = reserve(&long, NO_ROOM, &OwnAddresses::default()).unwrap();
+            let held = reserve(&long, NO_ROOM, &OwnAddresses::default(), &limits()).unwrap();
             let program = std::net::TcpListener::bind((LOCAL, 15_000)).unwrap();
-            let error = reserve(&long, NO_ROOM, &OwnAddresses::default()).unwrap_err();
+            let error = reserve(&long, NO_ROOM, &OwnAddresses::default(), &limits()).unwrap_err();
             assert!(matches!(error, ProxyError::Busy { port: 15_000, .. }), "{error}");
             drop((held, program));
-            assert!(reserve(&long, NO_ROOM, &OwnAddresses::default()).is_ok());
+            assert!(reserve(&long, NO_ROOM, &OwnAddresses::default(), &limits()).is_ok());
         })
         .unwrap();
 }
@@ -163,7 +217,7 @@ async fn whoever_is_not_the_host_is_reset() {
         .netns
         .run(|| {
             let _entered = runtime.enter();
-            let held = reserve(&any, NO_ROOM, &own).unwrap();
+            let held = reserve(&any, NO_ROOM, &own, &limits()).unwrap();
             (held, std::net::TcpStream::connect(("203.0.113.77", 8080)).unwrap())
         })
         .unwrap();
@@ -198,7 +252,9 @@ async fn long_ranges_are_held_and_refused() {
                     host_ports: PortRange::new(first, last).unwrap(),
                     ..publication(proto, 1, SocketAddr::from((LOCAL, 9)))
                 };
-                let held = reserve(&range(30_800, 31_199), room, &OwnAddresses::default()).unwrap();
+                let held =
+                    reserve(&range(30_800, 31_199), room, &OwnAddresses::default(), &limits())
+                        .unwrap();
                 assert_eq!((held.held(), held.is_only_checked()), (400, false));
                 for address in [LOCAL, Ipv4Addr::UNSPECIFIED] {
                     let tcp = std::net::TcpListener::bind((address, 31_000)).is_err();
@@ -206,23 +262,25 @@ async fn long_ranges_are_held_and_refused() {
                     assert_eq!((tcp, udp), (proto == Proto::Tcp, proto == Proto::Udp));
                 }
                 let error =
-                    reserve(&range(31_190, 31_400), room, &OwnAddresses::default()).unwrap_err();
+                    reserve(&range(31_190, 31_400), room, &OwnAddresses::default(), &limits())
+                        .unwrap_err();
                 assert!(matches!(error, ProxyError::Busy { port: 31_190, .. }), "{error}");
                 drop(held);
 
                 let error =
-                    reserve(&range(30_900, 31_300), room, &OwnAddresses::default()).unwrap_err();
+                    reserve(&range(30_900, 31_300), room, &OwnAddresses::default(), &limits())
+                        .unwrap_err();
                 let text = format!("ports 30900-31300/{proto} overlap 30000-31000, which the host");
                 assert!(error.to_string().starts_with(&text), "{error}");
                 assert_eq!(Error::from(error).kind, Kind::Conflict);
                 assert!(
-                    reserve(&range(31_001, 32_000), room, &OwnAddresses::default())
+                    reserve(&range(31_001, 32_000), room, &OwnAddresses::default(), &limits())
                         .unwrap()
                         .is_only_checked()
                 );
                 let own = LongRanges { shared: false, ..room };
                 assert!(
-                    reserve(&range(30_900, 31_300), own, &OwnAddresses::default())
+                    reserve(&range(30_900, 31_300), own, &OwnAddresses::default(), &limits())
                         .unwrap()
                         .is_only_checked()
                 );
@@ -246,7 +304,7 @@ async fn a_socket_of_ipv6_alone_keeps_no_port_of_ipv4() {
                 ..publication(Proto::Tcp, 1, SocketAddr::from((LOCAL, 9)))
             };
             let any6 = std::net::Ipv6Addr::UNSPECIFIED;
-            let reserve = || reserve(&range, NO_ROOM, &OwnAddresses::default());
+            let reserve = || reserve(&range, NO_ROOM, &OwnAddresses::default(), &limits());
             let alone = bind::serve(Proto::Tcp, any6.into(), 20_500).unwrap();
             assert!(reserve().unwrap().is_only_checked());
             drop(alone);
@@ -272,10 +330,10 @@ async fn what_a_connection_keeps_is_held_when_it_has_ended() {
             };
             let room = LongRanges { room: 300, shared: true };
             let program = std::net::UdpSocket::bind((LOCAL, 31_100)).unwrap();
-            let error = reserve(&range, room, &OwnAddresses::default()).unwrap_err();
+            let error = reserve(&range, room, &OwnAddresses::default(), &limits()).unwrap_err();
             assert!(matches!(error, ProxyError::Busy { port: 31_100, .. }), "{error}");
             program.connect((LOCAL, 9)).unwrap();
-            let mut held = reserve(&range, room, &OwnAddresses::default()).unwrap();
+            let mut held = reserve(&range, room, &OwnAddresses::default(), &limits()).unwrap();
             assert_eq!(held.held(), 300);
             held.complete();
             drop(program);
@@ -356,7 +414,7 @@ async fn each_family_has_sockets_of_its_own() {
             let side =
                 |host_ip| Publication { host_ip, host_ports, ..publication(proto, 1, target) };
             let own = OwnAddresses::default();
-            let made = both.map(|host_ip| reserve(&side(host_ip), NO_ROOM, &own));
+            let made = both.map(|host_ip| reserve(&side(host_ip), NO_ROOM, &own, &limits()));
             if let [Ok(v4), Ok(v6)] = made {
                 break [v4, v6];
             }

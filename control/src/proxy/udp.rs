@@ -8,14 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{Instant, timeout};
 
 use super::OwnAddresses;
-
-/// Clients of one reservation at a time; datagrams of further ones are dropped.
-pub(super) const MAX_CLIENTS: usize = 512;
+use crate::places::Places;
 
 /// `docker-proxy` forgets a client after 90 s as well (its `UDPConnTrackTimeout`).
 const IDLE: Duration = Duration::from_secs(90);
@@ -32,7 +30,7 @@ struct Client {
 pub(super) async fn serve(
     socket: UdpSocket,
     target: SocketAddr,
-    limit: Arc<Semaphore>,
+    limit: Places,
     own: OwnAddresses,
     mut stopped: watch::Receiver<()>,
 ) {
@@ -74,7 +72,7 @@ pub(super) async fn serve(
                 let Some(mut client) = clients.remove(&from) else { continue };
                 // No answers for a while; but the client may still be talking.
                 if client.last_sent.elapsed() < IDLE
-                    && let Ok(permit) = Arc::clone(&limit).try_acquire_owned()
+                    && let Some(permit) = limit.try_take()
                 {
                     let task = pass_answers(
                         Arc::clone(&socket), Arc::clone(&client.socket), from, permit,
@@ -94,10 +92,10 @@ async fn open(
     socket: &Arc<UdpSocket>,
     from: SocketAddr,
     target: SocketAddr,
-    limit: &Arc<Semaphore>,
+    limit: &Places,
     replies: &mut JoinSet<()>,
 ) -> Option<Client> {
-    let permit = Arc::clone(limit).try_acquire_owned().ok()?;
+    let permit = limit.try_take()?;
     let any = match target {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),

@@ -60,9 +60,12 @@ impl Switch {
         let world = self.world();
         let mut network = world.policed(&request.network)?.clone();
         let have = network.policy.len();
-        if have >= check::MAX_POLICY_RULES {
+        let limit = &self.services.policy_rules;
+        if have >= usize::try_from(limit.limit()).unwrap_or(usize::MAX) {
+            limit.refuse();
             return Err(wrap(Error::conflict(format!(
-                "has {have} rules, as many as a network may have; remove some first"
+                "has {have} rules, as many as a network may have; remove some first, or raise \
+                 limits.policy_rules"
             ))));
         }
         let at = request.position.map_or(have, |position| {
@@ -96,6 +99,7 @@ impl Switch {
             host_port: request.host_port,
         };
         network.policy.insert(at, rule.clone());
+        limit.note(u32::try_from(have + 1).unwrap_or(u32::MAX));
         Ok((counters, network, rule))
     }
 

@@ -100,6 +100,11 @@ impl Switch {
     /// Gives workers and steering the rules as they are now.
     pub(super) async fn publish_ports(&self, work: &mut Work) -> Result<()> {
         self.note_nat_ports(work);
+        if self.world().attached.hairpin_ports.is_none()
+            && let Ok(ports) = self.host_ports()
+        {
+            self.note_hairpin_ports(&ports);
+        }
         let outcome = self.publish().and_then(|()| self.refresh_steering(work));
         self.world_mut().stale = outcome.is_err();
         outcome

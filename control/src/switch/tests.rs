@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::purge::{conntrack_files, purge_offline};
 use super::*;
 use crate::api::types::{NetworkCreate, NetworkRef, SandboxCreate, Subnet, UplinkMode};
-use crate::config::{Config, Daemon};
+use crate::config::{Config, Daemon, ServiceLimits};
 use crate::error::Kind;
 use crate::model::Namespace;
 use crate::netns::{self, Netns};
@@ -94,6 +94,7 @@ impl Host {
             link: LinkKind::Tap,
             tuning: Tuning::default(),
             uplinks: Vec::new(),
+            services: ServiceLimits::default(),
         };
         let switch = Switch::new(engine, host, settings, store, desired, Vec::new());
         switch.adopt(&[]).await.unwrap();

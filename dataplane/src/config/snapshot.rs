@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    ConfigError, DEFAULT_FDB_AGEING, NetworkConfig, Policy, PortConfig, PortRole, SnapshotSpec,
-    Subnet, Timeouts, UplinkConfig, UplinkMode,
+    ConfigError, DEFAULT_FDB_AGEING, DEFAULT_HOST_PORTS, NetworkConfig, Policy, PortConfig,
+    PortRole, SnapshotSpec, Subnet, Timeouts, UplinkConfig, UplinkMode,
 };
 use crate::conntrack::{Owners, Zone};
 use crate::family::{Address, AddressMap};
@@ -237,7 +237,12 @@ impl Snapshot {
         snapshot.dnat = DnatTable::build(&spec.dnat, |id, address| {
             snapshot.network(id).is_some_and(|network| network.config.routed.of(address))
         })?;
-        snapshot.free_ports = FreePorts::build(snapshot.uplinks(), &snapshot.dnat);
+        let of_the_host = spec.host_ports.unwrap_or_else(|| DEFAULT_HOST_PORTS.to_vec());
+        if of_the_host.iter().any(|(first, last)| first > last) {
+            return Err(ConfigError::PortRange);
+        }
+        snapshot.free_ports = FreePorts::build(snapshot.uplinks(), &snapshot.dnat)
+            .with_host(of_the_host, &snapshot.dnat);
         Ok(snapshot)
     }
 
@@ -381,11 +386,15 @@ impl Snapshot {
         }
     }
 
-    /// The VLAN of the untagged frames of the endpoint that has this MAC; 0: none.
+    /// Whether this MAC is that of an endpoint which is in this VLAN by its configuration: see
+    /// [`Vlans::are_given`](crate::config::Vlans::are_given).
     #[must_use]
-    pub fn vlan_of(&self, network: NetworkId, mac: Mac) -> Option<u16> {
-        let port = self.port(*self.network(network)?.macs.get(&mac)?)?;
-        Some(port.untagged().unwrap_or(0))
+    pub fn is_at_home(&self, network: NetworkId, mac: Mac, vlan: u16) -> bool {
+        let port = self.network(network).and_then(|network| network.macs.get(&mac));
+        port.and_then(|port| self.port(*port)).is_some_and(|port| match &port.config.role {
+            PortRole::Endpoint { vlans, .. } => vlans.are_given(vlan),
+            PortRole::Host { .. } | PortRole::Uplink { .. } => vlan == 0,
+        })
     }
 
     /// A configured port.

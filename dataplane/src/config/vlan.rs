@@ -40,6 +40,14 @@ impl Vlans {
         }
     }
 
+    /// Whether a VLAN is one that the port was given. One without options may be in all by their tags, but was
+    /// given none but that of untagged frames.
+    #[must_use]
+    pub fn are_given(&self, vlan: u16) -> bool {
+        self.untagged() == Some(vlan)
+            || matches!(self, Self::Trunk { tagged, .. } if tagged.contains(vlan))
+    }
+
     /// The VLAN of a frame that came with this tag, or without. `None`: it may not come so.
     #[must_use]
     pub fn admit(&self, tag: Option<u16>) -> Option<u16> {
@@ -129,6 +137,19 @@ mod tests {
         assert!(!set.insert(4095) && !set.insert(u16::MAX));
         assert_eq!(set.iter().collect::<Vec<_>>(), [1, 63, 64, 4094]);
         assert!(!set.contains(0) && !set.contains(4095) && !set.contains(FROM_GATEWAY));
+    }
+
+    #[test]
+    fn a_trunk_was_given_what_it_carries() {
+        // VLAN 0, 5, 10, 20.
+        for (port, given) in [
+            (Vlans::All, [true, false, false, false]),
+            (Vlans::Access(10), [false, false, true, false]),
+            (trunk(None, &[10, 20]), [false, false, true, true]),
+            (trunk(Some(5), &[10]), [false, true, true, false]),
+        ] {
+            assert_eq!([0, 5, 10, 20].map(|vlan| port.are_given(vlan)), given, "{port:?}");
+        }
     }
 
     #[test]

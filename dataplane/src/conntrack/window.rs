@@ -195,7 +195,7 @@ pub fn flows(segment: &Segment, mine: Side, theirs: Side) -> Option<Side> {
     }
     let room = theirs.room();
     let oldest = mine.end.wrapping_sub(room).wrapping_sub(1);
-    let oldest_ack = theirs.end.wrapping_sub(mine.room().max(OLD_ACK)).wrapping_sub(1);
+    let oldest_ack = oldest_ack(mine, theirs);
     // All at once: none of them is ever likely, and a branch for each costs more than they do.
     let refused = before(theirs.ack.wrapping_add(room), segment.seq)
         | before(theirs.end, segment.ack)
@@ -254,11 +254,16 @@ fn data(segment: &Segment, mine: Side, theirs: Side) -> Result<Judgement, Unbeli
     }
     // II and IV: old data and old acknowledgments are retransmissions and late ones.
     let oldest = mine.end.wrapping_sub(theirs.room()).wrapping_sub(1);
-    let oldest_ack = theirs.end.wrapping_sub(mine.room().max(OLD_ACK)).wrapping_sub(1);
-    if before(segment.end(), oldest) || before(segment.ack, oldest_ack) {
+    if before(segment.end(), oldest) || before(segment.ack, oldest_ack(mine, theirs)) {
         return Ok(Judgement::Passes);
     }
     continues
+}
+
+/// Rule IV: who says `mine` may acknowledge as little as this.
+#[inline(always)]
+fn oldest_ack(mine: Side, theirs: Side) -> u32 {
+    theirs.end.wrapping_sub(mine.room().max(OLD_ACK)).wrapping_sub(1)
 }
 
 fn syn(
@@ -330,11 +335,15 @@ fn reset(
     }
     if !theirs.has(ACKED) {
         let exact = !mine.is_known() || segment.seq == mine.end;
-        return if exact { closes } else { Ok(Judgement::Passes) };
+        return if exact {
+            reset_acknowledging(segment, mine, theirs)
+        } else {
+            Ok(Judgement::Passes)
+        };
     }
     // The next number that the receiver expects, as far as it has said; or that of a RST right behind data.
     if segment.seq == theirs.ack || mine.is_known() && segment.seq == mine.end {
-        return closes;
+        return reset_acknowledging(segment, mine, theirs);
     }
     // The answer of one who knows of no connection to a SYN within this one.
     if theirs.has(SYN_AGAIN) && segment.seq == 0 && segment.has(ACK) {
@@ -346,6 +355,30 @@ fn reset(
     }
     // Within the window: the receiver asks whether it is meant (RFC 5961 §3.2).
     Ok(Judgement::Passes)
+}
+
+/// A RST with the number that its receiver expects. What it acknowledges is held against rules III and IV as
+/// that of any segment (`tcp_in_window` of `nf_conntrack_proto_tcp.c`): who guesses the one number does not know
+/// the other. Some stacks set ACK and acknowledge nothing, with zero.
+fn reset_acknowledging(
+    segment: &Segment,
+    mine: Side,
+    theirs: Side,
+) -> Result<Judgement, Unbelievable> {
+    let closes = Ok(Judgement::Continues(mine));
+    let is_said = segment.has(ACK) && segment.ack != 0;
+    let unknown = !theirs.is_known() || mine.has(LIBERAL) || theirs.has(LIBERAL);
+    // Within the connection its peer has sent a SYN, whose number is not kept: the answer may be to that.
+    if !is_said || unknown || theirs.has(SYN_AGAIN) {
+        return closes;
+    }
+    if before(theirs.end, segment.ack) {
+        return Err(Unbelievable::Reset);
+    }
+    if before(segment.ack, oldest_ack(mine, theirs)) {
+        return Ok(Judgement::Passes);
+    }
+    closes
 }
 
 /// Whether `a` is before `b`, in numbers that wrap (RFC 9293 §3.4).

@@ -155,7 +155,9 @@ impl Fdb {
         while found != 0 {
             let at = found.trailing_zeros() as usize % WORDS;
             found &= found - 1;
-            let (word, value) = (&bucket[at], &bucket[(at + 1) % WORDS]);
+            let (Some(word), Some(value)) = (bucket.get(at), bucket.get((at + 1) % WORDS)) else {
+                break;
+            };
             let seen = Value(value.load(Ordering::Acquire));
             fence(Ordering::Acquire);
             if word.load(Ordering::Relaxed) == key && seen.vlan() == vlan & 0xfff {

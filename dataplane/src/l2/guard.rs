@@ -10,12 +10,15 @@
 //! Shortcuts ask [`is_ordinary`], which reads fields at fixed places: it answers yes only where there is
 //! nothing to be stepped over. Every other frame takes the whole way and comes to [`admit`].
 
+use std::net::Ipv4Addr;
+
+use crate::packet::arp::ArpPacket;
 use crate::packet::extensions::walk_extensions;
 use crate::packet::field::{chunk, read_u16};
-use crate::packet::headers::{Chain, Headers};
+use crate::packet::headers::{Chain, Headers, Net};
 use crate::packet::ndp;
 use crate::packet::parse::{ETH_LEN, IPV4_LEN, IPV4_OFFSET_MASK, IPV6_LEN, VLAN_TAG_LEN};
-use crate::packet::types::{ethertype, ip_proto};
+use crate::packet::types::{Mac, ethertype, ip_proto};
 use crate::verdict::DropReason;
 
 /// EtherTypes begin here (IEEE 802.3 clause 3.2.6); what is less is a length, and LLC is behind it.
@@ -99,6 +102,22 @@ fn is_ordinary_ipv4(head: &[u8; V4_HEAD]) -> bool {
     head[ETH_LEN] == PLAIN && !(head[PROTO] == ip_proto::UDP && DHCP.are([p0, p1, p2, p3]))
 }
 
+/// Refuses an IPv4 packet that is from none of the owner's addresses. Without one it may ask for one.
+#[inline(always)]
+pub(crate) fn admit_ipv4(source: Ipv4Addr, own: &[Ipv4Addr]) -> Result<(), DropReason> {
+    if source.is_unspecified() || own.contains(&source) {
+        Ok(())
+    } else {
+        Err(DropReason::SpoofedIpv4)
+    }
+}
+
+/// Refuses ARP that is not said by the owner, or not for itself.
+pub(crate) fn admit_arp(arp: &ArpPacket, mac: Mac, own: &[Ipv4Addr]) -> Result<(), DropReason> {
+    let sound = arp.sender_mac == mac && admit_ipv4(arp.sender_ip, own).is_ok();
+    if sound { Ok(()) } else { Err(DropReason::SpoofedArp) }
+}
+
 /// Refuses what only a trusted port may send.
 #[inline(always)]
 pub(crate) fn admit(bytes: &[u8], headers: &Headers) -> Result<(), DropReason> {
@@ -121,7 +140,7 @@ fn look_closely(bytes: &[u8], headers: &Headers) -> Result<(), DropReason> {
             _ => Ok(()),
         },
         Payload::Hidden => Err(DropReason::RaUntrusted),
-        Payload::Ipv4(_) | Payload::Other => Ok(()),
+        Payload::Arp(_) | Payload::Ipv4(_) | Payload::Other => Ok(()),
     }
 }
 
@@ -132,6 +151,7 @@ const fn is_reserved(kind: u8, fragment: bool) -> bool {
 
 /// What is behind all link headers, up to the end of the frame.
 pub(super) enum Payload<'a> {
+    Arp(&'a [u8]),
     Ipv4(&'a [u8]),
     Ipv6(&'a [u8]),
     /// More link headers than are stepped over.
@@ -139,24 +159,54 @@ pub(super) enum Payload<'a> {
     Other,
 }
 
+/// Whether more link headers follow those that have been parsed: LLC, or more tags than anybody has.
+#[inline(always)]
+pub(crate) const fn is_wrapped(kind: u16) -> bool {
+    kind < FIRST_ETHERTYPE || matches!(kind, ethertype::VLAN | ethertype::QINQ)
+}
+
+/// Moves headers on to behind all link headers, where their network header has not been read. False: there are more
+/// of them than are stepped over.
+#[cold]
+pub(crate) fn unwrap(bytes: &[u8], headers: &mut Headers) -> bool {
+    let Some((kind, at)) = innermost(bytes, headers) else { return false };
+    let Ok(l3) = u16::try_from(at) else { return false };
+    headers.ethertype = kind;
+    headers.l3 = l3;
+    headers.net = if kind == ethertype::ARP { Net::Arp } else { Net::Unread };
+    true
+}
+
 /// Steps over link headers from where they have been parsed to.
 pub(super) fn payload<'a>(bytes: &'a [u8], headers: &Headers) -> Payload<'a> {
+    let Some((kind, at)) = innermost(bytes, headers) else { return Payload::Hidden };
+    let packet = bytes.get(at..).unwrap_or_default();
+    match kind {
+        ethertype::ARP => Payload::Arp(packet),
+        ethertype::IPV4 => Payload::Ipv4(packet),
+        ethertype::IPV6 => Payload::Ipv6(packet),
+        _ => Payload::Other,
+    }
+}
+
+/// The EtherType behind all link headers, and where its packet begins. `None`: there are more of them than are
+/// stepped over.
+fn innermost(bytes: &[u8], headers: &Headers) -> Option<(u16, usize)> {
     let mut kind = headers.ethertype;
-    let mut rest = bytes.get(usize::from(headers.l3)..).unwrap_or_default();
+    let mut at = usize::from(headers.l3);
     for _ in 0..=MAX_LINK_HEADERS {
+        let rest = bytes.get(at..).unwrap_or_default();
         let length = match (kind, rest) {
-            (ethertype::IPV4, packet) => return Payload::Ipv4(packet),
-            (ethertype::IPV6, packet) => return Payload::Ipv6(packet),
             (ethertype::VLAN | ethertype::QINQ, _) => VLAN_TAG_LEN,
             (..FIRST_ETHERTYPE, [0xaa, 0xaa, 0x03, ..]) => SNAP_LEN,
-            _ => return Payload::Other,
+            _ => return Some((kind, at)),
         };
         // Both end with the EtherType of what follows.
-        let Some((header, behind)) = rest.split_at_checked(length) else { return Payload::Other };
+        let Some(header) = rest.get(..length) else { return Some((kind, at)) };
         kind = read_u16(header, length - 2).unwrap_or_default();
-        rest = behind;
+        at += length;
     }
-    Payload::Hidden
+    None
 }
 
 /// Whether a packet, or the first fragment of one, is what a DHCP server or relay says.

@@ -12,16 +12,18 @@
 //! looked at.
 //!
 //! What is in front of a packet is stepped over as in [`guard`](super::guard), which has refused what
-//! hides Neighbor Discovery from whoever is not trusted; here it is refused from all.
+//! hides Neighbor Discovery from whoever is not trusted; here it is refused from all. Where that is more than
+//! tags, IPv4 and ARP are held against their owner here as well.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::guard::{Payload, Upper, is_ordinary, payload, upper};
+use super::guard::{Payload, Upper, admit_arp, admit_ipv4, is_ordinary, payload, upper};
 use crate::config::Network;
+use crate::packet::arp::ArpPacket;
 use crate::packet::field::chunk;
 use crate::packet::headers::Headers;
 use crate::packet::ndp::{self, SOURCE_LINK, TARGET_LINK};
-use crate::packet::parse::ipv6_source_at;
+use crate::packet::parse::{ipv4_source_at, ipv6_source_at};
 use crate::packet::types::{Mac, ethertype};
 use crate::verdict::DropReason;
 
@@ -34,6 +36,7 @@ const MLD2_REPORT: u8 = 143;
 #[derive(Clone, Copy)]
 pub(crate) struct Owner<'a> {
     pub(crate) mac: Mac,
+    pub(crate) ipv4: &'a [Ipv4Addr],
     /// See [`crate::config::PortEntry::own6`].
     pub(crate) ipv6: &'a [Ipv6Addr],
     pub(crate) network: Option<&'a Network>,
@@ -62,6 +65,14 @@ fn look_closely(bytes: &[u8], headers: &Headers, owner: &Owner<'_>) -> Result<()
     let addressed = !owner.ipv6.is_empty();
     let packet = match payload(bytes, headers) {
         Payload::Ipv6(packet) => packet,
+        Payload::Ipv4(packet) => {
+            let source = ipv4_source_at(packet, 0);
+            return source.map_or(Ok(()), |source| admit_ipv4(source, owner.ipv4));
+        }
+        Payload::Arp(packet) => {
+            let arp = ArpPacket::read(packet).ok_or(DropReason::ArpMalformed)?;
+            return admit_arp(&arp, owner.mac, owner.ipv4);
+        }
         Payload::Hidden if addressed => return Err(DropReason::SpoofedNd),
         _ => return Ok(()),
     };

@@ -8,6 +8,7 @@ use crate::engine::Link;
 use crate::l3::neighbor::{Asker, Resolution};
 use crate::l3::route::RouteTarget;
 use crate::l3::{arp, nd};
+use crate::nat::dnat::any_like;
 use crate::packet::types::{Mac, NetworkId, PortId};
 use crate::verdict::DropReason;
 
@@ -47,6 +48,11 @@ pub(crate) fn route(cx: &Cx<'_>, dst: impl Into<IpAddr> + Copy) -> Result<Hop, D
         None if cx.config.uplinks().next().is_none() => Err(DropReason::UplinkMissing),
         None => Err(DropReason::NoRoute),
     }
+}
+
+/// The default route of the family of an address, by which its host is known to most.
+pub(crate) fn way_of_all(cx: &Cx<'_>, like: impl Into<IpAddr>) -> Option<Hop> {
+    route(cx, any_like(like.into())).ok()
 }
 
 /// The way to the neighbor of a hop, for a frame that came in by `ingress`; asks for it when needed.

@@ -137,16 +137,16 @@ impl RouteTable {
     /// Adds or replaces a route.
     pub fn insert(&mut self, prefix: Prefix, target: RouteTarget) {
         match prefix.base {
-            IpAddr::V4(base) => self.v4.level(prefix.len).insert(base.to_bits(), target),
-            IpAddr::V6(base) => self.v6.level(prefix.len).insert(base.to_bits(), target),
+            IpAddr::V4(base) => self.v4.put(prefix.len, base.to_bits(), target, true),
+            IpAddr::V6(base) => self.v6.put(prefix.len, base.to_bits(), target, true),
         };
     }
 
     /// Adds a route unless there is one for exactly this prefix.
     pub fn insert_if_absent(&mut self, prefix: Prefix, target: RouteTarget) {
         match prefix.base {
-            IpAddr::V4(base) => self.v4.level(prefix.len).entry(base.to_bits()).or_insert(target),
-            IpAddr::V6(base) => self.v6.level(prefix.len).entry(base.to_bits()).or_insert(target),
+            IpAddr::V4(base) => self.v4.put(prefix.len, base.to_bits(), target, false),
+            IpAddr::V6(base) => self.v6.put(prefix.len, base.to_bits(), target, false),
         };
     }
 
@@ -175,12 +175,17 @@ impl<B: Eq + Hash> Default for Routes<B> {
 }
 
 impl<B: Bits> Routes<B> {
-    fn level(&mut self, len: u8) -> &mut FxHashMap<B, RouteTarget> {
-        let at = self.by_len.partition_point(|(have, _)| *have > len);
-        if self.by_len.get(at).is_none_or(|(have, _)| *have != len) {
-            self.by_len.insert(at, (len, FxHashMap::default()));
+    /// Enters a route; `replaces` says which stays where there is one already.
+    fn put(&mut self, len: u8, base: B, target: RouteTarget, replaces: bool) {
+        if let Some((_, routes)) = self.by_len.iter_mut().find(|(have, _)| *have == len) {
+            let known = routes.entry(base).or_insert(target);
+            if replaces {
+                *known = target;
+            }
+        } else {
+            let at = self.by_len.partition_point(|(have, _)| *have > len);
+            self.by_len.insert(at, (len, std::iter::once((base, target)).collect()));
         }
-        &mut self.by_len[at].1
     }
 
     #[inline]

@@ -137,6 +137,12 @@ impl DnatTable {
         ranges
     }
 
+    /// Protocols and addresses that something is published at; an unspecified address stands for all of its
+    /// family.
+    pub fn places(&self) -> impl Iterator<Item = (u8, IpAddr)> {
+        self.groups.keys().copied()
+    }
+
     /// Whether any rule exists.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -145,7 +151,7 @@ impl DnatTable {
 }
 
 /// What stands for any address of the family of `address`.
-const fn any_like(address: IpAddr) -> IpAddr {
+pub(crate) const fn any_like(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),

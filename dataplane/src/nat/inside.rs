@@ -13,6 +13,7 @@ use crate::conntrack::tcp::TcpState;
 use crate::conntrack::{Direction, Key, NewConnection, timeout};
 use crate::core::Cx;
 use crate::frame::Frame;
+use crate::l2::guard;
 use crate::l3::fragments::{Carries, Datagram, Entered, Source};
 use crate::nat::begin::{booking, first_state};
 use crate::nat::established::{Seen, judge, note, settle};
@@ -38,6 +39,10 @@ pub(crate) fn admit(
     lane: &mut Lane,
 ) -> Result<(), DropReason> {
     let mut headers = lane.headers;
+    // What is in front of a packet hides it from no receiver that steps over it as the guard does.
+    if guard::is_wrapped(headers.ethertype) && !guard::unwrap(frame.bytes(), &mut headers) {
+        return Err(DropReason::Policy);
+    }
     parse_net(frame.bytes(), &mut headers);
     match &headers.net {
         // Nobody could say what it carries, but its receiver may.

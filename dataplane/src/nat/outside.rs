@@ -10,18 +10,13 @@ use crate::conntrack::{Hit, Insert, Inside, Key, NewConnection, Overdrawn};
 use crate::core::Cx;
 use crate::engine::Link;
 use crate::family::Address;
-use crate::l3::hop::Hop;
+use crate::l3::hop::{self, Hop};
 use crate::nat::dnat::DnatTarget;
 use crate::nat::ip::{Addr, Ip, Tracked};
 use crate::nat::port_alloc::Candidates;
 use crate::packet::types::ip_proto;
 use crate::pipeline::From;
 use crate::verdict::DropReason;
-
-/// Outside ports of connections between networks through a published port, when the address they
-/// speak from has no NAT range of its own: outside Linux' default `ip_local_port_range`, so that
-/// they never meet a connection of the host's stack.
-const HAIRPIN_PORTS: &[(u16, u16)] = &[(1024, 32_767), (61_000, 65_535)];
 
 /// Any port, for a client whose own port is taken at the server by its other connection.
 const ANY_PORT: &[(u16, u16)] = &[(1024, 65_535)];
@@ -49,20 +44,50 @@ pub(super) fn outside_source<'a, P: Ip>(
             let is_mapped = network.config.endpoint_independent;
             Ok(Some(Source { address, ports, is_mapped }))
         }
-        // Hairpin: the server must answer to us, so it sees the address that was spoken to
-        // (RFC 4787 REQ-9a).
-        Link::Network(_) if target.is_some() => {
-            let dst = ip.dst();
-            let owner = match cx.config.local(dst) {
-                Some(LocalAddress::Gateway(_)) | None => None,
-                _ => cx.config.uplinks().find(|u| u.has(dst)),
-            };
-            let free = |uplink| cx.config.free_ports.at(uplink, ip.proto(), dst);
-            let ports = owner.map_or(HAIRPIN_PORTS, free);
-            Ok(Some(Source { address: dst, ports, is_mapped: false }))
-        }
+        Link::Network(_) if target.is_some() => Ok(Some(hairpin(cx, network, ip))),
         Link::Network(_) => Ok(None),
     }
+}
+
+/// What the server of a hairpin sees: it must answer to us. Of an inside address that has one outside it sees
+/// that (RFC 4787 REQ-9a), as those see it who are on the wire of the address that was spoken to. By an address
+/// that no uplink has, a gateway's say, nobody outside is spoken to, and who asked sees it answer: it is seen
+/// itself, but where an inside port is to have one outside port for all (ADR 30).
+fn hairpin<'a, P: Ip>(cx: &Cx<'a>, network: &Network, ip: &P) -> Source<'a, Addr<P>> {
+    let (src, dst) = (ip.src(), ip.dst());
+    let is_mapped = network.config.endpoint_independent;
+    let way: Option<(&'a UplinkConfig, IpAddr)> = match cx.config.local(dst) {
+        Some(LocalAddress::Gateway(_)) | None => None,
+        _ => cx.config.uplinks().find(|uplink| uplink.has(dst)).map(|uplink| (uplink, dst.into())),
+    };
+    let default = || {
+        let Hop { link: Link::Uplink(id), next_hop, .. } = hop::way_of_all(cx, dst)? else {
+            return None;
+        };
+        Some((cx.config.uplink(id)?, next_hop))
+    };
+    // The address that speaks to the next router, where that is by the same wire.
+    let way = match (way, default()) {
+        (Some((uplink, _)), Some((same, router))) if same.id == uplink.id => Some((same, router)),
+        (None, other) if is_mapped => other,
+        (way, _) => way,
+    };
+    let is_shown = network.config.masquerade && !network.config.routed.of(src);
+    let shown = way.filter(|_| is_shown).and_then(|(uplink, next_hop)| {
+        let address = uplink.source_for(next_hop, src.into()).and_then(Addr::<P>::of)?;
+        Some(Source {
+            address,
+            ports: cx.config.free_ports.at(uplink, ip.proto(), address),
+            is_mapped,
+        })
+    });
+    shown.unwrap_or_else(|| {
+        let ports = match way.filter(|(uplink, _)| uplink.has(dst)) {
+            Some((uplink, _)) => cx.config.free_ports.at(uplink, ip.proto(), dst),
+            None => cx.config.free_ports.at_host(ip.proto(), dst),
+        };
+        Source { address: dst, ports, is_mapped }
+    })
 }
 
 /// An address to speak from, and its ports.

@@ -5,7 +5,6 @@
 
 use std::net::Ipv4Addr;
 
-use super::field::chunk;
 use super::headers::Headers;
 use super::types::{Mac, ethertype};
 use crate::frame::Frame;
@@ -67,7 +66,13 @@ impl ArpPacket {
     /// not for IPv4 over Ethernet.
     #[must_use]
     pub fn parse(bytes: &[u8], headers: &Headers) -> Option<Self> {
-        let packet = chunk::<ARP_LEN>(bytes, usize::from(headers.l3))?;
+        Self::read(bytes.get(usize::from(headers.l3)..)?)
+    }
+
+    /// The same of a packet that begins with these bytes.
+    #[must_use]
+    pub(crate) fn read(packet: &[u8]) -> Option<Self> {
+        let packet = packet.first_chunk::<ARP_LEN>()?;
         let (start, rest) = packet.split_first_chunk::<6>()?;
         if *start != ETHERNET_IPV4 {
             return None;

@@ -7,7 +7,7 @@
 //! no second set of rules to keep like the first. After each stage it looks at what the stage has done
 //! and notes it in words (`notes`).
 //!
-//! No more than [`MAX_TRACERS`] are made at a time.
+//! No more than [`EngineOptions::traces`](crate::EngineOptions) are made at a time.
 //!
 //! Several frames are traced as if they came one after the other: the second one meets what the first
 //! one changed.
@@ -28,6 +28,7 @@ use crate::io::{Offloads, TxReport};
 use crate::l2::storm::Storms;
 use crate::l3::neighbor::Waiting;
 use crate::limiter::Limiter;
+use crate::limits::Peak;
 use crate::nat::port_alloc::PortRng;
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
 use crate::pool::Pool;
@@ -107,25 +108,41 @@ pub struct Traced {
     pub sent: Vec<SentFrame>,
 }
 
-/// Tracers at a time: each has copies of all tables.
-pub const MAX_TRACERS: u32 = 2;
+/// Tracers at a time, unless the engine is told otherwise: each has copies of all tables.
+pub const DEFAULT_TRACES: u32 = 2;
+
+/// Places for tracers.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    taken: AtomicU32,
+    peak: Peak,
+}
 
 /// A place for a tracer.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<AtomicU32>);
+pub(crate) struct Place(Arc<Places>);
 
-impl Place {
-    /// Takes one of [`MAX_TRACERS`] that `taken` counts, if there is one.
-    pub(crate) fn take(taken: &Arc<AtomicU32>) -> Option<Self> {
-        let before = taken.fetch_add(1, Ordering::Relaxed);
+impl Places {
+    /// Takes one of so many, if there is one left.
+    pub(crate) fn take(self: &Arc<Self>, limit: u32) -> Option<Place> {
+        let before = self.taken.fetch_add(1, Ordering::Relaxed);
         // Given back by the drop, also if there was none.
-        Some(Self(Arc::clone(taken))).filter(|_| before < MAX_TRACERS)
+        let place = Some(Place(Arc::clone(self))).filter(|_| before < limit)?;
+        self.peak.note(before + 1);
+        Some(place)
+    }
+
+    /// Taken now, and at most.
+    pub(crate) fn uses(&self) -> (u32, u32) {
+        let peak = self.peak.value();
+        // Those that find none are counted for a moment.
+        (self.taken.load(Ordering::Relaxed).min(peak), peak)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

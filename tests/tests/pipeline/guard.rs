@@ -1,10 +1,12 @@
 //! What only trusted ports may send: the answers of a DHCP server, IPv6 Router Advertisements and
 //! Redirects. Whatever they hide behind, and however well the way is known.
 
+use std::net::Ipv4Addr;
+
 use dataplane::config::PortRole;
 use dataplane::packet::types::{Mac, ethertype};
-use tests::lab::{A, B, C, GATEWAY1, Lab, UP, publish, topology, without_guard};
-use tests::packet::{Host, ethernet, udp};
+use tests::lab::{A, B, C, GATEWAY1, Lab, UP, dual, publish, topology, without_guard};
+use tests::packet::{Host, arp, arp_reply, arp_request, ethernet, udp};
 
 const ALL_NODES: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
 const UDP: u8 = 17;
@@ -212,6 +214,72 @@ fn no_shortcut_leads_past_the_guard() {
             let step = lab.batch(train).tx(B.port, &v4).tx(B.port, &v4);
             step.dropped("a", reason);
         }
+    }
+}
+
+/// LLC/SNAP (RFC 1042) in front of an EtherType, with the length of what follows.
+fn in_snap(frame: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(frame.len() - 12 + 6).unwrap().to_be_bytes();
+    behind(&[&length[..], &[0xaa, 0xaa, 3, 0, 0, 0]].concat(), frame)
+}
+
+/// Who receives IP and ARP so takes them for what they say; Open vSwitch too steps over it.
+#[test]
+fn nobody_uses_another_s_address_in_snap() {
+    let own = [
+        udp(&A, 1, &B, 2).bytes(),
+        arp_request(&A, B.ip),
+        udp(&A, 68, &B, 67).src(Ipv4Addr::UNSPECIFIED).macs(A.mac, Mac::BROADCAST).bytes(),
+    ];
+    let stolen_mac = arp(2, (A.mac, B.mac), (C.mac, A.ip), (B.mac, B.ip));
+    let claim = arp_reply(&Host { ip: C.ip, ..A }, &B);
+    let spoofed = [
+        (udp(&A, 1, &B, 2).src(C.ip).bytes(), "spoofed_ipv4"),
+        (udp(&A, 1, &B, 2).src(GATEWAY1.ip).bytes(), "spoofed_ipv4"),
+        (claim.clone(), "spoofed_arp"),
+        (stolen_mac, "spoofed_arp"),
+        (claim[..30].to_vec(), "arp_malformed"),
+    ];
+    type Form = fn(&[u8]) -> Vec<u8>;
+    let forms: [Form; 4] = [
+        in_snap,
+        |frame| behind(&[0x81, 0, 0, 5], &in_snap(frame)),
+        |frame| in_snap(&behind(&[0x81, 0, 0, 5], frame)),
+        |frame| behind(&[0x81, 0, 0, 0], &in_snap(frame)),
+    ];
+    for form in forms {
+        let mut lab = Lab::default();
+        trust(&mut lab, &B);
+        let mut open = topology();
+        without_guard(&mut open);
+        let mut open = Lab::new(open);
+        for (frame, reason) in &spoofed {
+            // What is well known by its link header is looked at all the same.
+            for _ in 0..3 {
+                own.iter().for_each(|frame| lab.rx(A.port, form(frame)).only_balanced());
+            }
+            let dropped = lab.plane.worker_stats()[0].dropped();
+            lab.rx(A.port, form(frame)).dropped("a", reason);
+            assert_eq!(lab.plane.worker_stats()[0].dropped(), dropped + 1, "{reason}");
+            // Without guard it is anybody's.
+            open.rx(A.port, form(frame)).only_balanced();
+            assert_eq!(open.plane.worker_stats()[0].dropped(), 0, "{reason}");
+        }
+        // From a trusted port, which is guarded too.
+        let other = udp(&B, 1, &A, 2).src(C.ip).bytes();
+        lab.rx(B.port, form(&other)).dropped("b", "spoofed_ipv4");
+    }
+    // Of IPv6 with the addresses that it has.
+    let mut lab = Lab::new(dual());
+    let segment = [0; 20];
+    let other = ethernet(A.mac, B.mac, ethertype::IPV6, &ipv6(&[], 6, &segment));
+    let mut own = other.clone();
+    own[22..38].copy_from_slice(&A.ip6().octets());
+    for form in forms {
+        lab.rx(A.port, form(&other)).dropped("a", "spoofed_ipv6");
+        let dropped = lab.plane.worker_stats()[0].dropped();
+        lab.rx(A.port, form(&own)).only_balanced();
+        assert_eq!(lab.plane.worker_stats()[0].dropped(), dropped);
     }
 }
 

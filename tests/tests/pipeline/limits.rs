@@ -168,6 +168,21 @@ fn every_limit_shows_how_full_it_is_and_has_been() {
     let [first, _] = in_two(&datagram, 600);
     lab.rx(A.port, first).only_balanced();
     assert_eq!((use_of(&lab, "fragments").0, use_of(&lab, "fragments").1), (1, 1));
+    // For each of 256 datagrams 64, and as many for those with more.
+    assert_eq!(use_of(&lab, "fragment_pieces"), (1, 1, 2 * 256 * 64));
+    assert_eq!(use_of(&lab, "fragment_bytes"), (0, 0, 4 << 20));
+    // Another one's, which waits for its first.
+    let other = datagram.clone().ident(77);
+    let [first, second] = in_two(&other, 600);
+    let bytes = second.len() as u64 + 128;
+    lab.rx(A.port, second).only_balanced();
+    for (name, limit) in [("fragment_bytes", 4 << 20), ("fragment_bytes_per_port", 1 << 20)] {
+        assert_eq!(use_of(&lab, name), (bytes, bytes, limit), "{name}");
+    }
+    lab.rx(A.port, first).only_balanced();
+    assert_eq!(use_of(&lab, "fragment_bytes"), (0, bytes, 4 << 20));
+    assert_eq!(use_of(&lab, "fragment_bytes_per_port"), (0, bytes, 1 << 20));
+    assert_eq!(use_of(&lab, "fragment_pieces"), (1, 3, 2 * 256 * 64));
 
     // A capture whose reader sleeps.
     let capture = lab.plane.capture(&[A.port], 100);
@@ -175,6 +190,26 @@ fn every_limit_shows_how_full_it_is_and_has_been() {
     assert_eq!(use_of(&lab, "capture_frames"), (1, 1, 1024));
     drop(capture);
     assert_eq!(use_of(&lab, "capture_frames"), (0, 1, 1024));
+}
+
+/// What waits of one port has a quarter of the room; its oldest goes.
+#[test]
+fn fragments_that_wait_have_so_many_bytes() {
+    let datagram =
+        |n: u16| udp(&A, n, &SERVER, 53).via(GATEWAY1.mac).may_fragment().long(1200).ident(n);
+    let second = |n: u16| in_two(&datagram(n), 600)[1].clone();
+    let each = second(1).len() as u32 + 128;
+    let mut lab = Lab::with(&EngineOptions { fragment_bytes: 8 * each, ..small() }, topology());
+    for n in [1, 2] {
+        lab.rx(A.port, second(n)).moved("queued", 1).tolerate("fragments");
+    }
+    lab.rx(A.port, second(3))
+        .dropped("a", "fragment_limit")
+        .moved("queued", 0)
+        .tolerate("fragments");
+    let each = u64::from(each);
+    assert_eq!(use_of(&lab, "fragment_bytes"), (2 * each, 2 * each, 8 * each));
+    assert_eq!(use_of(&lab, "fragment_bytes_per_port"), (2 * each, 2 * each, 2 * each));
 }
 
 /// Source ports by inside port, as they left.

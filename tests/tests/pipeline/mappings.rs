@@ -5,14 +5,19 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use dataplane::EngineOptions;
-use dataplane::config::{SnapshotSpec, Timeouts};
-use dataplane::packet::types::tcp_flags::SYN;
+use dataplane::config::{DnatRule, SnapshotSpec, Timeouts};
+use dataplane::packet::types::tcp_flags::{ACK, SYN};
 use tests::lab::{
-    A, B, CLIENT, D, GATEWAY1, GATEWAY2, Lab, ROUTER, SERVER, UP, prefix, publish, small, topology,
+    A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, ROUTER, SERVER, UP, prefix, publish,
+    publish_tcp, small, topology,
 };
 use tests::packet::{Host, Packet, Wire, echo, ip, reported, tcp, udp};
 
 tests::in_ipv6! {
+    a_hairpin_shows_the_address_that_is_paired
+    a_hairpin_shows_the_mapping
+    a_hairpin_s_mapping_outlives_a_restart
+    a_hairpin_without_a_way_out_has_one_port_too
     a_mapped_port_is_nobody_elses
     a_mapping_ends_with_its_last_connection
     a_mapping_outlives_a_restart
@@ -64,6 +69,120 @@ fn a_mapping_serves_every_destination() {
     lab.rx(UP.port, &back).tx(B.port, seen);
     // Filtering is as strict as ever: a stranger may not answer.
     lab.rx(UP.port, udp(&CLIENT, 99, &UP, other)).dropped("up", "unsolicited");
+}
+
+/// Ports 8080 to 8089 of the host are B's 80 to 89.
+fn with_servers(mut spec: SnapshotSpec) -> SnapshotSpec {
+    let servers = DnatRule { host_ports: (8080, 8089), ..publish_tcp(7, 8080, &B, 80) };
+    spec.dnat.push(servers);
+    spec
+}
+
+/// The address and port in which B sees who speaks to it by `address`; it begins a connection.
+#[track_caller]
+fn seen(lab: &mut Lab, from: &Host, port: u16, address: Ipv4Addr, service: u16) -> (Ipv4Addr, u16) {
+    let gateway = if from.port == D.port { GATEWAY2 } else { GATEWAY1 };
+    let syn = tcp(from, port, &UP, service, SYN).via(gateway.mac).dst(address);
+    let came = lab
+        .rx(from.port, &syn)
+        .moved("conn.new", 1)
+        .moved("dnat.7.packets", 1)
+        .moved("dnat.7.bytes", syn.ip_len() as i64)
+        .take_one(B.port);
+    (source(&came), came.l4_u16(0))
+}
+
+/// RFC 4787 REQ-9a with REQ-1: inside it is known by what it is known by outside.
+#[test]
+fn a_hairpin_shows_the_mapping() {
+    let mut lab = Lab::new(with_servers(mapped()));
+    assert_eq!(spoken(&mut lab, &C, &tcp(&C, 40_000, &SERVER, 80, SYN)).1, 40_000);
+    let (address, port) = spoken(&mut lab, &A, &tcp(&A, 40_000, &SERVER, 80, SYN));
+    assert_ne!(port, 40_000);
+    for (spoken_to, service) in
+        [(UP.ip, 8080), (GATEWAY1.ip, 8081), (GATEWAY2.ip, 8082), (HOST_ADDRESS, 8083)]
+    {
+        assert_eq!(seen(&mut lab, &A, 40_000, spoken_to, service), (address, port));
+        assert_eq!(seen(&mut lab, &C, 40_000, spoken_to, service), (address, 40_000));
+        // Whose outside port it would be by itself gets another one.
+        assert_ne!(seen(&mut lab, &C, port, spoken_to, service).1, port);
+        // Of a network that does not ask for it by the address that was spoken to, which is another.
+        assert_ne!(seen(&mut lab, &D, port, spoken_to, service), (address, port));
+    }
+    // The answer finds its way, and the way round: first a hairpin, then outside.
+    let answer = tcp(&B, 80, &UP, port, SYN | ACK).via(GATEWAY1.mac);
+    let back = answer.clone().src(UP.ip).sport(8080).dst(A.ip).dport(40_000);
+    lab.rx(B.port, &answer).tx(A.port, back.routed(GATEWAY1.mac, A.mac));
+    let taken = tcp(&D, 40_002, &SERVER, 80, SYN).via(GATEWAY2.mac);
+    lab.rx(D.port, &taken).only_balanced();
+    let (_, port) = seen(&mut lab, &A, 40_004, GATEWAY1.ip, 8084);
+    assert_eq!(spoken(&mut lab, &A, &tcp(&A, 40_004, &SERVER, 81, SYN)).1, port);
+    assert_eq!(spoken(&mut lab, &A, &tcp(&A, 40_004, &CLIENT, 81, SYN)).1, port);
+    // One port is one port: what it is for already, by another address, is refused.
+    let again = tcp(&A, 40_000, &UP, 8080, SYN).via(GATEWAY1.mac).dst(GATEWAY1.ip);
+    lab.rx(B.port, tcp(&B, 80, &UP, 40_000, ACK)).only_balanced();
+    lab.rx(A.port, &again)
+        .tx(A.port, reported(&GATEWAY1, &A, 3, 13, &again))
+        .moved("generated", 1)
+        .moved("conn.ports_exhausted", 1)
+        .dropped("a", "snat_ports_exhausted");
+}
+
+#[test]
+fn a_hairpin_s_mapping_outlives_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| Some(directory.path().join(name));
+    let options = EngineOptions {
+        conntrack_file: file("conntrack"),
+        conntrack6_file: file("conntrack6"),
+        ..small()
+    };
+    let mut lab = Lab::with(&options, with_servers(mapped()));
+    assert_eq!(seen(&mut lab, &C, 40_000, UP.ip, 8080).1, 40_000);
+    let first = [seen(&mut lab, &A, 40_000, UP.ip, 8080), seen(&mut lab, &B, 40_000, UP.ip, 8081)];
+    drop(lab);
+    let mut lab = Lab::with(&options, with_servers(mapped()));
+    assert_eq!(lab.plane.end_orphans(), 0);
+    assert_eq!(seen(&mut lab, &B, 40_000, GATEWAY1.ip, 8082), first[1]);
+    assert_eq!(seen(&mut lab, &A, 40_000, GATEWAY1.ip, 8082), first[0]);
+    assert_eq!(spoken(&mut lab, &A, &tcp(&A, 40_000, &SERVER, 80, SYN)), first[0]);
+    assert_ne!(seen(&mut lab, &D, first[0].1, UP.ip, 8083).1, first[0].1);
+}
+
+/// By the address that was spoken to then, as there is no other.
+#[test]
+fn a_hairpin_without_a_way_out_has_one_port_too() {
+    let mut spec = with_servers(mapped());
+    spec.uplinks.clear();
+    spec.ports.retain(|port| port.id != UP.port);
+    let mut lab = Lab::new(spec);
+    assert_eq!(seen(&mut lab, &C, 20_000, GATEWAY1.ip, 8080), (GATEWAY1.ip, 20_000));
+    let (address, port) = seen(&mut lab, &A, 20_000, GATEWAY1.ip, 8080);
+    assert!(address == GATEWAY1.ip && port != 20_000);
+    for service in 8081..8085 {
+        assert_eq!(seen(&mut lab, &A, 20_000, GATEWAY1.ip, service), (address, port));
+        assert_ne!(seen(&mut lab, &C, port, GATEWAY1.ip, service).1, port);
+    }
+}
+
+/// RFC 4787 REQ-2 with REQ-9a, whatever the network asks for.
+#[test]
+fn a_hairpin_shows_the_address_that_is_paired() {
+    let mut spec = with_servers(topology());
+    let addresses = [[203, 0, 113, 5], [203, 0, 113, 6], [203, 0, 113, 7], [203, 0, 113, 8]];
+    spec.uplinks[0].addresses = addresses.map(|a| (ip(a), prefix(a.into(), 24))).into();
+    let mut lab = Lab::new(spec);
+    let (outside, _) = spoken(&mut lab, &A, &udp(&A, 40_000, &SERVER, 53));
+    for address in addresses {
+        assert_eq!(seen(&mut lab, &A, 40_000, address.into(), 8080).0, outside);
+    }
+    // By an address that nobody outside has, that is who answers, and who is seen.
+    assert_eq!(seen(&mut lab, &A, 20_000, GATEWAY1.ip, 8080), (GATEWAY1.ip, 20_000));
+    // Where addresses inside are not translated outside, that is seen which answers.
+    lab.reconfigure(|spec| spec.networks[0].masquerade = false);
+    for address in addresses {
+        assert_eq!(seen(&mut lab, &A, 40_001, address.into(), 8080).0, Ipv4Addr::from(address));
+    }
 }
 
 #[test]

@@ -31,6 +31,7 @@ tests::in_ipv6! {
     a_port_of_a_full_range_is_used_again
     an_internal_network_reaches_no_published_port_of_another
     containers_reach_a_published_port_by_any_address_of_the_host
+    hairpins_by_other_addresses_keep_the_port_or_its_class_and_parity
     nobody_outside_can_pretend_to_be_inside
     nothing_leads_into_an_internal_network
     one_client_port_by_two_published_ports_to_one_server
@@ -500,6 +501,39 @@ fn containers_reach_a_published_port_by_any_address_of_the_host() {
         hairpin(&B, &GATEWAY1, address);
         // From another network.
         hairpin(&D, &GATEWAY2, address);
+    }
+}
+
+/// Ports of addresses that no uplink has are chosen as those of uplinks are.
+#[test]
+fn hairpins_by_other_addresses_keep_the_port_or_its_class_and_parity() {
+    for address in [GATEWAY1.ip, GATEWAY2.ip, HOST_ADDRESS] {
+        let mut lab = published();
+        lab.reconfigure(|spec| {
+            spec.host_ports = Some(vec![(600, 601), (20_000, 20_004)]);
+            // Published at this address, and with another protocol.
+            spec.dnat
+                .push(DnatRule { host_ip: Some(ip(address)), ..publish_tcp(8, 20_000, &A, 1) });
+            spec.dnat.push(publish(9, 17, 20_002, &A, 1));
+        });
+        let mut seen = |from: &Host, port| {
+            let syn = tcp(from, port, &UP, 8080, SYN).via(GATEWAY1.mac).dst(address);
+            ports(&lab.rx(from.port, &syn).dnat(&syn).take_one(B.port)).0
+        };
+        assert_eq!(seen(&A, 20_001), 20_001, "it is free");
+        assert_eq!(seen(&A, 601), 601);
+        assert_eq!(seen(&C, 20_001), 20_003, "the other odd one");
+        assert_eq!(seen(&C, 500), 600);
+        let mut even = [seen(&A, 20_000), seen(&C, 40_000)];
+        even.sort_unstable();
+        assert_eq!(even, [20_002, 20_004], "what is published is not spoken from");
+        let mut full = |port| {
+            let syn = tcp(&A, port, &UP, 8080, SYN).via(GATEWAY1.mac).dst(address);
+            lab.rx(A.port, &syn).only_balanced();
+        };
+        full(40_000);
+        full(40_001);
+        assert_eq!(lab.connections().len(), 6);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Policies of networks: who may begin a connection, published, routed, outward and switched (ADR 29).
 
-use dataplane::config::{PolicyAction, PolicyRule, PolicyWay};
+use dataplane::config::{PolicyAction, PolicyRule, PolicyWay, PortRole};
 use dataplane::l3::route::Prefix;
 use dataplane::packet::types::tcp_flags::{ACK, SYN};
 use dataplane::packet::types::{Mac, ip_proto};
@@ -24,6 +24,7 @@ tests::in_ipv6! {
     no_shortcut_outlives_a_new_rule
     the_first_rule_that_matches_decides
     traces_name_the_rule
+    no_link_header_hides_a_packet
     what_goes_by_the_gateway_inside_is_judged_too
     what_is_addressed_to_all_is_judged_by_itself
     what_is_switched_is_judged_by_who_began
@@ -94,6 +95,39 @@ fn led<'a>(lab: &'a mut Lab, packet: &Packet) -> Step<'a> {
         .moved("conn.new", 1)
         .moved("dnat.7.packets", 1)
         .moved("dnat.7.bytes", packet.ip_len() as i64)
+}
+
+/// Who receives IP behind LLC/SNAP (RFC 1042) takes it for what it is.
+#[test]
+fn no_link_header_hides_a_packet() {
+    let rule = PolicyRule { proto: Some(ip_proto::TCP), ports: Some((80, 80)), ..deny(1) };
+    let mut lab = with(vec![rule]);
+    let denied = tcp(&A, 40_000, &B, 80, SYN);
+    let allowed = tcp(&A, 40_000, &B, 81, SYN);
+    let behind = |header: &[u8], frame: &[u8]| [&frame[..12], header, &frame[12..]].concat();
+    let in_snap = |frame: &[u8]| behind(&[0, 60, 0xaa, 0xaa, 3, 0, 0, 0], frame);
+    let tag = [0x81, 0, 0, 5];
+    for round in 0..3 {
+        lab.rx(A.port, in_snap(&denied.bytes())).denied("a", 1, &denied);
+        let passes = in_snap(&allowed.bytes());
+        let step = lab.rx(A.port, passes.clone()).tx(B.port, passes).sums_may_be_wrong();
+        drop(if round == 0 { step.moved("conn.new", 1) } else { step });
+        for frame in
+            [behind(&tag, &in_snap(&denied.bytes())), in_snap(&behind(&tag, &denied.bytes()))]
+        {
+            lab.rx(A.port, frame).denied("a", 1, &denied).tolerate("fdb.learned");
+        }
+    }
+    // What nobody has looked to the end of, from one who may say anything.
+    lab.reconfigure(|spec| {
+        for port in &mut spec.ports {
+            if let PortRole::Endpoint { guard, trusted, .. } = &mut port.role {
+                (*guard, *trusted) = (false, true);
+            }
+        }
+    });
+    let deep = behind(&tag.repeat(20), &denied.bytes());
+    lab.rx(A.port, deep).dropped("a", "policy").tolerate("fdb.learned");
 }
 
 #[test]

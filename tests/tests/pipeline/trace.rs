@@ -14,7 +14,7 @@ use dataplane::io::{Offloads, TxReport};
 use dataplane::packet::types::tcp_flags::{ACK, SYN};
 use dataplane::packet::types::{Mac, PortId, ip_proto};
 use dataplane::plane::Plane;
-use dataplane::trace::{Fact, MAX_TRACERS, SentFrame, Traced};
+use dataplane::trace::{DEFAULT_TRACES, Fact, SentFrame, Traced};
 use dataplane::verdict::{DropReason, Verdict};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -401,13 +401,25 @@ fn frames_of_one_trace_follow_each_other() {
 fn so_many_traces_are_made_at_a_time() {
     let engine = Engine::new(&small(), topology());
     let tracer = || engine.plane.tracer(engine.core.state());
-    let mut all: Vec<_> = (0..MAX_TRACERS).map(|_| tracer().unwrap()).collect();
+    let mut all: Vec<_> = (0..DEFAULT_TRACES).map(|_| tracer().unwrap()).collect();
     for _ in 0..2 {
         assert_eq!(tracer().unwrap_err().kind(), std::io::ErrorKind::ResourceBusy);
     }
+    let uses = || {
+        let limits = engine.plane.limits();
+        let it = limits.iter().find(|limit| limit.name == "traces").unwrap();
+        (it.current, it.peak, it.limit)
+    };
+    assert_eq!(uses(), (2, 2, 2));
     all.pop();
+    assert_eq!(uses(), (1, 2, 2));
     let again = tracer().unwrap();
     assert!(tracer().is_err());
     drop((all, again));
     assert!(tracer().is_ok());
+    let one = dataplane::EngineOptions { traces: 1, ..small() };
+    let engine = Engine::new(&one, topology());
+    let only = engine.plane.tracer(engine.core.state()).unwrap();
+    assert!(engine.plane.tracer(engine.core.state()).is_err());
+    drop(only);
 }

@@ -319,6 +319,24 @@ fn an_endpoint_s_mac_is_its_own_in_its_vlan() {
     lab.rx(C.port, elsewhere.clone()).moved("fdb.learned", 1).only_balanced();
 }
 
+/// Also where it has no untagged frames, and so no VLAN of those.
+#[test]
+fn a_trunk_s_mac_is_its_own_in_each_of_its_vlans() {
+    let trunks = [trunk(None, &[10, 20]), trunk(Some(30), &[10, 40])];
+    let mut lab = lab(&[Vlans::Access(10), trunks[0].clone(), trunks[1].clone()]);
+    lab.reconfigure(without_guard);
+    let from = |host: &Host| ethernet(host.mac, Mac::BROADCAST, BRIDGE, &[1; 46]);
+    lab.rx(A.port, from(&B)).dropped("a", "endpoint_mac");
+    lab.rx(A.port, from(&C)).dropped("a", "endpoint_mac");
+    lab.rx(C.port, tagged(&from(&B), 0x8100, 10)).dropped("c", "endpoint_mac");
+    lab.rx(B.port, tagged(&from(&C), 0x8100, 10)).dropped("b", "endpoint_mac");
+    // Elsewhere it may have been passed on to.
+    for frame in [from(&B), tagged(&from(&B), 0x8100, 40)] {
+        lab.rx(C.port, frame).moved("fdb.learned", 1).only_balanced();
+    }
+    lab.rx(B.port, tagged(&from(&C), 0x8100, 20)).moved("fdb.learned", 1).only_balanced();
+}
+
 #[test]
 fn nobody_draws_a_stranger_s_packets_into_another_vlan() {
     let mut spec = topology();

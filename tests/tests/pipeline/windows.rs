@@ -84,6 +84,21 @@ fn a_server_resets_right_behind_what_it_sent() {
     }
 }
 
+/// Who has guessed the one number has not guessed the other.
+#[test]
+fn a_reset_that_acknowledges_what_was_never_sent_ends_nothing() {
+    let mut lab = Lab::new(topology());
+    open(&mut lab);
+    let next = CLIENT + 100;
+    let guessed = from_server(RST | ACK, SERVERS + 200, next + 1);
+    lab.rx(UP.port, guessed).dropped("up", "tcp_reset_invalid");
+    lab.rx(A.port, from_client(RST | ACK, next, SERVERS + 201)).dropped("a", "tcp_reset_invalid");
+    assert_eq!(lab.connection().state, "ESTABLISHED");
+    client(&mut lab, &from_client(ACK, next, SERVERS + 200));
+    server(&mut lab, &from_server(RST | ACK, SERVERS + 200, next));
+    assert_eq!(lab.connection().state, "CLOSE");
+}
+
 #[test]
 fn a_connection_that_ends_is_reset_by_any_number() {
     let mut lab = Lab::new(topology());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use dataplane::conntrack::{WATCHERS, Watch};
+use dataplane::conntrack::Watch;
 use dataplane::engine::Capture;
 use futures::stream;
 use tokio::sync::broadcast::error::RecvError;
@@ -20,11 +20,6 @@ use crate::api::types::{CaptureQuery, ConntrackFilter, Event};
 use crate::capture::Recorder;
 use crate::error::{Error, Result};
 use crate::switch::Switch;
-
-/// Who may read what happens to connections at a time: each costs whoever begins or ends one, and memory. The NAT
-/// log has a place of its own among those of the engine.
-pub(super) const READERS: usize = 8;
-const _: () = assert!(READERS < WATCHERS, "one is left for the NAT log");
 
 /// Captured frames are whole.
 const SNAPLEN: usize = 65_535 + 18;
@@ -71,11 +66,14 @@ pub(super) fn connection_events(api: &Api, filter: ConntrackFilter) -> Result<Re
     // A network that is not there is an error, not silence.
     api.switch.check_filter(&filter)?;
     let full = || {
-        let text = format!("conntrack events: {READERS} read them already; end one of those first");
-        Error::busy(text)
+        let all = api.switch.services().event_readers.limit();
+        Error::busy(format!(
+            "conntrack events: {all} read them already; end one of those first, or raise \
+             limits.event_readers"
+        ))
     };
     // Given back after the watch, so that whoever has a place finds one in the engine.
-    let place = Arc::clone(&api.readers).try_acquire_owned().map_err(|_| full())?;
+    let place = api.readers.try_take().ok_or_else(full)?;
     let watch = api.switch.engine().watch_connections(true).ok_or_else(full)?;
     let state = (watch, place, filter, Arc::clone(&api.switch), api.stopping.clone());
     let pieces = stream::unfold(state, |(watch, place, filter, switch, stopping)| async move {

@@ -5,7 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::*;
-use crate::api::types::ErrorBody;
+use crate::api::types::{ErrorBody, Refusal, Status};
+use crate::config::ServiceLimits;
 use crate::error::Kind;
 use crate::switch::tests::{Host, on_a_host};
 
@@ -230,12 +231,26 @@ fn so_many_read_what_happens_to_connections_and_no_more() {
                 stream.read_exact(&mut head).unwrap();
                 (stream, String::from_utf8_lossy(&head).into_owned())
             };
-            let readers: Vec<_> = (0..stream::READERS).map(|_| read()).collect();
+            let readers: Vec<_> =
+                (0..ServiceLimits::default().event_readers).map(|_| read()).collect();
             assert!(readers.iter().all(|(_, head)| head == "HTTP/1.1 200"));
             let (status, body) = ask(socket, "GET /v1/conntrack/events", "");
             let error = refusal(&body);
             assert_eq!((status, error.kind), (503, Kind::Busy));
             assert!(error.message.contains("8 read them already"), "{error}");
+            let status: Status =
+                serde_json::from_str(&ask(socket, "GET /v1/status", "").1).unwrap();
+            let of = |name: &str| status.limits.iter().find(|it| it.name == name).unwrap().clone();
+            let shown = of("event_readers");
+            assert_eq!((shown.current, shown.peak, shown.limit), (8, 8, 8));
+            assert_eq!((shown.refusal, shown.refused), (Some(Refusal::Busy), Some(1)));
+            for (name, limit) in
+                [("policy_rules", 256), ("host_connections", 1024), ("host_datagram_clients", 512)]
+            {
+                let shown = of(name);
+                assert_eq!((shown.current, shown.peak, shown.limit), (0, 0, limit), "{name}");
+                assert!(shown.refusal.is_some(), "{name}");
+            }
             // Who goes leaves a place.
             drop(readers);
             let until = std::time::Instant::now() + Duration::from_secs(5);

@@ -132,6 +132,39 @@ pub struct LimitUse {
     pub limit: u64,
     /// As what a frame is dropped that finds no room; none where none is.
     pub drop_reason: Option<String>,
+    /// What becomes of somebody else who finds no place; none where that is a frame.
+    #[serde(default)]
+    pub refusal: Option<Refusal>,
+    /// How often that was; none where it is counted elsewhere, or nowhere.
+    #[serde(default)]
+    pub refused: Option<u64>,
+}
+
+/// What becomes of who finds no place and is no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// Refused until another ends: 503, exit code 4.
+    Busy,
+    /// Refused: 409, exit code 4.
+    Conflict,
+    /// The datagram is lost.
+    DatagramLost,
+    /// It waits.
+    Waits,
+}
+
+impl Refusal {
+    /// The name in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Conflict => "conflict",
+            Self::DatagramLost => "datagram_lost",
+            Self::Waits => "waits",
+        }
+    }
 }
 
 /// `GET /v1/status`.

@@ -133,7 +133,7 @@ impl Switch {
         let publication =
             Publication { proto, host_ip, host_ports, to, to_port: publish.ports.first() };
         let long = LongRanges::new(held + more, shared);
-        blocking(|| proxy::reserve(&publication, long, &self.own)).map(Some)
+        blocking(|| proxy::reserve(&publication, long, &self.own, &self.services.host)).map(Some)
     }
 
     /// Holds what is not held yet of the ports of a sandbox: it has IPv6 now.

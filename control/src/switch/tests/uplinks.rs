@@ -166,6 +166,32 @@ fn a_qdisc_that_was_made_in_place_of_anothers_goes_with_the_uplink() {
     });
 }
 
+/// Port shadow (CVE-2021-3773): who is led in by a gateway's address must not stand where the host serves.
+#[test]
+#[ignore = "needs root"]
+fn hairpins_keep_off_what_the_host_listens_on() {
+    on_a_host(|host| async move {
+        let switch = host.start().await;
+        let web = host.name("web");
+        switch.create_sandbox(sandbox(&web, &[])).await.unwrap();
+        switch.publish_on(&web, &["8080:80".parse().unwrap()]).await.unwrap();
+        let is_free = |port| {
+            let world = switch.world();
+            let ranges = world.attached.hairpin_ports.as_ref().unwrap();
+            ranges.iter().any(|range| (range.first()..=range.last()).contains(&port))
+        };
+        // Linux' ephemeral ports, those of the system, and what is published are never.
+        assert!(is_free(5353) && !is_free(40_000) && !is_free(1023));
+        let served = std::net::UdpSocket::bind("0.0.0.0:5353").unwrap();
+        switch.follow_host(Look::Ports).await.unwrap();
+        assert!(!is_free(5353) && is_free(5352) && is_free(5354));
+        drop(served);
+        switch.follow_host(Look::Ports).await.unwrap();
+        assert!(is_free(5353));
+        switch.stop().await;
+    });
+}
+
 /// From now on this thread, and those that it starts, cannot read which ports the host hands out.
 fn hide_host_ports() {
     const SETTING: &str = "/proc/sys/net/ipv4/ip_local_port_range";

@@ -8,6 +8,7 @@ use crate::error::{Result, ResultExt};
 use crate::host::HostFacts;
 use crate::model::{Origin, Uplink};
 use crate::netlink::sockets::HostPorts;
+use crate::publish::PortRange;
 use crate::switch::warnings::Subject;
 use crate::switch::{Switch, Work};
 
@@ -66,6 +67,7 @@ impl Switch {
         for uplink in uplinks {
             changed |= self.follow_interface(&mut work, &uplink, &ports, &gone).await;
         }
+        changed |= self.note_hairpin_ports(&ports);
         if changed {
             self.publish_ports(&mut work).await?;
         }
@@ -157,6 +159,34 @@ impl Switch {
             return Ok(HostPorts::default());
         }
         HostPorts::read_in(&self.host.netns).failed("look at the host's ports")
+    }
+
+    /// Looks what ports are left for hairpins by the host's own addresses: those that the host does not use, as
+    /// on a shared uplink. `known`: as [`Switch::host_ports`] has found them. True: others than before.
+    pub(in crate::switch) fn note_hairpin_ports(&self, known: &HostPorts) -> bool {
+        let (is_known, is_wanted) = {
+            let world = self.world();
+            (world.has_shared_uplink(), world.desired.publishes().next().is_some())
+        };
+        if !is_wanted {
+            return false;
+        }
+        let read = || HostPorts::read_in(&self.host.netns);
+        let free =
+            match if is_known { Ok(known.nat_ports()) } else { read().map(|p| p.nat_ports()) } {
+                Ok(free) => free,
+                Err(error) => {
+                    // They stay as they were. A shared uplink would be told of as well.
+                    tracing::debug!("look at the host's ports: {error}");
+                    return false;
+                }
+            };
+        let ranges = free.into_iter().filter_map(|(first, last)| PortRange::new(first, last));
+        let free = Some(ranges.collect());
+        let attached = &mut self.world_mut().attached;
+        let changed = attached.hairpin_ports != free;
+        attached.hairpin_ports = free;
+        changed
     }
 
     /// Ports in use by the host, or those of the last time if they cannot be read now.

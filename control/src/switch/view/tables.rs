@@ -113,9 +113,18 @@ impl Switch {
                 queued: stats.queued,
             })
             .collect();
-        let limits = self.engine.limits().iter().map(limit_view).collect();
         let nat_log = self.nat_log.get().and_then(|log| log.warning());
         let world = self.world();
+        let services = &self.services;
+        let rules = world.desired.networks.values().map(|network| network.policy.len()).max();
+        let rules = u32::try_from(rules.unwrap_or(0)).unwrap_or(u32::MAX);
+        let mut limits: Vec<_> = self.engine.limits().iter().map(limit_view).collect();
+        limits.extend([
+            services.policy_rules.view_of(rules),
+            services.event_readers.view(),
+            services.host.connections.view(),
+            services.host.datagram_clients.view(),
+        ]);
         let endpoints = world.desired.sandboxes.values().map(|s| s.endpoints.len()).sum();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -407,6 +416,9 @@ fn limit_view(limit: &LimitUse) -> types::LimitUse {
         peak: limit.peak,
         limit: limit.limit,
         drop_reason: limit.drop_reason.map(|reason| reason.name().to_owned()),
+        // Whoever asks for one too many is told.
+        refusal: (limit.name == "traces").then_some(types::Refusal::Conflict),
+        refused: None,
     }
 }
 

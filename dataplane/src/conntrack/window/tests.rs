@@ -178,6 +178,55 @@ fn packetdrill_conntrack_rst_invalid() {
     ]);
 }
 
+/// Rules III and IV hold for what a RST acknowledges, as in Linux' `tcp_in_window`.
+#[test]
+fn a_reset_acknowledges_what_was_sent_or_nothing() {
+    let answers = |seq, acked| segment(RST | ACK, seq, acked, 0);
+    // What it acknowledges beside the right sequence number, and what becomes of it.
+    for (acked, did) in [
+        (5001, CLOSE),
+        (5101, CLOSE),
+        (4000, CLOSE),
+        (0, CLOSE),
+        (5102, BAD_RESET),
+        (5101 + (1 << 20), BAD_RESET),
+        (5101 + (1 << 31) - 1, BAD_RESET),
+        // Older than anything that anybody remembers: it changes nothing.
+        (5101u32.wrapping_sub(1 << 22), ESTABLISHED),
+        (5101u32.wrapping_sub(1 << 30), ESTABLISHED),
+    ] {
+        let mut middle = Middle::open(1000, 5000);
+        middle.table(&[
+            (Original, data(1001, 5001, 500), ESTABLISHED),
+            (Reply, data(5001, 1501, 100), ESTABLISHED),
+            (Original, answers(1501, acked), did),
+        ]);
+        if did != CLOSE {
+            middle.table(&[
+                (Original, ack(1501, 5101), ESTABLISHED),
+                (Original, answers(1501, 5101), CLOSE),
+            ]);
+        }
+        let mut middle = Middle::open(5000, 1000);
+        middle.table(&[
+            (Reply, data(1001, 5001, 500), ESTABLISHED),
+            (Original, data(5001, 1501, 100), ESTABLISHED),
+            (Reply, answers(1501, acked), did),
+        ]);
+    }
+    // Before anything was acknowledged, too.
+    let mut opening = Middle::new();
+    opening.table(&[
+        (Original, syn(1000), SYN_SENT),
+        (Reply, syn_ack(5000, 1001), SYN_RECEIVED),
+        (Original, answers(1001, 5002), BAD_RESET),
+        (Original, answers(1001, 5001), CLOSE),
+    ]);
+    // What is not known of a connection taken up in its middle passes.
+    let mut picked_up = Middle { state: Some(TcpState::PickedUp), sides: [Side::default(); 2] };
+    picked_up.table(&[(Original, answers(1001, 77), CLOSE)]);
+}
+
 #[test]
 fn packetdrill_conntrack_inexact_rst() {
     let mut middle = Middle::open(1000, 5000);

@@ -64,6 +64,9 @@ pub(super) struct Members {
     moves: Vec<u32>,
     ports: Vec<Port>,
     networks: Vec<Network>,
+    /// What would be written to if the lists did not grow to have whom they are asked for.
+    no_port: Port,
+    no_network: Network,
     learned: u32,
     /// The longest that a list has been.
     longest: u32,
@@ -87,6 +90,8 @@ impl Members {
             moves: vec![0; slots + 1],
             ports: Vec::new(),
             networks: Vec::new(),
+            no_port: Port::default(),
+            no_network: Network::default(),
             learned: 0,
             longest: 0,
         }
@@ -283,14 +288,14 @@ impl Members {
         if self.ports.len() <= port.index() {
             self.ports.resize(port.index() + 1, Port::default());
         }
-        &mut self.ports[port.index()]
+        self.ports.get_mut(port.index()).unwrap_or(&mut self.no_port)
     }
 
     fn network(&mut self, network: NetworkId) -> &mut Network {
         if self.networks.len() <= network.index() {
             self.networks.resize(network.index() + 1, Network::default());
         }
-        &mut self.networks[network.index()]
+        self.networks.get_mut(network.index()).unwrap_or(&mut self.no_network)
     }
 
     fn put_last(&mut self, slot: Slot, port: PortId, seen: u32) {

@@ -9,6 +9,7 @@ const OWN_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const OTHER_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 const NONE: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
 const OWN: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+const OWN4: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 const OWN_LINK: Ipv6Addr = ndp::link_local(OWN_MAC);
 const OTHER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3);
 const OTHER_LINK: Ipv6Addr = ndp::link_local(OTHER_MAC);
@@ -21,7 +22,7 @@ const SPOOFED_ND: Result<(), DropReason> = Err(DropReason::SpoofedNd);
 fn judge_as(own: &[Ipv6Addr], frame: &[u8]) -> Result<(), DropReason> {
     let mut headers = Headers::EMPTY;
     parse_link(frame, &mut headers).unwrap();
-    admit(frame, &headers, &Owner { mac: OWN_MAC, ipv6: own, network: None })
+    admit(frame, &headers, &Owner { mac: OWN_MAC, ipv4: &[OWN4], ipv6: own, network: None })
 }
 
 fn judge(frame: &[u8]) -> Result<(), DropReason> {

@@ -3,7 +3,8 @@
 //! They are kept as copies: a frame that waits for a neighbor takes a buffer, and buffers are few; of these one
 //! datagram may send thousands. What comes back is a frame again, in the order in which it came.
 //!
-//! Limits: [`MAX_BYTES`] a worker and [`MAX_BYTES_FOR_ONE`] of what came in by one port. At the latter the port's
+//! Limits: so many bytes a worker ([`EngineOptions::fragment_bytes`](crate::EngineOptions)), and a [`SHARE`] of them of
+//! what came in by one port. At the latter the port's
 //! oldest datagram goes, at the former that of the port with the most: fragments of a sound sender follow each other
 //! at once, so that what waits longest waits in vain, and a port that floods pushes out its own.
 
@@ -18,11 +19,9 @@ use crate::frame::Frame;
 use crate::packet::types::PortId;
 use crate::pipeline::From;
 
-/// Bytes that wait at one worker: Linux' `ipfrag_high_thresh` is 4 MiB.
-pub(crate) const MAX_BYTES: usize = 4 << 20;
-/// Bytes of what came in by one port. A datagram in fragments of eight octets has 1.4 MB, half of which
-/// may overtake the first.
-pub(crate) const MAX_BYTES_FOR_ONE: usize = MAX_BYTES / 4;
+/// What came in by one port may have one of so many parts: of 4 MiB a MiB. A datagram in fragments of eight octets
+/// has 1.4 MB, half of which may overtake the first.
+pub(crate) const SHARE: u32 = 4;
 /// What a fragment is counted for besides its bytes.
 const OVERHEAD: usize = 128;
 /// How long after the last one came another worker's news is looked for often.
@@ -76,27 +75,52 @@ struct Share {
 #[derive(Debug)]
 pub(crate) struct Early {
     worker: usize,
+    /// Bytes at most.
+    limit: usize,
     /// By the number of the datagram, which we count ourselves.
     groups: HashMap<u64, Group, FxBuildHasher>,
     shares: Vec<Share>,
     fragments: usize,
     bytes: usize,
+    /// How full it is has changed since it was last told.
+    is_news: bool,
+    /// The most bytes since then, of all and of one port.
+    most: [usize; 2],
     newest: Timestamp,
     /// Emptied, so that it is not allocated again.
     news: Vec<(u64, News)>,
 }
 
 impl Early {
-    pub(crate) fn new(worker: usize) -> Self {
+    pub(crate) fn new(worker: usize, limit: usize) -> Self {
         Self {
             worker,
+            limit,
             groups: HashMap::default(),
             shares: Vec::new(),
             fragments: 0,
             bytes: 0,
+            is_news: false,
+            most: [0; 2],
             newest: Timestamp::ZERO,
             news: Vec::new(),
         }
+    }
+
+    /// The bytes of all and of the port with the most: now, and at most since this was last asked for. `None`: it is
+    /// as it was then.
+    pub(crate) fn take_uses(&mut self) -> Option<[(usize, usize); 2]> {
+        if !std::mem::take(&mut self.is_news) {
+            return None;
+        }
+        let fullest = self.shares.iter().map(|share| share.bytes).max().unwrap_or(0);
+        let [all, one] = std::mem::take(&mut self.most);
+        Some([(self.bytes, all), (fullest, one)])
+    }
+
+    /// Bytes at most.
+    pub(crate) const fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Whose they are.
@@ -126,9 +150,9 @@ impl Early {
     pub(crate) fn push_out_for(&mut self, held: &Held, port: PortId) -> Option<Group> {
         let cost = held.cost();
         let own = self.shares.iter().find(|share| share.port == port);
-        let share = if own.is_some_and(|own| own.bytes + cost > MAX_BYTES_FOR_ONE) {
+        let share = if own.is_some_and(|own| own.bytes + cost > self.limit / SHARE as usize) {
             own
-        } else if self.bytes + cost > MAX_BYTES {
+        } else if self.bytes + cost > self.limit {
             self.shares.iter().max_by_key(|share| share.bytes)
         } else {
             None
@@ -170,9 +194,12 @@ impl Early {
         if let Some(share) = self.shares.get_mut(at) {
             share.bytes += cost;
             share.groups.insert(number);
+            self.most[1] = self.most[1].max(share.bytes);
         }
         self.fragments += 1;
         self.bytes += cost;
+        self.most[0] = self.most[0].max(self.bytes);
+        self.is_news = true;
         self.newest = now;
     }
 
@@ -181,6 +208,7 @@ impl Early {
         let group = self.groups.remove(&number)?;
         self.fragments -= group.held.len();
         self.bytes -= group.bytes;
+        self.is_news = true;
         if let Some(at) = self.shares.iter().position(|share| share.port == group.port)
             && let Some(share) = self.shares.get_mut(at)
         {

@@ -19,7 +19,7 @@
 //! Limits: a number of datagrams at once ([`EngineOptions::fragment_limit`](crate::EngineOptions)), each for a time
 //! ([`Timeouts::fragments`](crate::config::Timeouts)). One [`Source`] has an eighth of them: its own oldest goes
 //! then. Addresses outside have three quarters together. When all are taken the oldest of the source with the most goes, so that whoever leaves datagrams unfinished
-//! keeps nobody out. 64 fragments of a datagram, and more only while few use that.
+//! keeps nobody out. A number of fragments of each datagram, and more only while few use that.
 
 mod departed;
 pub(crate) mod early;
@@ -52,9 +52,13 @@ const PARTS: usize = 8;
 /// One of so many parts of the table is never taken by addresses outside, all together: they can be made up.
 const KEPT_INSIDE: usize = 4;
 
-/// Fragments that every datagram may have: 64 KiB in the packets of Ethernet are 45, in IPv6's shortest 53.
-/// Datagrams with more share as many as a full table could have.
-const FRAGMENTS: usize = 64;
+/// Fragments that every datagram may have, unless the engine is told otherwise: 64 KiB in the packets of Ethernet
+/// are 45, in IPv6's shortest 53. Datagrams with more share as many as a full table could have.
+pub const DEFAULT_PER_DATAGRAM: u32 = 64;
+
+/// Bytes that wait at one worker for the first fragment of their datagram, unless the engine is told otherwise:
+/// Linux' `ipfrag_high_thresh` is 4 MiB.
+pub const DEFAULT_BYTES: u32 = 4 << 20;
 
 /// Numbers of datagrams that begin in a copy are above this, those that it has fetched below.
 const OF_COPIES: u64 = 1 << 63;
@@ -160,10 +164,14 @@ struct Origin {
 #[derive(Debug)]
 struct Table {
     limit: usize,
+    /// Fragments that every datagram may have.
+    each: usize,
     datagrams: HashMap<Datagram, Entry>,
     sources: Sources,
     /// Fragments that have come, of all datagrams.
     pieces: usize,
+    /// The most that there were.
+    most_pieces: usize,
     /// Number of the latest datagram.
     number: u64,
     /// For each worker, by number.
@@ -173,17 +181,19 @@ struct Table {
 }
 
 impl Fragments {
-    /// A table for so many datagrams and workers, of which there are 64 at most.
+    /// A table for so many datagrams, each of which may have so many fragments, and workers, of which there are 64
+    /// at most.
     #[must_use]
-    pub fn new(limit: u32, workers: usize) -> Self {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX).max(1);
-        Self::over(Table::new(limit, workers, None), Departures::new(limit))
+    pub fn new(limit: u32, each: u32, workers: usize) -> Self {
+        let [limit, each] = [limit, each].map(|n| usize::try_from(n).unwrap_or(usize::MAX).max(1));
+        Self::over(Table::new((limit, each), workers, None), Departures::new(limit))
     }
 
     /// A copy, to try things out on; nobody is told what became of what waited before.
     pub(crate) fn copy(&self) -> Self {
         let origin = Origin { table: Arc::clone(&self.table), asked: HashSet::new() };
-        let table = Table::new(self.limit(), self.news.len(), Some(origin));
+        let each = self.table.lock().each;
+        let table = Table::new((self.limit(), each), self.news.len(), Some(origin));
         Self::over(table, self.departures.copy())
     }
 
@@ -323,6 +333,15 @@ impl Fragments {
         self.table.lock().limit
     }
 
+    /// Fragments that have come of all of them: now, at most, and how many there may be: what every datagram may
+    /// have, and as much again for those with more.
+    #[must_use]
+    pub fn pieces(&self) -> (usize, usize, usize) {
+        let table = self.table.lock();
+        let limit = table.limit.saturating_mul(table.each).saturating_mul(2);
+        (table.pieces, table.most_pieces, limit)
+    }
+
     /// Makes room for one more datagram of this source.
     fn make_room(&self, table: &mut Table, source: Source) {
         let own = (table.limit / PARTS).max(1);
@@ -383,12 +402,14 @@ impl Fragments {
 }
 
 impl Table {
-    fn new(limit: usize, workers: usize, origin: Option<Origin>) -> Self {
+    fn new((limit, each): (usize, usize), workers: usize, origin: Option<Origin>) -> Self {
         Self {
             limit,
+            each,
             datagrams: HashMap::new(),
             sources: Sources::default(),
             pieces: 0,
+            most_pieces: 0,
             number: if origin.is_some() { OF_COPIES } else { 0 },
             news: (0..workers).map(|_| Vec::new()).collect(),
             origin,
@@ -428,8 +449,8 @@ impl Table {
             return Fit::Spoilt(reason);
         }
         let fit = entry.ranges.fit(piece);
-        let more = self.limit.saturating_mul(FRAGMENTS);
-        let is_long = entry.ranges.len() >= FRAGMENTS;
+        let more = self.limit.saturating_mul(self.each);
+        let is_long = entry.ranges.len() >= self.each;
         let has_room = || {
             self.pieces < more && self.sources.pieces_of(datagram.source) < (more / PARTS).max(1)
         };
@@ -443,6 +464,7 @@ impl Table {
         };
         entry.ranges.insert(piece);
         self.pieces += 1;
+        self.most_pieces = self.most_pieces.max(self.pieces);
         self.sources.gain_piece(datagram.source);
         let entered = match entry.state {
             State::Open if piece.is_first() => return Entered::First(entry.number),

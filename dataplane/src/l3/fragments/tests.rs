@@ -43,7 +43,7 @@ struct Table {
 
 impl Table {
     fn new(limit: u32) -> Self {
-        Self { fragments: Fragments::new(limit, 3), now: START }
+        Self { fragments: Fragments::new(limit, DEFAULT_PER_DATAGRAM, 3), now: START }
     }
 
     fn enter_on(&self, worker: usize, ip: &Ipv4) -> Entered {
@@ -410,6 +410,13 @@ fn too_many_fragments() {
     assert_eq!(table.pass(&ip(7, 65 * 8, 66 * 8, true)), limit, "nothing of it passes");
     let inner = table.fragments.table.lock();
     assert_eq!(inner.pieces, 0, "a spoilt datagram costs no more than its entry");
+    drop(inner);
+    assert_eq!(table.fragments.pieces(), (0, 64, 2 * 4 * 64));
+    // Each two, if that is said.
+    let table = Table { fragments: Fragments::new(4, 2, 3), now: START };
+    table.pass(&ip(7, 0, 8, true));
+    assert_eq!(table.pass(&ip(7, 8, 16, true)), FOLLOW);
+    assert_eq!(table.pass(&ip(7, 16, 24, true)), limit);
 }
 
 #[test]
