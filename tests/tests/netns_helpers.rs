@@ -161,8 +161,8 @@ fn session(ns: &Namespace, stream: &TcpStream) -> std::io::Result<()> {
             }
             "EPRT" => {
                 let parts: Vec<&str> = rest.split('|').collect();
-                let to: SocketAddr = format!("{}:{}", parts[2], parts[3]).parse().unwrap();
-                data = Data::Call(to);
+                let address: IpAddr = parts[2].parse().unwrap();
+                data = Data::Call((address, parts[3].parse().unwrap()).into());
                 "200 ok".to_owned()
             }
             "PORT" => {
