@@ -225,29 +225,25 @@ fn every_code_of_every_error_reaches_the_sender() {
 #[test]
 fn an_error_neither_refreshes_nor_ends_a_connection() {
     let mut lab = Lab::default();
-    let answers = [
-        udp(&SERVER, 4242, &UP, 40_000),
-        tcp(&SERVER, 80, &UP, 40_000, SYN | ACK),
-        echo_reply(&SERVER, &UP, 40_000),
+    let flows = [
+        (udp(&A, 40_000, &SERVER, 4242), udp(&SERVER, 4242, &UP, 40_000)),
+        (tcp(&A, 40_000, &SERVER, 80, SYN), tcp(&SERVER, 80, &UP, 40_000, SYN | ACK)),
+        (echo(&A, &SERVER, 40_000), echo_reply(&SERVER, &UP, 40_000)),
     ];
-    for (packet, answer) in [
-        udp(&A, 40_000, &SERVER, 4242),
-        tcp(&A, 40_000, &SERVER, 80, SYN),
-        echo(&A, &SERVER, 40_000),
-    ]
-    .into_iter()
-    .zip(answers)
-    {
-        let (out, _) = begun(&mut lab, &A, &packet.via(GATEWAY1.mac));
-        lab.now = lab.now + std::time::Duration::from_secs(20);
-        let before = lab.connections();
+    let flows =
+        flows.map(|(packet, answer)| (begun(&mut lab, &A, &packet.via(GATEWAY1.mac)).0, answer));
+    lab.now = lab.now + std::time::Duration::from_secs(20);
+    let before = lab.connections();
+    for (out, _) in &flows {
         for which in every_error() {
-            lab.rx(UP.port, error(&SERVER, which, &out)).take_one(A.port);
+            lab.rx(UP.port, error(&SERVER, which, out)).take_one(A.port);
         }
-        let redirect = error(&ROUTER, if speaks_ipv6() { (137, 0) } else { (5, 1) }, &out);
+        let redirect = error(&ROUTER, if speaks_ipv6() { (137, 0) } else { (5, 1) }, out);
         lab.rx(UP.port, redirect).only_balanced();
         assert_eq!(lab.connections(), before);
-        // It is there for whoever was spoken to.
+    }
+    // They are there for whoever was spoken to.
+    for (_, answer) in flows {
         lab.rx(UP.port, answer).take_one(A.port);
     }
 }
