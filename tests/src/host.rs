@@ -2,6 +2,7 @@
 //! kernel's stacks as clients and servers.
 //!
 //! - [`Host`]: the namespace, the daemon, its files and `vswitchctl`.
+//! - [`family`]: the addresses of everybody in each IP version, for what is shown of both.
 //! - [`namespace`]: namespaces, what runs in them, and programs that end with their test.
 //! - [`traffic`]: servers and clients on the kernel's sockets, and `ping`.
 //! - [`watch`]: what arrives at an interface.
@@ -16,6 +17,7 @@
 //! `VSWITCHD_BIN`, else in `target/release`.
 
 pub mod bystander;
+pub mod family;
 pub mod flood;
 pub mod inventory;
 pub mod load;
@@ -30,7 +32,7 @@ mod uplink;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -44,8 +46,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use command::{Ran, ran};
+pub use family::{APP, BOTH, Family};
 use namespace::{Namespace, Owned, Process};
-pub use uplink::{GATEWAY, HOST_IP, Uplink, WIRE};
+pub use uplink::{GATEWAY, GATEWAY6, HOST_IP, HOST_IP6, Uplink, WIRE};
 
 /// How long a daemon may take to answer.
 const READY: Duration = Duration::from_secs(15);
@@ -79,6 +82,8 @@ pub struct Sandbox {
     pub ns: Namespace,
     /// Address in its first network; unspecified without one.
     pub ip: Ipv4Addr,
+    /// IPv6 address there; unspecified without one.
+    pub ip6: Ipv6Addr,
 }
 
 /// A configuration with the link that is to be tested, unless it has its own defaults.
@@ -99,6 +104,8 @@ pub struct Host {
     pub ns: Namespace,
     /// The machine at the other end of the uplink.
     pub outside: Namespace,
+    /// Whether its wire has both families.
+    dual: bool,
     daemon: Option<Process>,
     flags: Vec<String>,
     files: TempDir,
@@ -111,22 +118,53 @@ impl Host {
     /// A host with a running daemon and a way out.
     #[must_use]
     pub fn start(uplink: Uplink) -> Self {
-        let mut host = Self::prepare(uplink);
-        host.launch();
-        if uplink == Uplink::Dedicated {
-            host.ok(["uplink", "add", "up0", "--mode", "dedicated"].into_iter().chain([
-                "--address",
-                "192.0.2.2/24",
-                "--gateway",
-                "192.0.2.1",
-            ]));
-        }
+        Self::prepare(uplink).begun(uplink)
+    }
+
+    /// A host with a running daemon and a way out in both families, and the network `app` with both
+    /// ([`APP`]).
+    #[must_use]
+    pub fn start_dual(uplink: Uplink) -> Self {
+        let host = Self::prepare_dual(uplink).begun(uplink);
+        host.network("app", APP);
         host
+    }
+
+    fn begun(mut self, uplink: Uplink) -> Self {
+        self.launch();
+        if uplink == Uplink::Dedicated {
+            self.dedicate("");
+        }
+        self
+    }
+
+    /// Adds the wire as a dedicated uplink, in the families that it has; more `flags` as on the command line,
+    /// separated by blanks.
+    pub fn dedicate(&self, flags: &str) {
+        let both = if self.dual {
+            format!("--address {HOST_IP6}/64 --gateway {GATEWAY6}")
+        } else {
+            String::new()
+        };
+        let line = format!(
+            "uplink add {WIRE} --mode dedicated --address {HOST_IP}/24 --gateway {GATEWAY} {both} {flags}"
+        );
+        self.ok(line.split_whitespace());
     }
 
     /// A host whose daemon was not started yet.
     #[must_use]
     pub fn prepare(uplink: Uplink) -> Self {
+        Self::prepared(uplink, false)
+    }
+
+    /// A host with both families, whose daemon was not started yet.
+    #[must_use]
+    pub fn prepare_dual(uplink: Uplink) -> Self {
+        Self::prepared(uplink, true)
+    }
+
+    fn prepared(uplink: Uplink, dual: bool) -> Self {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("vsw-t-{}-{count}", std::process::id());
         let namespaces = [
@@ -134,7 +172,13 @@ impl Host {
             Namespace::create(&format!("{prefix}-outside")),
         ];
         let [ns, outside] = [namespaces[0].handle(), namespaces[1].handle()];
-        uplink::connect(&ns, &outside, uplink);
+        if dual {
+            for ns in [&ns, &outside] {
+                ns.enable_ipv6();
+                ns.trust_addresses();
+            }
+        }
+        uplink::connect(&ns, &outside, uplink, dual);
         let files = TempDir::with_prefix("vsw-t-").unwrap();
         // There, so that the daemon does not warn that it is not.
         fs::write(files.path().join("vswitchd.toml"), with_link("")).unwrap();
@@ -142,6 +186,7 @@ impl Host {
             prefix,
             ns,
             outside,
+            dual,
             daemon: None,
             flags: Vec::new(),
             files,
@@ -335,11 +380,13 @@ impl Host {
     pub fn find(&self, name: &str) -> Sandbox {
         let shown = one(&self.json(["sandbox", "inspect", name]));
         let ip = shown["endpoints"][0]["ipv4"].as_str().map(|ip| ip.parse().unwrap());
+        let ip6 = shown["endpoints"][0]["ipv6"].as_str().map(|ip| ip.parse().unwrap());
         let path = shown["netns"].as_str().unwrap();
         Sandbox {
             name: name.to_owned(),
             ns: Namespace::at(Path::new(path)),
             ip: ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            ip6: ip6.unwrap_or(Ipv6Addr::UNSPECIFIED),
         }
     }
 

@@ -1,5 +1,5 @@
-//! A sandbox with raw sockets against its neighbors: each attack has its counter, and costs nobody
-//! else what they came for.
+//! A sandbox with raw sockets against its neighbors, in both families: each attack has its counter, and costs
+//! nobody else what they came for.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -8,7 +8,7 @@
 )]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use dataplane::packet::types::tcp_flags::SYN;
 use dataplane::packet::types::{Mac, PortId};
 use tests::host::bystander::Waits;
+use tests::host::family::ANY;
 use tests::host::namespace::Namespace;
 use tests::host::raw::RawSender;
-use tests::host::{GATEWAY, Host, Sandbox, Uplink, rows};
+use tests::host::{APP, BOTH, Family, Host, Sandbox, Uplink, rows};
 use tests::packet::{self, Wire, tcp};
 
 /// Connections that the daemon of a test tracks at most.
@@ -35,10 +36,9 @@ fn mac_in(shown: &str, word: &str) -> Mac {
 }
 
 /// What a sandbox is to the engine, with its way out.
-fn attacker(sandbox: &Sandbox) -> (packet::Host, Mac) {
+fn attacker(sandbox: &Sandbox, family: Family) -> (packet::Host, Mac) {
     let mac = mac_in(&sandbox.ns.ip("-o link show eth0"), "link/ether ");
-    let gateway = sandbox.ns.ip("-4 route show default");
-    let gateway = gateway.split("via ").nth(1).unwrap().split_whitespace().next().unwrap();
+    let gateway = family.gateway();
     sandbox.ns.ok(&format!("ping -c 1 -W 2 {gateway}"));
     let router = mac_in(&sandbox.ns.ip(&format!("neighbor show {gateway}")), "lladdr ");
     (packet::Host { port: PortId(0), mac, ip: sandbox.ip }, router)
@@ -52,19 +52,20 @@ struct SynFlood {
 }
 
 impl SynFlood {
-    fn start(sandbox: &Sandbox, to: Ipv4Addr, service: Option<u16>) -> Self {
-        let (from, router) = attacker(sandbox);
+    fn start(sandbox: &Sandbox, family: Family, service: Option<u16>) -> Self {
+        let (from, router) = attacker(sandbox, family);
+        let (own, to) = (family.of(sandbox), family.outside());
         let mut sender = RawSender::open(&sandbox.ns, "eth0");
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (told, count) = (Arc::clone(&stop), Arc::clone(&sent));
         let thread = thread::spawn(move || {
-            let target = packet::Host { port: PortId(0), mac: router, ip: to };
+            let target = packet::Host { mac: router, ..from };
             while !told.load(Ordering::Relaxed) {
                 let n = count.fetch_add(1, Ordering::Relaxed);
                 let [.., a, b, c, d] = n.to_be_bytes();
                 let source = 1024 | u16::from_be_bytes([c, d]);
                 let port = service.unwrap_or(20_000 + u16::from_be_bytes([a, b]) % 100);
-                let syn = tcp(&from, source, &target, port, SYN).via(router);
+                let syn = tcp(&from, source, &target, port, SYN).between(own, to);
                 sender.send(&Wire::from(&syn).bytes);
             }
         });
@@ -93,7 +94,7 @@ struct Greeter {
 
 impl Greeter {
     fn start(ns: &Namespace, port: u16) -> Self {
-        let listener = ns.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap();
+        let listener = ns.enter(|| TcpListener::bind((ANY, port))).unwrap();
         listener.set_nonblocking(true).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
@@ -120,7 +121,7 @@ impl Drop for Greeter {
 
 /// Connects, is greeted, and waits for the end, a few hundred times; none may fail, and few take long. How
 /// long it took.
-fn visits(from: &Sandbox, to: (Ipv4Addr, u16)) -> Duration {
+fn visits(from: &Sandbox, to: (IpAddr, u16)) -> Duration {
     let began = Instant::now();
     let mut waits = Waits::default();
     for count in 0..VISITS {
@@ -146,82 +147,93 @@ fn drops(host: &Host, reason: &str) -> u64 {
         .sum()
 }
 
+/// What was dropped of a sandbox's frames, by reason. Before its port is configured its kernel may have asked for
+/// routers already.
+fn refused_of(host: &Host, sandbox: &Sandbox) -> Vec<(String, u64)> {
+    let shown = rows(&host.json(["drops", "--sandbox", &sandbox.name]));
+    let counted = shown.iter().filter(|row| row["count"] != 0);
+    let of = |row: &serde_json::Value| {
+        (row["reason"].as_str().unwrap().to_owned(), row["count"].as_u64().unwrap())
+    };
+    counted.map(of).collect()
+}
+
 fn conntrack(host: &Host, what: &str) -> u64 {
     host.json(["conntrack", "stats"])[what].as_u64().unwrap()
 }
 
-/// Nothing answers but with RST or not at all: what a flood leaves is never agreed on.
-fn flooded() -> (Host, [Sandbox; 3]) {
-    let mut host = Host::prepare(Uplink::Dedicated);
+/// Those who attack, and who has to do with none of it.
+fn flooded(flags: &str) -> (Host, [Sandbox; 3]) {
+    let mut host = Host::prepare_dual(Uplink::Dedicated);
     host.configure(CONFIGURED);
     host.launch();
-    host.ok(["uplink", "add", "up0", "--mode", "dedicated", "--address", "192.0.2.2/24"]
-        .into_iter()
-        .chain(["--gateway", "192.0.2.1"]));
-    let sandboxes = ["one", "two", "neighbor"].map(|name| host.sandbox(name, ""));
+    host.dedicate(flags);
+    host.network("app", APP);
+    let sandboxes = ["one", "two", "neighbor"].map(|name| host.sandbox(name, "--network app"));
+    host.outside.ok("nft add table inet t");
+    host.outside.ok("nft add chain inet t c { type filter hook input priority 0 ; }");
     (host, sandboxes)
 }
 
 #[test]
 #[ignore = "needs root"]
 fn a_syn_flood_costs_a_neighbor_no_connection() {
-    let (host, [one, two, neighbor]) = flooded();
-    // Nobody takes SYNs to these ports, and nobody answers them either.
-    host.outside.ok("nft add table ip t");
-    host.outside.ok("nft add chain ip t c { type filter hook input priority 0 ; }");
-    host.outside.ok("nft add rule ip t c tcp dport 20000-20099 drop");
-    let _greeter = Greeter::start(&host.outside, 7000);
-    let before = visits(&neighbor, (GATEWAY, 7000));
-    let mut talk = neighbor.ns.enter(|| TcpStream::connect((GATEWAY, 7000))).unwrap();
-    let floods = [&one, &two].map(|sandbox| SynFlood::start(sandbox, GATEWAY, None));
-    tests::host::eventually(Duration::from_secs(20), "the table is full", || {
-        conntrack(&host, "entries") >= LIMIT
-    });
-    let during = visits(&neighbor, (GATEWAY, 7000));
-    let sent: u64 = floods.iter().map(SynFlood::sent).sum();
-    drop(floods);
-    let (evicted, limited) = (conntrack(&host, "evicted"), drops(&host, "endpoint_limit"));
-    println!(
-        "{VISITS} visits in {before:?} alone, in {during:?} beside {sent} SYNs; {evicted} evicted, \
-         {limited} over the limit"
-    );
-    assert!(evicted > 0 || limited > 0);
-    assert!(conntrack(&host, "entries") <= LIMIT);
-    let refused = rows(&host.json(["drops", "--sandbox", &neighbor.name]));
-    let refused: Vec<_> = refused.iter().filter(|row| row["count"] != 0).collect();
-    assert!(refused.is_empty(), "{refused:?}");
-    let mut greeting = String::new();
-    talk.read_to_string(&mut greeting).unwrap();
-    assert_eq!(greeting, "hello");
+    // A host for each: who has as many connections as each of the flood, closed ones too, may have no more.
+    for family in BOTH {
+        let (host, [one, two, neighbor]) = flooded("");
+        // Nobody takes SYNs to these ports, and nobody answers them either: what a flood leaves is never agreed on.
+        host.outside.ok("nft add rule inet t c tcp dport 20000-20099 drop");
+        let _greeter = Greeter::start(&host.outside, 7000);
+        let refused = refused_of(&host, &neighbor);
+        let service = (family.outside(), 7000);
+        let before = visits(&neighbor, service);
+        let mut talk = neighbor.ns.enter(|| TcpStream::connect(service)).unwrap();
+        let floods = [&one, &two].map(|sandbox| SynFlood::start(sandbox, family, None));
+        // The table's room is one for both families.
+        tests::host::eventually(Duration::from_secs(20), "the table is full", || {
+            conntrack(&host, "entries") >= LIMIT
+        });
+        // For the other family's packets as for its own.
+        let during = BOTH.map(|visited| visits(&neighbor, (visited.outside(), 7000)));
+        let sent: u64 = floods.iter().map(SynFlood::sent).sum();
+        drop(floods);
+        let (evicted, limited) = (conntrack(&host, "evicted"), drops(&host, "endpoint_limit"));
+        println!(
+            "{VISITS} visits in {before:?} alone, in {during:?} beside {sent} SYNs of {family}; \
+             {evicted} evicted, {limited} over the limit"
+        );
+        assert!(evicted > 0 || limited > 0);
+        assert!(conntrack(&host, "entries") <= LIMIT);
+        assert_eq!(refused_of(&host, &neighbor), refused);
+        let mut greeting = String::new();
+        talk.read_to_string(&mut greeting).unwrap();
+        assert_eq!(greeting, "hello");
+    }
 }
 
 /// All outside ports to one server are taken by connections that it does not answer.
 #[test]
 #[ignore = "needs root"]
 fn a_flood_to_one_service_keeps_no_neighbor_from_it() {
-    let (host, [one, _, neighbor]) = flooded();
-    host.ok(["uplink", "rm", "up0"]);
-    host.ok(["uplink", "add", "up0", "--mode", "dedicated", "--address", "192.0.2.2/24"]
-        .into_iter()
-        .chain(["--gateway", "192.0.2.1", "--nat-ports", "30000-30999"]));
     // The flood's SYNs are dropped, by what only they have: no options.
-    host.outside.ok("nft add table ip t");
-    host.outside.ok("nft add chain ip t c { type filter hook input priority 0 ; }");
-    host.outside.ok(
-        "nft add rule ip t c tcp dport 7000 tcp flags syn / syn,ack tcp option maxseg missing drop",
-    );
-    let _greeter = Greeter::start(&host.outside, 7000);
-    let mut flood = None;
-    let event = host.awaited_event("snat_ports_exhausted", || {
-        flood = Some(SynFlood::start(&one, GATEWAY, Some(7000)));
-    });
-    assert!(event.contains("uplink up0"), "{event}");
-    let flood = flood.unwrap();
-    assert!(drops(&host, "snat_ports_exhausted") > 0);
-    let during = visits(&neighbor, (GATEWAY, 7000));
-    let sent = flood.sent();
-    drop(flood);
-    println!("{VISITS} visits in {during:?} beside {sent} SYNs");
-    assert!(conntrack(&host, "evicted") >= 1);
-    assert_eq!(host.json(["drops", "--sandbox", &neighbor.name]).as_array().map_or(0, Vec::len), 0);
+    const NO_OPTIONS: &str = "tcp flags syn / syn,ack tcp option maxseg missing drop";
+    for family in BOTH {
+        let (host, [one, _, neighbor]) = flooded("--nat-ports 30000-30999");
+        host.outside.ok(&format!("nft add rule inet t c tcp dport 7000 {NO_OPTIONS}"));
+        let _greeter = Greeter::start(&host.outside, 7000);
+        let refused = refused_of(&host, &neighbor);
+        let mut flood = None;
+        let event = host.awaited_event("snat_ports_exhausted", || {
+            flood = Some(SynFlood::start(&one, family, Some(7000)));
+        });
+        assert!(event.contains("uplink up0"), "{event}");
+        let flood = flood.unwrap();
+        assert!(drops(&host, "snat_ports_exhausted") > 0);
+        let during = visits(&neighbor, (family.outside(), 7000));
+        let sent = flood.sent();
+        drop(flood);
+        println!("{VISITS} visits in {during:?} beside {sent} SYNs of {family}");
+        assert!(conntrack(&host, "evicted") >= 1);
+        assert_eq!(refused_of(&host, &neighbor), refused);
+    }
 }

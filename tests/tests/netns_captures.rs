@@ -20,7 +20,7 @@ use dataplane::packet::types::Mac;
 use tests::host::bystander::Bystander;
 use tests::host::raw::RawSender;
 use tests::host::traffic::ping;
-use tests::host::{Host, Sandbox, Uplink, eventually, one, rows};
+use tests::host::{BOTH, Host, Sandbox, Uplink, eventually, one, rows};
 use tests::packet::Wire;
 
 /// Frames of a file, unless all are sent.
@@ -90,13 +90,16 @@ fn balances(host: &Host) -> bool {
 #[test]
 #[ignore = "needs root"]
 fn whatever_was_captured_is_sent_from_inside() {
-    let host = Host::start(Uplink::Dedicated);
+    let host = Host::start_dual(Uplink::Dedicated);
     // One guards its endpoints, the other lets them say anything.
-    host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1");
-    host.network("open", "--subnet 10.91.2.0/24 --gateway 10.91.2.1 -o spoof_check=false");
+    host.network(
+        "open",
+        "--subnet 10.91.2.0/24 --gateway 10.91.2.1 --subnet fd00:91:2::/64 -o spoof_check=false",
+    );
     let [guarded, neighbor] = ["guarded", "near"].map(|name| host.sandbox(name, "--network app"));
     let [free, other] = ["free", "other"].map(|name| host.sandbox(name, "--network open"));
-    assert_eq!(ping(&free.ns, other.ip, 2).received, 2);
+    let reaches = || BOTH.map(|family| ping(&free.ns, family.of(&other), 2).received);
+    assert_eq!(reaches(), [2, 2]);
     let gateway = {
         assert_eq!(ping(&free.ns, [10, 91, 2, 1], 1).received, 1);
         let shown = free.ns.ip("neighbor show to 10.91.2.1");
@@ -104,7 +107,7 @@ fn whatever_was_captured_is_sent_from_inside() {
         mac.expect("its MAC").parse::<Mac>().unwrap()
     };
     let own = mac(&host, &guarded);
-    let bystander = Bystander::start(&neighbor.ns, &host.outside);
+    let bystander = Bystander::start(&neighbor.ns, &host.outside, &BOTH);
     let mut senders = [&guarded, &free].map(|sandbox| RawSender::open(&sandbox.ns, "eth0"));
     let before = host.memory_kib();
     let (paths, foreign) = captures();
@@ -140,7 +143,7 @@ fn whatever_was_captured_is_sent_from_inside() {
         received() as usize > sent * 9 / 10
     });
     bystander.went_on();
-    assert_eq!(ping(&free.ns, other.ip, 2).received, 2);
+    assert_eq!(reaches(), [2, 2]);
     eventually(Duration::from_secs(10), "the sums balance", || balances(&host));
     let after = host.memory_kib();
     assert!(after < before + GROWTH_KIB, "{before} KiB became {after}");

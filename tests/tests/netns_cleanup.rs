@@ -1,4 +1,4 @@
-//! Removing: what the daemon made goes without a trace, what others made stays.
+//! Removing: what the daemon made goes without a trace, what others made stays. Of both families.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -17,15 +17,14 @@ use std::time::Duration;
 use dataplane::packet::types::Mac;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tests::host::family::ANY;
 use tests::host::flood::{Flood, Make};
 use tests::host::inventory::Inventory;
 use tests::host::namespace::{Namespace, Owned};
 use tests::host::raw::RawListener;
 use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
-use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, one, programs, rows};
+use tests::host::{APP, BOTH, Host, Sandbox, Uplink, one, programs, rows};
 use tests::packet::ethernet;
-
-const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
 /// What others have on the host: a namespace, links, a rule set, files beside the daemon's.
 struct Foreign {
@@ -43,9 +42,11 @@ impl Foreign {
         host.ns.ip("link add br-other type bridge");
         host.ns.ip("tuntap add dev vsw-other mode tap");
         host.ns.ip("address add 10.92.0.1/24 dev br-other");
+        host.ns.ip("-6 address add fd00:92::1/64 dev br-other nodad");
         host.ns.ip("link set br-other up");
         host.ns.ok("nft add table inet other");
         let namespace = Namespace::create(&host.name("foreign"));
+        namespace.handle().enable_ipv6();
         namespace.handle().ip("link add own0 type bridge");
         Self { namespace }
     }
@@ -58,27 +59,35 @@ impl Foreign {
 
 /// Makes something of every kind, and uses it.
 fn make_everything(host: &Host, foreign: &Foreign) -> Vec<String> {
-    host.network("app", "--subnet 10.91.1.0/24");
-    host.network("back", "--subnet 10.91.2.0/24 --internal");
+    host.network("app", APP);
+    host.network("back", "--subnet 10.91.2.0/24 --subnet fd00:91:2::/64 --internal");
     let a = host.sandbox("a", "--network app --network back -p 8080:80 -p 9000-9100:9000-9100");
     let b = host.sandbox("b", "-p 8081:81/udp");
     let adopted = format!("--network app --netns {}", foreign.ns().path().display());
     let c = host.sandbox("c", &adopted);
     host.ok(["network", "connect", "back", &b.name]);
-    host.ok(["route", "add", "198.51.100.0/24", "via", &GATEWAY.to_string()]);
+    for (prefix, family) in ROUTES.into_iter().zip(BOTH) {
+        host.ok(["route", "add", prefix, "via", &family.outside().to_string()]);
+    }
     host.ok(["fdb", "add", "02:00:00:00:00:99", "--network", "app", "--sandbox", &a.name]);
     let _server = TcpServer::start(&a.ns, (ANY, 80));
-    TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("in");
-    TcpClient::connect(&host.ns, (Ipv4Addr::LOCALHOST, 8080)).echo("from the host");
-    assert_ping(&c.ns, a.ip, 64);
-    assert_ping(&b.ns, GATEWAY, 63);
+    for family in BOTH {
+        TcpClient::connect(&host.outside, (family.host(), 8080)).echo("in");
+        TcpClient::connect(&host.ns, (family.localhost(), 8080)).echo("from the host");
+        assert_ping(&c.ns, family.of(&a), 64);
+        assert_ping(&c.ns, family.outside(), 63);
+    }
+    assert_ping(&b.ns, BOTH[0].outside(), 63);
     [a, b, c].map(|sandbox| sandbox.name).to_vec()
 }
+
+/// Behind the outside machine.
+const ROUTES: [&str; 2] = ["198.51.100.0/24", "2001:db8:9::/48"];
 
 #[test]
 #[ignore = "needs root"]
 fn what_was_removed_leaves_no_trace() {
-    let mut host = Host::prepare(Uplink::Shared);
+    let mut host = Host::prepare_dual(Uplink::Shared);
     let foreign = Foreign::make(&host);
     host.launch();
     let before = Inventory::of(&host);
@@ -87,7 +96,9 @@ fn what_was_removed_leaves_no_trace() {
         let sandboxes = make_everything(&host, &foreign);
         host.ok(["sandbox", "rm"].into_iter().chain(sandboxes.iter().map(String::as_str)));
         host.ok(["network", "rm", "app", "back"]);
-        host.ok(["route", "rm", "198.51.100.0/24"]);
+        for prefix in ROUTES {
+            host.ok(["route", "rm", prefix]);
+        }
         Inventory::of(&host).assert_same(&before, "sandboxes and networks");
         Inventory::of_namespace(&foreign.ns()).assert_same(&before_foreign, "an adopted sandbox");
     }
@@ -98,7 +109,7 @@ fn what_was_removed_leaves_no_trace() {
 #[test]
 #[ignore = "needs root"]
 fn purge_removes_all_of_ours_and_the_daemon_goes_on() {
-    let mut host = Host::prepare(Uplink::Shared);
+    let mut host = Host::prepare_dual(Uplink::Shared);
     let foreign = Foreign::make(&host);
     let before = Inventory::of(&host);
     let before_foreign = Inventory::of_namespace(&foreign.ns());
@@ -133,7 +144,7 @@ fn purge_removes_all_of_ours_and_the_daemon_goes_on() {
 }
 
 fn offline_purge(signal: Signal) {
-    let mut host = Host::prepare(Uplink::Shared);
+    let mut host = Host::prepare_dual(Uplink::Shared);
     let foreign = Foreign::make(&host);
     let before = Inventory::of(&host);
     let before_foreign = Inventory::of_namespace(&foreign.ns());

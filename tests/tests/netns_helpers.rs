@@ -1,4 +1,5 @@
-//! FTP and TFTP between kernels' stacks: `curl` and a small server, out of a network and into a published port.
+//! FTP and TFTP between kernels' stacks, in both families: `curl` and a small server, out of a network and into a
+//! published port.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::expect_used,
@@ -8,7 +9,7 @@
 )]
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tests::host::namespace::Namespace;
 use tests::host::traffic::{PATIENCE, uninterrupted};
-use tests::host::{GATEWAY, HOST_IP, Host, Uplink};
+use tests::host::{BOTH, Family, Host, Uplink};
 
 /// How often servers look whether they are to end.
 const POLL: Duration = Duration::from_millis(20);
@@ -42,8 +43,8 @@ impl Server {
     }
 
     /// FTP at port 21 (RFC 959, RFC 2428): each client is served to its end.
-    fn ftp(ns: &Namespace) -> Self {
-        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    fn ftp(ns: &Namespace, family: Family) -> Self {
+        let any = family.any();
         let listener = ns.enter(|| TcpListener::bind((any, 21))).unwrap();
         listener.set_nonblocking(true).unwrap();
         let ns = ns.clone();
@@ -62,8 +63,8 @@ impl Server {
     }
 
     /// TFTP at port 69 (RFC 1350): each request is answered from a port of its own.
-    fn tftp(ns: &Namespace) -> Self {
-        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    fn tftp(ns: &Namespace, family: Family) -> Self {
+        let any = family.any();
         let socket = ns.enter(|| UdpSocket::bind((any, 69))).unwrap();
         socket.set_read_timeout(Some(POLL)).unwrap();
         let ns = ns.clone();
@@ -160,8 +161,8 @@ fn session(ns: &Namespace, stream: &TcpStream) -> std::io::Result<()> {
             }
             "EPRT" => {
                 let parts: Vec<&str> = rest.split('|').collect();
-                let to: SocketAddr = format!("{}:{}", parts[2], parts[3]).parse().unwrap();
-                data = Data::Call(to);
+                let address: IpAddr = parts[2].parse().unwrap();
+                data = Data::Call((address, parts[3].parse().unwrap()).into());
                 "200 ok".to_owned()
             }
             "PORT" => {
@@ -207,33 +208,47 @@ fn used(host: &Host) -> u64 {
     host.json(["conntrack", "stats"])["helpers"]["used"].as_u64().unwrap()
 }
 
+/// As it stands in a URL.
+fn bracketed(address: IpAddr) -> String {
+    if address.is_ipv6() { format!("[{address}]") } else { address.to_string() }
+}
+
 fn by(uplink: Uplink) {
-    let host = Host::start(uplink);
-    host.network("app", "--subnet 10.91.1.0/24 -o helpers=ftp,tftp");
-    let client = host.sandbox("client", "--network app");
-    let server = host.sandbox("server", "--network app -p 2121:21");
-    let outside = [Server::ftp(&host.outside), Server::tftp(&host.outside)];
-    let inside = Server::ftp(&server.ns);
-    // Out: the server calls the client. Twice in one connection.
-    let url = format!("ftp://{GATEWAY}/file");
-    assert!(gets(&client.ns, "-P -", &url));
-    assert!(gets(&client.ns, "-P - --disable-eprt", &url));
-    assert_eq!(used(&host), 2);
-    // Nobody has to be called for these.
-    assert!(gets(&client.ns, "", &url));
-    assert_eq!(used(&host), 2);
-    assert!(gets(&client.ns, "", &format!("tftp://{GATEWAY}/file")));
-    assert_eq!(used(&host), 3);
-    // In, from outside and from inside.
-    let url = format!("ftp://{HOST_IP}:2121/file");
-    for (passed, from) in [&host.outside, &client.ns].into_iter().enumerate() {
-        assert!(gets(from, "", &url));
-        assert!(gets(from, "--disable-epsv --no-ftp-skip-pasv-ip", &url));
-        assert_eq!(used(&host), 5 + 2 * passed as u64);
+    let host = Host::start_dual(uplink);
+    host.network("helped", "--subnet 10.91.2.0/24 --subnet fd00:91:2::/64 -o helpers=ftp,tftp");
+    let client = host.sandbox("client", "--network helped");
+    let server = host.sandbox("server", "--network helped -p 2121:21");
+    for family in BOTH {
+        let outside = [Server::ftp(&host.outside, family), Server::tftp(&host.outside, family)];
+        let inside = Server::ftp(&server.ns, family);
+        let mut expected = used(&host);
+        let mut helped = |from: &Namespace, flags: &str, url: &str| {
+            assert!(gets(from, flags, url));
+            expected += 1;
+            assert_eq!(used(&host), expected, "{flags} {url}");
+        };
+        // Out: the server calls the client. In the words of before IPv6 too, which have none for it.
+        let there = bracketed(family.outside());
+        let url = format!("ftp://{there}/file");
+        helped(&client.ns, "-P -", &url);
+        if family == Family::V4 {
+            helped(&client.ns, "-P - --disable-eprt", &url);
+        }
+        helped(&client.ns, "", &format!("tftp://{there}/file"));
+        // In, from outside and from inside.
+        let published = format!("ftp://{}:2121/file", bracketed(family.host()));
+        for from in [&host.outside, &client.ns] {
+            helped(from, "", &published);
+            if family == Family::V4 {
+                helped(from, "--disable-epsv --no-ftp-skip-pasv-ip", &published);
+            }
+        }
+        helped(&client.ns, "-P -", &published);
+        // Nobody has to be called for this.
+        assert!(gets(&client.ns, "", &url));
+        assert_eq!(used(&host), expected);
+        drop((outside, inside));
     }
-    assert!(gets(&client.ns, "-P -", &url));
-    assert_eq!(used(&host), 8);
-    drop((outside, inside));
 }
 
 #[test]
@@ -251,14 +266,16 @@ fn ftp_and_tftp_by_a_shared_uplink() {
 #[test]
 #[ignore = "needs root"]
 fn without_helpers_nobody_is_called() {
-    let host = Host::start(Uplink::Dedicated);
-    host.network("app", "--subnet 10.91.1.0/24");
+    let host = Host::start_dual(Uplink::Dedicated);
     let client = host.sandbox("client", "--network app");
-    let outside = [Server::ftp(&host.outside), Server::tftp(&host.outside)];
-    let url = format!("ftp://{GATEWAY}/file");
-    assert!(gets(&client.ns, "", &url), "passive mode needs no help");
-    assert!(!gets(&client.ns, "-P -", &url));
-    assert!(!gets(&client.ns, "", &format!("tftp://{GATEWAY}/file")));
+    for family in BOTH {
+        let outside = [Server::ftp(&host.outside, family), Server::tftp(&host.outside, family)];
+        let there = bracketed(family.outside());
+        let url = format!("ftp://{there}/file");
+        assert!(gets(&client.ns, "", &url), "passive mode needs no help");
+        assert!(!gets(&client.ns, "-P -", &url));
+        assert!(!gets(&client.ns, "", &format!("tftp://{there}/file")));
+        drop(outside);
+    }
     assert_eq!(used(&host), 0);
-    drop(outside);
 }

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use tests::host::inventory::Inventory;
 use tests::host::namespace::{Namespace, Owned};
 use tests::host::traffic::assert_ping;
-use tests::host::{Host, Ran, Sandbox, Uplink, ran, rows};
+use tests::host::{APP, BOTH, Host, Ran, Sandbox, Uplink, ran, rows};
 
 /// A stopped daemon with sandboxes of both kinds, and a namespace that is not its host's.
 /// Taken apart in this order: what is named first goes last, and the host cleans up in the namespace
@@ -26,13 +26,15 @@ struct Scene {
 }
 
 fn scene() -> Scene {
-    let mut host = Host::start(Uplink::None);
-    host.network("app", "--subnet 10.91.1.0/24 -o link=tap");
-    host.network("fast", "--subnet 10.91.2.0/24 -o link=veth");
+    let mut host = Host::prepare_dual(Uplink::None);
+    host.launch();
+    host.network("app", &format!("{APP} -o link=tap"));
+    host.network("fast", "--subnet 10.91.2.0/24 --subnet fd00:91:2::/64 -o link=veth");
     let sandboxes = [("a", "app"), ("b", "app"), ("c", "fast")]
         .map(|(name, network)| host.sandbox(name, &format!("--network {network}")));
     host.stop(Signal::SIGTERM);
     let elsewhere = Namespace::create(&host.name("elsewhere"));
+    elsewhere.handle().enable_ipv6();
     Scene { elsewhere, host, sandboxes }
 }
 
@@ -45,9 +47,11 @@ fn run(host: &Host, flags: &[&str]) -> Ran {
 
 fn assert_works(host: &Host, [a, b, c]: &[Sandbox; 3]) {
     assert_eq!(rows(&host.json(["sandbox", "ls"])).len(), 3);
-    assert_ping(&a.ns, b.ip, 64);
-    for sandbox in [a, b, c] {
-        assert_ping(&host.ns, sandbox.ip, 64);
+    for family in BOTH {
+        assert_ping(&a.ns, family.of(b), 64);
+        for sandbox in [a, b, c] {
+            assert_ping(&host.ns, family.of(sandbox), 64);
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use tests::host::bystander::Bystander;
 use tests::host::namespace::Namespace;
 use tests::host::raw::{RawListener, RawSender};
 use tests::host::traffic::ping;
-use tests::host::{Host, Sandbox, Uplink, eventually, rows};
+use tests::host::{Family, Host, Sandbox, Uplink, eventually, rows};
 use tests::packet::{self, arp, echo, ethernet, lies, nd, tcp, udp};
 use tests::sums;
 
@@ -84,7 +84,7 @@ fn offload_headers_that_lie_reach_nobody() {
     let heard = RawListener::start_whole(&one.ns, "eth0", move |wire| {
         wire.bytes.get(6..12) == Some(&own.mac.0)
     });
-    let bystander = Bystander::start(&two.ns, &host.outside);
+    let bystander = Bystander::start(&two.ns, &host.outside, &[Family::V4]);
     let (mut taken, mut refused) = (0, 0);
     for _ in 0..5 {
         for to in [neighbor, attacker.beyond()] {
@@ -274,7 +274,7 @@ fn a_scan_of_the_gateway_costs_nobody_anything() {
     const PORTS: u16 = 10_000;
     let (host, [bad, _, two]) = started();
     let mut attacker = Attacker::new(&bad);
-    let bystander = Bystander::start(&two.ns, &host.outside);
+    let bystander = Bystander::start(&two.ns, &host.outside, &[Family::V4]);
     let before = host.json(["conntrack", "stats"])["entries"].as_u64().unwrap();
     let (own, gateway) = (attacker.own, attacker.gateway);
     let open = RawListener::start(&bad.ns, "eth0", |frame| {

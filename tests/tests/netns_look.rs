@@ -1,4 +1,4 @@
-//! Looking inside a running daemon: what would become of a packet, and how full everything is.
+//! Looking inside a running daemon, in both families: what would become of a packet, and how full everything is.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -7,24 +7,16 @@
 )]
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tests::host::family::ANY;
 use tests::host::namespace::Process;
 use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
-use tests::host::{GATEWAY, HOST_IP, Host, Uplink, WIRE, eventually, one, rows};
-
-const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
-const NET_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
-
-fn host_with_app() -> Host {
-    let host = Host::start(Uplink::Shared);
-    host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1");
-    host
-}
+use tests::host::{APP, BOTH, Host, Uplink, WIRE, eventually, one, rows};
 
 /// The facts of a stage, as `NAME VALUE` lines.
 fn facts(trace: &Value, stage: &str) -> String {
@@ -40,7 +32,7 @@ fn facts(trace: &Value, stage: &str) -> String {
 #[test]
 #[ignore = "needs root"]
 fn a_trace_says_what_then_happens_and_does_nothing() {
-    let host = host_with_app();
+    let host = Host::start_dual(Uplink::Shared);
     let a = host.sandbox("a", "--network app -p 8080:7000");
     let b = host.sandbox("b", "--network app");
     let trace = |words: &str| {
@@ -50,7 +42,9 @@ fn a_trace_says_what_then_happens_and_does_nothing() {
         serde_json::from_str::<Value>(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     };
     // The router is asked for once, so that it is known.
-    assert_ping(&a.ns, GATEWAY, 63);
+    for family in BOTH {
+        assert_ping(&a.ns, family.outside(), 63);
+    }
     host.ok(["conntrack", "flush"]);
     let quiet = || {
         let drops = host.json(["drops"]);
@@ -60,34 +54,49 @@ fn a_trace_says_what_then_happens_and_does_nothing() {
             .collect::<Vec<_>>();
         (rows(&host.json(["conntrack", "list"])).len(), drops, sums)
     };
-    let before = quiet();
-    let out = trace(&format!("tcp {}:40000 > {GATEWAY}:7000 syn", a.ip));
-    assert_eq!(out["verdict"], "forward", "{out}");
-    assert_eq!(out["port"], format!("{}/eth0", a.name).as_str());
-    assert_eq!(out["sent"][0]["port"], WIRE);
-    assert!(facts(&out, "admit").contains("network app"), "{out}");
-    assert!(facts(&out, "translate").contains("nat snat"), "{out}");
-    let near = trace(&format!("udp {}:1 {}:2 len 100", a.ip, b.ip));
-    assert_eq!(near["sent"][0]["port"], format!("{}/eth0", b.name).as_str(), "{near}");
-    let spoofed = trace("udp 10.91.1.200:1 > 10.91.1.1:2");
-    assert_eq!(
-        (&spoofed["verdict"], &spoofed["drop_reason"]),
-        (&"drop".into(), &"spoofed_ipv4".into())
-    );
-    let echo = trace(&format!("icmp echo {} > {NET_GATEWAY}", a.ip));
-    assert_eq!(echo["verdict"], "answer", "{echo}");
-    let expired = trace(&format!("udp {}:1 > {GATEWAY}:2 ttl 1", a.ip));
-    assert_eq!(expired["drop_reason"], "ttl_exceeded");
-    let asked = trace(&format!("tcp {}:40000 > {HOST_IP}:8080", a.ip));
-    assert!(facts(&asked, "dnat").contains(&format!("of {}", a.name)), "{asked}");
-    // From outside, for people.
-    let line = format!("tcp {GATEWAY}:5000 > {HOST_IP}:8080");
-    let text = host.ok(["trace", "--uplink", WIRE, &line]);
-    assert!(text.contains("verdict: forward") && text.contains("dnat"), "{text}");
-    assert_eq!(quiet(), before, "nothing came of it");
+    let at = |address: IpAddr, port: u16| SocketAddr::from((address, port));
+    for family in BOTH {
+        let (own, near, far) = (family.of(&a), family.of(&b), family.outside());
+        let all = || {
+            let out = trace(&format!("tcp {} > {} syn", at(own, 40_000), at(far, 7000)));
+            assert_eq!(out["verdict"], "forward", "{out}");
+            assert_eq!(out["port"], format!("{}/eth0", a.name).as_str());
+            assert_eq!(out["sent"][0]["port"], WIRE);
+            assert!(facts(&out, "admit").contains("network app"), "{out}");
+            assert!(facts(&out, "translate").contains("nat snat"), "{out}");
+            let next = trace(&format!("udp {} {} len 100", at(own, 1), at(near, 2)));
+            assert_eq!(next["sent"][0]["port"], format!("{}/eth0", b.name).as_str(), "{next}");
+            let another: IpAddr = family.pick(["10.91.1.200", "fd00:91::200"]).parse().unwrap();
+            let spoofed = trace(&format!("udp {} > {}", at(another, 1), at(family.gateway(), 2)));
+            let reason = family.pick(["spoofed_ipv4", "spoofed_ipv6"]);
+            assert_eq!(
+                (&spoofed["verdict"], &spoofed["drop_reason"]),
+                (&"drop".into(), &reason.into())
+            );
+            let echo = trace(&format!("icmp echo {own} > {}", family.gateway()));
+            assert_eq!(echo["verdict"], "answer", "{echo}");
+            let expired = trace(&format!("udp {} > {} ttl 1", at(own, 1), at(far, 2)));
+            assert_eq!(expired["drop_reason"], "ttl_exceeded");
+            let asked = trace(&format!("tcp {} > {}", at(own, 40_000), at(family.host(), 8080)));
+            assert!(facts(&asked, "dnat").contains(&format!("of {}", a.name)), "{asked}");
+            // From outside, for people.
+            let line = format!("tcp {} > {}", at(far, 5000), at(family.host(), 8080));
+            let text = host.ok(["trace", "--uplink", WIRE, &line]);
+            assert!(text.contains("verdict: forward") && text.contains("dnat"), "{text}");
+        };
+        // What the kernels ask of their neighbors now and then is nothing that comes of it.
+        let nothing_came_of_it = (0..5).any(|_| {
+            let before = quiet();
+            all();
+            quiet() == before
+        });
+        assert!(nothing_came_of_it, "{family}");
+    }
     // It says what then happens.
     let _server = TcpServer::start(&a.ns, (ANY, 7000));
-    let _client = TcpClient::connect(&host.outside, (HOST_IP, 8080));
+    for family in BOTH {
+        let _client = TcpClient::connect(&host.outside, (family.host(), 8080));
+    }
 
     host.refused(
         2,
@@ -105,49 +114,55 @@ fn a_trace_says_what_then_happens_and_does_nothing() {
 #[test]
 #[ignore = "needs root"]
 fn captured_frames_are_traced_one_after_the_other() {
-    let host = host_with_app();
+    let host = Host::start_dual(Uplink::Shared);
     let a = host.sandbox("a", "--network app");
-    let file = host.path("ping.pcapng");
-    let path = file.to_str().unwrap().to_owned();
-    let mut command =
-        host.ctl_command(["capture", "--sandbox", &a.name, "-w", &path, "-c", "2", "icmp"]);
-    let mut capture = Process::start(&mut command);
-    std::thread::sleep(Duration::from_millis(500));
-    assert_ping(&a.ns, GATEWAY, 63);
-    assert!(capture.wait(Duration::from_secs(5)).success());
-    host.ok(["conntrack", "flush"]);
-    let traces = rows(&host.json(["trace", "--sandbox", &a.name, "--pcap", &path]));
-    assert_eq!(traces.len(), 2);
-    assert_eq!(traces[0]["verdict"], "forward", "{:?}", traces[0]);
-    let first = rows(&host.json(["trace", "--sandbox", &a.name, "--pcap", &path, "-c", "1"]));
-    assert_eq!(first, traces[..1]);
-    assert_eq!(rows(&host.json(["conntrack", "list"])).len(), 0);
+    for family in BOTH {
+        // Neighbors are asked for in ICMPv6 too, in shorter frames.
+        let filter = family.pick(["icmp", "icmp6 and greater 100 and not multicast"]);
+        let file = host.path(&format!("{family}.pcapng"));
+        let path = file.to_str().unwrap().to_owned();
+        let mut command =
+            host.ctl_command(["capture", "--sandbox", &a.name, "-w", &path, "-c", "2", filter]);
+        let mut capture = Process::start(&mut command);
+        std::thread::sleep(Duration::from_millis(500));
+        assert_ping(&a.ns, family.outside(), 63);
+        assert!(capture.wait(Duration::from_secs(5)).success());
+        host.ok(["conntrack", "flush"]);
+        let traces = rows(&host.json(["trace", "--sandbox", &a.name, "--pcap", &path]));
+        assert_eq!(traces.len(), 2);
+        assert_eq!(traces[0]["verdict"], "forward", "{:?}", traces[0]);
+        let first = rows(&host.json(["trace", "--sandbox", &a.name, "--pcap", &path, "-c", "1"]));
+        assert_eq!(first, traces[..1]);
+        assert_eq!(rows(&host.json(["conntrack", "list"])).len(), 0);
+    }
 }
 
 #[test]
 #[ignore = "needs root"]
 fn status_shows_every_limit() {
-    let mut host = Host::prepare(Uplink::Shared);
+    let mut host = Host::prepare_dual(Uplink::Shared);
     host.configure(
         "[limits]\nconntrack = 2048\nwaiting_frames = 7\nneighbors_per_network = 9\n\
          fragments = 100\nfragments_per_datagram = 70\nfragment_bytes = 2097152\ntraces = 3\n\
          event_readers = 5\nhost_connections = 7\nhost_datagram_clients = 6\npolicy_rules = 9\n",
     );
     host.launch();
-    host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1");
+    host.network("app", APP);
     let a = host.sandbox("a", "--network app");
-    assert_ping(&a.ns, GATEWAY, 63);
+    for family in BOTH {
+        assert_ping(&a.ns, family.outside(), 63);
+    }
     let status = one(&host.json(["status"]));
     let limits = rows(&status["limits"]);
     let of = |name: &str| {
         let found = limits.iter().find(|limit| limit["name"] == name);
         found.unwrap_or_else(|| panic!("{name}: {status}")).clone()
     };
-    assert_eq!((&of("conntrack")["limit"], &of("conntrack")["peak"]), (&2048.into(), &1.into()));
+    assert_eq!((&of("conntrack")["limit"], &of("conntrack")["peak"]), (&2048.into(), &2.into()));
     assert_eq!(of("conntrack")["drop_reason"], "conntrack_full");
     assert_eq!(of("waiting_frames")["limit"], 7);
     assert_eq!(of("neighbors_per_network")["limit"], 9);
-    assert_eq!(of("neighbors_per_uplink")["peak"], 1);
+    assert_eq!(of("neighbors_per_uplink")["peak"], 2);
     for (name, limit) in [
         ("fragment_pieces", 2 * 100 * 70),
         ("fragment_bytes", 2 << 20),
@@ -177,45 +192,50 @@ fn status_shows_every_limit() {
 #[test]
 #[ignore = "needs root"]
 fn events_tell_what_becomes_of_connections() {
-    let host = host_with_app();
-    let a = host.sandbox("a", "--network app");
+    let host = Host::start_dual(Uplink::Shared);
     let path = host.path("events");
     let log = fs::File::create(&path).unwrap();
     let mut command = host.ctl_command(["conntrack", "events", "--json", "--proto", "tcp"]);
     let mut events = Process::start(command.stdout(Stdio::from(log)));
     std::thread::sleep(Duration::from_millis(500));
-    let told = || {
+    let all = || {
         let text = fs::read_to_string(&path).unwrap();
         text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
     };
     let _server = TcpServer::start(&host.outside, (ANY, 7000));
-    let mut client = TcpClient::connect(&a.ns, (GATEWAY, 7000));
-    client.echo("hello");
-    assert_ping(&a.ns, GATEWAY, 63);
-    let has = |event: &str, state: &str| {
-        told().iter().any(|line| line["event"] == event && line["state"] == state)
-    };
     let limit = Duration::from_secs(5);
-    eventually(limit, "it began", || has("new", "SYN_SENT"));
-    eventually(limit, "it is established", || has("update", "ESTABLISHED"));
-    host.ok(["conntrack", "flush"]);
-    eventually(limit, "it ended", || has("destroy", "ESTABLISHED"));
-    let all = told();
-    let first = all.iter().find(|line| line["event"] == "new").unwrap();
-    assert_eq!(
-        (&first["orig"]["dst"], &first["network"]),
-        (&GATEWAY.to_string().as_str().into(), &"app".into())
-    );
-    let end = all.iter().find(|line| line["event"] == "destroy").unwrap();
-    assert_eq!((&end["reason"], &end["nat"]), (&"flushed".into(), &"snat".into()));
-    assert!(end["packets"][0].as_u64().unwrap() >= 3 && end["time_ms"].as_u64().unwrap() > 0);
-    assert!(all.iter().all(|line| line["proto"] == "tcp"), "{all:#?}");
-    // Who is gone is told too.
-    let _client = TcpClient::connect(&a.ns, (GATEWAY, 7000));
-    host.ok(["sandbox", "rm", &a.name]);
-    eventually(limit, "its sandbox went", || {
-        told().iter().any(|line| line["reason"] == "endpoint_gone")
-    });
+    for family in BOTH {
+        let a = host.sandbox("a", "--network app");
+        let far = family.outside();
+        let told = || {
+            let mut told = all();
+            told.retain(|line| line["orig"]["dst"] == far.to_string());
+            told
+        };
+        let mut client = TcpClient::connect(&a.ns, (far, 7000));
+        client.echo("hello");
+        assert_ping(&a.ns, far, 63);
+        let has = |event: &str, state: &str| {
+            told().iter().any(|line| line["event"] == event && line["state"] == state)
+        };
+        eventually(limit, "it began", || has("new", "SYN_SENT"));
+        eventually(limit, "it is established", || has("update", "ESTABLISHED"));
+        host.ok(["conntrack", "flush"]);
+        eventually(limit, "it ended", || has("destroy", "ESTABLISHED"));
+        let own = told();
+        let first = own.iter().find(|line| line["event"] == "new").unwrap();
+        assert_eq!(first["network"], "app");
+        let end = own.iter().find(|line| line["event"] == "destroy").unwrap();
+        assert_eq!((&end["reason"], &end["nat"]), (&"flushed".into(), &"snat".into()));
+        assert!(end["packets"][0].as_u64().unwrap() >= 3 && end["time_ms"].as_u64().unwrap() > 0);
+        // Who is gone is told too.
+        let _client = TcpClient::connect(&a.ns, (far, 7000));
+        host.ok(["sandbox", "rm", &a.name]);
+        eventually(limit, "its sandbox went", || {
+            told().iter().any(|line| line["reason"] == "endpoint_gone")
+        });
+    }
+    assert!(all().iter().all(|line| line["proto"] == "tcp"), "{:#?}", all());
     events.signal(Signal::SIGTERM);
     events.wait(limit);
     host.refused(3, &["nope"], ["conntrack", "events", "--network", "nope"]);
@@ -225,7 +245,7 @@ fn events_tell_what_becomes_of_connections() {
 #[test]
 #[ignore = "needs root"]
 fn what_ends_with_its_network_is_told_with_its_name() {
-    let mut host = Host::prepare(Uplink::Shared);
+    let mut host = Host::prepare_dual(Uplink::Shared);
     let (log, events) = (host.path("nat.log"), host.path("events"));
     host.configure(&format!("[daemon]\nnat_log = {log:?}\n"));
     host.launch();
@@ -236,23 +256,24 @@ fn what_ends_with_its_network_is_told_with_its_name() {
     let _server = TcpServer::start(&host.outside, (ANY, 7000));
     let names: Vec<String> = (0..5).map(|number| format!("gone{number}")).collect();
     for name in &names {
-        host.network(name, "--subnet 10.91.1.0/24");
+        host.network(name, APP);
         let a = host.sandbox("a", &format!("--network {name}"));
-        let _client = TcpClient::connect(&a.ns, (GATEWAY, 7000));
+        let _clients = BOTH.map(|family| TcpClient::connect(&a.ns, (family.outside(), 7000)));
         host.ok(["sandbox", "rm", &a.name]);
         host.ok(["network", "rm", name]);
     }
     let text = |path: &std::path::Path| fs::read_to_string(path).unwrap_or_default();
     let limit = Duration::from_secs(5);
     for name in &names {
-        eventually(limit, "the log says whose it was", || {
-            text(&log).lines().any(|line| line.contains(&format!("release network={name} ")))
+        let released = format!("release network={name} ");
+        eventually(limit, "the log says whose they were", || {
+            text(&log).lines().filter(|line| line.contains(&released)).count() == 2
         });
-        eventually(limit, "the events say whose it was", || {
+        eventually(limit, "the events say whose they were", || {
             let text = text(&events);
-            let mut lines =
-                text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            lines.any(|line| line["event"] == "destroy" && line["network"] == name.as_str())
+            let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let ends = |line: &Value| line["event"] == "destroy" && line["network"] == **name;
+            lines.filter(ends).count() == 2
         });
     }
     assert!(!text(&log).contains("network=-"), "{}", text(&log));
@@ -263,7 +284,7 @@ fn what_ends_with_its_network_is_told_with_its_name() {
 #[test]
 #[ignore = "needs root"]
 fn readers_of_events_are_limited() {
-    let host = host_with_app();
+    let host = Host::start_dual(Uplink::Shared);
     let read = || Process::start(host.ctl_command(["conntrack", "events"]).stdout(Stdio::null()));
     let mut readers: Vec<_> = (0..8).map(|_| read()).collect();
     std::thread::sleep(Duration::from_secs(1));
@@ -277,43 +298,49 @@ fn readers_of_events_are_limited() {
 #[test]
 #[ignore = "needs root"]
 fn mappings_are_logged_without_destinations() {
-    let mut host = Host::prepare(Uplink::Shared);
+    let mut host = Host::prepare_dual(Uplink::Shared);
     let log = host.path("nat.log");
     host.configure(&format!("[daemon]\nnat_log = {log:?}\n"));
     host.launch();
-    host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1");
+    host.network("app", APP);
     let a = host.sandbox("a", "--network app");
     let _servers = [7000, 7001].map(|port| TcpServer::start(&host.outside, (ANY, port)));
-    let client = TcpClient::connect(&a.ns, (GATEWAY, 7000));
-    let inside = format!("inside={}", client.local());
+    let clients = BOTH.map(|family| TcpClient::connect(&a.ns, (family.outside(), 7000)));
     let text = || fs::read_to_string(&log).unwrap_or_default();
-    let lines = |what: &str| {
-        let text = text();
+    let lines = |what: &str, client: &TcpClient| {
+        let (text, inside) = (text(), format!("inside={}", client.local()));
         text.lines().filter(|line| line.contains(what) && line.contains(&inside)).count()
     };
     let limit = Duration::from_secs(5);
-    eventually(limit, "it is allocated", || lines("allocate network=app proto=tcp") == 1);
-    assert!(!text().contains(&GATEWAY.to_string()), "{}", text());
-    assert!(text().contains(&format!("outside={HOST_IP}:")), "{}", text());
+    for (family, client) in BOTH.into_iter().zip(&clients) {
+        eventually(limit, "it is allocated", || {
+            lines("allocate network=app proto=tcp", client) == 1
+        });
+        assert!(!text().contains(&family.outside().to_string()), "{}", text());
+        let outside = format!("outside={}", SocketAddr::from((family.host(), 1)));
+        assert!(text().contains(outside.trim_end_matches('1')), "{}", text());
+    }
     // Rotated meanwhile.
     fs::rename(&log, host.path("nat.log.1")).unwrap();
     host.ok(["conntrack", "flush"]);
-    eventually(limit, "it is released", || lines("release network=app proto=tcp") == 1);
-    assert_eq!(lines("allocate"), 0, "in the new file");
+    for client in &clients {
+        eventually(limit, "it is released", || lines("release network=app proto=tcp", client) == 1);
+        assert_eq!(lines("allocate", client), 0, "in the new file");
+    }
     // A file that cannot be written stops nothing.
     fs::remove_file(&log).unwrap();
     fs::create_dir(&log).unwrap();
-    let mut other = TcpClient::connect(&a.ns, (GATEWAY, 7001));
-    other.echo("all the same");
+    let mut others = BOTH.map(|family| TcpClient::connect(&a.ns, (family.outside(), 7001)));
+    others.iter_mut().for_each(|other| other.echo("all the same"));
     eventually(limit, "status warns", || {
         let warnings = rows(&one(&host.json(["status"]))["warnings"]);
         warnings.iter().any(|line| line.as_str().unwrap().contains("nat_log"))
     });
     fs::remove_dir(&log).unwrap();
     host.ok(["conntrack", "flush"]);
-    eventually(limit, "it is written again", || {
-        let text = text();
-        text.contains(&format!("allocate network=app proto=tcp inside={}", other.local()))
-            && text.contains("release")
-    });
+    for other in &others {
+        eventually(limit, "it is written again", || {
+            lines("allocate network=app proto=tcp", other) == 1 && lines("release", other) == 1
+        });
+    }
 }

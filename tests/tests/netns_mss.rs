@@ -1,5 +1,5 @@
-//! TCP over a wire that is shorter than either end knows, where nobody is told so: what SYNs offer is all
-//! that helps.
+//! TCP over a wire that is shorter than either end knows, where nobody is told so, in both families: what SYNs
+//! offer is all that helps.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -8,15 +8,15 @@
 )]
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use tests::host::family::ANY;
 use tests::host::namespace::Namespace;
 use tests::host::raw::RawListener;
-use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, WIRE};
+use tests::host::{APP, BOTH, Host, Sandbox, Uplink, WIRE};
 
-const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 /// IPv6's least, which PPPoE and tunnels of tunnels come near.
 const MTU: u16 = 1280;
 const BYTES: usize = 1 << 20;
@@ -24,7 +24,8 @@ const BYTES: usize = 1 << 20;
 /// No ICMP error reaches either end, as behind many a firewall.
 const DEAF: &str = "add table inet deaf; \
     add chain inet deaf in { type filter hook input priority 0; }; \
-    add rule inet deaf in icmp type destination-unreachable drop";
+    add rule inet deaf in icmp type destination-unreachable drop; \
+    add rule inet deaf in icmpv6 type packet-too-big drop";
 
 fn deafen(ns: &Namespace) {
     let mut command = ns.command("nft");
@@ -33,13 +34,18 @@ fn deafen(ns: &Namespace) {
 
 /// The MSS that a SYN offers, if the frame is one of this port's.
 fn offer(frame: &[u8], port: u16) -> Option<u16> {
-    let ports = [frame.get(34..36)?, frame.get(36..38)?];
-    let is_ours = frame.get(23) == Some(&6) && ports.contains(&&port.to_be_bytes()[..]);
-    if !is_ours || frame.get(47)? & 2 == 0 {
+    let (proto, tcp) = match frame.get(12..14)? {
+        [8, 0] => (frame.get(23)?, frame.get(34..)?),
+        [0x86, 0xdd] => (frame.get(20)?, frame.get(54..)?),
+        _ => return None,
+    };
+    let ports = [tcp.get(..2)?, tcp.get(2..4)?];
+    let is_ours = *proto == 6 && ports.contains(&&port.to_be_bytes()[..]);
+    if !is_ours || tcp.get(13)? & 2 == 0 {
         return None;
     }
     // Linux puts it first.
-    let &[2, 4, high, low] = frame.get(54..58)? else { return None };
+    let &[2, 4, high, low] = tcp.get(20..24)? else { return None };
     Some(u16::from_be_bytes([high, low]))
 }
 
@@ -52,7 +58,7 @@ fn offers(listener: RawListener, port: u16) -> Vec<u16> {
 }
 
 /// Both sides send `BYTES`; true if all came within some seconds.
-fn talk(client: &Namespace, to: (Ipv4Addr, u16), server: &Namespace, port: u16) -> bool {
+fn talk(client: &Namespace, to: (IpAddr, u16), server: &Namespace, port: u16) -> bool {
     let listener = server.enter(|| TcpListener::bind((ANY, port))).unwrap();
     let exchange = |mut stream: TcpStream| {
         let patience = Some(Duration::from_secs(4));
@@ -73,16 +79,13 @@ fn talk(client: &Namespace, to: (Ipv4Addr, u16), server: &Namespace, port: u16) 
 
 /// A host whose uplink is shorter than what both ends have, and a sandbox with a published port.
 fn short_wire(uplink: Uplink, options: &str) -> (Host, Sandbox) {
-    let mut host = Host::prepare(uplink);
+    let mut host = Host::prepare_dual(uplink);
     host.ns.ip(&format!("link set {WIRE} mtu {MTU}"));
-    if uplink == Uplink::Dedicated {
-        host.configure(&format!(
-            "[[uplink]]\ninterface = \"{WIRE}\"\nmode = \"dedicated\"\n\
-             addresses = [\"{HOST_IP}/24\"]\ngateway = \"{GATEWAY}\"\n"
-        ));
-    }
     host.launch();
-    host.network("app", &format!("--subnet 10.91.1.0/24 {options}"));
+    if uplink == Uplink::Dedicated {
+        host.dedicate("");
+    }
+    host.network("app", &format!("{APP} {options}"));
     let sandbox = host.sandbox("a", "--network app -p 7001:7001");
     for ns in [&sandbox.ns, &host.outside] {
         deafen(ns);
@@ -92,20 +95,22 @@ fn short_wire(uplink: Uplink, options: &str) -> (Host, Sandbox) {
 
 fn clamped(uplink: Uplink) {
     let (host, sandbox) = short_wire(uplink, "");
-    for (client, to, server, port) in [
-        (&sandbox.ns, (GATEWAY, 7000), &host.outside, 7000),
-        (&host.outside, (HOST_IP, 7001), &sandbox.ns, 7001),
-    ] {
-        let wanted = move |frame: &[u8]| offer(frame, port).is_some();
-        // What the stack there sends is seen too, as it was before it came to us.
-        let outside = RawListener::start(&host.outside, WIRE, wanted);
-        let inside = RawListener::start(&sandbox.ns, "eth0", wanted);
-        assert!(talk(client, to, server, port), "{to:?}");
-        let clamped = MTU - 40;
-        for (offers, place) in
-            [(offers(outside, port), "outside"), (offers(inside, port), "inside")]
-        {
-            assert!(offers.contains(&clamped), "{place}: {offers:?}");
+    for family in BOTH {
+        for (client, to, server, port) in [
+            (&sandbox.ns, (family.outside(), 7000), &host.outside, 7000),
+            (&host.outside, (family.host(), 7001), &sandbox.ns, 7001),
+        ] {
+            let wanted = move |frame: &[u8]| offer(frame, port).is_some();
+            // What the stack there sends is seen too, as it was before it came to us.
+            let outside = RawListener::start(&host.outside, WIRE, wanted);
+            let inside = RawListener::start(&sandbox.ns, "eth0", wanted);
+            assert!(talk(client, to, server, port), "{to:?}");
+            let clamped = MTU - family.pick([40, 60]);
+            for (offers, place) in
+                [(offers(outside, port), "outside"), (offers(inside, port), "inside")]
+            {
+                assert!(offers.contains(&clamped), "{family}, {place}: {offers:?}");
+            }
         }
     }
 }
@@ -126,8 +131,11 @@ fn a_short_shared_uplink_is_known_to_both_ends() {
 #[ignore = "needs root"]
 fn without_it_nobody_is_told() {
     let (host, sandbox) = short_wire(Uplink::Dedicated, "-o mss_clamp=off");
-    let wanted = |frame: &[u8]| offer(frame, 7000).is_some();
-    let outside = RawListener::start(&host.outside, WIRE, wanted);
-    assert!(!talk(&sandbox.ns, (GATEWAY, 7000), &host.outside, 7000), "what did the test show?");
-    assert_eq!(offers(outside, 7000), [1460]);
+    for family in BOTH {
+        let wanted = |frame: &[u8]| offer(frame, 7000).is_some();
+        let outside = RawListener::start(&host.outside, WIRE, wanted);
+        let far = (family.outside(), 7000);
+        assert!(!talk(&sandbox.ns, far, &host.outside, 7000), "what did the test show?");
+        assert_eq!(offers(outside, 7000), [family.pick([1460, 1440])]);
+    }
 }

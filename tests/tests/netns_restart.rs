@@ -1,4 +1,4 @@
-//! Stop and start: sandboxes, ports and running connections outlive the daemon.
+//! Stop and start: sandboxes, ports and running connections of both families outlive the daemon.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tests::host::family::ANY;
 use tests::host::namespace::Namespace;
 use tests::host::traffic::{TcpClient, TcpServer, assert_ping};
-use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, eventually, one, ran, rows};
-
-const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+use tests::host::{
+    APP, BOTH, Family, GATEWAY, HOST_IP, Host, Sandbox, Uplink, eventually, one, ran, rows,
+};
 
 /// How long a connection may take to go on.
 const GOES_ON: Duration = Duration::from_secs(15);
@@ -30,34 +31,50 @@ fn made(host: &Host, sandbox: &Sandbox) -> Vec<String> {
 }
 
 /// The connection from the sandbox to the outside server.
-fn way_out(host: &Host, from: &Sandbox) -> Value {
+fn way_out(host: &Host, from: &Sandbox, family: Family) -> Value {
     let filter = ["conntrack", "list", "--proto", "tcp", "--dport", "7000"];
-    let found = rows(&host.json(filter.into_iter().chain(["--src", &from.ip.to_string()])));
+    let source = family.of(from).to_string();
+    let found = rows(&host.json(filter.into_iter().chain(["--src", &source])));
     let found: Vec<_> = found.into_iter().filter(|entry| entry["nat"] == "snat").collect();
     assert_eq!(found.len(), 1, "{found:?}");
     found[0]["reply"].clone()
 }
 
 fn everything_goes_on(uplink: Uplink, signal: Signal) {
-    let mut host = Host::start(uplink);
-    host.network("app", "--subnet 10.91.1.0/24 --label team=a");
+    let mut host = Host::prepare_dual(uplink);
+    host.launch();
+    if uplink == Uplink::Dedicated {
+        host.dedicate("");
+    }
+    host.network("app", &format!("{APP} --label team=a"));
+    host.network("other", "--subnet 10.91.2.0/24 --subnet fd00:91:2::/64");
     let a = host.sandbox("a", "--network app");
-    let b = host.sandbox("b", "--network app --ip 10.91.1.50 --mac 02:00:00:00:00:50");
-    let web = host.sandbox("web", "-p 8080:80 -p 9000-9009:9000-9009/udp");
+    let b = host
+        .sandbox("b", "--network app --ip 10.91.1.50 --ip6 fd00:91::50 --mac 02:00:00:00:00:50");
+    let web = host.sandbox("web", "--network other -p 8080:80 -p 9000-9009:9000-9009/udp");
     let _servers = [
         TcpServer::start(&b.ns, (ANY, 7000)),
         TcpServer::start(&web.ns, (ANY, 80)),
         TcpServer::start(&host.outside, (ANY, 7000)),
     ];
-    let mut within = TcpClient::connect(&a.ns, (b.ip, 7000));
-    let mut out = TcpClient::connect(&a.ns, (GATEWAY, 7000));
-    let mut published = TcpClient::connect(&host.outside, (HOST_IP, 8080));
-    for connection in [&mut within, &mut out, &mut published] {
+    // Within the network, out, and in by a published port.
+    let connect = |family: Family| {
+        [
+            TcpClient::connect(&a.ns, (family.of(&b), 7000)),
+            TcpClient::connect(&a.ns, (family.outside(), 7000)),
+            TcpClient::connect(&host.outside, (family.host(), 8080)),
+        ]
+    };
+    let mut connections = BOTH.map(connect);
+    for connection in connections.as_flattened_mut() {
         connection.echo("before");
     }
     let before = made(&host, &a);
-    let entry = way_out(&host, &a);
-    assert_eq!(entry["dport"], out.seen_as.port(), "{entry}");
+    let ways_out = |host: &Host| BOTH.map(|family| way_out(host, &a, family));
+    let entries = ways_out(&host);
+    for (entry, [_, out, _]) in entries.iter().zip(&connections) {
+        assert_eq!(entry["dport"], out.seen_as.port(), "{entry}");
+    }
     let pid = host.pid();
 
     // Delayed acknowledgments are still to come, and must not meet the host, see below.
@@ -66,16 +83,16 @@ fn everything_goes_on(uplink: Uplink, signal: Signal) {
     // Nobody answers now; the kernel sends it again later. Only after a clean stop on a shared
     // uplink would somebody answer: the host, to whom its interface belongs again.
     let waiting = if (uplink, signal) == (Uplink::Shared, Signal::SIGTERM) { 1 } else { 3 };
-    for connection in [&mut within, &mut out, &mut published].into_iter().take(waiting) {
+    for connection in connections.iter_mut().flat_map(|all| all.iter_mut().take(waiting)) {
         connection.send("meanwhile").unwrap();
     }
     host.launch();
     let from = Instant::now();
     assert_ne!(host.pid(), pid);
-    for connection in [&mut within, &mut out, &mut published].into_iter().take(waiting) {
+    for connection in connections.iter_mut().flat_map(|all| all.iter_mut().take(waiting)) {
         assert_eq!(connection.receive("meanwhile".len(), GOES_ON).unwrap(), "meanwhile");
     }
-    for connection in [&mut within, &mut out, &mut published] {
+    for connection in connections.as_flattened_mut() {
         let local = connection.local();
         connection
             .try_echo("after", GOES_ON)
@@ -85,15 +102,17 @@ fn everything_goes_on(uplink: Uplink, signal: Signal) {
     for (was, is) in before.iter().zip(made(&host, &a)) {
         assert_eq!(*was, is);
     }
-    assert_eq!(way_out(&host, &a), entry, "the outside port changed");
+    assert_eq!(ways_out(&host), entries, "the outside port changed");
     // And new ones work too.
-    assert_ping(&a.ns, b.ip, 64);
-    assert_ping(&a.ns, GATEWAY, 63);
-    TcpClient::connect(&a.ns, (GATEWAY, 7000)).echo("new");
-    TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("new");
     let c = host.sandbox("c", "--network app");
-    assert_ping(&c.ns, a.ip, 64);
-    assert!(![a.ip, b.ip].contains(&c.ip), "{} is taken", c.ip);
+    for family in BOTH {
+        assert_ping(&a.ns, family.of(&b), 64);
+        assert_ping(&a.ns, family.outside(), 63);
+        TcpClient::connect(&a.ns, (family.outside(), 7000)).echo("new");
+        TcpClient::connect(&host.outside, (family.host(), 8080)).echo("new");
+        assert_ping(&c.ns, family.of(&a), 64);
+        assert!(![family.of(&a), family.of(&b)].contains(&family.of(&c)), "it is taken");
+    }
 }
 
 #[test]
@@ -124,14 +143,20 @@ fn a_kill_with_a_shared_uplink() {
 #[test]
 #[ignore = "needs root"]
 fn without_its_table_what_sandboxes_say_goes_on() {
-    let mut host = Host::start(Uplink::Dedicated);
-    let a = host.sandbox("a", "-p 8080:80");
+    let mut host = Host::start_dual(Uplink::Dedicated);
+    let a = host.sandbox("a", "--network app -p 8080:80");
     let _servers =
         [TcpServer::start(&host.outside, (ANY, 7000)), TcpServer::start(&a.ns, (ANY, 80))];
-    let mut out = TcpClient::connect(&a.ns, (GATEWAY, 7000));
-    out.echo("before");
-    let entry = way_out(&host, &a);
-    assert_eq!(entry["dport"], out.local().port(), "kept: {entry}");
+    let mut connections = BOTH.map(|family| {
+        let mut out = TcpClient::connect(&a.ns, (family.outside(), 7000));
+        out.echo("before");
+        out
+    });
+    let ways_out = |host: &Host| BOTH.map(|family| way_out(host, &a, family));
+    let entries = ways_out(&host);
+    for (entry, out) in entries.iter().zip(&connections) {
+        assert_eq!(entry["dport"], out.local().port(), "kept: {entry}");
+    }
     let grace = |host: &Host| host.json(["status"])["conntrack"]["grace_s"].as_u64().unwrap();
     let lose = |host: &mut Host| {
         host.stop(Signal::SIGKILL);
@@ -143,26 +168,34 @@ fn without_its_table_what_sandboxes_say_goes_on() {
         }
     };
     lose(&mut host);
-    out.send("meanwhile").unwrap();
+    for out in &mut connections {
+        out.send("meanwhile").unwrap();
+    }
     host.launch();
     assert!((1..=300).contains(&grace(&host)));
-    assert_eq!(out.receive("meanwhile".len(), GOES_ON).unwrap(), "meanwhile");
-    out.try_echo("after", GOES_ON).unwrap();
-    assert_eq!(way_out(&host, &a), entry);
-    assert_eq!(host.json(["conntrack", "stats"])["picked_up"], 1);
+    for out in &mut connections {
+        assert_eq!(out.receive("meanwhile".len(), GOES_ON).unwrap(), "meanwhile");
+        out.try_echo("after", GOES_ON).unwrap();
+    }
+    assert_eq!(ways_out(&host), entries);
+    assert_eq!(host.json(["conntrack", "stats"])["picked_up"], 2);
     assert!(host.ok(["status"]).contains("picked up"));
     // With the table it is as ever.
     host.stop(Signal::SIGKILL);
     host.launch();
     assert_eq!(grace(&host), 0);
-    out.try_echo("again", GOES_ON).unwrap();
+    for out in &mut connections {
+        out.try_echo("again", GOES_ON).unwrap();
+    }
     assert_eq!(host.json(["conntrack", "stats"])["picked_up"], 0);
     // Turned off, its end is the end.
     host.configure("[timeouts]\nrestart_grace = 0\n");
     lose(&mut host);
     host.launch();
-    out.send("nobody").unwrap();
-    assert!(out.receive("nobody".len(), Duration::from_secs(3)).is_err());
+    for out in &mut connections {
+        out.send("nobody").unwrap();
+        assert!(out.receive("nobody".len(), Duration::from_secs(3)).is_err());
+    }
     assert_eq!(
         (grace(&host), host.json(["conntrack", "stats"])["picked_up"].clone()),
         (0, 0.into())
@@ -294,7 +327,7 @@ fn connections_by_an_address_that_the_file_gave_away_end() {
     let _server = TcpServer::start(&host.outside, (ANY, 7000));
     let mut before = TcpClient::connect(&a.ns, (GATEWAY, 7000));
     before.echo("before");
-    assert_eq!(way_out(&host, &a)["dst"], "192.0.2.2");
+    assert_eq!(way_out(&host, &a, Family::V4)["dst"], "192.0.2.2");
 
     host.stop(Signal::SIGTERM);
     host.configure(&uplink("192.0.2.5"));
@@ -302,7 +335,7 @@ fn connections_by_an_address_that_the_file_gave_away_end() {
     let listed = host.json(["conntrack", "list", "--proto", "tcp", "--dport", "7000"]);
     assert_eq!(rows(&listed), Vec::<Value>::new());
     TcpClient::connect(&a.ns, (GATEWAY, 7000)).echo("after");
-    assert_eq!(way_out(&host, &a)["dst"], "192.0.2.5");
+    assert_eq!(way_out(&host, &a, Family::V4)["dst"], "192.0.2.5");
 }
 
 /// The interface and the MAC that the outside machine has for the host.

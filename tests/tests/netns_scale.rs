@@ -1,4 +1,4 @@
-//! Many sandboxes, and many clients at once.
+//! Many sandboxes, and many clients at once, in networks with both families.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -6,14 +6,14 @@
     reason = "test code: a failure here is a failed test"
 )]
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tests::host::inventory::Inventory;
 use tests::host::traffic::{assert_ping, ping};
-use tests::host::{Host, Uplink, rows};
+use tests::host::{APP, BOTH, Host, Uplink, rows};
 
 /// What the issue asks for is 20 s on an idle machine; this leaves room for noise.
 const COME_UP: Duration = Duration::from_secs(60);
@@ -22,14 +22,14 @@ const COME_UP: Duration = Duration::from_secs(60);
 #[ignore = "needs root"]
 fn two_hundred_sandboxes_come_up_and_go() {
     const SANDBOXES: usize = 200;
-    let host = Host::start(Uplink::None);
-    host.network("app", "--subnet 10.91.0.0/23 --gateway 10.91.0.1");
+    let host = Host::start_dual(Uplink::None);
+    host.network("many", "--subnet 10.92.0.0/23 --subnet fd00:92::/64");
     let before = Inventory::of(&host);
     let names: Vec<_> = (0..SANDBOXES).map(|n| host.name(&format!("s{n}"))).collect();
 
     let from = Instant::now();
     for name in &names {
-        host.ok(["sandbox", "create", name, "--network", "app"]);
+        host.ok(["sandbox", "create", name, "--network", "many"]);
     }
     let came_up = from.elapsed();
     println!("{SANDBOXES} sandboxes, one after the other, came up in {came_up:?}");
@@ -37,11 +37,13 @@ fn two_hundred_sandboxes_come_up_and_go() {
 
     let shown = rows(&host.json(["sandbox", "ls"]));
     assert_eq!(shown.len(), SANDBOXES);
-    let mut addresses: Vec<_> =
-        shown.iter().map(|s| s["endpoints"][0]["ipv4"].as_str().unwrap().to_owned()).collect();
-    addresses.sort();
-    addresses.dedup();
-    assert_eq!(addresses.len(), SANDBOXES, "addresses given twice");
+    for family in ["ipv4", "ipv6"] {
+        let of = |sandbox: &serde_json::Value| sandbox["endpoints"][0][family].to_string();
+        let mut addresses: Vec<_> = shown.iter().map(of).collect();
+        addresses.sort();
+        addresses.dedup();
+        assert_eq!(addresses.len(), SANDBOXES, "{family} addresses given twice");
+    }
 
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -51,8 +53,10 @@ fn two_hundred_sandboxes_come_up_and_go() {
                     let ns = tests::host::namespace::Namespace::at(
                         &std::path::Path::new(tests::host::namespace::DIRECTORY).join(name),
                     );
-                    let seen = ping(&ns, Ipv4Addr::new(10, 91, 0, 1), 1);
-                    assert_eq!(seen.received, 1, "{name}: {}", seen.text);
+                    for gateway in ["10.92.0.1", "fd00:92::1"] {
+                        let seen = ping(&ns, gateway.parse::<IpAddr>().unwrap(), 1);
+                        assert_eq!(seen.received, 1, "{name}: {}", seen.text);
+                    }
                 }
             });
         }
@@ -69,8 +73,9 @@ fn two_hundred_sandboxes_come_up_and_go() {
 fn clients_at_once_leave_a_consistent_state() {
     const CLIENTS: usize = 8;
     const ROUNDS: usize = 5;
-    let host = Host::start(Uplink::Shared);
-    host.network("app", "--subnet 10.91.0.0/24");
+    let mut host = Host::prepare_dual(Uplink::Shared);
+    host.launch();
+    host.network("app", APP);
     let before = Inventory::of(&host);
     thread::scope(|scope| {
         for client in 0..CLIENTS {
@@ -78,13 +83,15 @@ fn clients_at_once_leave_a_consistent_state() {
             scope.spawn(move || {
                 for round in 0..ROUNDS {
                     let network = format!("net{client}");
-                    host.network(&network, "");
+                    host.network(&network, "--ipv6");
                     let port = format!("-p {}:80", 8000 + client);
                     let own =
                         host.sandbox(&format!("c{client}"), &format!("--network {network} {port}"));
                     let shared = host.sandbox(&format!("d{client}"), "--network app");
                     host.ok(["network", "connect", "app", &own.name]);
-                    assert_ping(&own.ns, shared.ip, 64);
+                    for family in BOTH {
+                        assert_ping(&own.ns, family.of(&shared), 64);
+                    }
                     host.refused(4, &[&network], ["network", "create", &network]);
                     host.ok(["sandbox", "rm", &own.name, &shared.name]);
                     // The last round leaves one thing behind for the look below.

@@ -1,5 +1,5 @@
-//! Real traffic of the kernel's stacks through the built daemon: within a network, out, in through
-//! published ports, and between host and containers.
+//! Real traffic of the kernel's stacks through the built daemon, in both families: within a network, out, in
+//! through published ports, and between host and containers.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -7,57 +7,58 @@
     reason = "test code: a failure here is a failed test"
 )]
 
-use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::time::Duration;
 
+use tests::host::family::ANY;
 use tests::host::namespace::Process;
 use tests::host::traffic::{TcpClient, TcpServer, UdpServer, assert_ping, ping, udp_ask};
-use tests::host::{GATEWAY, HOST_IP, Host, Uplink, WIRE, eventually, rows};
+use tests::host::{BOTH, Family, Host, Uplink, WIRE, eventually, rows};
 
-const NET_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
-const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
-
-/// A host with network `app`.
-fn host_with_app(uplink: Uplink) -> Host {
-    let host = Host::start(uplink);
-    host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1");
-    host
-}
+/// Another network with both families.
+const OTHER: &str =
+    "--subnet 10.91.2.0/24 --gateway 10.91.2.1 --subnet fd00:91:2::/64 --gateway fd00:91:2::1";
 
 #[test]
 #[ignore = "needs root"]
 fn sandboxes_of_a_network_reach_each_other() {
-    let host = host_with_app(Uplink::None);
+    let host = Host::start_dual(Uplink::None);
     let a = host.sandbox("a", "--network app");
-    let b = host.sandbox("b", "--network app --ip 10.91.1.77");
-    assert_eq!(b.ip, Ipv4Addr::new(10, 91, 1, 77));
-    assert_ping(&a.ns, b.ip, 64);
-    assert_ping(&b.ns, a.ip, 64);
-    assert_ping(&a.ns, NET_GATEWAY, 64);
-    for (client, server) in [(&a, &b), (&b, &a)] {
-        let _tcp = TcpServer::start(&server.ns, (ANY, 7000));
-        let mut connection = TcpClient::connect(&client.ns, (server.ip, 7000));
-        connection.echo("hello");
-        assert_eq!(connection.seen_as.ip(), client.ip);
-        let _udp = UdpServer::start(&server.ns, (ANY, 7001));
-        let seen = udp_ask(&client.ns, (server.ip, 7001)).expect("an answer");
-        assert_eq!(seen.ip(), client.ip);
+    let b = host.sandbox("b", "--network app --ip 10.91.1.77 --ip6 fd00:91::77");
+    assert_eq!(BOTH.map(|family| family.of(&b).to_string()), ["10.91.1.77", "fd00:91::77"]);
+    for family in BOTH {
+        assert_ping(&a.ns, family.of(&b), 64);
+        assert_ping(&b.ns, family.of(&a), 64);
+        assert_ping(&a.ns, family.gateway(), 64);
+        for (client, server) in [(&a, &b), (&b, &a)] {
+            let _tcp = TcpServer::start(&server.ns, (ANY, 7000));
+            let mut connection = TcpClient::connect(&client.ns, (family.of(server), 7000));
+            connection.echo("hello");
+            assert_eq!(connection.seen_as.ip(), family.of(client));
+            let _udp = UdpServer::start(&server.ns, (ANY, 7001));
+            let seen = udp_ask(&client.ns, (family.of(server), 7001)).expect("an answer");
+            assert_eq!(seen.ip(), family.of(client));
+        }
     }
 }
 
 #[test]
 #[ignore = "needs root"]
 fn networks_are_apart() {
-    let host = host_with_app(Uplink::None);
-    host.network("other", "--subnet 10.91.2.0/24");
+    let host = Host::start_dual(Uplink::None);
+    host.network("other", OTHER);
     let a = host.sandbox("a", "--network app");
     let b = host.sandbox("b", "--network other");
-    assert_eq!(ping(&a.ns, b.ip, 2).received, 0);
-    let drops = rows(&host.json(["drops", "--sandbox", &a.name]));
-    let counted =
-        drops.iter().any(|d| d["reason"] == "inter_network" && d["count"].as_u64() > Some(0));
-    assert!(counted, "{drops:?}");
+    let counted = || {
+        let drops = rows(&host.json(["drops", "--sandbox", &a.name]));
+        let row = drops.iter().find(|row| row["reason"] == "inter_network");
+        row.map_or(0, |row| row["count"].as_u64().unwrap())
+    };
+    for family in BOTH {
+        let before = counted();
+        assert_eq!(ping(&a.ns, family.of(&b), 2).received, 0);
+        assert!(counted() > before, "{family}");
+    }
 }
 
 /// A server in two networks answers by the one that has the default route, whichever address it
@@ -65,21 +66,25 @@ fn networks_are_apart() {
 #[test]
 #[ignore = "needs root"]
 fn an_address_of_one_network_does_not_keep_the_gateway_of_another_away() {
-    let host = host_with_app(Uplink::None);
-    host.network("other", "--subnet 10.91.2.0/24 --gateway 10.91.2.1");
+    let host = Host::start_dual(Uplink::None);
+    host.network("other", OTHER);
     let both = host.sandbox("both", "--network app --network other");
-    // The source guard keeps the packet itself out of the other network.
-    let from_app = both.ns.run(&format!("ping -n -c 1 -W 1 -I {} 10.91.2.1", both.ip));
-    assert!(from_app.stdout.contains(" 0 received"), "{}", from_app.stdout);
-    let known = both.ns.ip("neighbor show to 10.91.2.1 dev eth1");
-    assert!(known.contains("lladdr"), "{known:?}");
+    for (family, gateway) in BOTH.into_iter().zip(["10.91.2.1", "fd00:91:2::1"]) {
+        // The source guard keeps the packet itself out of the other network.
+        let own = family.of(&both);
+        let from_app = both.ns.run(&format!("ping -n -c 1 -W 1 -I {own} {gateway}"));
+        assert!(from_app.stdout.contains(" 0 received"), "{}", from_app.stdout);
+        let known = both.ns.ip(&format!("neighbor show to {gateway} dev eth1"));
+        assert!(known.contains("lladdr"), "{known:?}");
+    }
     let drops = rows(&host.json(["drops", "--sandbox", &both.name]));
-    assert!(drops.iter().all(|d| d["reason"] != "spoofed_arp"), "{drops:?}");
+    let said = ["spoofed_arp", "spoofed_nd"];
+    assert!(drops.iter().all(|d| !said.contains(&d["reason"].as_str().unwrap())), "{drops:?}");
 }
 
 /// The TTLs and source addresses of the next two echo requests that the outside gets.
-fn requests_outside(host: &Host, ping_from: impl FnOnce()) -> String {
-    let filter = "icmp[icmptype] == icmp-echo";
+fn requests_outside(host: &Host, family: Family, ping_from: impl FnOnce()) -> String {
+    let filter = family.pick(["icmp[icmptype] == icmp-echo", "icmp6[icmp6type] == icmp6-echo"]);
     let mut tcpdump = host.outside.command("tcpdump");
     tcpdump
         .args(["-i", WIRE, "-n", "-v", "-l", "-c", "2", "--immediate-mode", filter])
@@ -103,24 +108,29 @@ fn requests_outside(host: &Host, ping_from: impl FnOnce()) -> String {
 }
 
 fn the_way_out(uplink: Uplink) {
-    let host = host_with_app(uplink);
+    let host = Host::start_dual(uplink);
     let a = host.sandbox("a", "--network app");
-    let seen = requests_outside(&host, || assert_ping(&a.ns, GATEWAY, 63));
-    assert_eq!(seen.matches("ttl 63").count(), 2, "{seen}");
-    assert_eq!(seen.matches(&format!("{HOST_IP} > {GATEWAY}")).count(), 2, "{seen}");
-
     let _tcp = TcpServer::start(&host.outside, (ANY, 7000));
-    let mut connection = TcpClient::connect(&a.ns, (GATEWAY, 7000));
-    connection.echo("hello");
-    assert_eq!(connection.seen_as.ip(), HOST_IP);
     let _udp = UdpServer::start(&host.outside, (ANY, 7001));
-    let seen = udp_ask(&a.ns, (GATEWAY, 7001)).expect("an answer");
-    assert_eq!(seen.ip(), HOST_IP);
+    let translated = || {
+        let rules = rows(&host.json(["nat", "rules"]));
+        let own = rules.iter().filter(|rule| rule["network"] == "app");
+        own.map(|rule| rule["packets"].as_u64().unwrap()).sum::<u64>()
+    };
+    for family in BOTH {
+        let (own, far, before) = (family.host(), family.outside(), translated());
+        let seen = requests_outside(&host, family, || assert_ping(&a.ns, far, 63));
+        let lifetime = family.pick(["ttl 63", "hlim 63"]);
+        assert_eq!(seen.matches(lifetime).count(), 2, "{seen}");
+        assert_eq!(seen.matches(&format!("{own} > {far}")).count(), 2, "{seen}");
 
-    let rules = rows(&host.json(["nat", "rules"]));
-    let counted =
-        rules.iter().any(|rule| rule["network"] == "app" && rule["packets"].as_u64() > Some(0));
-    assert!(counted, "{rules:?}");
+        let mut connection = TcpClient::connect(&a.ns, (far, 7000));
+        connection.echo("hello");
+        assert_eq!(connection.seen_as.ip(), own);
+        let seen = udp_ask(&a.ns, (far, 7001)).expect("an answer");
+        assert_eq!(seen.ip(), own);
+        assert!(translated() > before, "{family}: {}", host.ok(["nat", "rules"]));
+    }
 }
 
 #[test]
@@ -136,28 +146,32 @@ fn the_way_out_by_a_shared_uplink_translates() {
 }
 
 fn published_ports(uplink: Uplink) {
-    let host = host_with_app(uplink);
+    let host = Host::start_dual(uplink);
     let web = host.sandbox("web", "--network app -p 8080:80 -p 5353:53/udp");
     let _tcp = TcpServer::start(&web.ns, (ANY, 80));
     let _udp = UdpServer::start(&web.ns, (ANY, 53));
-    let mut connection = TcpClient::connect(&host.outside, (HOST_IP, 8080));
-    connection.echo("hello");
-    assert_eq!(connection.seen_as.ip(), GATEWAY);
-    assert_eq!(connection.seen_as.port(), connection.local().port());
-    let seen = udp_ask(&host.outside, (HOST_IP, 5353)).expect("an answer");
-    assert_eq!(seen.ip(), GATEWAY);
-
     let ports = rows(&host.json(["port", "ls"]));
-    assert_eq!(ports.len(), 2, "{ports:?}");
-    let tcp = ports.iter().find(|port| port["proto"] == "tcp").unwrap();
-    assert_eq!(tcp["sandbox"], web.name.as_str());
-    for (field, value) in
-        [("host_port", 8080), ("host_port_end", 8080), ("port", 80), ("port_end", 80)]
-    {
-        assert_eq!(tcp[field], value, "{field} of {tcp}");
+    assert_eq!(ports.len(), 4, "{ports:?}");
+    for family in BOTH {
+        let mut connection = TcpClient::connect(&host.outside, (family.host(), 8080));
+        connection.echo("hello");
+        assert_eq!(connection.seen_as.ip(), family.outside());
+        assert_eq!(connection.seen_as.port(), connection.local().port());
+        let seen = udp_ask(&host.outside, (family.host(), 5353)).expect("an answer");
+        assert_eq!(seen.ip(), family.outside());
+
+        let any = family.any().to_string();
+        let own = |port: &&serde_json::Value| port["proto"] == "tcp" && port["host_ip"] == *any;
+        let tcp = ports.iter().find(own).unwrap();
+        assert_eq!(tcp["sandbox"], web.name.as_str());
+        for (field, value) in
+            [("host_port", 8080), ("host_port_end", 8080), ("port", 80), ("port_end", 80)]
+        {
+            assert_eq!(tcp[field], value, "{field} of {tcp}");
+        }
+        // Nothing else of it is reachable.
+        assert!(TcpClient::try_connect(&host.outside, (family.host(), 80)).is_err());
     }
-    // Nothing else of it is reachable.
-    assert!(TcpClient::try_connect(&host.outside, (HOST_IP, 80)).is_err());
 }
 
 #[test]
@@ -172,21 +186,26 @@ fn a_published_port_of_a_shared_uplink_shows_the_client() {
     published_ports(Uplink::Shared);
 }
 
+/// Of each family.
 #[test]
 #[ignore = "needs root"]
 fn a_range_is_one_mapping() {
-    let host = host_with_app(Uplink::Shared);
+    let host = Host::start_dual(Uplink::Shared);
     let web = host.sandbox("web", "--network app -p 9000-9199:7000-7199");
     let ports = rows(&host.json(["port", "ls"]));
-    assert_eq!(ports.len(), 1, "{ports:?}");
-    for (field, value) in
-        [("host_port", 9000), ("host_port_end", 9199), ("port", 7000), ("port_end", 7199)]
-    {
-        assert_eq!(ports[0][field], value, "{field}");
+    assert_eq!(ports.len(), 2, "{ports:?}");
+    for port in &ports {
+        for (field, value) in
+            [("host_port", 9000), ("host_port_end", 9199), ("port", 7000), ("port_end", 7199)]
+        {
+            assert_eq!(port[field], value, "{field}");
+        }
     }
     for offset in [0, 100, 199] {
         let _server = TcpServer::start(&web.ns, (ANY, 7000 + offset));
-        TcpClient::connect(&host.outside, (HOST_IP, 9000 + offset)).echo("hello");
+        for family in BOTH {
+            TcpClient::connect(&host.outside, (family.host(), 9000 + offset)).echo("hello");
+        }
     }
     host.ok(["port", "unpublish", &web.name, "9000-9199:7000-7199"]);
     assert_eq!(rows(&host.json(["port", "ls"])).len(), 0);
@@ -195,20 +214,24 @@ fn a_range_is_one_mapping() {
 #[test]
 #[ignore = "needs root"]
 fn a_free_host_port_is_chosen_and_told() {
-    let host = host_with_app(Uplink::Shared);
+    let host = Host::start_dual(Uplink::Shared);
     let web = host.sandbox("web", "--network app -p 80");
     let ports = rows(&host.json(["port", "ls"]));
+    assert_eq!(ports.len(), 2, "{ports:?}");
+    assert_eq!(ports[0]["host_port"], ports[1]["host_port"], "one for both families");
     let port = u16::try_from(ports[0]["host_port"].as_u64().unwrap()).unwrap();
     let _server = TcpServer::start(&web.ns, (ANY, 80));
-    TcpClient::connect(&host.outside, (HOST_IP, port)).echo("hello");
+    for family in BOTH {
+        TcpClient::connect(&host.outside, (family.host(), port)).echo("hello");
+    }
 }
 
 #[test]
 #[ignore = "needs root"]
 fn published_ports_are_reachable_from_inside() {
     for uplink in [Uplink::Dedicated, Uplink::Shared] {
-        let host = host_with_app(uplink);
-        host.network("other", "--subnet 10.91.2.0/24");
+        let host = Host::start_dual(uplink);
+        host.network("other", OTHER);
         let web = host.sandbox("web", "--network app -p 8080:80 -p 5353:53/udp");
         let same = host.sandbox("same", "--network app");
         let other = host.sandbox("other", "--network other");
@@ -216,35 +239,40 @@ fn published_ports_are_reachable_from_inside() {
         let _udp = UdpServer::start(&web.ns, (ANY, 53));
         // Its own port, a neighbor's, and one of another network.
         for client in [&web, &same, &other] {
-            TcpClient::connect(&client.ns, (HOST_IP, 8080)).echo("hello");
-            assert!(
-                udp_ask(&client.ns, (HOST_IP, 5353)).is_some(),
-                "{uplink:?}: {} asks by UDP",
-                client.name
-            );
+            for family in BOTH {
+                TcpClient::connect(&client.ns, (family.host(), 8080)).echo("hello");
+                assert!(
+                    udp_ask(&client.ns, (family.host(), 5353)).is_some(),
+                    "{uplink:?}: {} asks by UDP over {family}",
+                    client.name
+                );
+            }
         }
     }
 }
 
 fn unpublishing(uplink: Uplink) {
-    let host = host_with_app(uplink);
+    let host = Host::start_dual(uplink);
     let web = host.sandbox("web", "--network app -p 8080:80 -p 8081:81");
     let _servers = [80, 81].map(|port| TcpServer::start(&web.ns, (ANY, port)));
-    let mut ended = TcpClient::connect(&host.outside, (HOST_IP, 8080));
-    let mut kept = TcpClient::connect(&host.outside, (HOST_IP, 8081));
-    ended.echo("before");
-    kept.echo("before");
+    let to = |port| BOTH.map(|family| TcpClient::connect(&host.outside, (family.host(), port)));
+    let (mut ended, mut kept) = (to(8080), to(8081));
+    ended.iter_mut().chain(&mut kept).for_each(|connection| connection.echo("before"));
     host.ok(["port", "unpublish", &web.name, "8080:80"]);
     let left = rows(&host.json(["conntrack", "list", "--proto", "tcp"]));
     let dports: Vec<_> = left.iter().map(|entry| entry["orig"]["dport"].clone()).collect();
-    assert_eq!(dports, [8081], "{left:?}");
-    assert!(ended.try_echo("after", Duration::from_secs(1)).is_err());
-    kept.echo("after");
-    assert!(TcpClient::try_connect(&host.outside, (HOST_IP, 8080)).is_err());
+    assert_eq!(dports, [8081, 8081], "{left:?}");
+    for connection in &mut ended {
+        assert!(connection.try_echo("after", Duration::from_secs(1)).is_err());
+    }
+    kept.iter_mut().for_each(|connection| connection.echo("after"));
+    for family in BOTH {
+        assert!(TcpClient::try_connect(&host.outside, (family.host(), 8080)).is_err(), "{family}");
+    }
     // And back again, without disturbing what runs.
     host.ok(["port", "publish", &web.name, "8080:80"]);
-    TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("again");
-    kept.echo("still");
+    to(8080).iter_mut().for_each(|connection| connection.echo("again"));
+    kept.iter_mut().for_each(|connection| connection.echo("still"));
 }
 
 #[test]
@@ -262,42 +290,54 @@ fn unpublishing_on_a_shared_uplink_ends_connections_at_once() {
 #[test]
 #[ignore = "needs root"]
 fn host_and_containers_reach_each_other() {
-    let host = host_with_app(Uplink::None);
+    let host = Host::start_dual(Uplink::None);
     let a = host.sandbox("a", "--network app");
-    assert_ping(&host.ns, a.ip, 64);
     let _inside = TcpServer::start(&a.ns, (ANY, 80));
-    let mut connection = TcpClient::connect(&host.ns, (a.ip, 80));
-    connection.echo("hello");
-    assert_eq!(connection.seen_as.ip(), NET_GATEWAY);
-    let _at_gateway = TcpServer::start(&host.ns, (NET_GATEWAY, 7000));
-    let mut connection = TcpClient::connect(&a.ns, (NET_GATEWAY, 7000));
-    connection.echo("hello");
-    assert_eq!(connection.seen_as.ip(), a.ip);
-    let _udp = UdpServer::start(&host.ns, (NET_GATEWAY, 7001));
-    assert_eq!(udp_ask(&a.ns, (NET_GATEWAY, 7001)).expect("an answer").ip(), a.ip);
+    for family in BOTH {
+        let (own, gateway) = (family.of(&a), family.gateway());
+        assert_ping(&host.ns, own, 64);
+        let mut connection = TcpClient::connect(&host.ns, (own, 80));
+        connection.echo("hello");
+        assert_eq!(connection.seen_as.ip(), gateway);
+        let _at_gateway = TcpServer::start(&host.ns, (gateway, 7000));
+        let mut connection = TcpClient::connect(&a.ns, (gateway, 7000));
+        connection.echo("hello");
+        assert_eq!(connection.seen_as.ip(), own);
+        let _udp = UdpServer::start(&host.ns, (gateway, 7001));
+        assert_eq!(udp_ask(&a.ns, (gateway, 7001)).expect("an answer").ip(), own);
+    }
 }
 
 #[test]
 #[ignore = "needs root"]
 fn the_host_itself_reaches_published_ports() {
-    let host = host_with_app(Uplink::Shared);
+    let host = Host::start_dual(Uplink::Shared);
     let web = host.sandbox("web", "--network app -p 8080:80 -p 5353:53/udp");
     let _server = TcpServer::start(&web.ns, (ANY, 80));
     let _udp = UdpServer::start(&web.ns, (ANY, 53));
-    for address in [Ipv4Addr::LOCALHOST, HOST_IP, NET_GATEWAY] {
-        TcpClient::connect(&host.ns, (address, 8080)).echo("hello");
-        assert!(udp_ask(&host.ns, (address, 5353)).is_some(), "UDP to {address}");
+    for family in BOTH {
+        for address in [family.localhost(), family.host(), family.gateway()] {
+            TcpClient::connect(&host.ns, (address, 8080)).echo("hello");
+            assert!(udp_ask(&host.ns, (address, 5353)).is_some(), "UDP to {address}");
+        }
     }
 }
 
 #[test]
 #[ignore = "needs root"]
 fn a_port_published_on_one_address_is_closed_on_others() {
-    let host = host_with_app(Uplink::Shared);
-    let web = host.sandbox("web", "--network app -p 127.0.0.1:8080:80 -p 192.0.2.2:8081:80");
+    let host = Host::start_dual(Uplink::Shared);
+    let addresses = BOTH.map(|family| match (family.localhost(), family.host()) {
+        (local, own) if family == Family::V4 => (local.to_string(), own.to_string()),
+        (local, own) => (format!("[{local}]"), format!("[{own}]")),
+    });
+    let ports = addresses.map(|(local, own)| format!("-p {local}:8080:80 -p {own}:8081:80"));
+    let web = host.sandbox("web", &format!("--network app {}", ports.join(" ")));
     let _server = TcpServer::start(&web.ns, (ANY, 80));
-    TcpClient::connect(&host.ns, (Ipv4Addr::LOCALHOST, 8080)).echo("hello");
-    TcpClient::connect(&host.outside, (HOST_IP, 8081)).echo("hello");
-    assert!(TcpClient::try_connect(&host.outside, (HOST_IP, 8080)).is_err());
-    assert!(TcpClient::try_connect(&host.ns, (Ipv4Addr::LOCALHOST, 8081)).is_err());
+    for family in BOTH {
+        TcpClient::connect(&host.ns, (family.localhost(), 8080)).echo("hello");
+        TcpClient::connect(&host.outside, (family.host(), 8081)).echo("hello");
+        assert!(TcpClient::try_connect(&host.outside, (family.host(), 8080)).is_err());
+        assert!(TcpClient::try_connect(&host.ns, (family.localhost(), 8081)).is_err());
+    }
 }

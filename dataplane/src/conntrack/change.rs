@@ -1,7 +1,6 @@
 //! Entering connections and ending them: under the locks of both tuples.
 
-use std::sync::MutexGuard;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
 use super::accounts::{Payer, is_open};
 use super::entry::{ConnId, DNAT, Hit, Insert, MAPPED, NewConnection, SEEN_REPLY, SNAT};
@@ -15,7 +14,8 @@ use super::tuple::Direction;
 use super::watch::{Change, EndReason};
 use super::words::{LIVE, Meta, deadline_of, deadline_word, rule_parts, slot_tag, slot_word};
 use crate::packet::types::{NetworkId, ip_proto};
-use crate::sync::Mutex;
+use crate::sync::atomic::AtomicU64;
+use crate::sync::{Mutex, MutexGuard};
 
 /// The number of an entry that has expired and stands in the way.
 struct Stale(u32);

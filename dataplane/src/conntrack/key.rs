@@ -5,12 +5,13 @@
 
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::tuple::{Direction, Zone};
 use crate::engine::FlowTuple;
 use crate::family::Address;
 use crate::hash::TableHash;
+use crate::sync::atomic::AtomicU64;
 
 /// The tuple of one family.
 pub trait Key: stored::Stored + Copy + Debug + Eq + Hash {

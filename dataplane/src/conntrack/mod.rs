@@ -24,6 +24,8 @@ mod copy;
 pub mod entry;
 mod evict;
 pub mod expiry;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
 mod key;
 mod mappings;
 mod note;

@@ -2,12 +2,13 @@
 //! needs a limit of its own.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::accounts::Accounts;
 use super::mappings::Mappings;
 use super::watch::Watchers;
 use crate::limits::Peak;
+use crate::sync::atomic::AtomicU32;
 
 /// Places for connections; clones share them.
 #[derive(Debug, Clone)]

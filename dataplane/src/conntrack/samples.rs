@@ -9,7 +9,7 @@ use super::tuple6::Tuple6;
 use crate::packet::types::NetworkId;
 
 /// A family to test.
-pub(super) trait Sample: Key {
+pub(super) trait Sample: Key + Send + 'static {
     /// An inside address.
     fn inside(n: u8) -> Self::Addr;
     /// The address of a server.

@@ -1,8 +1,8 @@
 //! The table under several threads at once that insert, look up, refresh, end, expire and evict the
 //! same few connections, in rounds too short for any order but a random one.
 //!
-//! A model checker that chooses the order itself (`shuttle`, `loom`) would have to bring its own
-//! atomics, which are no plain words; these are, as they lie in a file that outlives the process.
+//! `interleavings` has a model checker choose the order, in fewer and shorter rounds; here the processor's own
+//! memory model is part of it.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,15 +20,23 @@ for_both_families! {
     several_threads_that_begin_one_flow_get_one_entry_each_time
 }
 
-/// So many that they are at the same places of the index all the time, and more than have room.
-const FLOWS: u16 = 48;
-const LIMIT: u32 = 32;
+/// How much there is to get in each other's way about.
+pub(super) struct Few {
+    /// More than have room.
+    pub(super) flows: u16,
+    /// Room for connections.
+    pub(super) limit: u32,
+    /// Steps of a thread.
+    pub(super) steps: u32,
+}
+
+/// So many that they are at the same places of the index all the time.
+const MANY: Few = Few { flows: 48, limit: 32, steps: 400 };
 const THREADS: u16 = 3;
 const ROUNDS: u32 = 150;
-const STEPS: u32 = 400;
 
 /// A sequence of its own for every thread (xorshift, George Marsaglia 2003).
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     fn next(&mut self, below: u32) -> u32 {
@@ -46,9 +54,15 @@ fn outside_port(flow: u16, thread: u16) -> u16 {
 }
 
 /// One thread's part of a round.
-fn disturb<K: Sample>(table: &ConnTable<K>, thread: u16, random: &mut Random, now: u32) {
-    for _ in 0..STEPS {
-        let flow = u16::try_from(random.next(u32::from(FLOWS))).unwrap();
+pub(super) fn disturb<K: Sample>(
+    table: &ConnTable<K>,
+    thread: u16,
+    random: &mut Random,
+    now: u32,
+    few: &Few,
+) {
+    for _ in 0..few.steps {
+        let flow = u16::try_from(random.next(u32::from(few.flows))).unwrap();
         let original = tuple::<K>(1, flow);
         match random.next(8) {
             0..=2 => {
@@ -74,16 +88,16 @@ fn disturb<K: Sample>(table: &ConnTable<K>, thread: u16, random: &mut Random, no
                 }
             }
             _ => {
-                table.expire(random.next(LIMIT), now);
+                table.expire(random.next(few.limit), now);
             }
         }
     }
 }
 
 /// Nobody does anything now.
-fn check<K: Sample>(table: &ConnTable<K>, now: u32, round: u32) {
+pub(super) fn check<K: Sample>(table: &ConnTable<K>, now: u32, round: u32, few: &Few) {
     let mut living = 0;
-    for flow in 0..FLOWS {
+    for flow in 0..few.flows {
         let forth = table.lookup(tuple::<K>(1, flow), now);
         let back: Vec<_> = (0..THREADS)
             .filter_map(|thread| {
@@ -101,12 +115,12 @@ fn check<K: Sample>(table: &ConnTable<K>, now: u32, round: u32) {
         }
     }
     assert_eq!(table.entries(now).count(), usize::try_from(living).unwrap(), "round {round}");
-    assert!(table.len() <= LIMIT);
+    assert!(table.len() <= few.limit);
     assert!(table.counts_its_ports(), "round {round}");
 }
 
 fn both_tuples_or_none_whatever_many_threads_do<K: Sample>() {
-    let table = ConnTable::<K>::within(&Room::new(LIMIT), HashKey::new(5, 6)).unwrap();
+    let table = ConnTable::<K>::within(&Room::new(MANY.limit), HashKey::new(5, 6)).unwrap();
     let (clock, barrier) = (AtomicU32::new(10), Barrier::new(usize::from(THREADS)));
     thread::scope(|scope| {
         for number in 0..THREADS {
@@ -115,9 +129,9 @@ fn both_tuples_or_none_whatever_many_threads_do<K: Sample>() {
                 let mut random = Random(u64::from(number) + 1);
                 for round in 0..ROUNDS {
                     let now = clock.load(Ordering::SeqCst);
-                    disturb(table, number, &mut random, now);
+                    disturb(table, number, &mut random, now, &MANY);
                     if barrier.wait().is_leader() {
-                        check(table, now, round);
+                        check(table, now, round, &MANY);
                         clock.store(now + 1, Ordering::SeqCst);
                     }
                     barrier.wait();
@@ -132,7 +146,7 @@ fn both_tuples_or_none_whatever_many_threads_do<K: Sample>() {
         sweep.step(&table, Timestamp::from_secs(u64::from(end + second)));
     }
     assert_eq!((table.len(), table.entries(end).count()), (0, 0));
-    for flow in 0..u16::try_from(LIMIT).unwrap() {
+    for flow in 0..u16::try_from(MANY.limit).unwrap() {
         let inserted = table.insert(&connection::<K>(2, flow, flow, end + 99), end);
         assert!(matches!(inserted, Insert::Inserted(_)), "{flow}: {inserted:?}");
     }

@@ -40,7 +40,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
 use super::accounts::Accounts;
 use super::cold::{COLD_HALVES, Cold};
@@ -55,6 +55,7 @@ use crate::hash::{HashKey, TableHash};
 use crate::io::prefetch::prefetch;
 use crate::io::region::Region;
 use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Of both directions.
 const COLD_WORDS: usize = COLD_HALVES;

@@ -12,12 +12,13 @@
 //! reply tuples. A count that overflows into the next comes back from there when it goes down.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::key::Key;
 use crate::hash::TableHash;
 use crate::io::region::Region;
 use crate::packet::types::ip_proto;
+use crate::sync::atomic::AtomicU64;
 
 /// Places for each connection there may be: of the ports that are free, four in ten look taken at the limit,
 /// and one in nine at a quarter of it.

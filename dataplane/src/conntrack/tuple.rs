@@ -1,7 +1,7 @@
 //! What identifies one direction of a connection.
 
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::key::stored::Stored;
 use super::key::{Hot, Key};
@@ -11,6 +11,7 @@ use crate::packet::headers::{Ipv4, L4};
 use crate::packet::icmp;
 use crate::packet::quick::Quick;
 use crate::packet::types::NetworkId;
+use crate::sync::atomic::AtomicU64;
 
 /// Where packets of a direction enter: a network, or the outside. Part of the tuple, so that two
 /// networks can never reach each other's connections by guessing tuples.

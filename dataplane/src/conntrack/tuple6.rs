@@ -1,7 +1,7 @@
 //! What identifies one direction of a connection in IPv6.
 
 use std::net::Ipv6Addr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::key::stored::Stored;
 use super::key::{Hot, Key};
@@ -10,6 +10,7 @@ use super::words::SPARE;
 use crate::hash::TableHash;
 use crate::packet::headers::{Ipv6, L4};
 use crate::packet::icmp6;
+use crate::sync::atomic::AtomicU64;
 
 /// The addresses of one direction in IPv6: the five words that the table hashes and compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

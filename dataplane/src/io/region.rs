@@ -16,12 +16,13 @@ use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU32;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 
 use super::sys::map::Mapping;
+use crate::sync::atomic::AtomicU64;
 
 /// Words shared by all threads. Unmapped on drop; a file stays.
 #[derive(Debug)]

@@ -28,7 +28,7 @@ mod members;
 mod slot;
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use self::members::Members;
@@ -41,6 +41,7 @@ use crate::io::region::Region;
 use crate::limits::Peak;
 use crate::packet::types::{Mac, NetworkId, PortId};
 use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU32, AtomicU64};
 
 const SLOTS: usize = 4;
 const WORDS: usize = SLOTS * 2;

@@ -1,13 +1,12 @@
-//! Somebody whom an attack is none of his business: he pings, and connects anew and again, while
+//! Somebody whom an attack is none of his business: he goes on by a connection, and connects anew and again, while
 //! it lasts; and how long he may have to wait for that.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::GATEWAY;
+use super::family::{ANY, Family};
 use super::namespace::Namespace;
 use super::traffic::{TcpClient, TcpServer};
 
@@ -54,8 +53,8 @@ struct Seen {
     faults: Vec<String>,
 }
 
-/// A sandbox that speaks with a machine outside, by one connection all the time and by a new one
-/// each time.
+/// A sandbox that speaks with a machine outside, in each of some families by one connection all the time and by a
+/// new one each time.
 #[derive(Debug)]
 pub struct Bystander {
     stop: Arc<AtomicBool>,
@@ -69,25 +68,32 @@ impl Bystander {
     /// # Panics
     /// When he cannot speak with it even now.
     #[must_use]
-    pub fn start(ns: &Namespace, outside: &Namespace) -> Self {
-        let server = TcpServer::start(outside, (Ipv4Addr::UNSPECIFIED, PORT));
-        let mut standing = TcpClient::connect(ns, (GATEWAY, PORT));
+    pub fn start(ns: &Namespace, outside: &Namespace, families: &[Family]) -> Self {
+        let server = TcpServer::start(outside, (ANY, PORT));
+        let connect = |family: &Family| {
+            let to = (family.outside(), PORT);
+            (to, TcpClient::connect(ns, to))
+        };
+        let mut standing: Vec<_> = families.iter().map(connect).collect();
         let stop = Arc::new(AtomicBool::new(false));
         let (told, ns) = (Arc::clone(&stop), ns.clone());
         let thread = thread::spawn(move || {
             let mut seen = Seen::default();
             while !told.load(Ordering::Relaxed) {
-                let began = Instant::now();
-                if let Err(error) = standing.try_echo("standing", PATIENCE) {
-                    seen.faults.push(format!("the standing connection: {error}"));
-                    return seen;
+                for (to, standing) in &mut standing {
+                    let began = Instant::now();
+                    if let Err(error) = standing.try_echo("standing", PATIENCE) {
+                        seen.faults.push(format!("the standing connection to {to:?}: {error}"));
+                        return seen;
+                    }
+                    let visit = TcpClient::try_connect(&ns, *to);
+                    if let Err(error) = visit.and_then(|mut one| one.try_echo("new", PATIENCE)) {
+                        let number = seen.waits.0.len();
+                        seen.faults.push(format!("visit {number} of {to:?}: {error}"));
+                    }
+                    seen.waits.note(began.elapsed());
+                    thread::sleep(Duration::from_millis(5));
                 }
-                let visit = TcpClient::try_connect(&ns, (GATEWAY, PORT));
-                if let Err(error) = visit.and_then(|mut one| one.try_echo("new", PATIENCE)) {
-                    seen.faults.push(format!("visit {}: {error}", seen.waits.0.len()));
-                }
-                seen.waits.note(began.elapsed());
-                thread::sleep(Duration::from_millis(5));
             }
             seen
         });

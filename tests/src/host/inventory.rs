@@ -35,7 +35,7 @@ impl Inventory {
             ("links", links(ns)),
             ("addresses", ns.ip("-o address show").lines().map(squeeze).collect()),
             ("routes", ns.ip("route show table all").replace(" linkdown", "")),
-            ("rules", ns.ip("rule show")),
+            ("rules", ns.ip("rule show") + &ns.ip("-6 rule show")),
             ("nft", ns.ok("nft list ruleset")),
             ("qdiscs", ns.ok("tc qdisc show")),
             ("filters", filters(ns)),
@@ -101,13 +101,22 @@ fn listening(ns: &Namespace) -> String {
 
 fn sysctls() -> String {
     // The host's own settings that a switch could be tempted to change.
-    ["ip_forward", "ip_local_reserved_ports", "ip_local_port_range", "conf/all/route_localnet"]
-        .iter()
-        .map(|name| {
-            let path = format!("/proc/sys/net/ipv4/{name}");
-            format!("{name} = {}", fs::read_to_string(path).unwrap_or_default())
-        })
-        .collect()
+    [
+        "ipv4/ip_forward",
+        "ipv4/ip_local_reserved_ports",
+        "ipv4/ip_local_port_range",
+        "ipv4/conf/all/route_localnet",
+        "ipv6/conf/all/accept_ra",
+        "ipv6/conf/all/disable_ipv6",
+        "ipv6/conf/all/forwarding",
+        "ipv6/conf/default/disable_ipv6",
+    ]
+    .iter()
+    .map(|name| {
+        let path = format!("/proc/sys/net/{name}");
+        format!("{name} = {}", fs::read_to_string(path).unwrap_or_default())
+    })
+    .collect()
 }
 
 fn squeeze(line: &str) -> String {

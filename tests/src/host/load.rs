@@ -3,7 +3,7 @@
 //! not crowded out by those who share its processors.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
+use super::family::ANY;
 use super::namespace::Namespace;
 use super::traffic::{PATIENCE, uninterrupted};
 
@@ -68,7 +69,7 @@ pub struct Load {
 
 /// Waits for clients, and looks now and then whether it is to end.
 fn listen(ns: &Namespace, port: u16) -> TcpListener {
-    let listener = ns.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap();
+    let listener = ns.enter(|| TcpListener::bind((ANY, port))).unwrap();
     let poll = TimeVal::new(0, POLL.subsec_micros().into());
     setsockopt(&listener, sockopt::ReceiveTimeout, &poll).unwrap();
     listener
@@ -80,7 +81,8 @@ impl Load {
     /// # Panics
     /// When it does not.
     #[must_use]
-    pub fn start(from: &Namespace, at: &Namespace, to: Ipv4Addr) -> Self {
+    pub fn start(from: &Namespace, at: &Namespace, to: impl Into<IpAddr>) -> Self {
+        let to = to.into();
         let stop = Arc::new(AtomicBool::new(false));
         let received = Arc::new(AtomicU64::new(0));
         let visits = Arc::new(Mutex::new(Visits::default()));

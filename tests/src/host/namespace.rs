@@ -104,6 +104,19 @@ impl Namespace {
         });
     }
 
+    /// Addresses of interfaces that come later can be used at once: nobody is asked whether they have them.
+    /// (Both settings count: `addrconf_dad_begin` in `net/ipv6/addrconf.c`.)
+    ///
+    /// # Panics
+    /// When the kernel has no IPv6.
+    pub fn trust_addresses(&self) {
+        self.enter(|| {
+            for which in ["default", "all"] {
+                fs::write(format!("/proc/sys/net/ipv6/conf/{which}/accept_dad"), "0").unwrap();
+            }
+        });
+    }
+
     /// Runs `ip` in it; what it printed.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! Clients and servers on the kernel's own sockets, and `ping`.
 //!
-//! Every server first tells a client under which address it sees it, then echoes.
+//! Every server first tells a client under which address it sees it, then echoes. One that listens at `[::]` takes
+//! both families, and tells an IPv4 client its IPv4 address.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{
@@ -109,10 +110,15 @@ impl TcpServer {
     }
 }
 
+/// An IPv4 client of a socket for both families, as what it is (RFC 4291 section 2.5.5.2).
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    (peer.ip().to_canonical(), peer.port()).into()
+}
+
 /// Ends with the client, or with the server's value.
 fn serve(mut stream: TcpStream, peer: SocketAddr) {
     let mut buffer = [0; 4096];
-    if stream.write_all(format!("{peer}\n").as_bytes()).is_err() {
+    if stream.write_all(format!("{}\n", canonical(peer)).as_bytes()).is_err() {
         return;
     }
     while let Ok(length) = uninterrupted(|| stream.read(&mut buffer)) {
@@ -243,7 +249,8 @@ impl UdpServer {
                 if let Ok((length, peer)) = socket.recv_from(&mut buffer) {
                     let payload = String::from_utf8_lossy(&buffer[..length]);
                     // A client that is gone makes the kernel say so here.
-                    let _ = socket.send_to(format!("{peer} {payload}").as_bytes(), peer);
+                    let seen = canonical(peer);
+                    let _ = socket.send_to(format!("{seen} {payload}").as_bytes(), peer);
                 }
             }
         });

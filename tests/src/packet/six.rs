@@ -160,6 +160,19 @@ impl Packet {
         self.with_six(|six| six.dst = ip)
     }
 
+    /// Both addresses, of one IP version, which makes it a packet of that.
+    ///
+    /// # Panics
+    /// When they are of different ones.
+    #[must_use]
+    pub fn between(self, src: IpAddr, dst: IpAddr) -> Self {
+        match (src, dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => self.src(src).dst(dst),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => self.src6(src).dst6(dst),
+            other => panic!("no packet goes between {other:?}"),
+        }
+    }
+
     /// Flow label, of an IPv6 packet.
     #[must_use]
     pub fn flow_label(self, label: u32) -> Self {

@@ -1,8 +1,9 @@
 //! One sandbox attacks, another has a steady load: what of that gets through beside each attack, what
 //! counts the attack, and what memory the daemon has then.
 //!
-//! As a test it asserts what holds on every machine: nothing of the load is lost, it is not starved, each
-//! attack has its counter, memory stays within what the configured limits add up to. With
+//! As a test it asserts what holds on every machine: no connection of the load fails, its stream and its new
+//! connections stay within a tenth of what they are without the attack, each attack has its counter, memory
+//! stays within what the configured limits add up to. With
 //! `VSWITCHD_TEST_ROUNDS=N` it measures too, in `N` rounds of a second each: the load alone, beside an
 //! attacker who sends the same to nobody (a veth pair of his own), and beside the attack; and prints the
 //! medians as a table; `VSWITCHD_TEST_ATTACK=WORD` takes those with the word in their names. See
@@ -41,12 +42,13 @@ const NOWHERE: &str = "nowhere0";
 /// Until an attack has filled what it fills.
 const SETTLE: Duration = Duration::from_millis(200);
 /// How long it is looked at: as a test, and to measure.
-const GLANCE: Duration = Duration::from_millis(300);
-/// So many of them must all be without the load before it counts as starved.
-const GLANCES: usize = 10;
+const GLANCE: Duration = Duration::from_millis(500);
+/// What others do to the machine makes a glance worse, never better: the best of so many counts, of those beside
+/// the attack as of those that they are held against.
+const GLANCES: usize = 3;
 const LOOK: Duration = Duration::from_secs(1);
-/// The share of its load that is the least of somebody who is not starved, whatever else the machine does.
-const STARVED: f64 = 1.0 / 20.0;
+/// The share of its load that somebody keeps whoever attacks, of the stream as of new connections.
+const KEPT: f64 = 0.9;
 
 /// Who attacks.
 struct Attackers {
@@ -179,6 +181,25 @@ fn bound_kib(host: &Host) -> u64 {
     workers * (BUFFERS * buffer + (4 << 10)) + CONNTRACK * 2 * 300 / 1024 + (16 << 10)
 }
 
+/// What of the load got through, of the part that got the least of it.
+fn share(window: &Window) -> f64 {
+    (window.rate / f64::from(RATE)).min(window.pace / f64::from(PACE))
+}
+
+/// The best of a few glances, of which the first that is enough is the last.
+fn best(what: &str, enough: f64, mut glance: impl FnMut() -> Window) -> f64 {
+    let mut best: f64 = 0.0;
+    for _ in 0..GLANCES {
+        let window = glance();
+        println!("{what}: {:.0} Mbit/s and {:.0} connections a second", window.rate, window.pace);
+        best = best.max(share(&window));
+        if best >= enough {
+            break;
+        }
+    }
+    best
+}
+
 /// One look at the load: by itself, beside who sends to nobody, beside the attack.
 struct Round {
     alone: Window,
@@ -255,14 +276,17 @@ fn neighbors_go_on_beside_every_attack() {
             window
         };
         if measured == 0 {
-            // A machine that had its processors taken for one glance has them back by another.
-            let fed = (0..GLANCES).any(|_| {
-                let window = beside(GLANCE);
-                let share = (window.rate / f64::from(RATE), window.pace / f64::from(PACE));
-                println!("{}: {share:.2?} of the load", attack.name);
-                share.0 > STARVED && share.1 > STARVED
-            });
-            assert!(fed, "{} starves the neighbor", attack.name);
+            let kept = best(attack.name, KEPT, || beside(GLANCE));
+            if kept < KEPT {
+                // The attacker takes his share of the processors whoever he sends to.
+                let control = best("the same to nobody", 1.0, || {
+                    let _floods = attackers.start(&attack, NOWHERE);
+                    std::thread::sleep(SETTLE);
+                    load.watch(GLANCE)
+                });
+                let is_kept = kept >= KEPT * control.min(1.0);
+                assert!(is_kept, "{}: {kept:.2} of the load, of {control:.2}", attack.name);
+            }
         }
         for _ in 0..measured {
             let alone = load.watch(LOOK);

@@ -2,9 +2,12 @@
 //! checksum, the quoted ones too, is right.
 
 use dataplane::config::UplinkMode;
-use dataplane::packet::types::tcp_flags::SYN;
+use dataplane::packet::types::tcp_flags::{ACK, SYN};
 use tests::lab::{A, B, CLIENT, GATEWAY1, Lab, ROUTER, SERVER, UP, publish_tcp, topology};
-use tests::packet::{Host, Packet, Wire, echo, icmp, icmp_error, reported, speaks_ipv6, tcp, udp};
+use tests::packet::{
+    Host, Packet, Wire, echo, echo_reply, icmp, icmp_error, icmp6_error, reported, speaks_ipv6,
+    tcp, udp,
+};
 
 tests::in_ipv6! {
     a_quote_of_a_datagram_without_checksum_gets_none
@@ -13,6 +16,7 @@ tests::in_ipv6! {
     errors_about_what_came_in_show_the_published_address
     errors_about_what_was_sent_out_reach_the_sender
     errors_of_a_hairpin_go_back_the_same_way
+    every_code_of_every_error_reaches_the_sender
     the_engine_s_own_errors_about_translated_packets_quote_what_the_sender_sent
 }
 
@@ -183,15 +187,65 @@ fn errors_about_nothing_we_know_or_that_are_damaged() {
     lab.rx(UP.port, &sound).take_one(A.port);
 }
 
+/// An error of the IP version that is spoken, by its own numbers.
+fn error(from: &Host, (kind, code): (u8, u8), about: &Packet) -> Packet {
+    let error = match speaks_ipv6() {
+        true => icmp6_error(from, &UP, kind, code, about, 548),
+        false => icmp_error(from, &UP, kind, code, about, 548),
+    };
+    let is_too_long = (kind, code) == if speaks_ipv6() { (2, 0) } else { (3, 4) };
+    if is_too_long { error.icmp_low(1280) } else { error }
+}
+
+/// All codes of the errors that there are (RFC 792, RFC 1122 §3.2.2.1, RFC 1812 §5.2.7.1; RFC 4443 §3).
+fn every_error() -> Vec<(u8, u8)> {
+    let codes: &[(u8, u8)] = match speaks_ipv6() {
+        true => &[(1, 6), (2, 0), (3, 1), (4, 2)],
+        false => &[(3, 15), (4, 0), (11, 1), (12, 2)],
+    };
+    codes.iter().flat_map(|(kind, last)| (0..=*last).map(|code| (*kind, code))).collect()
+}
+
+#[test]
+fn every_code_of_every_error_reaches_the_sender() {
+    let mut lab = Lab::default();
+    for packet in [
+        udp(&A, 40_000, &SERVER, 4242),
+        tcp(&A, 40_000, &SERVER, 80, SYN),
+        echo(&A, &SERVER, 40_000),
+    ] {
+        let (out, sent) = begun(&mut lab, &A, &packet.via(GATEWAY1.mac));
+        for which in every_error() {
+            let told = error(&ROUTER, which, &sent).dst(A.ip).routed(GATEWAY1.mac, A.mac);
+            lab.rx(UP.port, error(&ROUTER, which, &out)).tx(A.port, told);
+        }
+    }
+}
+
 #[test]
 fn an_error_neither_refreshes_nor_ends_a_connection() {
     let mut lab = Lab::default();
-    let packet = udp(&A, 40_000, &SERVER, 4242).via(GATEWAY1.mac);
-    let (out, _) = begun(&mut lab, &A, &packet);
-    lab.now = lab.now + std::time::Duration::from_secs(100);
-    let before = lab.connection();
-    lab.rx(UP.port, icmp_error(&SERVER, &UP, 3, 3, &out, 28)).take_one(A.port);
-    assert_eq!(lab.connection(), before);
+    let flows = [
+        (udp(&A, 40_000, &SERVER, 4242), udp(&SERVER, 4242, &UP, 40_000)),
+        (tcp(&A, 40_000, &SERVER, 80, SYN), tcp(&SERVER, 80, &UP, 40_000, SYN | ACK)),
+        (echo(&A, &SERVER, 40_000), echo_reply(&SERVER, &UP, 40_000)),
+    ];
+    let flows =
+        flows.map(|(packet, answer)| (begun(&mut lab, &A, &packet.via(GATEWAY1.mac)).0, answer));
+    lab.now = lab.now + std::time::Duration::from_secs(20);
+    let before = lab.connections();
+    for (out, _) in &flows {
+        for which in every_error() {
+            lab.rx(UP.port, error(&SERVER, which, out)).take_one(A.port);
+        }
+        let redirect = error(&ROUTER, if speaks_ipv6() { (137, 0) } else { (5, 1) }, out);
+        lab.rx(UP.port, redirect).only_balanced();
+        assert_eq!(lab.connections(), before);
+    }
+    // They are there for whoever was spoken to.
+    for (_, answer) in flows {
+        lab.rx(UP.port, answer).take_one(A.port);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Changes of the table, all under its lock: entering, moving, making room, removing, ageing.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::members::{Members, Slot};
@@ -8,6 +8,7 @@ use super::slot::{Value, entry_of, key_word, network_of};
 use super::{Fdb, Learned, SLOTS};
 use crate::engine::{FdbEntry, FdbKind};
 use crate::packet::types::{Mac, NetworkId, PortId};
+use crate::sync::atomic::AtomicU64;
 
 /// An entry goes into the emptier of its buckets once the first one has this many: at the limit one
 /// entry in 40,000 finds both full, where filling the first one up would lose one in 300.

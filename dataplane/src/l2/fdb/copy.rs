@@ -1,7 +1,7 @@
 //! A copy of the table to try things out on, made while workers go on.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::Fdb;
 use super::members::{Members, Slot};
@@ -9,6 +9,7 @@ use crate::engine::FdbKind;
 use crate::io::region::Region;
 use crate::limits::Peak;
 use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Slots copied under the lock at a time: 24 KiB, some microseconds, for which a worker that learns waits.
 const AT_A_TIME: Slot = 1024;

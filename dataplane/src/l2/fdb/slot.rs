@@ -1,10 +1,11 @@
 //! The two words of a slot.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use crate::engine::{FdbEntry, FdbKind};
 use crate::packet::types::{Mac, NetworkId, PortId};
+use crate::sync::atomic::AtomicU64;
 
 #[derive(Clone, Copy)]
 pub(super) struct Value(pub(super) u64);
