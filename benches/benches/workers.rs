@@ -85,13 +85,12 @@ fn nat44(c: &mut Criterion) {
     }
 }
 
-/// Both workers receive the same direction, of connections whose entries lie next to each other.
-fn neighbors(c: &mut Criterion) {
+/// Each worker receives what one of two containers sends, which begin connections by turns.
+fn containers(c: &mut Criterion) {
     for (count, name) in [(2, "2"), (16, "16"), (10_000, "10k")] {
-        let switch = || Switch::nat(count).expect("memory");
-        let load =
-            |first| Box::new(NatFlows::half(LEN, count, Way::Out, first)) as Box<dyn Load + Send>;
-        both(c, "nat44_neighbors", name, switch, [load(0), load(1)]);
+        let switch = || Switch::nat_of_two(count).expect("memory");
+        let load = |which| Box::new(NatFlows::of_one(LEN, count, which)) as Box<dyn Load + Send>;
+        both(c, "nat44_containers", name, switch, [load(0), load(1)]);
     }
 }
 
@@ -127,6 +126,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1));
-    targets = l2, nat44, neighbors, tcp, bursts
+    targets = l2, nat44, containers, tcp, bursts
 }
 criterion_main!(workers);

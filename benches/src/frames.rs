@@ -136,7 +136,7 @@ pub enum Way {
 #[derive(Debug)]
 enum Order {
     Random(Random),
-    /// Of every second one, from this one on.
+    /// Of every second flow, from this one on.
     Half(Random, u32),
     Rising(u32),
 }
@@ -148,6 +148,8 @@ pub struct NatFlows {
     way: Way,
     count: u32,
     order: Order,
+    /// Out, flows are of so many containers by turns.
+    containers: u32,
 }
 
 impl NatFlows {
@@ -155,22 +157,29 @@ impl NatFlows {
     #[must_use]
     pub fn random(len: usize, count: u32, way: Way) -> Self {
         let order = Order::Random(Random::new(0xfeed_beef_1234_5679));
-        Self { template: Self::template(len, way), way, count, order }
+        Self { template: Self::template(len, way), way, count, order, containers: 1 }
     }
 
-    /// As [`NatFlows::random`], of those flows alone that begin with the first (0) or the second (1) and are two
-    /// apart: their neighbors are another worker's.
+    /// As [`NatFlows::random`], out, of the first (0) or the second (1) of two containers that begin connections by
+    /// turns.
     #[must_use]
-    pub fn half(len: usize, count: u32, way: Way, first: u32) -> Self {
-        let order = Order::Half(Random::new(0xfeed_beef_1234_5679), first);
-        Self { template: Self::template(len, way), way, count, order }
+    pub fn of_one(len: usize, count: u32, which: u32) -> Self {
+        let order = Order::Half(Random::new(0xfeed_beef_1234_5679), which);
+        Self { order, containers: 2, ..Self::random(len, count, Way::Out) }
+    }
+
+    /// As [`NatFlows::all`], of two containers by turns.
+    #[must_use]
+    pub fn all_of_two(count: u32) -> Self {
+        Self { containers: 2, ..Self::all(count) }
     }
 
     /// Every flow's first frame, one after the other: to begin the connections.
     #[must_use]
     pub fn all(count: u32) -> Self {
         let way = Way::Out;
-        Self { template: Self::template(64, way), way, count, order: Order::Rising(0) }
+        let order = Order::Rising(0);
+        Self { template: Self::template(64, way), way, count, order, containers: 1 }
     }
 
     fn template(len: usize, way: Way) -> Vec<u8> {
@@ -200,6 +209,8 @@ impl Load for NatFlows {
         match self.way {
             Way::Out => {
                 frame.ingress = crate::switch::INSIDE;
+                let container = CONTAINER.to_bits() + number % self.containers;
+                patch(frame, IP_SRC, &container.to_be_bytes());
                 set_flow(frame, IP_DST, server, L4_SRC, port);
             }
             Way::In => {

@@ -186,6 +186,20 @@ impl Switch {
         Self::masquerading(count, room_beside(count), true, (1024, 65_535))
     }
 
+    /// As [`Switch::nat`], of two containers that begin connections by turns.
+    ///
+    /// # Errors
+    /// When memory cannot be had, or a connection did not begin.
+    pub fn nat_of_two(count: u32) -> io::Result<Self> {
+        let mut switch = Self::masquerading(0, room_beside(count), false, (1024, 65_535))?;
+        let rounded = u64::from(count).next_multiple_of(ROUND as u64);
+        switch.run(&mut NatFlows::all_of_two(count), ROUND, rounded);
+        match switch.plane.conntrack_stats().entries {
+            begun if begun == count => Ok(switch),
+            begun => Err(io::Error::other(format!("{begun} of {count} connections began"))),
+        }
+    }
+
     /// As [`Switch::nat`], with the connections of `streams`, by TCP: all open.
     ///
     /// # Errors

@@ -4,10 +4,11 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::accounts::{Payer, is_open};
 use super::entry::{ConnId, DNAT, Hit, Insert, MAPPED, NewConnection, SEEN_REPLY, SNAT};
+use super::free::list_of;
 use super::key::{Hot, Key};
 use super::mappings::Inside;
 use super::sctp::SctpState;
-use super::table::{ConnTable, FreeList, HEADER, SHARDS, STEP};
+use super::table::{ConnTable, SHARDS};
 use super::taken::Ports;
 use super::tcp::TcpState;
 use super::tuple::Direction;
@@ -139,7 +140,7 @@ impl<K: Key> ConnTable<K> {
         if let Err(overdrawn) = self.room.accounts().book(payer, is_open, now) {
             return Insert::Overdrawn(overdrawn);
         }
-        let Some(index) = self.allocate() else {
+        let Some(index) = self.allocate(new) else {
             self.room.accounts().unbook(payer, is_open);
             return Insert::Full;
         };
@@ -188,48 +189,15 @@ impl<K: Key> ConnTable<K> {
         [first, if a == b { None } else { lock(a.max(b)) }]
     }
 
-    fn allocate(&self) -> Option<u32> {
+    fn allocate(&self, new: &NewConnection<K>) -> Option<u32> {
         if !self.room.take() {
             return None;
         }
-        let index = self.next_free();
+        let index = self.take_free(list_of(new.original, new.reply, new.flags));
         if index.is_none() {
             self.room.give_back();
         }
         index
-    }
-
-    fn next_free(&self) -> Option<u32> {
-        let mut free = self.free.lock();
-        let index = if let Some(index) = free.head.checked_sub(1) {
-            let next = self.hot(index)?.deadline.load(Ordering::Relaxed);
-            free.head = deadline_of(next);
-            index
-        } else {
-            let fresh = self.high_water.load(Ordering::Relaxed);
-            if fresh >= self.limit || !self.has_memory(&mut free, fresh) {
-                return None;
-            }
-            self.high_water.store(fresh + 1, Ordering::Relaxed);
-            fresh
-        };
-        free.used += 1;
-        Some(index)
-    }
-
-    /// Whether there is memory for entry `fresh`, the first that was never used: of a table that gets
-    /// it in steps, the next one is reserved.
-    fn has_memory(&self, free: &mut FreeList, fresh: u32) -> bool {
-        if fresh < free.reserved {
-            return true;
-        }
-        let steps = fresh / STEP + 1;
-        let words = HEADER + steps as usize * Self::words_of(STEP);
-        let has = self.entries.reserve(words).is_ok();
-        if has {
-            free.reserved = steps * STEP;
-        }
-        has
     }
 
     fn fill(&self, index: u32, new: &NewConnection<K>) -> ConnId {
@@ -304,12 +272,7 @@ impl<K: Key> ConnTable<K> {
         if was.flags() & MAPPED != 0 {
             self.room.mappings().release(Inside::of(original, reply.dst()));
         }
-        let mut free = self.free.lock();
-        // No version: nobody who is late with a deadline for it writes here any more.
-        hot.deadline.store(u64::from(free.head), Ordering::Relaxed);
-        free.head = id.index + 1;
-        free.used -= 1;
-        drop(free);
+        self.give_free(id.index, list_of(original, reply, was.flags()));
         self.room.give_back();
     }
 

@@ -38,8 +38,7 @@ impl<K: Key> ConnTable<K> {
         let Some(hot) = self.hot(index) else { return };
         let mut free = self.free.lock();
         let Some(Raw { version, new, counters, sides }) = raw else {
-            hot.deadline.store(u64::from(free.head), Ordering::Relaxed);
-            free.head = index + 1;
+            self.enlist(&mut free, index, 0);
             return;
         };
         free.used += 1;

@@ -24,6 +24,7 @@ mod copy;
 pub mod entry;
 mod evict;
 pub mod expiry;
+mod free;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
 mod key;

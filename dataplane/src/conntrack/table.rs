@@ -45,6 +45,7 @@ use std::sync::atomic::{Ordering, fence};
 use super::accounts::Accounts;
 use super::cold::{COLD_HALVES, Cold};
 use super::entry::{ConnId, Hit};
+use super::free::FreeList;
 use super::key::{Hot, Key};
 use super::room::Room;
 use super::taken::Taken;
@@ -70,16 +71,6 @@ const BUCKET_SLOTS: usize = LINE_WORDS;
 /// Bytes of the index a connection, which has two tuples: of its slots 70 % are used at the limit.
 const INDEX_BYTES_EACH: usize = 23;
 pub(super) const SHARDS: usize = 256;
-
-#[derive(Debug, Default)]
-pub(super) struct FreeList {
-    /// Number of the first free entry, plus one.
-    pub(super) head: u32,
-    /// Entries that are not free.
-    pub(super) used: u32,
-    /// Entries from the first on that there is memory for.
-    pub(super) reserved: u32,
-}
 
 /// Totals that the table keeps itself.
 #[derive(Debug, Default)]
@@ -193,7 +184,7 @@ impl<K: Key> ConnTable<K> {
             limit,
             room: room.clone(),
             high_water: AtomicU32::new(0),
-            free: Mutex::new(FreeList { reserved, ..FreeList::default() }),
+            free: Mutex::new(FreeList::new(reserved)),
             reclaim: AtomicU32::new(0),
             evict: AtomicU32::new(0),
             shards: (0..SHARDS).map(|_| Mutex::new(())).collect(),
@@ -264,7 +255,7 @@ impl<K: Key> ConnTable<K> {
         self.room.is_full()
     }
 
-    /// No entry from this number on was ever used.
+    /// No entry from this number on was ever used; before it, some of each list's last block were not either.
     #[must_use]
     pub fn high_water(&self) -> u32 {
         self.high_water.load(Ordering::Relaxed)
