@@ -49,6 +49,7 @@ mod words;
 pub(crate) use accounts::Owners;
 pub use accounts::{Accounts, Overdrawn};
 pub use adopt::EarlierRun;
+pub(crate) use change::TRIES;
 pub use entry::{ConnId, Hit, Insert, NewConnection};
 pub use key::Key;
 pub(crate) use mappings::Inside;
