@@ -90,7 +90,10 @@ impl<K: Key> ConnTable<K> {
     #[cold]
     fn makes_room(&self, new: &NewConnection<K>, hashes: [u64; 2], can_go: bool) -> bool {
         let is_full = self.room.is_full();
-        is_full && can_go && self.evict_for(new) || self.evict_near(hashes, new) || !is_full
+        if is_full && can_go && self.evict_for(new) {
+            return true;
+        }
+        self.evict_near(hashes, new) || !is_full
     }
 
     fn try_insert(
