@@ -24,7 +24,8 @@ mod copy;
 pub mod entry;
 mod evict;
 pub mod expiry;
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
 mod interleavings;
 mod key;
 mod mappings;
