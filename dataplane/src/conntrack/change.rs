@@ -25,6 +25,9 @@ struct Stale(u32);
 /// million finds no place (with 6, one in 60,000) and one lookup in five needs the second bucket; at half
 /// the limit, one in 14.
 const FIRST_CHOICE: usize = 4;
+/// How often a packet makes room, as others make room for theirs and take it first: beside floods of two workers one
+/// in 600 was too late once.
+pub(crate) const TRIES: u32 = 4;
 /// Entries that the packet which finds the table full looks at for such as have expired: 2 KiB of
 /// memory, read in order.
 const RECLAIM: u32 = 32;
@@ -61,6 +64,7 @@ impl<K: Key> ConnTable<K> {
         hashes: [u64; 2],
         now: u32,
     ) -> Insert<K> {
+        let mut can_go = true;
         if self.room.is_full() {
             // Whoever may have no more makes nobody go.
             let payer = Payer::of(new.original, new.reply, new.flags);
@@ -68,17 +72,17 @@ impl<K: Key> ConnTable<K> {
                 return Insert::Overdrawn(overdrawn);
             }
             if self.reclaim(now) == 0 && self.room.is_full() {
-                self.evict_for(new);
+                can_go = self.evict_for(new);
             }
         }
-        let mut again = true;
+        let mut left = TRIES;
         loop {
             match self.try_insert(new, hashes, now) {
                 Ok(Insert::Full) => {
-                    if std::mem::take(&mut again) && self.evict_near(hashes, new) {
-                        continue;
+                    left -= 1;
+                    if left == 0 || !self.makes_room(new, hashes, can_go) {
+                        return Insert::Full;
                     }
-                    return Insert::Full;
                 }
                 Ok(insert) => return insert,
                 // What has expired but not been swept must not stand in the way. It goes without the
@@ -88,6 +92,17 @@ impl<K: Key> ConnTable<K> {
                 }
             }
         }
+    }
+
+    /// Whether there may be room now for a connection that had none, by whoever's doing. `can_go`: some
+    /// connection could go for it, wherever it lies.
+    #[cold]
+    fn makes_room(&self, new: &NewConnection<K>, hashes: [u64; 2], can_go: bool) -> bool {
+        let is_full = self.room.is_full();
+        if is_full && can_go && self.evict_for(new) {
+            return true;
+        }
+        self.evict_near(hashes, new) || !is_full
     }
 
     fn try_insert(

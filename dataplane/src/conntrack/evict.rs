@@ -55,7 +55,7 @@ struct Candidate {
 
 impl<K: Key> ConnTable<K> {
     /// Ends a connection to make room for a new one, if one of the next few entries can go; false: none
-    /// can.
+    /// can. What it is to end may be ended by another worker at the same time.
     #[cold]
     pub(crate) fn evict_for<N: Key>(&self, new: &NewConnection<N>) -> bool {
         let mut standings = Standings::new(self.room.accounts());
@@ -77,7 +77,9 @@ impl<K: Key> ConnTable<K> {
                 break;
             }
         }
-        heaviest.is_some_and(|candidate| self.evict(&candidate))
+        let Some(candidate) = heaviest else { return false };
+        self.evict(&candidate);
+        true
     }
 
     /// Ends a connection to make room in the index for a new one whose tuples have these hashes.

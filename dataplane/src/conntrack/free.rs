@@ -3,7 +3,8 @@
 //!
 //! All that an endpoint sends is received by one worker, and what comes for it by another at most. So connections
 //! of an inside address take entries out of blocks whose counters are whole cache lines. Addresses share a list by
-//! chance, and in a table that is nearly full each takes what is left; that costs time, and nothing else.
+//! chance, and where many entries are free, or all have been used, each takes what the others have left: that costs
+//! time, and the other way would cost memory, as what was never used is in none.
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
@@ -16,12 +17,16 @@ use super::words::deadline_of;
 /// Entries of a block: 20 bytes of counters each, five cache lines for a direction.
 const BLOCK: u32 = 16;
 /// Two addresses have one list once in so many.
-const LISTS: usize = 16;
+const LISTS: u32 = 16;
+
+/// Of so many entries that are in use, one may be free before a list takes what others have left instead of a new
+/// block.
+const SPARE: u32 = 8;
 
 /// The free entries.
 #[derive(Debug, Default)]
 pub(super) struct FreeList {
-    lists: [List; LISTS],
+    lists: [List; LISTS as usize],
     /// Entries that are not free.
     pub(super) used: u32,
     /// Entries from the first on that there is memory for.
@@ -59,15 +64,20 @@ pub(super) fn list_of<K: Key>(original: K, reply: K, flags: u8) -> usize {
 }
 
 impl<K: Key> ConnTable<K> {
-    /// Takes a free entry, of this list if there is one or a new block can be begun.
+    /// Takes a free entry, of this list if there is one or a new block may be begun.
     pub(super) fn take_free(&self, list: usize) -> Option<u32> {
         let mut free = self.free.lock();
         let index = self.take_from(&mut free, list).or_else(|| {
-            if self.begin_block(&mut free, list) {
-                self.take_from(&mut free, list)
-            } else {
-                (0..LISTS).find_map(|other| self.take_from(&mut free, other))
+            let idle = self.high_water.load(Ordering::Relaxed).saturating_sub(free.used);
+            // What is left of each list's last block is nobody's to take before.
+            let is_frugal = idle < free.used / SPARE + LISTS * BLOCK;
+            if is_frugal && self.begin_block(&mut free, list) {
+                return self.take_from(&mut free, list);
             }
+            let left = (0..LISTS as usize).find_map(|other| self.take_from(&mut free, other));
+            left.or_else(|| {
+                self.begin_block(&mut free, list).then(|| self.take_from(&mut free, list))?
+            })
         })?;
         free.used += 1;
         Some(index)
@@ -138,6 +148,7 @@ mod tests {
 
     for_both_families! {
         addresses_take_entries_of_blocks_of_their_own
+        addresses_by_turns_use_each_others_entries
         the_last_entries_are_for_everybody
     }
 
@@ -183,6 +194,23 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// No more memory is used than for the most connections that there were at once, and some.
+    fn addresses_by_turns_use_each_others_entries<K: Sample>() {
+        const EACH: u16 = 1000;
+        let table: ConnTable<K> = ConnTable::new(65_536, HashKey::new(1, 2)).unwrap();
+        for inside in 1..=50 {
+            for port in 1..=EACH {
+                assert!(enter(&table, &of(inside, port)).is_some());
+            }
+            for port in 1..=EACH {
+                let hit = table.lookup(of::<K>(inside, port).original, 0).unwrap();
+                assert!(table.remove(hit.id));
+            }
+        }
+        let most = u32::from(EACH) + u32::from(EACH) / SPARE + 2 * LISTS * BLOCK;
+        assert!(table.high_water() <= most, "{} of {most}", table.high_water());
     }
 
     fn the_last_entries_are_for_everybody<K: Sample>() {

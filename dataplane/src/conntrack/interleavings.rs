@@ -18,6 +18,7 @@ use crate::hash::HashKey;
 for_both_families! {
     both_tuples_or_none_in_every_order
     of_two_that_begin_one_flow_one_does
+    room_that_is_made_is_not_lost_to_a_flood
     what_is_evicted_and_used_again_is_never_found_as_what_it_was
 }
 
@@ -61,6 +62,25 @@ fn both_tuples_or_none_in_every_order<K: Sample>() {
             thread.join().unwrap();
         }
         check(&table, now, 0, &FEW);
+    });
+}
+
+/// Whoever makes room for himself is not the only one who makes and takes it.
+fn room_that_is_made_is_not_lost_to_a_flood<K: Sample>() {
+    explore(FULL, || {
+        let table = table::<K>(2);
+        for port in [1, 2] {
+            table.insert(&connection::<K>(1, port, port, 100), 0);
+        }
+        let flood = Arc::clone(&table);
+        let flood = thread::spawn(move || {
+            for port in [3, 4] {
+                flood.insert(&connection::<K>(1, port, port, 100), 0);
+            }
+        });
+        let inserted = table.insert(&connection::<K>(3, 5, 5, 100), 0);
+        flood.join().unwrap();
+        assert!(matches!(inserted, Insert::Inserted(_)), "{inserted:?}");
     });
 }
 

@@ -15,6 +15,7 @@
 //! - [`sctp`]: the states and tags of SCTP.
 //! - [`timeout`]: how long an idle connection lives.
 //! - [`expiry`]: the incremental sweep.
+//! - `free`: entries that are free, by the inside address that they were for.
 
 mod accounts;
 mod adopt;
@@ -25,7 +26,8 @@ pub mod entry;
 mod evict;
 pub mod expiry;
 mod free;
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
 mod interleavings;
 mod key;
 mod mappings;
@@ -50,6 +52,7 @@ mod words;
 pub(crate) use accounts::Owners;
 pub use accounts::{Accounts, Overdrawn};
 pub use adopt::EarlierRun;
+pub(crate) use change::TRIES;
 pub use entry::{ConnId, Hit, Insert, NewConnection};
 pub use key::Key;
 pub(crate) use mappings::Inside;

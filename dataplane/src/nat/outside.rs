@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::config::{LocalAddress, Network, UplinkConfig};
 use crate::conntrack::entry::{MAPPED, SNAT};
 use crate::conntrack::tcp::TcpState;
-use crate::conntrack::{Hit, Insert, Inside, Key, NewConnection, Overdrawn};
+use crate::conntrack::{Hit, Insert, Inside, Key, NewConnection, Overdrawn, TRIES};
 use crate::core::Cx;
 use crate::engine::Link;
 use crate::family::Address;
@@ -309,8 +309,13 @@ fn insert_hashed<K: Tracked>(
         K::reclaim_of_other(cx.tables, cx.secs);
     }
     let mut inserted = connections.insert_hashed(new, hashes, cx.secs);
-    // A tuple whose places in the index are taken is not helped by the other family.
-    if inserted == Insert::Full && connections.is_full() && K::evict_of_other(cx.tables, new) {
+    for _ in 1..TRIES {
+        // A tuple whose places in the index are taken is not helped by the other family.
+        let lacks_room = inserted == Insert::Full && connections.is_full();
+        if !(lacks_room && K::evict_of_other(cx.tables, new)) {
+            break;
+        }
+        // Another worker may be faster to take what was made.
         inserted = connections.insert_hashed(new, hashes, cx.secs);
     }
     match inserted {
