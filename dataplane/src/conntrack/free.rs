@@ -141,6 +141,7 @@ impl<K: Key> ConnTable<K> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::entry::SEEN_REPLY;
     use super::super::samples::{Sample, for_both_families};
     use super::*;
     use crate::conntrack::{Insert, NewConnection, Tuple, Tuple6, Zone};
@@ -159,7 +160,8 @@ mod tests {
         NewConnection {
             original,
             reply: original.reversed(Zone::OUTSIDE),
-            flags: 0,
+            // Never ended for another.
+            flags: SEEN_REPLY,
             ..super::super::samples::connection::<K>(1, port, port, 100)
         }
     }
