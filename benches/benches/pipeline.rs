@@ -1,4 +1,4 @@
-//! The whole way of a frame, from a buffer to the sending half of a port, on one core.
+//! The whole way of a frame, from the receiving half of a port in memory to the sending half of one, on one core.
 //!
 //! Names: `pipeline/<load>/<frame bytes>/<batch>/<flows>`. `l2`: between random MACs of two
 //! ports, source learned, destination looked up. `nat44_out`, `nat44_in`: established connections

@@ -21,7 +21,7 @@ use crate::sync::{Mutex, MutexGuard};
 /// The number of an entry that has expired and stands in the way.
 struct Stale(u32);
 
-/// A tuple goes into the emptier of its buckets once the first one has this many: at the limit, one in 15
+/// A tuple goes into the emptier of its buckets once the first one has this many: at the limit, one in 1.5
 /// million finds no place (with 6, one in 60,000) and one lookup in five needs the second bucket; at half
 /// the limit, one in 14.
 const FIRST_CHOICE: usize = 4;

@@ -197,7 +197,7 @@ pub trait PortRx: Send + fmt::Debug {
     -> Result<usize, Gone>;
 
     /// Readable when [`PortRx::rx`] may have frames. `None`: there is nothing to
-    /// wait for, ask without waiting. All ports of this module have one.
+    /// wait for, ask without waiting. All ports of this module have one but polled ones in memory.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// A descriptor that gives one frame a call, with its virtio-net header before it: the worker
