@@ -60,7 +60,8 @@ pub(super) fn list_of<K: Key>(original: K, reply: K, flags: u8) -> usize {
         }
     };
     // The golden ratio spreads what follows each other (Knuth, volume 3, 6.4).
-    (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - LISTS.ilog2())) as usize
+    let [first, ..] = bits.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+    usize::from(first) % LISTS as usize
 }
 
 impl<K: Key> ConnTable<K> {
