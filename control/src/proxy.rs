@@ -368,8 +368,6 @@ async fn serve_tcp(
 ) {
     let mut tasks = JoinSet::new();
     loop {
-        // The permit first: what is beyond the limit waits in the backlog, unaccepted.
-        let Some(permit) = connections.take().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = tasks.join_next() => continue,
@@ -381,6 +379,9 @@ async fn serve_tcp(
                 tracing::debug!("{from} reaches published {target} by no uplink, refused");
             }
             Ok((client, _)) => {
+                // Who only listens has no place. What is beyond the limit waits: one here, the others in the
+                // backlog, unaccepted.
+                let Some(permit) = connections.take().await else { return };
                 tasks.spawn(async move {
                     let _permit = permit;
                     if let Err(error) = relay(client, target).await {

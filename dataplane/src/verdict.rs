@@ -155,7 +155,7 @@ drop_reasons! {
     StormLimited = "storm_limited",
     /// A TCP segment beyond what its receiver has room for, or that acknowledges what was never sent.
     TcpOutOfWindow = "tcp_out_of_window",
-    /// A RST whose sequence number its receiver would not believe (RFC 5961).
+    /// A RST whose sequence number its receiver would not believe (RFC 5961), or that acknowledges what was never sent or is long past.
     TcpResetInvalid = "tcp_reset_invalid",
     /// The TTL or hop limit ran out; the sender was told with ICMP 11/0 or ICMPv6 3/0.
     TtlExceeded = "ttl_exceeded",

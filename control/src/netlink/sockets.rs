@@ -191,11 +191,25 @@ impl HostPorts {
     /// not overlapping.
     #[must_use]
     pub fn nat_ports(&self) -> Vec<(u16, u16)> {
+        let mut taken = self.taken();
+        taken.push(self.ephemeral);
+        subtract((FIRST_NAT_PORT, u16::MAX), taken)
+    }
+
+    /// Ports with a socket, and the reserved ones; in no order.
+    fn taken(&self) -> Vec<(u16, u16)> {
         let single: BTreeSet<u16> = self.sockets.iter().map(|socket| socket.port).collect();
         let mut taken: Vec<(u16, u16)> = single.into_iter().map(|port| (port, port)).collect();
-        taken.push(self.ephemeral);
         taken.extend(&self.reserved);
-        subtract((FIRST_NAT_PORT, u16::MAX), taken)
+        taken
+    }
+
+    /// Ports for hairpins by addresses of the host that no uplink has: [`HostPorts::nat_ports`]. Where there are
+    /// none, as the host hands out all of them itself, those that nobody is bound to and nobody reserved.
+    #[must_use]
+    pub fn hairpin_ports(&self) -> Vec<(u16, u16)> {
+        let free = self.nat_ports();
+        if free.is_empty() { subtract((FIRST_NAT_PORT, u16::MAX), self.taken()) } else { free }
     }
 
     fn add_table(
@@ -448,6 +462,28 @@ mod tests {
             proptest::prop_assert_eq!(ports, expected);
             proptest::prop_assert!(left.windows(2).all(|pair| pair[0].1 + 1 < pair[1].0));
         }
+    }
+
+    #[test]
+    fn a_host_that_hands_out_every_port_has_some_for_hairpins() {
+        let socket = |port| BoundSocket {
+            proto: Proto::Tcp,
+            address: Ipv4Addr::UNSPECIFIED.into(),
+            port,
+            serves: true,
+            peer: None,
+        };
+        let mut ports = HostPorts {
+            sockets: vec![socket(22), socket(8080)],
+            ephemeral: (1024, 65_535),
+            reserved: vec![(2000, 2010)],
+        };
+        assert_eq!(ports.nat_ports(), []);
+        let expected = [(1024, 1999), (2011, 8079), (8081, 65_535)];
+        assert_eq!(ports.hairpin_ports(), expected);
+        ports.ephemeral = (32_768, 65_535);
+        assert_eq!(ports.hairpin_ports(), [(1024, 1999), (2011, 8079), (8081, 32_767)]);
+        assert_eq!(ports.hairpin_ports(), ports.nat_ports());
     }
 
     #[test]

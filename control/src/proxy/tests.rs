@@ -118,6 +118,38 @@ async fn a_connection_more_than_may_be_waits_for_the_end_of_another() {
 }
 
 #[tokio::test]
+async fn who_only_listens_has_no_place() {
+    // More ports than places.
+    let (first, second) = loop {
+        let first = TcpListener::bind((LOCAL, 0)).await.unwrap();
+        let next = first.local_addr().unwrap().port().saturating_add(1);
+        if let Ok(second) = TcpListener::bind((LOCAL, next)).await {
+            break (first, second);
+        }
+    };
+    let publication = publication(Proto::Tcp, 2, first.local_addr().unwrap());
+    let limits = one_each();
+    let reserved = reserve_within(&publication, &limits).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let current = || limits.connections.view().current;
+    assert_eq!(current(), 0, "nobody is connected");
+    for _ in 0..2 {
+        for (offset, server) in (0..).zip([&first, &second]) {
+            let client = TcpStream::connect((LOCAL, reserved.ports().first() + offset)).await;
+            let (served, _) = within(server.accept()).await.unwrap();
+            assert_eq!(current(), 1);
+            drop((client.unwrap(), served));
+            within(async {
+                while current() > 0 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn every_udp_client_gets_its_own_answers() {
     let server = UdpSocket::bind((LOCAL, 0)).await.unwrap();
     let reserved = reserve_any(&publication(Proto::Udp, 1, server.local_addr().unwrap())).unwrap();

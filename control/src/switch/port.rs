@@ -100,7 +100,10 @@ impl Switch {
     /// Gives workers and steering the rules as they are now.
     pub(super) async fn publish_ports(&self, work: &mut Work) -> Result<()> {
         self.note_nat_ports(work);
-        if self.world().attached.hairpin_ports.is_none()
+        if !self.needs_hairpin_ports() {
+            // Whoever publishes next has them read anew.
+            self.world_mut().attached.hairpin_ports = None;
+        } else if self.world().attached.hairpin_ports.is_none()
             && let Ok(ports) = self.host_ports()
         {
             self.note_hairpin_ports(&ports);

@@ -47,6 +47,8 @@ pub(super) enum Subject {
     Filter(String),
     /// The host's ports could not be read: until they can be.
     HostPorts,
+    /// The host leaves no ports to hairpins but those that it hands out itself: for as long as something is published.
+    HairpinPorts,
     /// An uplink whose interface has more addresses than are used.
     Addresses(String),
     /// An uplink that could not be brought up.
@@ -175,6 +177,7 @@ impl World {
         let (desired, attached) = (&self.desired, &self.attached);
         match subject {
             Subject::Start | Subject::HostPorts => false,
+            Subject::HairpinPorts => attached.hairpin_ports.is_none(),
             Subject::Addresses(interface) => desired
                 .uplinks
                 .get(interface)

@@ -82,7 +82,7 @@ pub enum Judgement {
 pub enum Unbelievable {
     /// Data that the receiver has no room for, or the acknowledgment of what was never sent.
     OutOfWindow,
-    /// A RST that the receiver would have to ignore.
+    /// A RST that the receiver would have to ignore, or whose acknowledgment says that its sender is not the peer.
     Reset,
 }
 
@@ -359,7 +359,7 @@ fn reset(
 
 /// A RST with the number that its receiver expects. What it acknowledges is held against rules III and IV as
 /// that of any segment (`tcp_in_window` of `nf_conntrack_proto_tcp.c`): who guesses the one number does not know
-/// the other. Some stacks set ACK and acknowledge nothing, with zero.
+/// the other. Neither may pass: its receiver need not look at the acknowledgment, and would close what we take for open. Some stacks set ACK and acknowledge nothing, with zero.
 fn reset_acknowledging(
     segment: &Segment,
     mine: Side,
@@ -372,11 +372,8 @@ fn reset_acknowledging(
     if !is_said || unknown || theirs.has(SYN_AGAIN) {
         return closes;
     }
-    if before(theirs.end, segment.ack) {
+    if before(theirs.end, segment.ack) || before(segment.ack, oldest_ack(mine, theirs)) {
         return Err(Unbelievable::Reset);
-    }
-    if before(segment.ack, oldest_ack(mine, theirs)) {
-        return Ok(Judgement::Passes);
     }
     closes
 }

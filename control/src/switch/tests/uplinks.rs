@@ -192,6 +192,60 @@ fn hairpins_keep_off_what_the_host_listens_on() {
     });
 }
 
+/// A host that hands out every port itself leaves none of those to hairpins.
+#[test]
+#[ignore = "needs root"]
+fn hairpins_take_what_nobody_is_bound_to_where_the_host_hands_out_every_port() {
+    on_a_host(|host| async move {
+        let hand_out = |range| {
+            let here = Netns::current().unwrap();
+            here.write_sysctl("net/ipv4/ip_local_port_range", range).unwrap();
+        };
+        hand_out("1024 65535");
+        let switch = host.start().await;
+        let web = host.name("web");
+        switch.create_sandbox(sandbox(&web, &[])).await.unwrap();
+        let served = std::net::UdpSocket::bind("0.0.0.0:5353").unwrap();
+        switch.publish_on(&web, &["8080:80".parse().unwrap()]).await.unwrap();
+        let is_free = |port| {
+            let world = switch.world();
+            let ranges = world.attached.hairpin_ports.as_ref().unwrap();
+            ranges.iter().any(|range| (range.first()..=range.last()).contains(&port))
+        };
+        assert!(is_free(40_000) && is_free(5352) && !is_free(5353) && !is_free(1023));
+        switch.follow_host(Look::Ports).await.unwrap();
+        let warnings = || switch.world().warnings();
+        let of_hairpins = || warnings().iter().filter(|text| text.contains("hairpins")).count();
+        assert_eq!(of_hairpins(), 1, "{:?}", warnings());
+        hand_out("32768 60999");
+        switch.follow_host(Look::Ports).await.unwrap();
+        assert!(!is_free(40_000) && !is_free(5353));
+        assert_eq!(of_hairpins(), 0);
+        drop(served);
+        switch.stop().await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn ports_for_hairpins_are_looked_for_anew_with_the_first_publication() {
+    on_a_host(|host| async move {
+        let switch = host.start().await;
+        let web = host.name("web");
+        switch.create_sandbox(sandbox(&web, &[])).await.unwrap();
+        let specs = ["8080:80".parse().unwrap()];
+        switch.publish_on(&web, &specs).await.unwrap();
+        switch.unpublish(&web, &specs).await.unwrap();
+        assert_eq!(switch.world().attached.hairpin_ports, None);
+        let served = std::net::UdpSocket::bind("0.0.0.0:5353").unwrap();
+        switch.publish_on(&web, &specs).await.unwrap();
+        let ranges = switch.world().attached.hairpin_ports.clone().unwrap();
+        assert!(ranges.iter().all(|range| !(range.first()..=range.last()).contains(&5353)));
+        drop(served);
+        switch.stop().await;
+    });
+}
+
 /// From now on this thread, and those that it starts, cannot read which ports the host hands out.
 fn hide_host_ports() {
     const SETTING: &str = "/proc/sys/net/ipv4/ip_local_port_range";

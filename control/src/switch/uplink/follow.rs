@@ -162,31 +162,49 @@ impl Switch {
     }
 
     /// Looks what ports are left for hairpins by the host's own addresses: those that the host does not use, as
-    /// on a shared uplink. `known`: as [`Switch::host_ports`] has found them. True: others than before.
+    /// on a shared uplink. Without publications nothing needs them. `known`: as [`Switch::host_ports`] has found
+    /// them. True: others than before.
     pub(in crate::switch) fn note_hairpin_ports(&self, known: &HostPorts) -> bool {
-        let (is_known, is_wanted) = {
-            let world = self.world();
-            (world.has_shared_uplink(), world.desired.publishes().next().is_some())
-        };
-        if !is_wanted {
-            return false;
+        if !self.needs_hairpin_ports() {
+            return self.world_mut().attached.hairpin_ports.take().is_some();
         }
-        let read = || HostPorts::read_in(&self.host.netns);
-        let free =
-            match if is_known { Ok(known.nat_ports()) } else { read().map(|p| p.nat_ports()) } {
-                Ok(free) => free,
+        let is_known = self.world().has_shared_uplink();
+        let read;
+        let ports = if is_known {
+            known
+        } else {
+            match HostPorts::read_in(&self.host.netns) {
+                Ok(ports) => read = ports,
                 Err(error) => {
                     // They stay as they were. A shared uplink would be told of as well.
                     tracing::debug!("look at the host's ports: {error}");
                     return false;
                 }
-            };
-        let ranges = free.into_iter().filter_map(|(first, last)| PortRange::new(first, last));
+            }
+            &read
+        };
+        let ranges = ports
+            .hairpin_ports()
+            .into_iter()
+            .filter_map(|(first, last)| PortRange::new(first, last));
         let free = Some(ranges.collect());
-        let attached = &mut self.world_mut().attached;
-        let changed = attached.hairpin_ports != free;
-        attached.hairpin_ports = free;
-        changed
+        let before = std::mem::replace(&mut self.world_mut().attached.hairpin_ports, free.clone());
+        if ports.nat_ports().is_empty() {
+            self.warn(
+                Subject::HairpinPorts,
+                "the host hands out every port itself: containers that reach published ports by addresses that no \
+                 uplink has (hairpins) share ports with its connections; narrow ip_local_port_range"
+                    .to_owned(),
+            );
+        } else {
+            self.forget_warnings(|subject| *subject == Subject::HairpinPorts);
+        }
+        before != free
+    }
+
+    /// Whether anything is published, so that there can be hairpins.
+    pub(in crate::switch) fn needs_hairpin_ports(&self) -> bool {
+        self.world().desired.publishes().next().is_some()
     }
 
     /// Ports in use by the host, or those of the last time if they cannot be read now.
