@@ -98,8 +98,9 @@ fn cases() -> Vec<Case> {
         "networks": 3, "endpoints": 1, "conntrack": {"entries": 4, "limit": 262_144, "grace_s": 12},
         "fdb": {"entries": 5, "limit": 65_536, "moves": 6, "evictions": 7, "refused": 8},
         "limits": [{"name": "conntrack", "current": 4, "peak": 9, "limit": 262_144,
-            "drop_reason": "conntrack_full"},
-            {"name": "fdb", "current": 5, "peak": 6, "limit": 65_536, "drop_reason": null}],
+            "drop_reason": "conntrack_full", "refusal": null, "refused": null},
+            {"name": "fdb", "current": 5, "peak": 6, "limit": 65_536, "drop_reason": null,
+            "refusal": "busy", "refused": 3}],
         "warnings": ["no uplink"]});
     let none = Value::Null;
     let filter = json!({"proto": "tcp", "src": "10.0.0.0/8", "dport": 80});

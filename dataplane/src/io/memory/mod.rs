@@ -1,6 +1,6 @@
 //! A port whose other end is in this process: for tests and benches.
 //!
-//! A bounded ring of buffers each way ([`lane`]). Trains are moved as a whole, and the port exchanges full buffers
+//! A bounded ring of buffers each way (`lane`). Trains are moved as a whole, and the port exchanges full buffers
 //! for empty ones of the pool, so nothing is copied or allocated on its side. An eventfd tells the worker that
 //! there is something, once per burst; another one tells the peer. A polled port has neither: its worker looks in
 //! every round. Frames that find the ring full are counted as `full`, as with a device.
