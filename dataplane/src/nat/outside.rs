@@ -310,9 +310,12 @@ fn insert_hashed<K: Tracked>(
     }
     let mut inserted = connections.insert_hashed(new, hashes, cx.secs);
     for _ in 1..TRIES {
-        // A tuple whose places in the index are taken is not helped by the other family.
-        let lacks_room = inserted == Insert::Full && connections.is_full();
-        if !(lacks_room && K::evict_of_other(cx.tables, new)) {
+        if inserted != Insert::Full {
+            break;
+        }
+        // Where there is room by now, another worker has made it since. (Or the places of a tuple in the index are
+        // taken: the other family is no help then.)
+        if connections.is_full() && !K::evict_of_other(cx.tables, new) {
             break;
         }
         // Another worker may be faster to take what was made.
