@@ -56,7 +56,8 @@ impl Region {
         let kept = file.metadata()?.len() == bytes;
         file.set_len(bytes)?;
         reserve(&file, len)?;
-        Ok(Self { map: Mapping::shared(file.as_fd(), len)?, kept, file: Some(file) })
+        // A random entry of a large table is in no page that the processor has at hand (TLB).
+        Ok(Self { map: Mapping::shared_huge(file.as_fd(), len)?, kept, file: Some(file) })
     }
 
     /// Address space for `words` words in the file `path`, as [`Region::file`], of which none exists
@@ -69,6 +70,7 @@ impl Region {
         let len = byte_len(words)?;
         let file = open(path)?;
         file.set_len(0)?;
+        // No huge pages: who makes the next ones is a worker, and must not copy them too.
         Ok(Self { map: Mapping::shared(file.as_fd(), len)?, kept: false, file: Some(file) })
     }
 
@@ -223,6 +225,29 @@ mod tests {
         assert_eq!(region.len(), 2000);
         assert_eq!(region[999].load(Relaxed), 42);
         assert_eq!(region[1999].load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_long_file_keeps_its_words_in_huge_pages_too() {
+        // In memory where there is such a file system: elsewhere it has no huge pages, and the same words.
+        let shm = Path::new("/dev/shm");
+        let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
+        let path = dir.as_ref().unwrap().path().join("table");
+        // Five huge pages and a rest.
+        let words = (5 << 18) + 1000;
+        for round in 0..3 {
+            let region = Region::file(&path, words).unwrap();
+            assert_eq!((region.was_kept(), region.len()), (round > 0, words));
+            for at in (0..words).step_by(509).chain([words - 1]) {
+                assert_eq!(
+                    region[at].swap(at as u64 + round + 1, Relaxed),
+                    match round {
+                        0 => 0,
+                        _ => at as u64 + round,
+                    }
+                );
+            }
+        }
     }
 
     #[test]

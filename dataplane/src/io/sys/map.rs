@@ -17,6 +17,9 @@ use std::sync::atomic::AtomicU32;
 use crate::sync::atomic::AtomicU64;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
+/// Bytes of one where pages have 4096 (x86-64, and aarch64 as Debian builds it).
+const HUGE_PAGE: usize = 2 << 20;
+
 /// Mapped memory; unmapped on drop.
 #[derive(Debug)]
 pub(in crate::io) struct Mapping {
@@ -57,6 +60,30 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let ptr = unsafe { mmap(None, len, prot, MapFlags::MAP_SHARED, fd, 0) }?;
         Ok(Self { ptr, len: len.get() })
+    }
+
+    /// As [`Mapping::shared`], of a file whose pages are there, in huge ones where the file system has them in
+    /// memory. Pages that are small are copied now, a millisecond for each huge one; that the system makes no huge
+    /// pages of its own accord (`shmem_enabled`) does not matter. Where there are none all is well without.
+    pub(in crate::io) fn shared_huge(fd: BorrowedFd<'_>, len: NonZeroUsize) -> io::Result<Self> {
+        let Some(room) = len.checked_add(HUGE_PAGE) else { return Self::shared(fd, len) };
+        // Where so much is free there is a place that begins with a huge page, as the file does.
+        let place = {
+            let free = Self::anonymous(room)?;
+            NonZeroUsize::new(free.ptr.as_ptr().addr().next_multiple_of(HUGE_PAGE))
+        };
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // JUSTIFICATION: as `shared`.
+        // SAFETY: as `shared`: without MAP_FIXED the place is a wish, and who has taken it meanwhile keeps it.
+        let ptr = unsafe { mmap(place, len, prot, MapFlags::MAP_SHARED, fd, 0) }?;
+        let mapping = Self { ptr, len: len.get() };
+        if mapping.ptr.as_ptr().addr().is_multiple_of(HUGE_PAGE) {
+            let whole = mapping.len / HUGE_PAGE * HUGE_PAGE;
+            // JUSTIFICATION: nix knows neither this advice nor a safe madvise.
+            // SAFETY: pages of our own mapping, whose bytes stay as they are.
+            let _ = unsafe { libc::madvise(ptr.as_ptr(), whole, libc::MADV_COLLAPSE) };
+        }
+        Ok(mapping)
     }
 
     /// The memory as 64-bit words; a rest of less than a word is left out.
