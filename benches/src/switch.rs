@@ -354,6 +354,20 @@ impl Switch {
     /// # Panics
     /// When a frame does not arrive: figures of frames that were dropped say nothing.
     pub fn run(&mut self, load: &mut impl Load, batch: usize, frames: u64) -> Duration {
+        self.run_by_turns(load, batch, frames, || ())
+    }
+
+    /// As [`Switch::run`]; before the stopwatch starts each round, `begin` may wait for another worker.
+    ///
+    /// # Panics
+    /// As [`Switch::run`].
+    pub fn run_by_turns(
+        &mut self,
+        load: &mut impl Load,
+        batch: usize,
+        frames: u64,
+        begin: impl Fn(),
+    ) -> Duration {
         if frames == 0 {
             return Duration::ZERO;
         }
@@ -367,6 +381,7 @@ impl Switch {
         self.rounds.clear();
         for _ in 0..rounds {
             self.write(load, batch);
+            begin();
             let start = Instant::now();
             for turns in &self.turns {
                 self.now = self.now + Duration::from_nanos(NANOS_A_FRAME * batch as u64);

@@ -330,6 +330,16 @@ impl<K: Key> ConnTable<K> {
         self.prefetch_from(self.bucket(hash >> 32), hash)
     }
 
+    /// Asks for what the other side has said, by which this one's segments are judged.
+    #[inline]
+    pub(crate) fn prefetch_peer(&self, hit: &Hit<K>) {
+        if let Some(cold) = self.cold(hit.id.index, hit.direction.reversed()) {
+            let [first, second, ..] = cold.0;
+            prefetch(first);
+            prefetch(second);
+        }
+    }
+
     #[inline]
     fn prefetch_from(&self, bucket: &[AtomicU64], hash: u64) -> u64 {
         let tag = slot_tag(hash);

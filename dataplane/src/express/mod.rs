@@ -25,14 +25,14 @@ pub(crate) mod links;
 pub(crate) mod switch;
 pub(crate) mod ways;
 
-use crate::conntrack::{ConnId, Direction, Tuple};
+use crate::conntrack::{ConnId, Direction, Key, Tuple};
 use crate::core::Cx;
 use crate::frame::Frame;
 use crate::io::vnet_hdr::VnetHdr;
 use crate::packet::parse::ETH_LEN;
 use crate::packet::quick::{self, Quick};
 use crate::packet::types::PortId;
-use crate::packet::types::tcp_flags::SYN;
+use crate::packet::types::{ip_proto, tcp_flags::SYN};
 use crate::pipeline::{Lane, Shortcut};
 use crate::verdict::Verdict;
 use links::{LinkHead, Links, To};
@@ -257,6 +257,9 @@ fn find_ways(cx: &mut Cx<'_>, frames: &[Frame], lanes: &mut [Lane]) -> usize {
             let hit = connections.lookup_at(lane.src_hash, lane.hash, lane.tuple, cx.secs)?;
             let number = connections.way(&hit);
             cx.express.ways.find(number)?;
+            if lane.tuple.proto() == ip_proto::TCP {
+                connections.prefetch_peer(&hit);
+            }
             Some((lane.tuple, hit.id, hit.direction, ways::place_of(number)))
         });
         last = found;
