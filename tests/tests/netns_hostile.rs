@@ -8,7 +8,7 @@
     reason = "test code: a failure here is a failed test"
 )]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use dataplane::packet::types::tcp_flags::SYN;
@@ -167,7 +167,10 @@ fn nobody_takes_the_gateway_s_or_a_neighbor_s_address() {
 }
 
 /// The identifiers of Linux' `no_forwarding.sh`.
-const VLANS: [u16; 13] = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4094];
+const VLANS: [u16; 14] = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000, 4094];
+
+/// RFC 4291 §2.7.1.
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 #[test]
 #[ignore = "needs root"]
@@ -191,7 +194,12 @@ fn no_tag_and_no_address_leads_into_another_network() {
         let untagged = ethernet(own, to, OURS, &[1; 46]);
         attacker.raw.send(&untagged);
         let packet = udp(&attacker.own, 1, &packet::Host { ip: far.ip, ..attacker.own }, 2);
-        attacker.raw.send(&packet.macs(own, to).bytes());
+        let packet = packet.macs(own, to);
+        let to_nodes = packet.clone().dst6(ALL_NODES);
+        for packet in [packet.clone(), packet.v6(), to_nodes] {
+            attacker.raw.send(&packet.bytes());
+            count += 1;
+        }
         for outer in VLANS {
             for (inner, kind) in
                 [(None, ethertype::VLAN), (Some(7), ethertype::QINQ), (Some(0), ethertype::VLAN)]

@@ -7,13 +7,19 @@
     reason = "test code: a failure here is a failed test"
 )]
 
+use std::net::{IpAddr, UdpSocket};
 use std::process::Stdio;
 use std::time::Duration;
 
+use dataplane::packet::types::{Mac, PortId};
 use tests::host::family::ANY;
 use tests::host::namespace::Process;
-use tests::host::traffic::{TcpClient, TcpServer, UdpServer, assert_ping, ping, udp_ask};
-use tests::host::{BOTH, Family, Host, Uplink, WIRE, eventually, rows};
+use tests::host::raw::RawSender;
+use tests::host::traffic::{
+    TcpClient, TcpServer, UdpServer, assert_ping, ping, udp_ask, uninterrupted,
+};
+use tests::host::{BOTH, Family, Host, Uplink, WIRE, eventually, one, rows};
+use tests::packet::{self, udp};
 
 /// Another network with both families.
 const OTHER: &str =
@@ -305,6 +311,75 @@ fn host_and_containers_reach_each_other() {
         assert_eq!(connection.seen_as.ip(), own);
         let _udp = UdpServer::start(&host.ns, (gateway, 7001));
         assert_eq!(udp_ask(&a.ns, (gateway, 7001)).expect("an answer").ip(), own);
+    }
+}
+
+/// What Linux' `local_termination.sh` sends to an interface, by the addresses that it has: unicast of a stranger
+/// and a group that nobody joined are not for the host's stack, although both flood.
+#[test]
+#[ignore = "needs root"]
+fn what_is_for_others_ends_before_the_host_s_stack() {
+    const STRANGER: Mac = Mac([0xde, 0xad, 0xbe, 0xef, 0xee, 0x03]);
+    let host = Host::start_dual(Uplink::None);
+    let [a, b] = ["a", "b"].map(|name| host.sandbox(name, "--network app"));
+    let mac_in = |shown: &str, word: &str| -> Mac {
+        shown.split(word).nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+    };
+    let own = mac_in(&a.ns.ip("-o link show eth0"), "link/ether ");
+    let neighbor = mac_in(&b.ns.ip("-o link show eth0"), "link/ether ");
+    let network = one(&host.json(["network", "inspect", "app"]));
+    let leg = format!("vsw-{}", &network["id"].as_str().unwrap()[..8]);
+    let number = host.ns.enter(|| nix::net::if_::if_nametoindex(leg.as_str())).unwrap();
+    let groups = [("225.1.2.3", "225.1.2.4"), ("ff2e::102:304", "ff2e::102:305")];
+    for (family, (joined, unknown)) in BOTH.into_iter().zip(groups) {
+        assert_eq!(ping(&a.ns, family.gateway(), 1).received, 1);
+        let gateway = mac_in(&a.ns.ip(&format!("neighbor show {}", family.gateway())), "lladdr ");
+        let socket = host.ns.enter(|| UdpSocket::bind((family.any(), 7100))).unwrap();
+        match (joined.parse().unwrap(), family.gateway()) {
+            (IpAddr::V4(group), IpAddr::V4(at)) => socket.join_multicast_v4(&group, &at).unwrap(),
+            (IpAddr::V6(group), _) => socket.join_multicast_v6(&group, number).unwrap(),
+            other => panic!("{other:?}"),
+        }
+        let [joined, unknown] = [joined, unknown].map(|group| group.parse::<IpAddr>().unwrap());
+        let to = |mac, address: IpAddr, name: &str| {
+            let end = |mac| packet::Host { port: PortId(0), mac, ip: a.ip };
+            let packet = udp(&end(own), 4000, &end(mac), 7100).payload(name.as_bytes());
+            packet.between(family.of(&a), address).bytes()
+        };
+        let frames = [
+            to(gateway, family.gateway(), "the gateway's"),
+            to(STRANGER, family.gateway(), "a stranger's"),
+            to(neighbor, family.gateway(), "a neighbor's"),
+            to(group_mac(joined), joined, "a group that was joined"),
+            to(group_mac(unknown), unknown, "another group"),
+            to(gateway, family.gateway(), "the last"),
+        ];
+        let mut sender = RawSender::open(&a.ns, "eth0");
+        for frame in &frames {
+            sender.send(frame);
+        }
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut came = Vec::new();
+        while came.last().is_none_or(|last| last != "the last") {
+            let mut bytes = [0; 100];
+            let length = uninterrupted(|| socket.recv(&mut bytes)).unwrap();
+            came.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+        }
+        assert_eq!(came, ["the gateway's", "a group that was joined", "the last"], "{family}");
+    }
+}
+
+/// RFC 1112 §6.4, RFC 2464 §7.
+fn group_mac(group: IpAddr) -> Mac {
+    match group {
+        IpAddr::V4(group) => {
+            let [_, b, c, d] = group.octets();
+            Mac([1, 0, 0x5e, b & 0x7f, c, d])
+        }
+        IpAddr::V6(group) => {
+            let [.., a, b, c, d] = group.octets();
+            Mac([0x33, 0x33, a, b, c, d])
+        }
     }
 }
 

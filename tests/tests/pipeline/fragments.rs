@@ -8,7 +8,7 @@ use dataplane::config::{PortRole, SnapshotSpec, Timeouts, UplinkMode};
 use dataplane::packet::types::tcp_flags::SYN;
 use dataplane::packet::types::{PortId, ip_proto};
 use dataplane::verdict::DropReason;
-use tests::fragments::{in_pieces, in_two, piece};
+use tests::fragments::{in_pieces, in_pieces6, in_two, piece};
 use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NET2, ROUTER, SERVER, Step, UP,
     publish, small, topology, without_guard,
@@ -122,6 +122,48 @@ fn reversed_echo_within_a_network_and_to_the_host() {
     let to_host = udp(&A, 4000, &GATEWAY1, 53).dst(HOST_ADDRESS).may_fragment().long(5000);
     let came = reversed(&mut lab, &A, &to_host, &GATEWAY1, "");
     assert_eq!(reassemble(&sorted(came)), to_host.into());
+}
+
+/// Where nothing is translated nothing has to wait for the first one: they are switched as they come.
+#[test]
+fn within_a_network_they_go_on_as_they_come() {
+    let mut lab = Lab::default();
+    let whole = udp(&A, 4000, &B, 53).may_fragment().long(5000);
+    let pieces = in_pieces(&whole, FRAGMENT);
+    let pieces6 = in_pieces6(&whole.v6(), FRAGMENT - 32, 7);
+    for pieces in [pieces, pieces6] {
+        for piece in pieces.iter().chain(pieces.iter().rev()) {
+            lab.rx(A.port, &piece[..]).tx(B.port, &piece[..]);
+        }
+    }
+    assert!(lab.plane.tables().fragments.is_empty() && lab.connections().is_empty());
+}
+
+#[test]
+fn without_masquerade_they_leave_as_they_are_in_any_order() {
+    let mut spec = topology();
+    spec.networks[0].masquerade = false;
+    let mut lab = Lab::new(spec);
+    let datagram = outbound(&A);
+    let as_sent = |piece: &Vec<u8>| {
+        let mut piece = piece.clone();
+        piece[..6].copy_from_slice(&ROUTER.mac.0);
+        piece[6..12].copy_from_slice(&UP.mac.0);
+        piece
+    };
+    let expected = in_pieces(&datagram.clone().ttl(63), FRAGMENT);
+    let pieces = in_pieces(&datagram, FRAGMENT);
+    for (piece, out) in pieces.iter().zip(&expected).take(1) {
+        lab.rx(A.port, &piece[..]).moved("conn.new", 1).tx(UP.port, as_sent(out));
+    }
+    for (piece, out) in pieces.iter().zip(&expected).skip(1).rev() {
+        lab.rx(A.port, &piece[..]).tx(UP.port, as_sent(out));
+    }
+    // The first comes last.
+    let again = reversed(&mut lab, &A, &datagram.clone().ident(9), &UP, "");
+    let whole = datagram.ident(9).routed(UP.mac, ROUTER.mac);
+    assert_eq!(reassemble(&sorted(again)), whole.into());
+    assert!(lab.plane.tables().fragments.is_empty());
 }
 
 #[test]

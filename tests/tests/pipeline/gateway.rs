@@ -17,6 +17,7 @@ use tests::packet::{
 
 tests::in_ipv6! {
     a_missing_route_is_reported
+    a_neighbor_that_falls_silent_is_reported
     a_static_route_is_taken
     a_ttl_that_runs_out_is_reported
     an_internal_network_has_no_way_out
@@ -156,6 +157,27 @@ fn a_ttl_that_runs_out_is_reported() {
             .moved("generated", 1)
             .dropped("a", "ttl_exceeded");
     }
+}
+
+/// Whether it is asked for by ARP or by Neighbor Discovery.
+#[test]
+fn a_neighbor_that_falls_silent_is_reported() {
+    let mut lab = Lab::default();
+    lab.resolve(&NEIGHBOR);
+    let packet = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
+    let out = Wire::from(packet.clone().src(UP.ip).routed(UP.mac, NEIGHBOR.mac));
+    lab.rx(A.port, &packet).tx(UP.port, out.clone()).masqueraded(&packet);
+    lab.after(Duration::from_secs(60)).only_balanced();
+    // What was once known holds while it is asked three times.
+    for asked in 1..=3 {
+        let sent = lab.rx(A.port, &packet).moved("generated", 1).take(UP.port);
+        assert_eq!((sent.len(), sent.contains(&out)), (2, true), "question {asked}: {sent:?}");
+        lab.after(Duration::from_secs(1)).only_balanced();
+    }
+    lab.rx(A.port, &packet)
+        .tx(A.port, reported(&GATEWAY1, &A, 3, 1, &packet))
+        .moved("generated", 1)
+        .dropped("a", "neighbor_unresolved");
 }
 
 #[test]

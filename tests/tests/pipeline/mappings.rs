@@ -62,8 +62,18 @@ fn a_mapping_serves_every_destination() {
         assert_eq!(spoken(&mut lab, &B, &udp(&B, 40_000, &CLIENT, port)).1, other);
         assert_eq!(spoken(&mut lab, &A, &udp(&A, 40_000, &CLIENT, port)).1, 40_000);
     }
-    // Of TCP it is another, and both are reached by their answers.
+    // Of TCP it is another, for every destination too, and both are reached by their answers.
     assert_eq!(spoken(&mut lab, &B, &tcp(&B, 40_000, &SERVER, 80, SYN)).1, 40_000);
+    let (_, of_a) = spoken(&mut lab, &A, &tcp(&A, 40_000, &SERVER, 80, SYN));
+    assert_ne!(of_a, 40_000);
+    for port in [81, 82, 83] {
+        for (from, outside) in [(&A, of_a), (&B, 40_000)] {
+            for to in [&SERVER, &CLIENT] {
+                let syn = tcp(from, 40_000, to, port, SYN);
+                assert_eq!(spoken(&mut lab, from, &syn).1, outside, "port {port} of {}", to.ip);
+            }
+        }
+    }
     let back = udp(&CLIENT, 54, &UP, other);
     let seen = back.clone().dst(B.ip).dport(40_000).routed(GATEWAY1.mac, B.mac);
     lab.rx(UP.port, &back).tx(B.port, seen);

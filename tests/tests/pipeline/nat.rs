@@ -201,22 +201,26 @@ fn one_port_serves_many_destinations() {
 /// As on a shared uplink, whose range has none of the ports that clients draw.
 #[test]
 fn one_other_port_serves_many_destinations_too() {
-    let mut spec = topology();
-    spec.uplinks[0].nat_ports = vec![(50_000, 50_999)];
-    let mut lab = Lab::new(spec);
-    let mut had: [Option<u16>; 3] = [None; 3];
-    for n in 0..50 {
-        let server = Host { ip: Ipv4Addr::new(198, 51, 100, n), ..SERVER };
-        for (at, (from, inside)) in
-            [(&A, 40_000), (&B, 40_000), (&A, 40_002)].into_iter().enumerate()
-        {
-            let there = udp(from, inside, &server, 53).via(GATEWAY1.mac);
-            let came = lab.rx(from.port, &there).masqueraded(&there).take_one(UP.port);
-            let port = ports(&came).0;
-            assert_eq!(*had[at].get_or_insert(port), port, "{at} at server {n}");
+    let datagram = |from: &Host, port, to: &Host| udp(from, port, to, 53);
+    let syn = |from: &Host, port, to: &Host| tcp(from, port, to, 80, SYN);
+    for first in [datagram as fn(&Host, u16, &Host) -> Packet, syn] {
+        let mut spec = topology();
+        spec.uplinks[0].nat_ports = vec![(50_000, 50_999)];
+        let mut lab = Lab::new(spec);
+        let mut had: [Option<u16>; 3] = [None; 3];
+        for n in 0..50 {
+            let server = Host { ip: Ipv4Addr::new(198, 51, 100, n), ..SERVER };
+            for (at, (from, inside)) in
+                [(&A, 40_000), (&B, 40_000), (&A, 40_002)].into_iter().enumerate()
+            {
+                let there = first(from, inside, &server).via(GATEWAY1.mac);
+                let came = lab.rx(from.port, &there).masqueraded(&there).take_one(UP.port);
+                let port = ports(&came).0;
+                assert_eq!(*had[at].get_or_insert(port), port, "{at} at server {n}");
+            }
         }
+        assert!(had[0] != had[1] && had[0] != had[2] && had[1] != had[2], "{had:?}");
     }
-    assert!(had[0] != had[1] && had[0] != had[2] && had[1] != had[2], "{had:?}");
 }
 
 #[test]
