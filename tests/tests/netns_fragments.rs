@@ -160,6 +160,7 @@ fn in_any_order(uplink: Uplink) {
     assert!(pings.stdout.contains(" 3 received"), "{}", pings.stdout);
 }
 
+/// Rows: Linux `ip_defrag.sh -4`.
 #[test]
 #[ignore = "needs root"]
 fn fragments_in_any_order_by_a_dedicated_uplink() {
@@ -230,6 +231,8 @@ fn dropped(host: &Host, sandbox: &Sandbox, reason: &str) -> u64 {
 }
 
 /// As ip_defrag.c does with `-o`: one more fragment, after those at odd places, that overlaps some.
+///
+/// Rows: Linux `ip_defrag.sh -4o`.
 #[test]
 #[ignore = "needs root"]
 fn overlapping_fragments_never_arrive() {

@@ -112,6 +112,7 @@ fn offload_headers_that_lie_reach_nobody() {
     }
 }
 
+/// Rows: IEEE L10 source guard.
 #[test]
 #[ignore = "needs root"]
 fn nobody_takes_the_gateway_s_or_a_neighbor_s_address() {
@@ -172,6 +173,7 @@ const VLANS: [u16; 14] = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 400
 /// RFC 4291 §2.7.1.
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
+/// Rows: Linux `no_forwarding.sh: standalone, two_bridges`.
 #[test]
 #[ignore = "needs root"]
 fn no_tag_and_no_address_leads_into_another_network() {
@@ -304,6 +306,7 @@ fn a_scan_of_the_gateway_costs_nobody_anything() {
     assert!(after < before + 100, "{before} connections became {after}");
 }
 
+/// Rows: RFC 4787 REQ-14a.
 #[test]
 #[ignore = "needs root"]
 fn fragments_without_end_stop_nobody_s() {

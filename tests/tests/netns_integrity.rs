@@ -272,6 +272,7 @@ fn a_gibibyte_arrives_while_offloads_come_and_go() {
     assert_balanced(&host);
 }
 
+/// Rows: Linux `nft_flowtable.sh`; passt `tcp: 10 MB and 101 kB both ways with cmp`.
 #[test]
 #[ignore = "needs root"]
 fn random_data_over_random_offloads_by_a_shared_uplink() {

@@ -25,6 +25,8 @@ use tests::packet::{self, udp};
 const OTHER: &str =
     "--subnet 10.91.2.0/24 --gateway 10.91.2.1 --subnet fd00:91:2::/64 --gateway fd00:91:2::1";
 
+/// Rows: Open vSwitch `datapath: ping between two ports`; Open vSwitch `datapath: http between two ports`; moby
+/// `TestBridgeICC`; passt `udp`.
 #[test]
 #[ignore = "needs root"]
 fn sandboxes_of_a_network_reach_each_other() {
@@ -48,6 +50,7 @@ fn sandboxes_of_a_network_reach_each_other() {
     }
 }
 
+/// Rows: netavark `isolated networks`; moby `TestBridgeINC`.
 #[test]
 #[ignore = "needs root"]
 fn networks_are_apart() {
@@ -139,12 +142,14 @@ fn the_way_out(uplink: Uplink) {
     }
 }
 
+/// Rows: Open vSwitch `conntrack: simple SNAT, more complex SNAT`; passt `icmp`.
 #[test]
 #[ignore = "needs root"]
 fn the_way_out_by_a_dedicated_uplink_translates() {
     the_way_out(Uplink::Dedicated);
 }
 
+/// Rows: Linux `nft_nat.sh: masquerade`.
 #[test]
 #[ignore = "needs root"]
 fn the_way_out_by_a_shared_uplink_translates() {
@@ -186,6 +191,8 @@ fn a_published_port_of_a_dedicated_uplink_shows_the_client() {
     published_ports(Uplink::Dedicated);
 }
 
+/// Rows: netavark `port forwarding, tcp and udp, IPv4`; CNI `portmap: TCP forward`; moby
+/// `TestAccessPublishedPortFromRemoteHost`.
 #[test]
 #[ignore = "needs root"]
 fn a_published_port_of_a_shared_uplink_shows_the_client() {
@@ -193,6 +200,8 @@ fn a_published_port_of_a_shared_uplink_shows_the_client() {
 }
 
 /// Of each family.
+///
+/// Rows: netavark `port forwarding, ranges`.
 #[test]
 #[ignore = "needs root"]
 fn a_range_is_one_mapping() {
@@ -232,6 +241,8 @@ fn a_free_host_port_is_chosen_and_told() {
     }
 }
 
+/// Rows: moby `TestAccessToPublishedPort, TestAccessPublishedPortFromAnotherNetwork`; moby
+/// `TestAccessPublishedPortFromCtr`; moby `TestPortMappedHairpinTCP, TestPortMappedHairpinUDP`.
 #[test]
 #[ignore = "needs root"]
 fn published_ports_are_reachable_from_inside() {
@@ -383,6 +394,8 @@ fn group_mac(group: IpAddr) -> Mac {
     }
 }
 
+/// Rows: Linux `nft_nat.sh: local dnat, dnat port only`; netavark `port forwarding, localhost`; moby
+/// `TestAccessPublishedPortFromHost`.
 #[test]
 #[ignore = "needs root"]
 fn the_host_itself_reaches_published_ports() {
@@ -398,6 +411,8 @@ fn the_host_itself_reaches_published_ports() {
     }
 }
 
+/// Rows: netavark `port forwarding, host IP, wildcard host IP`; moby
+/// `TestAccessPortPublishedOnLoopbackAddress`.
 #[test]
 #[ignore = "needs root"]
 fn a_port_published_on_one_address_is_closed_on_others() {

@@ -143,6 +143,8 @@ fn settings_are_those_of_the_namespace() {
 }
 
 /// As in a container: what is as it should be need not be written, and what is not is named.
+///
+/// Rows: netavark `read-only /proc`.
 #[test]
 #[ignore = "needs root"]
 fn where_proc_is_read_only_settings_that_are_right_do() {

@@ -54,6 +54,7 @@ impl Asking for Step<'_> {
     }
 }
 
+/// Rows: VPP `test_l2bd_arp_term (14 cases)`.
 #[test]
 fn the_gateway_answers_for_its_address() {
     let mut lab = Lab::default();

@@ -43,6 +43,7 @@ fn edited(packet: &Packet, edit: impl FnOnce(&mut Vec<u8>)) -> Wire {
     bytes.into()
 }
 
+/// Rows: RFC 4443 §4.2.
 #[test]
 fn the_gateway_answers_echo() {
     let mut lab = Lab::default();
@@ -59,6 +60,7 @@ fn the_gateway_answers_echo() {
     lab.rx(A.port, wrong).dropped("a", "l4_malformed");
 }
 
+/// Rows: VPP `test_icmp_echo_reply_trailer`.
 #[test]
 fn ethernet_padding_is_neither_echoed_nor_routed() {
     let mut lab = Lab::default();
@@ -72,6 +74,7 @@ fn ethernet_padding_is_neither_echoed_nor_routed() {
         .masqueraded(&datagram);
 }
 
+/// Rows: Linux `local_termination.sh`.
 #[test]
 fn what_is_for_the_host_goes_to_its_leg() {
     let mut lab = Lab::default();
@@ -147,6 +150,7 @@ fn without_a_leg_of_the_host_nobody_serves_there() {
         .dropped("d", "no_service");
 }
 
+/// Rows: RFC 4443 §2.2; RFC 4443 §3.3; VPP `test_dynamic_icmp_errors_in2out_ttl_1, _in2out_ttl_2`.
 #[test]
 fn a_ttl_that_runs_out_is_reported() {
     let mut lab = Lab::default();
@@ -180,6 +184,7 @@ fn a_neighbor_that_falls_silent_is_reported() {
         .dropped("a", "neighbor_unresolved");
 }
 
+/// Rows: RFC 4443 §3.1.
 #[test]
 fn a_missing_route_is_reported() {
     let mut lab = Lab::default();
@@ -231,6 +236,7 @@ fn what_must_not_be_reported_is_not() {
     lab.rx(A.port, &nowhere).dropped("a", "martian");
 }
 
+/// Rows: RFC 4443 §2.4 (f).
 #[test]
 fn errors_are_limited_in_rate() {
     let mut lab = Lab::default();
@@ -251,6 +257,7 @@ fn errors_are_limited_in_rate() {
         .take(A.port);
 }
 
+/// Rows: RFC 4787 REQ-13; Linux `pmtu.sh`.
 #[test]
 fn too_long_for_the_way_out() {
     let mut lab = Lab::default();
@@ -287,6 +294,8 @@ fn frames_that_waited_are_fragmented_too() {
     assert_eq!(reassemble(&sent), packet.src(UP.ip).routed(UP.mac, NEIGHBOR.mac).into());
 }
 
+/// Rows: RFC 4787 REQ-14; Open vSwitch `conntrack: IPv4 fragmentation, with NAT`; Linux `conntrack_ipip_mtu.sh,
+/// vxlan_mtu_frag.sh`; VPP `test_frag_in_order`; VPP `test_reassembly`.
 #[test]
 fn fragments_follow_the_first_one_through_nat() {
     let mut lab = Lab::default();
@@ -310,6 +319,7 @@ fn networks_reach_each_other_by_published_ports_only() {
     lab.rx(D.port, echo(&D, &B, 2).via(GATEWAY2.mac)).dropped("d", "inter_network");
 }
 
+/// Rows: Linux `router_bridge*.sh`.
 #[test]
 fn routed_within_a_network() {
     let mut lab = Lab::default();
@@ -317,6 +327,7 @@ fn routed_within_a_network() {
     lab.rx(A.port, &packet).tx(B.port, packet.routed(GATEWAY1.mac, B.mac)).moved("conn.new", 1);
 }
 
+/// Rows: moby `TestInternalNwConnectivity`.
 #[test]
 fn an_internal_network_has_no_way_out() {
     let mut lab = Lab::default();
@@ -330,6 +341,7 @@ fn an_internal_network_has_no_way_out() {
     lab.rx(UP.port, udp(&CLIENT, 1, &A, 2).via(UP.mac)).dropped("up", "unsolicited");
 }
 
+/// Rows: Linux `router_broadcast.sh, router_multicast.sh`.
 #[test]
 fn addresses_that_cannot_be_on_the_wire() {
     let mut spec = topology();
@@ -431,6 +443,7 @@ fn ipv6_is_switched_and_not_routed_by_a_gateway_without_it() {
     lab.rx(A.port, routed).dropped("a", "ipv6_not_routed");
 }
 
+/// Rows: RFC 5508 REQ-11; Open vSwitch `conntrack: generic IP protocol`; VPP `test_unknown_proto`.
 #[test]
 fn protocols_without_ports_and_messages_without_a_query() {
     let mut lab = Lab::default();

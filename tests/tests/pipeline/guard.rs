@@ -109,6 +109,7 @@ fn a_trusted_endpoint_the_host_and_the_wire_may() {
     lab.rx(GATEWAY1.port, &of_the_host).tx(A.port, &of_the_host);
 }
 
+/// Rows: RFC 7113 §3.
 #[test]
 fn no_header_hides_an_advertisement() {
     let mut lab = Lab::default();

@@ -51,6 +51,7 @@ fn source(wire: &Wire) -> Ipv4Addr {
     octets.into()
 }
 
+/// Rows: RFC 4787 REQ-1; RFC 5382 REQ-1.
 #[test]
 fn a_mapping_serves_every_destination() {
     let mut lab = Lab::new(mapped());
@@ -299,6 +300,8 @@ fn a_mapping_outlives_a_restart() {
 }
 
 /// RFC 4787 REQ-2: who is known by one connection is known by all.
+///
+/// Rows: RFC 4787 REQ-2, RFC 6888 REQ-2; VPP `test_outside_address_distribution`.
 #[test]
 fn all_flows_of_an_inside_address_speak_from_one_outside_address() {
     let mut spec = topology();
@@ -330,6 +333,7 @@ fn all_flows_of_an_inside_address_speak_from_one_outside_address() {
     assert_ne!(spoken(&mut lab, &A, &udp(&A, 40_009, &SERVER, 53)).0, seen[0]);
 }
 
+/// Rows: Open vSwitch `conntrack: zone-based timeout policy`.
 #[test]
 fn a_networks_timers_are_its_own() {
     let mut lab = Lab::default();
