@@ -24,6 +24,7 @@ tests::in_ipv6! {
     errors_are_limited_in_rate
     ethernet_padding_is_neither_echoed_nor_routed
     networks_reach_each_other_by_published_ports_only
+    packets_that_wait_for_a_silent_neighbor_are_reported
     protocols_without_ports_and_messages_without_a_query
     routed_within_a_network
     the_gateway_answers_echo
@@ -185,6 +186,43 @@ fn a_neighbor_that_falls_silent_is_reported() {
 }
 
 /// Rows: RFC 4443 §3.1.
+/// RFC 4861 §7.2.2: each of them, as it was before it was translated.
+#[test]
+fn packets_that_wait_for_a_silent_neighbor_are_reported() {
+    let mut spec = topology();
+    spec.uplinks[0].nat_ports = vec![(50_000, 50_999)];
+    let mut lab = Lab::new(spec);
+    let all = [
+        udp(&A, 4000, &NEIGHBOR, 2000),
+        tcp(&A, 4000, &NEIGHBOR, 80, SYN),
+        echo(&A, &NEIGHBOR, 4000),
+        raw_ip(&A, &NEIGHBOR, 47),
+        udp(&B, 4000, &NEIGHBOR, 2000),
+    ];
+    let all = all.map(|packet| packet.via(GATEWAY1.mac));
+    for (packet, from) in all.iter().zip([&A, &A, &A, &A, &B]) {
+        let step = lab.rx(from.port, packet).masqueraded(packet).moved("queued", 1);
+        step.tolerate("neighbors").tolerate("generated").accept(&[UP.port]);
+    }
+    let mut told = vec![Vec::new(), Vec::new()];
+    for _ in 0..12 {
+        let sent = lab.after(Duration::from_millis(300)).sent();
+        for (port, wire) in sent {
+            match port {
+                port if port == A.port => told[0].push(wire),
+                port if port == B.port => told[1].push(wire),
+                _ => {}
+            }
+        }
+    }
+    let error = |packet: &Packet, to: &Host| {
+        Wire::from(reported(&GATEWAY1, to, 3, 1, &packet.clone().ttl(63)))
+    };
+    let of_a: Vec<_> = all[..4].iter().map(|packet| error(packet, &A)).collect();
+    assert_eq!(told, [of_a, vec![error(&all[4], &B)]]);
+    assert!(lab.connections().is_empty());
+}
+
 #[test]
 fn a_missing_route_is_reported() {
     let mut lab = Lab::default();

@@ -339,7 +339,10 @@ fn a_packet_waits_for_its_neighbor() {
         step = step.tolerate("neighbors").tolerate("generated");
         if before == 1 && step.queued() == 0 {
             given_up += 1;
+            // The client outside is told of the address that it spoke to.
+            let told = reported(&UP, &CLIENT, 3, 1, &syn.clone().ttl(63));
             step = step
+                .tx(UP.port, told.macs(UP.mac, ROUTER.mac))
                 .moved("queued", -1)
                 .moved("conn.entries", -1)
                 .moved("conn.expired", 1)
