@@ -325,6 +325,31 @@ fn host_and_containers_reach_each_other() {
     }
 }
 
+/// By its gateway, after three questions to the wire.
+fn a_silent_neighbor_is_told_of(uplink: Uplink) {
+    let host = Host::start_dual(uplink);
+    let a = host.sandbox("a", "--network app");
+    for family in BOTH {
+        let nobody = family.pick(["192.0.2.99", "2001:db8::99"]);
+        let said = a.ns.run(&format!("ping -n -c 1 -W 10 {nobody}")).stdout;
+        let from = format!("From {} icmp_seq=1 Destination ", family.gateway());
+        let why = family.pick(["Host Unreachable", "unreachable: Address unreachable"]);
+        assert!(said.contains(&format!("{from}{why}")), "{said}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_silent_neighbor_of_a_dedicated_uplink_is_told_of() {
+    a_silent_neighbor_is_told_of(Uplink::Dedicated);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_silent_neighbor_of_a_shared_uplink_is_told_of() {
+    a_silent_neighbor_is_told_of(Uplink::Shared);
+}
+
 /// What Linux' `local_termination.sh` sends to an interface, by the addresses that it has: unicast of a stranger
 /// and a group that nobody joined are not for the host's stack, although both flood.
 #[test]

@@ -186,7 +186,9 @@ fn a_neighbor_that_falls_silent_is_reported() {
 }
 
 /// Rows: RFC 4443 §3.1.
-/// RFC 4861 §7.2.2: each of them, as it was before it was translated.
+/// Each of them, as it was before it was translated.
+///
+/// Rows: RFC 4861 §7.2.2.
 #[test]
 fn packets_that_wait_for_a_silent_neighbor_are_reported() {
     let mut spec = topology();
