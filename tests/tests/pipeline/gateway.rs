@@ -185,7 +185,6 @@ fn a_neighbor_that_falls_silent_is_reported() {
         .dropped("a", "neighbor_unresolved");
 }
 
-/// Rows: RFC 4443 §3.1.
 /// Each of them, as it was before it was translated.
 ///
 /// Rows: RFC 4861 §7.2.2.
@@ -225,6 +224,7 @@ fn packets_that_wait_for_a_silent_neighbor_are_reported() {
     assert!(lab.connections().is_empty());
 }
 
+/// Rows: RFC 4443 §3.1.
 #[test]
 fn a_missing_route_is_reported() {
     let mut lab = Lab::default();
