@@ -240,6 +240,7 @@ mod tests {
         assert_eq!(utc(1_763_766_000_123_456_789), "2025-11-21T23:00:00.123Z");
     }
 
+    /// Rows: RFC 6888 REQ-12, REQ-13, REQ-14.
     #[test]
     fn a_line_says_who_spoke_from_where_and_not_with_whom() {
         let mapping = Mapping {

@@ -304,14 +304,22 @@ impl Netns {
 
     /// Writes a setting under `/proc/sys` as seen inside, such as
     /// `net/ipv6/conf/eth0/disable_ipv6`. Components are separated by `/`, since interface names
-    /// may contain dots.
+    /// may contain dots. Where `/proc/sys` is read-only, as in most containers, one that is so already
+    /// is left alone.
     ///
     /// # Errors
-    /// When the setting does not exist or refuses the value.
+    /// When the setting does not exist or refuses the value, or cannot be written and is another.
     pub fn write_sysctl(&self, key: &str, value: &str) -> Result<(), NetnsError> {
         let path = sysctl_path(key)?;
         // The kernel resolves /proc/sys/net by the namespace of the thread that opens it.
-        self.run(|| fs::write(&path, value))?.map_err(system(format!("set {key} to {value}")))
+        let written = self.run(|| match fs::write(&path, value) {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                let is_so = fs::read_to_string(&path).is_ok_and(|text| text.trim_end() == value);
+                if is_so { Ok(()) } else { Err(error) }
+            }
+            other => other,
+        })?;
+        written.map_err(system(format!("set {key} to {value}")))
     }
 
     /// Reads a setting under `/proc/sys` as seen inside, without the newline.

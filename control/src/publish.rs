@@ -352,6 +352,7 @@ mod tests {
         }
     }
 
+    /// Rows: netavark `invalid host IP`.
     #[test]
     fn errors_name_the_fault() {
         let table = [

@@ -97,7 +97,10 @@ fn admit(
         return guard::admit_arp(&arp, *mac, ipv4);
     }
     match parse::ipv4_source(frame.bytes(), headers) {
-        Some(source) => guard::admit_ipv4(source, ipv4),
+        Some(source) => {
+            let packet = frame.bytes().get(usize::from(headers.l3)..).unwrap_or_default();
+            guard::admit_ipv4(packet, source, ipv4)
+        }
         None => {
             let network = config.network(*network);
             let owner = Owner { mac: *mac, ipv4, ipv6: &port.own6, network };

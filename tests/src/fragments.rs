@@ -62,17 +62,38 @@ pub fn in_pieces6(packet: &Packet, len: usize, id: u32) -> Vec<Vec<u8>> {
     let whole = packet.bytes();
     assert!(len.is_multiple_of(8));
     let end = whole.len() - HEADERS6;
-    let piece = |from: usize| {
-        let to = end.min(from + len);
-        // In units of eight bytes above three bits of flags: the number of bytes.
-        let field = u16::try_from(from).expect("an offset") | u16::from(to < end);
-        let header = [&[whole[20], 0], &field.to_be_bytes()[..], &id.to_be_bytes()].concat();
-        let carried = &whole[HEADERS6 + from..HEADERS6 + to];
-        let mut bytes = [&whole[..HEADERS6], &header, carried].concat();
-        let len = u16::try_from(bytes.len() - HEADERS6).expect("a length");
-        bytes[18..20].copy_from_slice(&len.to_be_bytes());
-        bytes[20] = FRAGMENT_HEADER;
-        bytes
-    };
-    (0..end).step_by(len).map(piece).collect()
+    (0..end).step_by(len).map(|from| piece6(&whole, from, end.min(from + len), id)).collect()
+}
+
+/// As [`piece`], of an IPv6 packet without extension headers: a fragment with this identification.
+///
+/// # Panics
+/// When there are no such bytes.
+#[must_use]
+pub fn piece6(whole: &[u8], from: usize, to: usize, id: u32) -> Vec<u8> {
+    // In units of eight bytes above three bits of flags: the number of bytes.
+    let more = HEADERS6 + to < whole.len();
+    let field = u16::try_from(from).expect("an offset") | u16::from(more);
+    let header = [&[whole[20], 0], &field.to_be_bytes()[..], &id.to_be_bytes()].concat();
+    let carried = &whole[HEADERS6 + from..HEADERS6 + to];
+    let mut bytes = [&whole[..HEADERS6], &header, carried].concat();
+    let len = u16::try_from(bytes.len() - HEADERS6).expect("a length");
+    bytes[18..20].copy_from_slice(&len.to_be_bytes());
+    bytes[20] = FRAGMENT_HEADER;
+    bytes
+}
+
+/// Gives a fragment another identification; of IPv4, which has 16 bits of it, with the header's checksum.
+///
+/// # Panics
+/// When it is none.
+pub fn renumber(frame: &mut [u8], number: u32) {
+    if frame[12..14] == [0x86, 0xdd] {
+        frame[HEADERS6 + 4..HEADERS6 + 8].copy_from_slice(&number.to_be_bytes());
+        return;
+    }
+    frame[18..20].copy_from_slice(&number.to_be_bytes()[2..]);
+    frame[24..26].copy_from_slice(&[0, 0]);
+    let sum = !sums::sum(&frame[14..HEADERS]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
 }

@@ -20,7 +20,7 @@ pub mod nd;
 pub mod sctp;
 mod six;
 
-pub use lies::lies;
+pub use lies::{lies, lies_between};
 use six::Six;
 pub use six::{icmp6, icmp6_error, ip, ip6, speak_ipv6, speaks_ipv6};
 

@@ -455,6 +455,7 @@ fn run(program: &[Op]) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
+    /// Rows: RFC 4787 REQ-3.
     #[test]
     fn a_program_ends_as_the_model_says(program in prop::collection::vec(op(), 1..80)) {
         run(&program);

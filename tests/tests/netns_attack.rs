@@ -8,7 +8,7 @@
 )]
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -20,8 +20,9 @@ use tests::host::bystander::Waits;
 use tests::host::family::ANY;
 use tests::host::namespace::Namespace;
 use tests::host::raw::RawSender;
+use tests::host::traffic::UdpServer;
 use tests::host::{APP, BOTH, Family, Host, Sandbox, Uplink, rows};
-use tests::packet::{self, Wire, tcp};
+use tests::packet::{self, Wire, tcp, udp};
 
 /// Connections that the daemon of a test tracks at most.
 const LIMIT: u64 = 4096;
@@ -236,4 +237,39 @@ fn a_flood_to_one_service_keeps_no_neighbor_from_it() {
         assert!(conntrack(&host, "evicted") >= 1);
         assert_eq!(refused_of(&host, &neighbor), refused);
     }
+}
+
+/// Every place of the table has an answered connection, which nobody's new one takes: whoever listens is told.
+#[test]
+#[ignore = "needs root"]
+fn a_full_table_is_told_to_who_listens() {
+    let (host, [one, two, neighbor]) = flooded("");
+    let _server = UdpServer::start(&host.outside, (ANY, 7001));
+    // Two have half of it each, which is as much as one may have.
+    for (sandbox, family) in [(&one, Family::V4), (&two, Family::V6)] {
+        let (from, router) = attacker(sandbox, family);
+        let (own, to) = (family.of(sandbox), family.outside());
+        let target = packet::Host { mac: router, ..from };
+        let mut sender = RawSender::open(&sandbox.ns, "eth0");
+        for port in 10_000..10_000 + u16::try_from(LIMIT / 2 + 100).unwrap() {
+            sender.send(&udp(&from, port, &target, 7001).between(own, to).bytes());
+            // No faster than one server answers.
+            if port % 20 == 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+    let event = host.awaited_event("conntrack_full", || {
+        for _ in 0..200 {
+            let _ = neighbor.ns.enter(|| {
+                let socket = UdpSocket::bind((Family::V4.any(), 0))?;
+                socket.send_to(b"one more", (Family::V4.outside(), 7001))
+            });
+        }
+    });
+    assert!(event.contains("find who has them"), "{event}");
+    assert!(drops(&host, "conntrack_full") > 0);
+    assert!(conntrack(&host, "entries") <= LIMIT);
+    let status = host.json(["conntrack", "stats"]);
+    assert_eq!(status["evicted"], 0, "all were answered: {status}");
 }

@@ -11,6 +11,7 @@
     reason = "test code: a failure here is a failed test"
 )]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -87,6 +88,22 @@ fn balances(host: &Host) -> bool {
     })
 }
 
+/// What became of all frames, to be printed.
+fn verdicts(host: &Host) -> String {
+    let workers = rows(&host.json(["status"])["workers"]);
+    let sum = |name: &str| workers.iter().map(|it| it[name].as_u64().unwrap()).sum::<u64>();
+    let ends =
+        ["rx_frames", "replicated", "generated", "tx_frames", "merged", "consumed", "queued"];
+    let ends = ends.map(|name| format!("{name} {}", sum(name))).join(", ");
+    let mut drops = BTreeMap::<String, u64>::new();
+    for row in rows(&host.json(["drops"])) {
+        *drops.entry(row["reason"].as_str().unwrap().to_owned()).or_default() +=
+            row["count"].as_u64().unwrap();
+    }
+    drops.retain(|_, count| *count > 0);
+    format!("{ends}, drops {}: {drops:?}", sum("drops"))
+}
+
 #[test]
 #[ignore = "needs root"]
 fn whatever_was_captured_is_sent_from_inside() {
@@ -145,6 +162,8 @@ fn whatever_was_captured_is_sent_from_inside() {
     bystander.went_on();
     assert_eq!(reaches(), [2, 2]);
     eventually(Duration::from_secs(10), "the sums balance", || balances(&host));
+    println!("{}", verdicts(&host));
     let after = host.memory_kib();
+    println!("{before} KiB became {after}");
     assert!(after < before + GROWTH_KIB, "{before} KiB became {after}");
 }

@@ -84,6 +84,7 @@ fn make_everything(host: &Host, foreign: &Foreign) -> Vec<String> {
 /// Behind the outside machine.
 const ROUTES: [&str; 2] = ["198.51.100.0/24", "2001:db8:9::/48"];
 
+/// Rows: netavark `teardown`.
 #[test]
 #[ignore = "needs root"]
 fn what_was_removed_leaves_no_trace() {
@@ -106,6 +107,7 @@ fn what_was_removed_leaves_no_trace() {
     assert_eq!(rows(&host.json(["conntrack", "list", "--network", "bridge"])).len(), 0);
 }
 
+/// Rows: passt `shutdown`.
 #[test]
 #[ignore = "needs root"]
 fn purge_removes_all_of_ours_and_the_daemon_goes_on() {
@@ -208,6 +210,7 @@ fn who_comes_next_gets_nothing_of_what_was_on_its_way() {
     }
 }
 
+/// Rows: netavark `teardown with the namespace missing`.
 #[test]
 #[ignore = "needs root"]
 fn a_sandbox_whose_namespace_went_away_can_be_removed() {

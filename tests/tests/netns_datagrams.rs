@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tests::host::namespace::Namespace;
 use tests::host::traffic::{ping, uninterrupted};
-use tests::host::{GATEWAY, Host, Uplink, one, rows};
+use tests::host::{APP, BOTH, Host, Uplink, rows};
 
 /// Datagrams of one stream.
 const COUNT: u32 = 40_000;
@@ -84,54 +84,60 @@ fn assert_arrives(host: &Host, from: &Namespace, to: &Namespace, at: IpAddr) {
     }
 }
 
-fn between_sandboxes(host: &Host, sender: &str) {
-    host.network("dual", "--subnet 10.92.1.0/24 --subnet fd92::/64");
-    let [a, b] = ["a", "b"].map(|name| host.sandbox(name, "--network dual"));
+fn between_sandboxes(sender: &str) {
+    let host = Host::start_dual(Uplink::None);
+    let [a, b] = ["a", "b"].map(|name| host.sandbox(name, "--network app"));
     a.ns.ok(sender);
-    assert_arrives(host, &a.ns, &b.ns, b.ip.into());
-    let shown = one(&host.json(["sandbox", "inspect", &b.name]));
-    let ipv6: Ipv6Addr = shown["endpoints"][0]["ipv6"].as_str().unwrap().parse().unwrap();
-    assert_arrives(host, &a.ns, &b.ns, ipv6.into());
+    for family in BOTH {
+        assert_arrives(&host, &a.ns, &b.ns, family.of(&b));
+    }
+}
+
+fn leave(uplink: Uplink) {
+    let host = Host::start_dual(uplink);
+    let a = host.sandbox("a", "--network app");
+    for family in BOTH {
+        assert_arrives(&host, &a.ns, &host.outside, family.outside());
+    }
 }
 
 #[test]
 #[ignore = "needs root"]
 fn trains_between_sandboxes_arrive_one_by_one() {
-    between_sandboxes(&Host::start(Uplink::None), "ethtool -K eth0 gso on");
+    between_sandboxes("ethtool -K eth0 gso on");
 }
 
 /// Then every checksum is there and is verified before two become one.
 #[test]
 #[ignore = "needs root"]
 fn trains_of_a_sender_without_offloads_do_too() {
-    between_sandboxes(&Host::start(Uplink::None), "ethtool -K eth0 tx off");
+    between_sandboxes("ethtool -K eth0 tx off");
 }
 
 #[test]
 #[ignore = "needs root"]
 fn trains_leave_by_a_dedicated_uplink() {
-    let host = Host::start(Uplink::Dedicated);
-    let a = host.sandbox("a", "");
-    assert_arrives(&host, &a.ns, &host.outside, GATEWAY.into());
+    leave(Uplink::Dedicated);
 }
 
 #[test]
 #[ignore = "needs root"]
 fn trains_leave_by_a_shared_uplink() {
-    let host = Host::start(Uplink::Shared);
-    let a = host.sandbox("a", "");
-    assert_arrives(&host, &a.ns, &host.outside, GATEWAY.into());
+    leave(Uplink::Shared);
 }
 
 #[test]
 #[ignore = "needs root"]
 fn with_gro_off_none_is_merged() {
-    let mut host = Host::prepare(Uplink::None);
+    let mut host = Host::prepare_dual(Uplink::None);
     host.flags(["--gro", "false"]);
     host.launch();
-    let [a, b] = ["a", "b"].map(|name| host.sandbox(name, ""));
-    assert_eq!(ping(&a.ns, b.ip, 1).received, 1);
-    let came = stream(&a.ns, &b.ns, (b.ip, 7000).into());
-    assert!(came > COUNT / 4, "{came} came");
+    host.network("app", APP);
+    let [a, b] = ["a", "b"].map(|name| host.sandbox(name, "--network app"));
+    for family in BOTH {
+        assert_eq!(ping(&a.ns, family.of(&b), 1).received, 1);
+        let came = stream(&a.ns, &b.ns, (family.of(&b), 7000).into());
+        assert!(came > COUNT / 4, "{came} came by {family}");
+    }
     assert_eq!(merged(&host), 0);
 }

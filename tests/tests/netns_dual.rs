@@ -82,6 +82,8 @@ fn link_local(mac: &str) -> Ipv6Addr {
     )
 }
 
+/// Rows: Open vSwitch `datapath: ping6 between two ports`; Linux `bridge_vlan_unaware.sh: ping_ipv6`; moby
+/// `TestBridgeICC, TestAccessToPublishedPort and others with IPv6`.
 #[test]
 #[ignore = "needs root"]
 fn sandboxes_of_a_network_speak_both_families() {
@@ -415,6 +417,7 @@ fn both_families_lead_out_and_to_the_host() {
     TcpClient::connect(&host.ns, (own, 7003)).echo("the host");
 }
 
+/// Rows: netavark `port forwarding, IPv6, dual stack`.
 #[test]
 #[ignore = "needs root"]
 fn ports_are_published_in_both_families() {

@@ -8,18 +8,18 @@
     reason = "test code: a failure here is a failed test"
 )]
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use dataplane::packet::types::tcp_flags::SYN;
 use dataplane::packet::types::{Mac, PortId, ethertype};
-use tests::fragments::{in_pieces, piece};
+use tests::fragments::{piece, piece6, renumber};
 use tests::host::bystander::Bystander;
 use tests::host::namespace::Namespace;
 use tests::host::raw::{RawListener, RawSender};
 use tests::host::traffic::ping;
-use tests::host::{Family, Host, Sandbox, Uplink, eventually, rows};
-use tests::packet::{self, arp, echo, ethernet, lies, nd, tcp, udp};
+use tests::host::{BOTH, Family, Host, Sandbox, Uplink, eventually, rows};
+use tests::packet::{self, arp, echo, ethernet, lies_between, nd, tcp, udp};
 use tests::sums;
 
 const NET_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
@@ -40,6 +40,8 @@ struct Attacker {
     raw: RawSender,
     own: packet::Host,
     gateway: packet::Host,
+    /// Its addresses.
+    sandbox: Sandbox,
 }
 
 impl Attacker {
@@ -52,18 +54,19 @@ impl Attacker {
             raw: RawSender::open(&sandbox.ns, "eth0"),
             own: on_the_wire(mac_of(&sandbox.ns), sandbox.ip),
             gateway: on_the_wire(mac.expect("its MAC").parse().unwrap(), NET_GATEWAY),
+            sandbox: sandbox.clone(),
         }
     }
 
-    /// Somebody beyond the gateway.
-    fn beyond(&self) -> packet::Host {
-        packet::Host { ip: tests::host::GATEWAY, ..self.gateway }
+    /// A packet as it is between this sandbox and that address.
+    fn to(&self, packet: packet::Packet, address: IpAddr) -> packet::Packet {
+        let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+        packet.between(family.of(&self.sandbox), address)
     }
 }
 
 fn started() -> (Host, [Sandbox; 3]) {
-    let host = Host::start(Uplink::Dedicated);
-    host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1");
+    let host = Host::start_dual(Uplink::Dedicated);
     let sandboxes = ["bad", "one", "two"].map(|name| host.sandbox(name, "--network app"));
     (host, sandboxes)
 }
@@ -84,16 +87,20 @@ fn offload_headers_that_lie_reach_nobody() {
     let heard = RawListener::start_whole(&one.ns, "eth0", move |wire| {
         wire.bytes.get(6..12) == Some(&own.mac.0)
     });
-    let bystander = Bystander::start(&two.ns, &host.outside, &[Family::V4]);
-    let (mut taken, mut refused) = (0, 0);
-    for _ in 0..5 {
-        for to in [neighbor, attacker.beyond()] {
-            for wire in lies(&own, &to) {
+    let bystander = Bystander::start(&two.ns, &host.outside, &BOTH);
+    let (mut taken, mut refused, mut sent) = (0, 0, Vec::new());
+    for family in BOTH {
+        let lies = |to, address| lies_between(&own, to, family.of(&bad), address);
+        let near = lies(&neighbor, family.of(&one));
+        let beyond = lies(&attacker.gateway, family.outside());
+        for _ in 0..3 {
+            for wire in near.iter().chain(&beyond) {
                 // Once: what it cannot cut the kernel refuses before a veth device, which has no queue,
                 // as if for want of room. A TAP's queue takes it, and loses it.
-                *if attacker.raw.offer(&wire) { &mut taken } else { &mut refused } += 1;
+                *if attacker.raw.offer(wire) { &mut taken } else { &mut refused } += 1;
             }
         }
+        sent.extend(near);
     }
     // The kernel lets by what it does not look at: what of it came is here, and none of it unseen.
     assert!(taken > 50 && refused > 50, "the kernel took {taken} and refused {refused}");
@@ -101,7 +108,6 @@ fn offload_headers_that_lie_reach_nobody() {
         dropped(&host, &bad, "vnet_invalid") + dropped(&host, &bad, "l4_malformed") > 0
     });
     bystander.went_on();
-    let sent = lies(&own, &neighbor);
     for wire in heard.seen_whole() {
         let (sums, vnet) = (sums::check(&wire), wire.vnet);
         let long = wire.bytes.len() > 14 + 1500;
@@ -112,12 +118,11 @@ fn offload_headers_that_lie_reach_nobody() {
     }
 }
 
+/// Rows: IEEE L10 source guard.
 #[test]
 #[ignore = "needs root"]
 fn nobody_takes_the_gateway_s_or_a_neighbor_s_address() {
-    let host = Host::start(Uplink::None);
-    host.ns.enable_ipv6();
-    host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1 --subnet fd00:91::/64");
+    let host = Host::start_dual(Uplink::None);
     let [bad, one, two] = ["bad", "one", "two"].map(|name| host.sandbox(name, "--network app"));
     let mut attacker = Attacker::new(&bad);
     // Both know each other before.
@@ -151,7 +156,7 @@ fn nobody_takes_the_gateway_s_or_a_neighbor_s_address() {
         }
     }
     let arps = frames.len() as u64;
-    let gateway6 = "fd00:91::1".parse().unwrap();
+    let IpAddr::V6(gateway6) = Family::V6.gateway() else { panic!("no IPv6") };
     let claims = [nd::announcement(&own, gateway6), nd::router_s_announcement(&own, gateway6)];
     frames.extend(claims.iter().map(packet::Packet::bytes));
     for frame in &frames {
@@ -167,8 +172,12 @@ fn nobody_takes_the_gateway_s_or_a_neighbor_s_address() {
 }
 
 /// The identifiers of Linux' `no_forwarding.sh`.
-const VLANS: [u16; 13] = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4094];
+const VLANS: [u16; 14] = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000, 4094];
 
+/// RFC 4291 §2.7.1.
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+/// Rows: Linux `no_forwarding.sh: standalone, two_bridges`.
 #[test]
 #[ignore = "needs root"]
 fn no_tag_and_no_address_leads_into_another_network() {
@@ -191,7 +200,12 @@ fn no_tag_and_no_address_leads_into_another_network() {
         let untagged = ethernet(own, to, OURS, &[1; 46]);
         attacker.raw.send(&untagged);
         let packet = udp(&attacker.own, 1, &packet::Host { ip: far.ip, ..attacker.own }, 2);
-        attacker.raw.send(&packet.macs(own, to).bytes());
+        let packet = packet.macs(own, to);
+        let to_nodes = packet.clone().dst6(ALL_NODES);
+        for packet in [packet.clone(), packet.v6(), to_nodes] {
+            attacker.raw.send(&packet.bytes());
+            count += 1;
+        }
         for outer in VLANS {
             for (inner, kind) in
                 [(None, ethertype::VLAN), (Some(7), ethertype::QINQ), (Some(0), ethertype::VLAN)]
@@ -245,12 +259,14 @@ fn nothing_leaks_behind_short_frames() {
             (attacker.own.mac, bad.ip),
             (Mac::ZERO, NET_GATEWAY),
         ));
-        attacker
-            .raw
-            .send(&echo(&attacker.own, &attacker.gateway, 3).payload(&vec![1; round]).bytes());
-        attacker
-            .raw
-            .send(&udp(&attacker.own, 9, &attacker.beyond(), 9).ttl(1).payload(b"x").bytes());
+        for family in BOTH {
+            let ping = echo(&attacker.own, &attacker.gateway, 3).payload(&vec![1; round]);
+            let ping = attacker.to(ping, family.gateway());
+            let last = udp(&attacker.own, 9, &attacker.gateway, 9).ttl(1).payload(b"x");
+            let last = attacker.to(last, family.outside());
+            attacker.raw.send(&ping.bytes());
+            attacker.raw.send(&last.bytes());
+        }
     }
     assert_eq!(ping(&one.ns, two.ip, 1).received, 1);
     std::thread::sleep(Duration::from_millis(200));
@@ -262,7 +278,7 @@ fn nothing_leaks_behind_short_frames() {
         assert!(tail.iter().all(|byte| *byte == 0), "{seen:02x?} of {sent:02x?}");
     }
     let answers = heard.seen();
-    assert!(answers.len() >= 80, "{}", answers.len());
+    assert!(answers.len() >= 120, "{}", answers.len());
     for frame in answers {
         assert!(!frame.contains(&SECRET), "{frame:02x?}");
     }
@@ -271,22 +287,26 @@ fn nothing_leaks_behind_short_frames() {
 #[test]
 #[ignore = "needs root"]
 fn a_scan_of_the_gateway_costs_nobody_anything() {
-    const PORTS: u16 = 10_000;
+    // By each family.
+    const PORTS: u16 = 5_000;
     let (host, [bad, _, two]) = started();
     let mut attacker = Attacker::new(&bad);
-    let bystander = Bystander::start(&two.ns, &host.outside, &[Family::V4]);
+    let bystander = Bystander::start(&two.ns, &host.outside, &BOTH);
     let before = host.json(["conntrack", "stats"])["entries"].as_u64().unwrap();
     let (own, gateway) = (attacker.own, attacker.gateway);
     let open = RawListener::start(&bad.ns, "eth0", |frame| {
         // SYN and ACK: somebody listens.
-        frame.get(12..14) == Some(&[8, 0])
-            && frame.get(23) == Some(&6)
-            && frame.get(47) == Some(&0x12)
+        let (proto, flags) = if frame.get(12..14) == Some(&[8, 0]) { (23, 47) } else { (20, 67) };
+        frame.get(proto) == Some(&6) && frame.get(flags) == Some(&0x12)
     });
-    for port in 1..=PORTS {
-        attacker.raw.send(&tcp(&own, 50_000, &gateway, port, SYN).bytes());
-        if port % 4 == 0 {
-            attacker.raw.send(&udp(&own, 50_000, &gateway, port).bytes());
+    for family in BOTH {
+        for port in 1..=PORTS {
+            let syn = tcp(&own, 50_000, &gateway, port, SYN);
+            attacker.raw.send(&attacker.to(syn, family.gateway()).bytes());
+            if port % 4 == 0 {
+                let datagram = udp(&own, 50_000, &gateway, port);
+                attacker.raw.send(&attacker.to(datagram, family.gateway()).bytes());
+            }
         }
     }
     bystander.went_on();
@@ -296,59 +316,64 @@ fn a_scan_of_the_gateway_costs_nobody_anything() {
     assert!(after < before + 100, "{before} connections became {after}");
 }
 
+/// Rows: RFC 4787 REQ-14a.
 #[test]
 #[ignore = "needs root"]
 fn fragments_without_end_stop_nobody_s() {
-    const EACH: u32 = 100_000;
+    // Of each family.
+    const EACH: u32 = 50_000;
     let (host, [bad, one, two]) = started();
     let mut attacker = Attacker::new(&bad);
     // Buffers are used by then as far as they ever are by traffic of this kind.
     assert_eq!(ping(&two.ns, one.ip, 3).received, 3);
     let before = host.memory_kib();
-    let (own, beyond) = (attacker.own, attacker.beyond());
-    let whole = |ident: u32| {
-        let [_, _, a, b] = ident.to_be_bytes();
-        udp(&own, 5000, &beyond, 53).ident(u16::from_be_bytes([a, b])).may_fragment().long(600)
-    };
-    let orphan = piece(&whole(0).bytes(), 256, 512);
-    let overlapping = in_pieces(&whole(0), 256);
     // The machine outside would keep what is never whole, in room of its own that all share who speak
     // from the NAT's address.
-    host.outside.ok("nft add table ip t");
-    host.outside.ok("nft add chain ip t c { type filter hook prerouting priority -300 ; }");
-    host.outside.ok("nft add rule ip t c ip protocol udp drop");
+    host.outside.ok("nft add table inet t");
+    host.outside.ok("nft add chain inet t c { type filter hook prerouting priority -500 ; }");
+    host.outside.ok("nft add rule inet t c meta l4proto udp drop");
     let fragmented = |when: &str| {
-        let said = two.ns.run("ping -n -c 5 -i 0.1 -W 2 -s 3200 192.0.2.1").stdout;
-        assert!(said.contains(" 5 received"), "{when}: {said}");
+        for family in BOTH {
+            let line = format!("ping -n -c 5 -i 0.1 -W 2 -s 3200 {}", family.outside());
+            let said = two.ns.run(&line).stdout;
+            assert!(said.contains(" 5 received"), "{when}, {family}: {said}");
+        }
     };
     fragmented("before");
-    let start = Instant::now();
-    for number in 0..EACH {
-        let mut frame = orphan.clone();
-        renumber(&mut frame, number);
-        attacker.raw.send(&frame);
-        if number % 20_000 == 0 {
-            fragmented(&format!("after {number} orphans"));
+    for family in BOTH {
+        let whole = udp(&attacker.own, 5000, &attacker.gateway, 53).may_fragment().long(600);
+        let whole = attacker.to(whole, family.outside());
+        let bytes = whole.bytes();
+        let part = |from, to| match family {
+            Family::V4 => piece(&bytes, from, to),
+            Family::V6 => piece6(&bytes, from, to, 0),
+        };
+        let start = Instant::now();
+        let mut orphan = part(256, 512);
+        for number in 0..EACH {
+            renumber(&mut orphan, number);
+            attacker.raw.send(&orphan);
+            if number % 20_000 == 0 {
+                fragmented(&format!("after {number} orphans of {family}"));
+            }
         }
-    }
-    let orphans = start.elapsed();
-    for number in 0..EACH / 4 {
+        let orphans = start.elapsed();
         // The first one, the one behind it, one over both, and the first again.
-        let [first, second] = [&overlapping[0], &overlapping[1]];
-        let over = piece(&whole(0).bytes(), 128, 384);
-        for part in [first, second, &over, first] {
-            let mut frame = part.clone();
-            renumber(&mut frame, number);
-            attacker.raw.send(&frame);
+        let mut overlapping = [part(0, 256), part(256, 512), part(128, 384), part(0, 256)];
+        for number in 0..EACH / 4 {
+            for part in &mut overlapping {
+                renumber(part, number);
+                attacker.raw.send(part);
+            }
+            if number % 5000 == 0 {
+                fragmented(&format!("after {number} that overlap, of {family}"));
+            }
         }
-        if number % 5000 == 0 {
-            fragmented(&format!("after {number} that overlap"));
-        }
+        println!(
+            "{EACH} orphans of {family} in {orphans:?}, as many that overlap in {:?}",
+            start.elapsed() - orphans
+        );
     }
-    println!(
-        "{EACH} orphans in {orphans:?}, as many that overlap in {:?}",
-        start.elapsed() - orphans
-    );
     fragmented("at the end");
     assert!(dropped(&host, &bad, "fragment_overlap") > 0);
     assert!(
@@ -359,13 +384,4 @@ fn fragments_without_end_stop_nobody_s() {
     assert!(fragments["peak"].as_u64() <= fragments["limit"].as_u64(), "{fragments}");
     let after = host.memory_kib();
     assert!(after < before + GROWTH_KIB, "{before} KiB became {after}");
-}
-
-/// Another identification, with the header's checksum.
-fn renumber(frame: &mut [u8], number: u32) {
-    let [_, _, a, b] = number.to_be_bytes();
-    frame[18..20].copy_from_slice(&[a, b]);
-    frame[24..26].copy_from_slice(&[0, 0]);
-    let sum = !sums::sum(&frame[14..34]);
-    frame[24..26].copy_from_slice(&sum.to_be_bytes());
 }

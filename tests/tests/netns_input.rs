@@ -231,6 +231,7 @@ fn unknown_names_are_refused() {
     );
 }
 
+/// Rows: RFC 4787 REQ-7.
 #[test]
 #[ignore = "needs root"]
 fn clashes_are_refused() {

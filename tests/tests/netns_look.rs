@@ -137,6 +137,7 @@ fn captured_frames_are_traced_one_after_the_other() {
     }
 }
 
+/// Rows: RFC 6888 REQ-10.
 #[test]
 #[ignore = "needs root"]
 fn status_shows_every_limit() {
@@ -295,6 +296,7 @@ fn readers_of_events_are_limited() {
     }
 }
 
+/// Rows: VPP `test_syslog_sess, test_syslog_sess_reopen`.
 #[test]
 #[ignore = "needs root"]
 fn mappings_are_logged_without_destinations() {

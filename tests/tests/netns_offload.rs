@@ -81,6 +81,7 @@ const OFF: [&str; 6] =
 /// What turns everything on again.
 const ON: &str = "tx on rx on tso on gso on gro on";
 
+/// Rows: VPP `test_vm_tap_*: with and without gso, gro, csum; bridged and routed`.
 #[test]
 #[ignore = "needs root"]
 fn every_offload_delivers_the_same_bytes_within_a_network() {
@@ -130,6 +131,7 @@ fn every_offload_delivers_the_same_bytes_through_a_dedicated_uplink() {
     every_offload_through_nat(Uplink::Dedicated);
 }
 
+/// Rows: VPP `test_vm_af_packet_*`.
 #[test]
 #[ignore = "needs root"]
 fn every_offload_delivers_the_same_bytes_through_a_shared_uplink() {

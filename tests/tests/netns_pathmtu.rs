@@ -11,10 +11,13 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
+use dataplane::packet::types::{Mac, PortId};
 use nix::sys::socket::{getsockopt, sockopt};
 use tests::host::namespace::Owned;
-use tests::host::traffic::{TcpClient, TcpServer, UdpServer, uninterrupted};
-use tests::host::{Host, Uplink, WIRE, eventually};
+use tests::host::raw::{RawListener, RawSender};
+use tests::host::traffic::{TcpClient, TcpServer, UdpServer, udp_ask, uninterrupted};
+use tests::host::{GATEWAY, HOST_IP, Host, Uplink, WIRE, eventually, rows};
+use tests::packet::{self, icmp_error, udp};
 
 const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const FAR6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2);
@@ -94,6 +97,56 @@ fn programs_are_told(uplink: Uplink) {
         assert!(answer.is_some_and(|length| length > 1400), "{to}: {answer:?}");
         TcpClient::connect(&a.ns, (to, 7000)).echo(&"long ".repeat(4000));
     }
+}
+
+/// A redirect about what was translated names a router of a link that the sandbox is not on: it ends here, and
+/// whatever else is said of the same datagram arrives. (Of IPv6 it is Neighbor Discovery, which no router passes on.)
+fn redirects(uplink: Uplink) {
+    let host = Host::start(uplink);
+    host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1");
+    let a = host.sandbox("a", "--network app");
+    let _server = UdpServer::start(&host.outside, (GATEWAY, 7001));
+    let seen = udp_ask(&a.ns, (GATEWAY, 7001)).expect("an answer");
+    assert_eq!(seen.ip(), IpAddr::from(HOST_IP));
+    let mac = |shown: &str, word: &str| -> Mac {
+        shown.split(word).nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+    };
+    let shown = host.outside.ip(&format!("neighbor show {HOST_IP} dev {WIRE}"));
+    let end = |mac, ip| packet::Host { port: PortId(0), mac, ip };
+    let ours = end(mac(&shown, "lladdr "), HOST_IP);
+    let shown = host.outside.ip(&format!("-o link show {WIRE}"));
+    let router = end(mac(&shown, "link/ether "), GATEWAY);
+    let about = udp(&ours, seen.port(), &router, 7001);
+    let heard = RawListener::start(&a.ns, "eth0", |frame| {
+        frame.get(12..14) == Some(&[8, 0]) && frame.get(23) == Some(&1)
+    });
+    let mut wire = RawSender::open(&host.outside, WIRE);
+    // To a network, to a host, and the same of its type of service (RFC 792); then that it is unreachable.
+    for code in 0..4 {
+        wire.send(&icmp_error(&router, &ours, 5, code, &about, 36).bytes());
+    }
+    wire.send(&icmp_error(&router, &ours, 3, 1, &about, 36).bytes());
+    let connections = || {
+        let shown = rows(&host.json(["conntrack", "list", "--proto", "udp"]));
+        shown.iter().filter(|it| it["orig"]["dport"] == 7001).count()
+    };
+    std::thread::sleep(Duration::from_millis(300));
+    let kinds: Vec<_> = heard.seen().iter().map(|frame| (frame[34], frame[35])).collect();
+    assert_eq!(kinds, [(3, 1)]);
+    assert_eq!(connections(), 1, "it goes on");
+    assert!(udp_ask(&a.ns, (GATEWAY, 7001)).is_some());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn redirects_by_a_dedicated_uplink_reach_no_sandbox() {
+    redirects(Uplink::Dedicated);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn redirects_by_a_shared_uplink_reach_no_sandbox() {
+    redirects(Uplink::Shared);
 }
 
 #[test]

@@ -13,18 +13,17 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tests::host::family::ANY;
 use tests::host::namespace::Namespace;
 use tests::host::traffic::{TcpClient, TcpServer, UdpServer, ping, udp_ask, uninterrupted};
-use tests::host::{GATEWAY, HOST_IP, Host, Sandbox, Uplink, WIRE, one, rows};
-
-const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
-const ANY6: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
+use tests::host::{BOTH, Family, Host, Sandbox, Uplink, WIRE, one, rows};
 
 /// Another client outside.
 const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
+const OTHER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77);
 
 /// For what must not come: beside it the same takes a few milliseconds.
-const IN_VAIN: Duration = Duration::from_secs(2);
+const IN_VAIN: Duration = Duration::from_secs(1);
 
 /// Adds a rule; its number.
 fn add(host: &Host, network: &str, line: &str) -> String {
@@ -64,7 +63,7 @@ fn assert_no_tcp(ns: &Namespace, to: impl Into<SocketAddr>) {
 }
 
 /// A datagram from this very address is answered.
-fn is_answered(ns: &Namespace, from: Ipv4Addr, to: (Ipv4Addr, u16)) -> bool {
+fn is_answered(ns: &Namespace, from: IpAddr, to: (IpAddr, u16)) -> bool {
     let socket = ns.enter(|| UdpSocket::bind((from, 0))).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
     let mut buffer = [0; 256];
@@ -74,55 +73,88 @@ fn is_answered(ns: &Namespace, from: Ipv4Addr, to: (Ipv4Addr, u16)) -> bool {
     })
 }
 
-fn a_published_port(uplink: Uplink, signal: Signal) {
-    let mut host = Host::start(uplink);
-    host.outside.ip(&format!("address add {OTHER}/24 dev {WIRE}"));
-    host.network("app", "--subnet 10.91.1.0/24");
-    let web = host.sandbox("web", "--network app -p 8080:80 -p 8081:81 -p 5353:53/udp");
-    let _servers = [80, 81].map(|port| TcpServer::start(&web.ns, (ANY, port)));
-    let _server = UdpServer::start(&web.ns, (ANY, 53));
-    let mut denied = TcpClient::connect(&host.outside, (HOST_IP, 8080));
-    let mut other = TcpClient::connect(&host.outside, (HOST_IP, 8081));
-    assert_eq!(denied.seen_as.ip(), GATEWAY, "the client's real address");
+/// What holds of a published port under rules about one client, in one family.
+struct Published {
+    family: Family,
+    denied: TcpClient,
+    other: TcpClient,
+    /// The numbers of the rules.
+    tcp: String,
+    udp: String,
+}
+
+/// Rules about the client outside, one after the other.
+fn denied_by_rules(host: &Host, family: Family) -> Published {
+    let (client, published) = (family.outside(), family.host());
+    let another = family.pick([OTHER.into(), OTHER6.into()]);
+    let mut denied = TcpClient::connect(&host.outside, (published, 8080));
+    let mut other = TcpClient::connect(&host.outside, (published, 8081));
+    assert_eq!(denied.seen_as.ip(), client, "the client's real address");
     denied.echo("before");
     other.echo("before");
 
-    let tcp = add(&host, "app", &format!("--deny --src {GATEWAY} --proto tcp --port 80"));
+    let tcp = add(host, "app", &format!("--deny --src {client} --proto tcp --port 80"));
     assert!(denied.try_echo("after", IN_VAIN).is_err(), "a rule ends the flows it denies");
     other.echo("another port");
-    assert_no_tcp(&host.outside, (HOST_IP, 8080));
-    let counted = packets(&host, "app", &tcp);
-    assert!(counted > 0 && dropped(&host) >= counted, "{counted}");
+    assert_no_tcp(&host.outside, (published, 8080));
+    let counted = packets(host, "app", &tcp);
+    assert!(counted > 0 && dropped(host) >= counted, "{counted}");
 
     // By the published port, and by who asks.
-    assert!(is_answered(&host.outside, GATEWAY, (HOST_IP, 5353)));
-    let udp = add(&host, "app", &format!("--deny --in --src {GATEWAY} --host-port 5353"));
-    assert!(!is_answered(&host.outside, GATEWAY, (HOST_IP, 5353)));
-    assert!(is_answered(&host.outside, OTHER, (HOST_IP, 5353)));
+    assert!(is_answered(&host.outside, client, (published, 5353)));
+    let udp = add(host, "app", &format!("--deny --in --src {client} --host-port 5353"));
+    assert!(!is_answered(&host.outside, client, (published, 5353)));
+    assert!(is_answered(&host.outside, another, (published, 5353)));
 
     // The first that matches decides.
-    let first = add(&host, "app", &format!("--allow --src {GATEWAY} --port 80 --position 1"));
-    let order: Vec<String> = rules(&host, "app").iter().map(|it| it["id"].to_string()).collect();
-    assert_eq!(order, [first.clone(), tcp.clone(), udp.clone()]);
-    let mut allowed = TcpClient::connect(&host.outside, (HOST_IP, 8080));
+    let first = add(host, "app", &format!("--allow --src {client} --port 80 --position 1"));
+    let order = order(host);
+    assert_eq!(
+        (order.first(), &order[order.len() - 2..]),
+        (Some(&first), &[tcp.clone(), udp.clone()][..])
+    );
+    let mut allowed = TcpClient::connect(&host.outside, (published, 8080));
     allowed.echo("allowed");
-    assert_eq!(packets(&host, "app", &first), 1, "one connection");
-    remove(&host, "app", &first);
+    assert_eq!(packets(host, "app", &first), 1, "one connection");
+    remove(host, "app", &first);
     assert!(allowed.try_echo("after", IN_VAIN).is_err(), "nor is what it let in");
+    Published { family, denied, other, tcp, udp }
+}
+
+/// The numbers of the rules, as they are asked.
+fn order(host: &Host) -> Vec<String> {
+    rules(host, "app").iter().map(|rule| rule["id"].to_string()).collect()
+}
+
+fn a_published_port(uplink: Uplink, signal: Signal) {
+    let mut host = Host::start_dual(uplink);
+    host.outside.ip(&format!("address add {OTHER}/24 dev {WIRE}"));
+    // Not preferred: nobody speaks from it who is not told to.
+    host.outside.ip(&format!("address add {OTHER6}/64 dev {WIRE} nodad preferred_lft 0"));
+    let web = host.sandbox("web", "--network app -p 8080:80 -p 8081:81 -p 5353:53/udp");
+    let _servers = [80, 81].map(|port| TcpServer::start(&web.ns, (ANY, port)));
+    let _server = UdpServer::start(&web.ns, (ANY, 53));
+    let mut published = BOTH.map(|family| denied_by_rules(&host, family));
+    let all: Vec<_> = published.iter().flat_map(|it| [it.tcp.clone(), it.udp.clone()]).collect();
+    // A rule about one family is none about the other.
+    assert_eq!(order(&host), all);
 
     // Delayed acknowledgments must not meet the host while no daemon runs.
     std::thread::sleep(Duration::from_millis(300));
     host.stop(signal);
     host.launch();
-    let order: Vec<String> = rules(&host, "app").iter().map(|it| it["id"].to_string()).collect();
-    assert_eq!(order, [tcp.clone(), udp.clone()], "rules outlive the daemon");
-    assert_no_tcp(&host.outside, (HOST_IP, 8080));
-    assert!(!is_answered(&host.outside, GATEWAY, (HOST_IP, 5353)));
-    other.echo("over the restart");
-    remove(&host, "app", &tcp);
-    remove(&host, "app", &udp);
-    TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("again");
-    assert!(is_answered(&host.outside, GATEWAY, (HOST_IP, 5353)));
+    assert_eq!(order(&host), all, "rules outlive the daemon");
+    for Published { family, denied, other, tcp, udp } in &mut published {
+        let (client, at) = (family.outside(), family.host());
+        assert!(denied.try_echo("after", IN_VAIN).is_err(), "{family}");
+        assert_no_tcp(&host.outside, (at, 8080));
+        assert!(!is_answered(&host.outside, client, (at, 5353)), "{family}");
+        other.echo("over the restart");
+        remove(&host, "app", tcp);
+        remove(&host, "app", udp);
+        TcpClient::connect(&host.outside, (at, 8080)).echo("again");
+        assert!(is_answered(&host.outside, client, (at, 5353)), "{family}");
+    }
     assert!(rules(&host, "app").is_empty());
 }
 
@@ -138,31 +170,15 @@ fn a_client_is_kept_from_a_published_port_of_a_dedicated_uplink() {
     a_published_port(Uplink::Dedicated, Signal::SIGKILL);
 }
 
-/// Address of a sandbox in each family that it has.
-fn addresses(host: &Host, sandbox: &Sandbox) -> Vec<IpAddr> {
-    let shown = one(&host.json(["sandbox", "inspect", &sandbox.name]));
-    let endpoint = &shown["endpoints"][0];
-    let of = |family: &str| endpoint[family].as_str().unwrap().parse().unwrap();
-    vec![of("ipv4"), of("ipv6")]
-}
-
 #[test]
 #[ignore = "needs root"]
 fn neighbors_are_kept_apart_in_both_families() {
-    let mut host = Host::prepare(Uplink::None);
-    host.ns.enable_ipv6();
-    host.launch();
-    host.network("app", "--subnet 10.91.1.0/24 --ipv6");
+    let host = Host::start_dual(Uplink::None);
     let [a, b, c] = ["a", "b", "c"].map(|name| host.sandbox(name, "--network app"));
-    let (of_a, of_b) = (addresses(&host, &a), addresses(&host, &b));
-    let _servers = [(&a, 80), (&b, 80)].map(|(at, port)| {
-        // By IPv6's socket, which serves both.
-        (TcpServer::start(&at.ns, (ANY, port)), TcpServer::start(&at.ns, (ANY6, port + 1)))
-    });
-    let port_of = |address: &IpAddr| if address.is_ipv4() { 80 } else { 81 };
-    let connect = |from: &Sandbox, to: &IpAddr| {
-        TcpClient::connect(&from.ns, SocketAddr::new(*to, port_of(to)))
-    };
+    let (of_a, of_b) = (BOTH.map(|family| family.of(&a)), BOTH.map(|family| family.of(&b)));
+    let _servers = [&a, &b].map(|at| TcpServer::start(&at.ns, (ANY, 80)));
+    let connect =
+        |from: &Sandbox, to: &IpAddr| TcpClient::connect(&from.ns, SocketAddr::new(*to, 80));
     let mut ended: Vec<TcpClient> = of_b.iter().map(|to| connect(&a, to)).collect();
     let mut other: Vec<TcpClient> = of_b.iter().map(|to| connect(&c, to)).collect();
     let mut back: Vec<TcpClient> = of_a.iter().map(|to| connect(&c, to)).collect();
@@ -178,7 +194,7 @@ fn neighbors_are_kept_apart_in_both_families() {
         client.echo("others go on");
     }
     for to in &of_b {
-        assert_no_tcp(&a.ns, SocketAddr::new(*to, port_of(to)));
+        assert_no_tcp(&a.ns, SocketAddr::new(*to, 80));
         assert_eq!(ping(&a.ns, *to, 1).received, 0);
         assert_eq!(ping(&c.ns, *to, 1).received, 1);
     }
@@ -198,35 +214,41 @@ fn neighbors_are_kept_apart_in_both_families() {
 #[test]
 #[ignore = "needs root"]
 fn what_leaves_a_network_is_judged_and_traced() {
-    let host = Host::start(Uplink::Shared);
-    host.network("app", "--subnet 10.91.1.0/24");
-    host.network("web", "--subnet 10.91.2.0/24");
+    let host = Host::start_dual(Uplink::Shared);
+    host.network("web", "--subnet 10.91.2.0/24 --subnet fd00:91:2::/64");
     let [a, b] = ["a", "b"].map(|name| host.sandbox(name, "--network app"));
     let w = host.sandbox("w", "--network web -p 8080:80");
     let _servers = [7000, 7001].map(|port| UdpServer::start(&host.outside, (ANY, port)));
     let _server = TcpServer::start(&w.ns, (ANY, 80));
-    let line =
-        format!("--deny --out --src sandbox:{} --dst 192.0.2.0/24 --proto udp --port 7000", a.name);
-    let rule = add(&host, "app", &line);
-    assert_eq!(udp_ask(&a.ns, (GATEWAY, 7000)), None);
-    assert!(udp_ask(&a.ns, (GATEWAY, 7001)).is_some());
-    assert!(udp_ask(&b.ns, (GATEWAY, 7000)).is_some());
-    // Between networks, by a published port.
-    TcpClient::connect(&a.ns, (HOST_IP, 8080)).echo("before");
-    let between = add(&host, "web", "--deny --src network:app");
-    assert_no_tcp(&a.ns, (HOST_IP, 8080));
-    TcpClient::connect(&host.outside, (HOST_IP, 8080)).echo("from elsewhere");
-    assert!(packets(&host, "web", &between) > 0);
+    for family in BOTH {
+        let (outside, published) = (family.outside(), family.host());
+        let there = family.pick(["192.0.2.0/24", "2001:db8::/64"]);
+        let line =
+            format!("--deny --out --src sandbox:{} --dst {there} --proto udp --port 7000", a.name);
+        let rule = add(&host, "app", &line);
+        assert_eq!(udp_ask(&a.ns, (outside, 7000)), None);
+        assert!(udp_ask(&a.ns, (outside, 7001)).is_some());
+        assert!(udp_ask(&b.ns, (outside, 7000)).is_some());
+        // Between networks, by a published port.
+        TcpClient::connect(&a.ns, (published, 8080)).echo("before");
+        let between = add(&host, "web", "--deny --src network:app");
+        assert_no_tcp(&a.ns, (published, 8080));
+        TcpClient::connect(&host.outside, (published, 8080)).echo("from elsewhere");
+        assert!(packets(&host, "web", &between) > 0);
+        remove(&host, "web", &between);
 
-    let packet = format!("udp {}:4000 > {GATEWAY}:7000", a.ip);
-    let shown = host.ok(["trace", "--sandbox", &a.name, "--", &packet]);
-    assert!(shown.contains(&format!("{rule} deny direction out")), "{shown}");
-
-    // A sandbox that comes again under its name is the same to the rule.
+        let end = |ip, port| SocketAddr::new(ip, port);
+        let packet = format!("udp {} > {}", end(family.of(&a), 4000), end(outside, 7000));
+        let shown = host.ok(["trace", "--sandbox", &a.name, "--", &packet]);
+        assert!(shown.contains(&format!("{rule} deny direction out")), "{shown}");
+    }
+    // A sandbox that comes again under its name is the same to the rules.
     host.ok(["sandbox", "rm", &a.name]);
-    let a = host.sandbox("a", "--network app --ip 10.91.1.99");
-    assert_eq!(udp_ask(&a.ns, (GATEWAY, 7000)), None);
-    assert!(udp_ask(&a.ns, (GATEWAY, 7001)).is_some());
+    let a = host.sandbox("a", "--network app --ip 10.91.1.99 --ip6 fd00:91::99");
+    for family in BOTH {
+        assert_eq!(udp_ask(&a.ns, (family.outside(), 7000)), None);
+        assert!(udp_ask(&a.ns, (family.outside(), 7001)).is_some());
+    }
 }
 
 #[test]

@@ -132,6 +132,7 @@ fn a_connection_of_the_host_keeps_its_port() {
     }
 }
 
+/// Rows: netavark `port forwarding, two networks and reverse path`; moby `TestRestartUserlandProxyUnder2MSL`.
 #[test]
 #[ignore = "needs root"]
 fn the_daemons_own_connections_do_not_keep_a_port() {

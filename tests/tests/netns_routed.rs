@@ -44,6 +44,7 @@ fn addresses(host: &Host, sandbox: &Sandbox) -> [IpAddr; 2] {
     [IpAddr::V4(sandbox.ip), IpAddr::V6(ipv6)]
 }
 
+/// Rows: moby `TestBridgeINCRouted`.
 #[test]
 #[ignore = "needs root"]
 fn machines_on_the_wire_take_its_sandboxes_for_neighbors() {
@@ -122,6 +123,7 @@ fn at_leg(host: &Host, network: &str) -> String {
     host.ns.ip(&format!("-o address show dev {leg}"))
 }
 
+/// Rows: moby `TestIsolated`.
 #[test]
 #[ignore = "needs root"]
 fn an_isolated_network_reaches_itself_alone() {

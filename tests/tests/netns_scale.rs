@@ -125,6 +125,7 @@ fn clients_at_once_leave_a_consistent_state() {
     assert_eq!(rows(&app["endpoints"]).len(), 0, "{app}");
 }
 
+/// Rows: CNI `host-local: race, exhaustion, lock`.
 #[test]
 #[ignore = "needs root"]
 fn one_name_is_given_once_however_many_ask() {

@@ -162,6 +162,8 @@ fn multicast_goes_where_it_was_joined() {
 }
 
 /// Whoever joined before the daemon stopped is a member after it: everybody gets all until all were asked.
+///
+/// Rows: RFC 4541 §3.
 #[test]
 #[ignore = "needs root"]
 fn members_of_both_families_outlive_the_daemon() {

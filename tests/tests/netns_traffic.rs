@@ -7,18 +7,26 @@
     reason = "test code: a failure here is a failed test"
 )]
 
+use std::net::{IpAddr, UdpSocket};
 use std::process::Stdio;
 use std::time::Duration;
 
+use dataplane::packet::types::{Mac, PortId};
 use tests::host::family::ANY;
 use tests::host::namespace::Process;
-use tests::host::traffic::{TcpClient, TcpServer, UdpServer, assert_ping, ping, udp_ask};
-use tests::host::{BOTH, Family, Host, Uplink, WIRE, eventually, rows};
+use tests::host::raw::RawSender;
+use tests::host::traffic::{
+    TcpClient, TcpServer, UdpServer, assert_ping, ping, udp_ask, uninterrupted,
+};
+use tests::host::{BOTH, Family, Host, Uplink, WIRE, eventually, one, rows};
+use tests::packet::{self, udp};
 
 /// Another network with both families.
 const OTHER: &str =
     "--subnet 10.91.2.0/24 --gateway 10.91.2.1 --subnet fd00:91:2::/64 --gateway fd00:91:2::1";
 
+/// Rows: Open vSwitch `datapath: ping between two ports`; Open vSwitch `datapath: http between two ports`; moby
+/// `TestBridgeICC`; passt `udp`.
 #[test]
 #[ignore = "needs root"]
 fn sandboxes_of_a_network_reach_each_other() {
@@ -42,6 +50,7 @@ fn sandboxes_of_a_network_reach_each_other() {
     }
 }
 
+/// Rows: netavark `isolated networks`; moby `TestBridgeINC`.
 #[test]
 #[ignore = "needs root"]
 fn networks_are_apart() {
@@ -133,12 +142,14 @@ fn the_way_out(uplink: Uplink) {
     }
 }
 
+/// Rows: Open vSwitch `conntrack: simple SNAT, more complex SNAT`; passt `icmp`.
 #[test]
 #[ignore = "needs root"]
 fn the_way_out_by_a_dedicated_uplink_translates() {
     the_way_out(Uplink::Dedicated);
 }
 
+/// Rows: Linux `nft_nat.sh: masquerade`.
 #[test]
 #[ignore = "needs root"]
 fn the_way_out_by_a_shared_uplink_translates() {
@@ -180,6 +191,8 @@ fn a_published_port_of_a_dedicated_uplink_shows_the_client() {
     published_ports(Uplink::Dedicated);
 }
 
+/// Rows: netavark `port forwarding, tcp and udp, IPv4`; CNI `portmap: TCP forward`; moby
+/// `TestAccessPublishedPortFromRemoteHost`.
 #[test]
 #[ignore = "needs root"]
 fn a_published_port_of_a_shared_uplink_shows_the_client() {
@@ -187,6 +200,8 @@ fn a_published_port_of_a_shared_uplink_shows_the_client() {
 }
 
 /// Of each family.
+///
+/// Rows: netavark `port forwarding, ranges`.
 #[test]
 #[ignore = "needs root"]
 fn a_range_is_one_mapping() {
@@ -226,6 +241,8 @@ fn a_free_host_port_is_chosen_and_told() {
     }
 }
 
+/// Rows: moby `TestAccessToPublishedPort, TestAccessPublishedPortFromAnotherNetwork`; moby
+/// `TestAccessPublishedPortFromCtr`; moby `TestPortMappedHairpinTCP, TestPortMappedHairpinUDP`.
 #[test]
 #[ignore = "needs root"]
 fn published_ports_are_reachable_from_inside() {
@@ -308,6 +325,102 @@ fn host_and_containers_reach_each_other() {
     }
 }
 
+/// By its gateway, after three questions to the wire.
+fn a_silent_neighbor_is_told_of(uplink: Uplink) {
+    let host = Host::start_dual(uplink);
+    let a = host.sandbox("a", "--network app");
+    for family in BOTH {
+        let nobody = family.pick(["192.0.2.99", "2001:db8::99"]);
+        let said = a.ns.run(&format!("ping -n -c 1 -W 10 {nobody}")).stdout;
+        let from = format!("From {} icmp_seq=1 Destination ", family.gateway());
+        let why = family.pick(["Host Unreachable", "unreachable: Address unreachable"]);
+        assert!(said.contains(&format!("{from}{why}")), "{said}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_silent_neighbor_of_a_dedicated_uplink_is_told_of() {
+    a_silent_neighbor_is_told_of(Uplink::Dedicated);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_silent_neighbor_of_a_shared_uplink_is_told_of() {
+    a_silent_neighbor_is_told_of(Uplink::Shared);
+}
+
+/// What Linux' `local_termination.sh` sends to an interface, by the addresses that it has: unicast of a stranger
+/// and a group that nobody joined are not for the host's stack, although both flood.
+#[test]
+#[ignore = "needs root"]
+fn what_is_for_others_ends_before_the_host_s_stack() {
+    const STRANGER: Mac = Mac([0xde, 0xad, 0xbe, 0xef, 0xee, 0x03]);
+    let host = Host::start_dual(Uplink::None);
+    let [a, b] = ["a", "b"].map(|name| host.sandbox(name, "--network app"));
+    let mac_in = |shown: &str, word: &str| -> Mac {
+        shown.split(word).nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+    };
+    let own = mac_in(&a.ns.ip("-o link show eth0"), "link/ether ");
+    let neighbor = mac_in(&b.ns.ip("-o link show eth0"), "link/ether ");
+    let network = one(&host.json(["network", "inspect", "app"]));
+    let leg = format!("vsw-{}", &network["id"].as_str().unwrap()[..8]);
+    let number = host.ns.enter(|| nix::net::if_::if_nametoindex(leg.as_str())).unwrap();
+    let groups = [("225.1.2.3", "225.1.2.4"), ("ff2e::102:304", "ff2e::102:305")];
+    for (family, (joined, unknown)) in BOTH.into_iter().zip(groups) {
+        assert_eq!(ping(&a.ns, family.gateway(), 1).received, 1);
+        let gateway = mac_in(&a.ns.ip(&format!("neighbor show {}", family.gateway())), "lladdr ");
+        let socket = host.ns.enter(|| UdpSocket::bind((family.any(), 7100))).unwrap();
+        match (joined.parse().unwrap(), family.gateway()) {
+            (IpAddr::V4(group), IpAddr::V4(at)) => socket.join_multicast_v4(&group, &at).unwrap(),
+            (IpAddr::V6(group), _) => socket.join_multicast_v6(&group, number).unwrap(),
+            other => panic!("{other:?}"),
+        }
+        let [joined, unknown] = [joined, unknown].map(|group| group.parse::<IpAddr>().unwrap());
+        let to = |mac, address: IpAddr, name: &str| {
+            let end = |mac| packet::Host { port: PortId(0), mac, ip: a.ip };
+            let packet = udp(&end(own), 4000, &end(mac), 7100).payload(name.as_bytes());
+            packet.between(family.of(&a), address).bytes()
+        };
+        let frames = [
+            to(gateway, family.gateway(), "the gateway's"),
+            to(STRANGER, family.gateway(), "a stranger's"),
+            to(neighbor, family.gateway(), "a neighbor's"),
+            to(group_mac(joined), joined, "a group that was joined"),
+            to(group_mac(unknown), unknown, "another group"),
+            to(gateway, family.gateway(), "the last"),
+        ];
+        let mut sender = RawSender::open(&a.ns, "eth0");
+        for frame in &frames {
+            sender.send(frame);
+        }
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut came = Vec::new();
+        while came.last().is_none_or(|last| last != "the last") {
+            let mut bytes = [0; 100];
+            let length = uninterrupted(|| socket.recv(&mut bytes)).unwrap();
+            came.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+        }
+        assert_eq!(came, ["the gateway's", "a group that was joined", "the last"], "{family}");
+    }
+}
+
+/// RFC 1112 §6.4, RFC 2464 §7.
+fn group_mac(group: IpAddr) -> Mac {
+    match group {
+        IpAddr::V4(group) => {
+            let [_, b, c, d] = group.octets();
+            Mac([1, 0, 0x5e, b & 0x7f, c, d])
+        }
+        IpAddr::V6(group) => {
+            let [.., a, b, c, d] = group.octets();
+            Mac([0x33, 0x33, a, b, c, d])
+        }
+    }
+}
+
+/// Rows: Linux `nft_nat.sh: local dnat, dnat port only`; netavark `port forwarding, localhost`; moby
+/// `TestAccessPublishedPortFromHost`.
 #[test]
 #[ignore = "needs root"]
 fn the_host_itself_reaches_published_ports() {
@@ -323,6 +436,8 @@ fn the_host_itself_reaches_published_ports() {
     }
 }
 
+/// Rows: netavark `port forwarding, host IP, wildcard host IP`; moby
+/// `TestAccessPortPublishedOnLoopbackAddress`.
 #[test]
 #[ignore = "needs root"]
 fn a_port_published_on_one_address_is_closed_on_others() {

@@ -215,6 +215,7 @@ const COUNT_DATAGRAMS: &str = "table inet count {
     }
 }";
 
+/// Rows: moby `TestDirectRemoteAccessOnExposedPort`.
 #[test]
 #[ignore = "needs root"]
 fn a_host_that_forwards_lets_nobody_into_a_network() {
@@ -250,6 +251,7 @@ fn a_host_that_forwards_lets_nobody_into_a_network() {
     }
 }
 
+/// Rows: moby `TestDropInForwardChain`.
 #[test]
 #[ignore = "needs root"]
 fn the_hosts_firewall_does_not_see_containers() {

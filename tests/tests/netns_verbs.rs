@@ -75,6 +75,7 @@ fn run_ends_with_its_client() {
     assert!(!is_there());
 }
 
+/// Rows: netavark `static MAC`; moby `TestGatewaySelection`.
 #[test]
 #[ignore = "needs root"]
 fn a_sandbox_is_wired_as_told() {
@@ -127,6 +128,7 @@ fn none_has_only_lo_and_host_is_the_host() {
     }
 }
 
+/// Rows: netavark `internal network`.
 #[test]
 #[ignore = "needs root"]
 fn an_internal_network_has_no_way_out() {
@@ -296,6 +298,7 @@ fn captures_show_frames_to_tcpdump() {
     }
 }
 
+/// Rows: VPP `test_l2_fib: program, delete, learn, flush of interface, domain, all; learn events, maximum`.
 #[test]
 #[ignore = "needs root"]
 fn the_fdb_is_shown_and_changed() {
@@ -338,6 +341,8 @@ fn the_fdb_is_shown_and_changed() {
     assert_eq!(entry("02:00:00:00:00:99"), None);
 }
 
+/// Rows: Open vSwitch `conntrack: ct flush, flush many by port`; Linux `conntrack_dump_flush.sh`; VPP
+/// `test_users_dump`; VPP `test_del_session`.
 #[test]
 #[ignore = "needs root"]
 fn connections_are_listed_and_flushed() {
@@ -503,6 +508,7 @@ fn static_routes_lead_behind_a_router() {
     }
 }
 
+/// Rows: CNI `bridge: macspoofchk`.
 #[test]
 #[ignore = "needs root"]
 fn spoofed_frames_are_dropped_and_counted() {

@@ -7,19 +7,18 @@
     reason = "test code: a failure here is a failed test"
 )]
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use dataplane::packet::types::{Mac, PortId, ethertype};
 use nix::sys::signal::Signal;
 use tests::host::raw::{RawListener, RawSender};
 use tests::host::traffic::{UdpServer, ping, udp_ask};
-use tests::host::{Host, Sandbox, Uplink, eventually, one, rows};
+use tests::host::{APP, BOTH, Host, Sandbox, Uplink, eventually, one, rows};
 use tests::packet::{self, arp_reply, arp_request, echo, echo_reply, ethernet, udp};
 
 /// IEEE 802 local experimental: nobody else sends it.
 const OURS: u16 = 0x88b5;
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 92, 1, 1);
 
 fn on_the_wire(host: &Host, sandbox: &Sandbox) -> packet::Host {
     let shown = one(&host.json(["sandbox", "inspect", &sandbox.name]));
@@ -57,9 +56,18 @@ fn heard(by: &Sandbox, frames: &[Vec<u8>], from_mac: Mac, hear: &[&Sandbox]) -> 
     listeners.into_iter().map(RawListener::seen).collect()
 }
 
+/// How many of a question each are answered, all at once: who is not answered waits for seconds.
+fn answers<const N: usize>(of: [(&Sandbox, IpAddr); N]) -> [u32; N] {
+    std::thread::scope(|scope| {
+        of.map(|(from, to)| scope.spawn(move || ping(&from.ns, to, 1).received))
+            .map(|asking| asking.join().unwrap())
+    })
+}
+
 fn vlans_keep_apart(link: &str) {
-    let host = Host::start(Uplink::None);
-    host.network("app", &format!("--subnet 10.92.1.0/24 -o link={link}"));
+    let mut host = Host::prepare_dual(Uplink::None);
+    host.launch();
+    host.network("app", &format!("{APP} -o link={link}"));
     let on = |name: &str, options: &str| host.sandbox(name, &format!("--network app {options}"));
     let (a, b) = (on("a", "-o vlan=10"), on("b", "-o vlan=10"));
     let (c, t) = (on("c", "-o vlan=20"), on("t", "-o trunk=10,20-30"));
@@ -67,24 +75,26 @@ fn vlans_keep_apart(link: &str) {
     let [at_a, at_b, at_c, at_t] = [&a, &b, &c, &t].map(|sandbox| on_the_wire(&host, sandbox));
 
     // Kernels: who is in one VLAN, and the gateway. `n` has VLAN 20 untagged.
-    assert_eq!(ping(&a.ns, b.ip, 3).received, 3);
-    assert_eq!(ping(&c.ns, n.ip, 2).received, 2);
-    assert_eq!(ping(&a.ns, c.ip, 1).received, 0);
-    assert_eq!(ping(&b.ns, n.ip, 1).received, 0);
-    for sandbox in [&a, &c, &n] {
-        assert_eq!(ping(&sandbox.ns, GATEWAY, 2).received, 2, "{}", sandbox.name);
+    for family in BOTH {
+        let gateway = family.gateway();
+        assert_eq!(ping(&a.ns, family.of(&b), 3).received, 3, "{family}");
+        assert_eq!(ping(&c.ns, family.of(&n), 2).received, 2, "{family}");
+        let in_vain = [(&a, family.of(&c)), (&b, family.of(&n)), (&t, gateway)];
+        assert_eq!(answers(in_vain), [0; 3], "{family}: `t` has no untagged frames");
+        for sandbox in [&a, &c, &n] {
+            assert_eq!(ping(&sandbox.ns, gateway, 2).received, 2, "{}, {family}", sandbox.name);
+        }
+        // Nor by way of the gateway, whose MAC stands for the other's address.
+        let shown = a.ns.ip(&format!("neighbor show {gateway}"));
+        let mac = shown.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).unwrap();
+        a.ns.ip(&format!("neighbor replace {} lladdr {mac} dev eth0", family.of(&c)));
+        let before = dropped(&host, &a, "vlan_denied");
+        assert_eq!(ping(&a.ns, family.of(&c), 1).received, 0, "{family}");
+        assert!(dropped(&host, &a, "vlan_denied") > before, "{family}");
+        // The host reaches each of them.
+        let _server = UdpServer::start(&c.ns, (family.of(&c), 7000));
+        assert!(udp_ask(&host.ns, (family.of(&c), 7000)).is_some(), "{family}");
     }
-    assert_eq!(ping(&t.ns, GATEWAY, 1).received, 0, "it has no untagged frames");
-    // Nor by way of the gateway, whose MAC stands for the other's address.
-    let shown = a.ns.ip("neighbor show 10.92.1.1");
-    let mac = shown.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).unwrap();
-    a.ns.ip(&format!("neighbor replace {} lladdr {mac} dev eth0", c.ip));
-    assert_eq!(ping(&a.ns, c.ip, 1).received, 0);
-    assert!(dropped(&host, &a, "vlan_denied") >= 1);
-    // The host reaches each of them.
-    let server = UdpServer::start(&c.ns, (c.ip, 7000));
-    assert!(udp_ask(&host.ns, (c.ip, 7000)).is_some());
-    drop(server);
 
     // Frames from an access port: plain in its VLAN, tagged at the trunks, nowhere else.
     let all = ethernet(at_a.mac, Mac::BROADCAST, OURS, &[1; 46]);
@@ -122,9 +132,12 @@ fn vlans_keep_apart(link: &str) {
     let hops = [tagged(&tagged(&hop, 0x8100, 20), 0x8100, 10), tagged(&hop, 0x8100, 20)];
     assert_eq!(heard(&a, &hops, at_a.mac, &[&b, &c, &t, &n]), [const { Vec::<Vec<u8>>::new() }; 4]);
     assert_eq!(dropped(&host, &a, "vlan_denied"), refused + 2);
-    let lie = tagged(&udp(&packet::Host { ip: b.ip, ..at_t }, 1, &at_a, 2).bytes(), 0x8100, 10);
-    assert_eq!(heard(&t, &[lie], at_t.mac, &[&a]), [Vec::<Vec<u8>>::new()]);
-    assert_eq!(dropped(&host, &t, "spoofed_ipv4"), 1);
+    let lie = udp(&packet::Host { ip: b.ip, ..at_t }, 1, &at_a, 2);
+    let lies = [lie.clone(), lie.src6(b.ip6).dst6(a.ip6)];
+    let lies = lies.map(|lie| tagged(&lie.bytes(), 0x8100, 10));
+    assert_eq!(heard(&t, &lies, at_t.mac, &[&a]), [Vec::<Vec<u8>>::new()]);
+    let refused = ["spoofed_ipv4", "spoofed_ipv6"].map(|reason| dropped(&host, &t, reason));
+    assert_eq!(refused, [1, 1]);
 
     // A kernel's datagram with its checksum left open gets its tag, and its answer is taken without.
     let listener = RawListener::start(&t.ns, "eth0", from(at_b.mac));
@@ -155,30 +168,23 @@ fn vlans_keep_apart(link: &str) {
 #[test]
 #[ignore = "needs root"]
 fn pings_with_one_tag_and_with_two() {
-    let host = Host::start(Uplink::None);
-    host.ns.enable_ipv6();
-    host.network("app", "--subnet 10.92.1.0/24 --subnet fd00:92::/64");
+    let host = Host::start_dual(Uplink::None);
     let on = |name: &str, options: &str| host.sandbox(name, &format!("--network app {options}"));
     let (trunk, access) = (on("trunk", "-o trunk=10"), on("access", "-o vlan=10"));
     let (x, y) = (on("x", ""), on("y", ""));
     let [at_trunk, at_access, at_x, at_y] =
         [&trunk, &access, &x, &y].map(|sandbox| on_the_wire(&host, sandbox));
-    let six = |sandbox: &Sandbox| -> Ipv6Addr {
-        let shown = one(&host.json(["sandbox", "inspect", &sandbox.name]));
-        shown["endpoints"][0]["ipv6"].as_str().unwrap().parse().unwrap()
-    };
     let both = |make: fn(&packet::Host, &packet::Host, u16) -> packet::Packet,
                 (from, src): (&packet::Host, Ipv6Addr),
                 (to, dst): (&packet::Host, Ipv6Addr)| {
         let asked = make(from, to, 77);
         [asked.bytes(), asked.v6().src6(src).dst6(dst).bytes()]
     };
-    let (six_trunk, six_access) = (six(&trunk), six(&access));
-    for address in [trunk.ip.to_string(), six_trunk.to_string()] {
+    for address in [trunk.ip.to_string(), trunk.ip6.to_string()] {
         access.ns.ip(&format!("neighbor replace {address} lladdr {} dev eth0", at_trunk.mac));
     }
     // One tag; it is answered with one.
-    let asked = both(echo, (&at_trunk, six_trunk), (&at_access, six_access));
+    let asked = both(echo, (&at_trunk, trunk.ip6), (&at_access, access.ip6));
     let answered = RawListener::start(&trunk.ns, "eth0", move |frame| {
         frame.get(6..12) == Some(&at_access.mac.0) && frame.get(12..16) == Some(&[0x81, 0, 0, 10])
     });
@@ -195,14 +201,13 @@ fn pings_with_one_tag_and_with_two() {
     };
     assert_eq!(answered.iter().filter(is_answer).count(), 2, "{answered:02x?}");
     // Two, from and to endpoints that are in all VLANs.
-    let (six_x, six_y) = (six(&x), six(&y));
     for (from, to, make) in [(&at_x, &at_y, echo as fn(&_, &_, _) -> _), (&at_y, &at_x, echo_reply)]
     {
-        let of = |host: &packet::Host| if host.mac == at_x.mac { (&x, six_x) } else { (&y, six_y) };
-        let frames = both(make, (from, of(from).1), (to, of(to).1));
+        let of = |host: &packet::Host| if host.mac == at_x.mac { &x } else { &y };
+        let frames = both(make, (from, of(from).ip6), (to, of(to).ip6));
         let frames =
             frames.map(|frame| tagged(&tagged(&frame, ethertype::VLAN, 5), ethertype::QINQ, 9));
-        let seen = heard(of(from).0, &frames, from.mac, &[of(to).0, &access, &trunk]);
+        let seen = heard(of(from), &frames, from.mac, &[of(to), &access, &trunk]);
         assert_eq!(seen, [frames.to_vec(), vec![], vec![]]);
     }
 }
@@ -222,8 +227,7 @@ fn vlans_keep_veths_apart() {
 #[test]
 #[ignore = "needs root"]
 fn bad_vlans_are_refused_and_good_ones_survive_the_daemon() {
-    let mut host = Host::start(Uplink::None);
-    host.network("app", "--subnet 10.92.1.0/24");
+    let mut host = Host::start_dual(Uplink::None);
     let name = host.name("a");
     for (options, words) in [
         ("vlan=4095", "from 0 to 4094"),
@@ -237,13 +241,15 @@ fn bad_vlans_are_refused_and_good_ones_survive_the_daemon() {
     host.refused(2, &["vlan=5", "trunk"], both);
     let a = host.sandbox("a", "--network app");
     let b = host.sandbox("b", "--network app -o vlan=10");
-    assert_eq!(ping(&a.ns, b.ip, 1).received, 0);
+    assert_eq!(answers(BOTH.map(|family| (&a, family.of(&b)))), [0, 0]);
     host.network("other", "--subnet 10.92.2.0/24");
     host.ok(["network", "connect", "-o", "vlan=7", "other", &a.name]);
     host.stop(Signal::SIGKILL);
     host.launch();
-    assert_eq!(ping(&a.ns, b.ip, 1).received, 0);
-    assert_eq!(ping(&b.ns, GATEWAY, 2).received, 2);
+    assert_eq!(answers(BOTH.map(|family| (&a, family.of(&b)))), [0, 0]);
+    for family in BOTH {
+        assert_eq!(ping(&b.ns, family.gateway(), 2).received, 2, "{family}");
+    }
     let shown = one(&host.json(["sandbox", "inspect", &a.name]));
     assert_eq!(shown["endpoints"][1]["options"]["vlan"], "7");
     // The trace tells what decides.

@@ -539,6 +539,8 @@ fn replay_folder(folder: &Path) -> Totals {
 }
 
 /// The same as below with the captures at hand, so that it is tried everywhere.
+///
+/// Rows: Open vSwitch `ovstest test-conntrack pcap`.
 #[test]
 fn own_captures_break_nothing() {
     let totals = replay_folder(&folder());

@@ -112,6 +112,7 @@ fn tcp_through_the_switch() {
     }
 }
 
+/// Rows: VPP `test_open_retransmit1, test_open_retransmit2`.
 #[test]
 fn tcp_through_snat_and_dnat_ends_in_time_wait_and_is_forgotten() {
     for seed in 0..8 {

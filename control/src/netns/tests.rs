@@ -142,6 +142,33 @@ fn settings_are_those_of_the_namespace() {
     assert!(error.contains("eth9"), "{error}");
 }
 
+/// As in a container: what is as it should be need not be written, and what is not is named.
+///
+/// Rows: netavark `read-only /proc`.
+#[test]
+#[ignore = "needs root"]
+fn where_proc_is_read_only_settings_that_are_right_do() {
+    on_own_thread(|| {
+        // For this thread and those it starts alone.
+        unshare(CloneFlags::CLONE_NEWNS).map_err(errno("unshare"))?;
+        let (none, sys) = (None::<&str>, Path::new("/proc/sys"));
+        mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).unwrap();
+        mount(Some(sys), sys, none, MsFlags::MS_BIND, none).unwrap();
+        let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(none, sys, none, read_only, none).unwrap();
+        let netns = Netns::anonymous()?;
+        let key = "net/ipv4/conf/lo/arp_announce";
+        let before = netns.read_sysctl(key)?;
+        netns.write_sysctl(key, &before)?;
+        let error = netns.write_sysctl(key, if before == "2" { "1" } else { "2" }).unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains(key) && said.contains("Read-only"), "{said}");
+        assert_eq!(netns.read_sysctl(key)?, before);
+        Ok(())
+    })
+    .unwrap();
+}
+
 #[test]
 #[ignore = "needs root"]
 fn it_does_not_matter_whether_the_directory_is_there() {

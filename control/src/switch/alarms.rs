@@ -201,6 +201,7 @@ mod tests {
         assert!(at(1, 402, 106));
     }
 
+    /// Rows: VPP `test_ipfix_addr_exhausted, test_ipfix_max_sessions`.
     #[test]
     fn what_is_everybody_s_outlives_the_ports() {
         let mut alarms = Alarms::default();

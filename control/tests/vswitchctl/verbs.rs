@@ -383,6 +383,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
+/// Rows: VPP `test_show_max_translations`.
 #[test]
 fn every_verb_asks_and_prints() {
     for Case { line, asks: (method, path, body), answer: (status, answer), shows, json } in cases()

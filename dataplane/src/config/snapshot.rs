@@ -389,6 +389,7 @@ mod tests {
         assert!(uplink.has(V6) && uplink.has(IpAddr::V4(V4)) && !uplink.has(NEAR6));
     }
 
+    /// Rows: RFC 6888 REQ-3.
     #[test]
     fn several_addresses_share_who_is_inside() {
         let mut spec = spec();

@@ -152,6 +152,7 @@ fn both_tuples_or_none_whatever_many_threads_do<K: Sample>() {
     }
 }
 
+/// Rows: Linux `conntrack_clash.sh, udpclash.c`.
 fn several_threads_that_begin_one_flow_get_one_entry_each_time<K: Sample>() {
     const TIMES: u16 = 3000;
     let table = ConnTable::<K>::within(&Room::new(65_536), HashKey::new(7, 8)).unwrap();

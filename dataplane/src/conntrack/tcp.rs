@@ -277,6 +277,7 @@ mod tests {
         }
     }
 
+    /// Rows: VPP `test_half_reopen_inside, test_half_reopen_outside`.
     #[test]
     fn orderly_close() {
         assert_eq!(opened(&[(FIN | ACK, Original)]), Ok(TcpState::FinWait));

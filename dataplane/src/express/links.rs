@@ -130,7 +130,7 @@ impl Links {
         }
     }
 
-    /// Remembers that a frame was switched. One whose packet is cut short is not remembered.
+    /// Remembers that a frame was switched. One whose packet is cut short, or from no address, is not remembered.
     pub(crate) fn learn_port(
         &mut self,
         head: LinkHead,
@@ -141,8 +141,14 @@ impl Links {
     ) {
         let bytes = frame.bytes();
         let sender = match head.kind() {
-            ethertype::IPV4 => ipv4_source_at(bytes, ETH_LEN).map(|ip| Sender::V4(ip.to_bits())),
+            // From no address one may say this and not that, which only the whole way tells apart.
+            ethertype::IPV4 => ipv4_source_at(bytes, ETH_LEN)
+                .filter(|ip| !ip.is_unspecified())
+                .map(|ip| Sender::V4(ip.to_bits())),
             ethertype::IPV6 => ipv6_source_at(bytes, ETH_LEN).and_then(|ip| {
+                if ip.is_unspecified() {
+                    return None;
+                }
                 *self.senders6.get_mut(head.place())? = ip.octets();
                 u8::try_from(head.place()).ok().map(Sender::V6)
             }),

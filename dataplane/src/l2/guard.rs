@@ -12,7 +12,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::packet::arp::ArpPacket;
+use crate::packet::arp::{ArpOp, ArpPacket};
 use crate::packet::extensions::walk_extensions;
 use crate::packet::field::{chunk, read_u16};
 use crate::packet::headers::{Chain, Headers, Net};
@@ -42,9 +42,20 @@ impl Answers {
     /// `ports`: source and destination.
     #[inline(always)]
     const fn are(&self, ports: [u8; 4]) -> bool {
-        let [s0, s1, d0, d1] = ports;
-        u16::from_be_bytes([s0, s1]) == self.server || u16::from_be_bytes([d0, d1]) == self.client
+        let (src, dst) = ports_of(ports);
+        src == self.server || dst == self.client
     }
+}
+
+/// Source and destination port.
+#[inline(always)]
+const fn ports_of([s0, s1, d0, d1]: [u8; 4]) -> (u16, u16) {
+    (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]))
+}
+
+/// Whether an IPv4 packet is a fragment that begins behind the transport header.
+const fn is_later_fragment(header: &[u8; IPV4_LEN]) -> bool {
+    u16::from_be_bytes([header[6], header[7]]) & IPV4_OFFSET_MASK != 0
 }
 
 /// Link header without a tag, IPv4 header without options, and the ports.
@@ -102,19 +113,39 @@ fn is_ordinary_ipv4(head: &[u8; V4_HEAD]) -> bool {
     head[ETH_LEN] == PLAIN && !(head[PROTO] == ip_proto::UDP && DHCP.are([p0, p1, p2, p3]))
 }
 
-/// Refuses an IPv4 packet that is from none of the owner's addresses. Without one it may ask for one.
+/// Refuses an IPv4 packet that is from none of the owner's addresses, or from nobody's and not what hosts say that
+/// have none yet.
 #[inline(always)]
-pub(crate) fn admit_ipv4(source: Ipv4Addr, own: &[Ipv4Addr]) -> Result<(), DropReason> {
-    if source.is_unspecified() || own.contains(&source) {
+pub(crate) fn admit_ipv4(
+    packet: &[u8],
+    source: Ipv4Addr,
+    own: &[Ipv4Addr],
+) -> Result<(), DropReason> {
+    if own.contains(&source) || source.is_unspecified() && is_of_the_nameless(packet) {
         Ok(())
     } else {
         Err(DropReason::SpoofedIpv4)
     }
 }
 
-/// Refuses ARP that is not said by the owner, or not for itself.
+/// Whether hosts send this packet before they have an address: they ask for one by DHCP (RFC 2131 §4.1), and say
+/// which groups they are in (RFC 3376 §4.2.13).
+#[cold]
+fn is_of_the_nameless(packet: &[u8]) -> bool {
+    let Some(header) = packet.first_chunk::<IPV4_LEN>() else { return false };
+    let ports = || chunk(packet, usize::from(header[0] & 0x0f) * 4).map(|ports| ports_of(*ports));
+    match header[9] {
+        ip_proto::UDP => !is_later_fragment(header) && ports() == Some((DHCP.client, DHCP.server)),
+        ip_proto::IGMP => true,
+        _ => false,
+    }
+}
+
+/// Refuses ARP that is not said by the owner, or not for itself. From no address it may only ask, whether one is
+/// free (RFC 5227 §1.1).
 pub(crate) fn admit_arp(arp: &ArpPacket, mac: Mac, own: &[Ipv4Addr]) -> Result<(), DropReason> {
-    let sound = arp.sender_mac == mac && admit_ipv4(arp.sender_ip, own).is_ok();
+    let is_probe = arp.op == ArpOp::Request && arp.sender_ip.is_unspecified();
+    let sound = arp.sender_mac == mac && (is_probe || own.contains(&arp.sender_ip));
     if sound { Ok(()) } else { Err(DropReason::SpoofedArp) }
 }
 
@@ -212,10 +243,9 @@ fn innermost(bytes: &[u8], headers: &Headers) -> Option<(u16, usize)> {
 /// Whether a packet, or the first fragment of one, is what a DHCP server or relay says.
 fn is_dhcp_answer(packet: &[u8]) -> bool {
     let Some(header) = packet.first_chunk::<IPV4_LEN>() else { return false };
-    let fragment_word = u16::from_be_bytes([header[6], header[7]]);
     let ports = chunk(packet, usize::from(header[0] & 0x0f) * 4);
     header[9] == ip_proto::UDP
-        && fragment_word & IPV4_OFFSET_MASK == 0
+        && !is_later_fragment(header)
         && ports.is_some_and(|ports| DHCP.are(*ports))
 }
 

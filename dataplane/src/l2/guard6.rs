@@ -67,7 +67,7 @@ fn look_closely(bytes: &[u8], headers: &Headers, owner: &Owner<'_>) -> Result<()
         Payload::Ipv6(packet) => packet,
         Payload::Ipv4(packet) => {
             let source = ipv4_source_at(packet, 0);
-            return source.map_or(Ok(()), |source| admit_ipv4(source, owner.ipv4));
+            return source.map_or(Ok(()), |source| admit_ipv4(packet, source, owner.ipv4));
         }
         Payload::Arp(packet) => {
             let arp = ArpPacket::read(packet).ok_or(DropReason::ArpMalformed)?;

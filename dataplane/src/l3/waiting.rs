@@ -1,10 +1,12 @@
-//! Frames that waited for a neighbor: sent when it is known, dropped when it does not answer.
+//! Frames that waited for a neighbor: sent when it is known, dropped when it does not answer, which their
+//! senders are told.
 
 use crate::core::Cx;
 use crate::egress;
 use crate::engine::Link;
 use crate::l3::hop;
 use crate::l3::neighbor::{Held, Resolution};
+use crate::nat::silent;
 use crate::packet::parse::ETH_LEN;
 use crate::packet::rewrite;
 use crate::packet::types::{Mac, PortId};
@@ -21,7 +23,7 @@ pub(crate) fn release(cx: &mut Cx<'_>) {
     for held in all.drain(..) {
         let neighbor = (held.link, held.next_hop);
         if failed == Some(neighbor) {
-            give_up(cx, held, DropReason::NeighborUnresolved);
+            is_silent(cx, held);
             continue;
         }
         let asker = hop::asker(cx.config, held.link, held.next_hop, held.frame.ingress);
@@ -33,13 +35,22 @@ pub(crate) fn release(cx: &mut Cx<'_>) {
                 }
                 cx.waiting.push(held);
             }
-            Resolution::Failed | Resolution::Full => {
+            Resolution::Failed => {
                 failed = Some(neighbor);
-                give_up(cx, held, DropReason::NeighborUnresolved);
+                is_silent(cx, held);
             }
+            Resolution::Full => give_up(cx, held, DropReason::NeighborUnresolved),
         }
     }
     cx.waiting.recycle(all);
+}
+
+/// The neighbor of a frame has not answered.
+#[cold]
+fn is_silent(cx: &mut Cx<'_>, mut held: Held) {
+    // Before its connection goes, which knows what its sender sent.
+    silent::tell(cx, &mut held);
+    give_up(cx, held, DropReason::NeighborUnresolved);
 }
 
 /// Drops a frame that is not to wait any longer; the connection that it began goes with it.

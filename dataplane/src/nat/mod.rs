@@ -28,4 +28,5 @@ mod outside;
 mod policy;
 pub mod port_alloc;
 mod related;
+pub(crate) mod silent;
 pub(crate) mod translate;

@@ -241,6 +241,8 @@ mod tests {
     }
 
     /// RFC 4787 REQ-4: RTP and RTCP of old programs are an even port and the next one.
+    ///
+    /// Rows: RFC 4787 REQ-4, RFC 7857 §8.
     #[test]
     fn those_of_the_same_parity_come_before_the_others() {
         for inside in [40_000, 40_001, 500, 501] {
@@ -278,6 +280,7 @@ mod tests {
         }
     }
 
+    /// Rows: VPP `test_dynamic_edge_ports`.
     #[test]
     fn every_size_is_walked_completely() {
         for size in (1..=ATTEMPTS).chain([1000, 4096, 64_511, 64_512, 65_536]) {
@@ -325,6 +328,7 @@ mod tests {
         assert_eq!(Candidates::new(&[], 5, &mut rng()).next(), None);
     }
 
+    /// Rows: RFC 6888 REQ-15; RFC 7857 §9, RFC 6056, RFC 5452.
     #[test]
     fn ports_are_spread() {
         let ranges = [(1024, 65535)];

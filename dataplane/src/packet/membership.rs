@@ -13,7 +13,6 @@ use super::parse::{ETH_LEN, IPV4_LEN, IPV6_LEN};
 use super::types::{Mac, ethertype, ip_proto, ip6_extensions};
 use crate::frame::Frame;
 
-const IGMP: u8 = 2;
 const PIM: u8 = 103;
 
 const IGMP_QUERY: u8 = 0x11;
@@ -121,7 +120,9 @@ pub(crate) const fn is_for_all(group: IpAddr) -> bool {
 pub(crate) fn read<'a>(bytes: &'a [u8], headers: &Headers) -> Message<'a> {
     match &headers.net {
         Net::Ipv4(ip) if ip.proto == PIM => Message::Router,
-        Net::Ipv4(ip) if ip.proto == IGMP => read_igmp(bytes, ip).unwrap_or(Message::Malformed),
+        Net::Ipv4(ip) if ip.proto == ip_proto::IGMP => {
+            read_igmp(bytes, ip).unwrap_or(Message::Malformed)
+        }
         Net::Ipv6(ip) if ip.proto == PIM => Message::Router,
         Net::Ipv6(ip) if is_mld(ip) => read_mld(bytes, ip).unwrap_or(Message::Malformed),
         _ => Message::None,
@@ -333,8 +334,32 @@ pub(crate) fn write_query4(frame: &mut Frame, mac: Mac, from: Ipv4Addr, group: O
     let sum = Sum::ZERO.add_bytes(&igmp).checksum();
     write_u16(&mut igmp, 2, sum);
     // Internetwork control, TTL 1, router alert (RFC 3376 §4).
-    let mut ip =
-        [0x46, 0xc0, 0, 36, 0, 0, 0x40, 0, 1, IGMP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 148, 4, 0, 0];
+    let mut ip = [
+        0x46,
+        0xc0,
+        0,
+        36,
+        0,
+        0,
+        0x40,
+        0,
+        1,
+        ip_proto::IGMP,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        148,
+        4,
+        0,
+        0,
+    ];
     super::field::write(&mut ip, 12, from.octets());
     super::field::write(&mut ip, 16, to.octets());
     let sum = Sum::ZERO.add_bytes(&ip).checksum();

@@ -14,6 +14,8 @@ use std::path::Path;
 use fuzz::{seeds, targets};
 
 /// Files of `cases/TARGET`.
+///
+/// Rows: Open vSwitch `tests/oss-fuzz: flow extract, miniflow, odp, json, ofp_print; tests/fuzz-regression`.
 #[test]
 fn what_was_found_once_is_mended() {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");

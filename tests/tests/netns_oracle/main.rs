@@ -93,6 +93,25 @@ const WANTED: &[Wanted] = &[
         why: SILENCE,
     },
     Wanted {
+        step: "a port that is published no more",
+        six: true,
+        kernel: &[
+            "outside hears port unreachable uplink > client about [udp client:43011 > uplink:8083]",
+            "two hears udp client:43010 > two:83 8 bytes a1a2",
+        ],
+        ours: &[],
+        why: "conntrack goes on by a rule that is gone until somebody deletes its entries; here they end with it",
+    },
+    Wanted {
+        step: "an association",
+        six: true,
+        kernel: &[
+            "outside hears protocol unreachable uplink > server about [sctp server:53 > uplink:p chunk 0]",
+        ],
+        ours: &[],
+        why: SILENCE,
+    },
+    Wanted {
         step: "another's published port by the outside address",
         six: true,
         kernel: &["two hears tcp gateway:43005 > two:80 syn 0 bytes 0000"],

@@ -3,6 +3,7 @@
 
 use dataplane::packet::types::tcp_flags::{ACK, FIN, PSH, RST, SYN};
 use tests::fragments::in_pieces;
+use tests::packet::sctp::{ABORT, COOKIE_ACK, COOKIE_ECHO, DATA, INIT, INIT_ACK, sctp};
 use tests::packet::{
     Packet, Wire, echo, echo_reply, icmp, icmp_error, icmp6, icmp6_error, raw_ip, tcp, udp,
 };
@@ -303,6 +304,16 @@ pub(crate) const SCRIPT: &[Step] = &[
         let (two, nat) = (world.host(INSIDE[1]), world.host(UPLINK));
         world.send(Two, tcp(&two, 43_006, &nat, 8080, SYN));
     }),
+    ("a port that is published no more", |world| {
+        let (client, two, nat) = (world.host(CLIENT), world.host(INSIDE[1]), world.host(UPLINK));
+        world.send(Outside, udp(&client, 43_010, &nat, 8083));
+        world.hear(Two);
+        world.send(Two, udp(&two, 83, &client, 43_010));
+        world.hear(Outside);
+        world.unpublish();
+        world.send(Outside, udp(&client, 43_010, &nat, 8083));
+        world.send(Outside, udp(&client, 43_011, &nat, 8083));
+    }),
     ("echo to the gateway", |world| {
         let (one, gateway) = (world.host(INSIDE[0]), world.host(PEER));
         world.send(One, echo(&one, &gateway, 79));
@@ -336,6 +347,24 @@ pub(crate) const SCRIPT: &[Step] = &[
         world.send(One, raw_ip(&one, &server, 253));
         world.hear(Outside);
         world.send(Outside, raw_ip(&server, &nat, 253));
+    }),
+    ("an association", |world| {
+        let (one, server, nat) = (world.host(INSIDE[0]), world.host(SERVER), world.host(UPLINK));
+        let there = |tag| sctp(&one, 47_000, &server, 53, tag);
+        world.send(One, there(0).asks_for(INIT, 11));
+        let port = port_of(&world.hear(Outside));
+        let back = |tag| sctp(&server, 53, &nat, port, tag);
+        world.send(Outside, back(11).asks_for(INIT_ACK, 22));
+        world.hear(One);
+        world.send(One, there(22).chunk(COOKIE_ECHO, 0, b"cookie"));
+        world.hear(Outside);
+        world.send(Outside, back(11).chunk(COOKIE_ACK, 0, &[]));
+        world.hear(One);
+        world.send(One, there(22).chunk(DATA, 3, &[7; 16]));
+        world.hear(Outside);
+        // With a tag that nobody asked for it is no answer.
+        world.send(Outside, back(33).chunk(DATA, 3, &[8; 16]));
+        world.send(Outside, back(11).chunk(ABORT, 0, &[]));
     }),
     ("an icmp message that asks nothing", |world| {
         let (one, server) = (world.host(INSIDE[0]), world.host(SERVER));

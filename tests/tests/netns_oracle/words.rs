@@ -10,7 +10,7 @@ use tests::sums;
 use super::world::{CLIENT, INSIDE, OUTSIDE, PEER, SERVER, STRANGER, UPLINK};
 
 /// Ports of the outside address that are somebody's choice.
-const CHOSEN: [u16; 5] = [8080, 8081, 8082, 9999, 53];
+const CHOSEN: [u16; 6] = [8080, 8081, 8082, 8083, 9999, 53];
 
 fn name(address: IpAddr) -> String {
     let known = [
@@ -107,6 +107,12 @@ fn packet(bytes: &[u8], whole: bool) -> Option<String> {
             let payload = said(carried.get(8..));
             format!("udp {} > {}{payload}", end(src, ports.0), end(dst, ports.1))
         }
+        132 => {
+            // The first chunk's type; ports and sum are before it.
+            let chunk = carried.get(12).map_or_else(String::new, |kind| format!(" chunk {kind}"));
+            let payload = said(carried.get(12..));
+            format!("sctp {} > {}{chunk}{payload}", end(src, ports.0), end(dst, ports.1))
+        }
         1 | 58 => return icmp(proto, carried, &name(src), &name(dst), &said(carried.get(8..))),
         // IGMP.
         2 => return None,
@@ -122,6 +128,7 @@ fn icmp(proto: u8, message: &[u8], src: &str, dst: &str, payload: &str) -> Optio
         (58, 130..=137 | 143, _) => return None,
         (1, 3, 0) | (58, 1, 0) => "no route".to_owned(),
         (1, 3, 1) | (58, 1, 3) => "host unreachable".to_owned(),
+        (1, 3, 2) | (58, 4, 1) => "protocol unreachable".to_owned(),
         (1, 3, 3) | (58, 1, 4) => "port unreachable".to_owned(),
         (1, 3, 4) => format!("too big for {}", be16(message, 6)?),
         (58, 2, 0) => format!("too big for {}", be16(message, 6)?),

@@ -63,7 +63,7 @@ pub(crate) struct World {
     /// What was heard in the step under way, in words.
     lines: Vec<String>,
     six: bool,
-    _host: Host,
+    host: Host,
     _namespaces: Vec<Owned>,
 }
 
@@ -139,7 +139,7 @@ pub(crate) fn ours() -> World {
         host.sandbox(name, &format!("--network app --ip {ip} --ip6 {} {more}", ip6(ip))).ns
     };
     let one = sandbox("one", INSIDE[0], "");
-    let two = sandbox("two", INSIDE[1], "-p 8080:80 -p 8081:81/udp -p 8082:82");
+    let two = sandbox("two", INSIDE[1], "-p 8080:80 -p 8081:81/udp -p 8082:82 -p 8083:83/udp");
     World::new("vswitchd", host, [&one, &two], Vec::new())
 }
 
@@ -176,6 +176,13 @@ pub(crate) fn kernel() -> World {
     for line in [
         "add table inet nat".to_owned(),
         "add chain inet nat pre { type nat hook prerouting priority dstnat ; }".to_owned(),
+        // A port that is unpublished by and by.
+        "add chain inet nat gone { type nat hook prerouting priority dstnat + 1 ; }".to_owned(),
+        format!("add rule inet nat gone fib daddr type local udp dport 8083 dnat ip to {two}:83"),
+        format!(
+            "add rule inet nat gone fib daddr type local udp dport 8083 dnat ip6 to [{}]:83",
+            ip6(two)
+        ),
         "add chain inet nat post { type nat hook postrouting priority srcnat ; }".to_owned(),
         "add chain inet nat forward { type filter hook forward priority filter ; }".to_owned(),
         "add rule inet nat forward ct state invalid drop".to_owned(),
@@ -216,7 +223,7 @@ impl World {
             Player::new(inside[1], "eth0", PEER),
             Player::new(&host.outside, "up0", UPLINK),
         ];
-        Self { kind, players, lines: Vec::new(), six: false, _host: host, _namespaces: owned }
+        Self { kind, players, lines: Vec::new(), six: false, host, _namespaces: owned }
     }
 
     /// All packets are IPv6 from here on, or no longer.
@@ -244,6 +251,15 @@ impl World {
         let player = &self.players[who as usize];
         let wire = Wire::from(packet.macs(player.mac, player.router));
         self.send_frame(who, &wire.bytes);
+    }
+
+    /// Takes the publication of port 8083 away.
+    pub(crate) fn unpublish(&self) {
+        if self.kind == "kernel" {
+            self.host.ns.ok("nft flush chain inet nat gone");
+        } else {
+            self.host.ok(["port", "unpublish", &self.host.name("two"), "8083:83/udp"]);
+        }
     }
 
     /// As it is.

@@ -8,7 +8,7 @@ use dataplane::config::{PortRole, SnapshotSpec, Timeouts, UplinkMode};
 use dataplane::packet::types::tcp_flags::SYN;
 use dataplane::packet::types::{PortId, ip_proto};
 use dataplane::verdict::DropReason;
-use tests::fragments::{in_pieces, in_two, piece};
+use tests::fragments::{in_pieces, in_pieces6, in_two, piece};
 use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NET2, ROUTER, SERVER, Step, UP,
     publish, small, topology, without_guard,
@@ -61,6 +61,8 @@ fn reversed(lab: &mut Lab, from: &Host, packet: &Packet, to: &Host, rule: &str) 
     step.take(to.port)
 }
 
+/// Rows: RFC 3022 §6.3; Open vSwitch `conntrack: IPv4 fragmentation out of order`; VPP
+/// `test_frag_out_of_order`.
 #[test]
 fn reversed_out_through_snat() {
     let mut lab = Lab::default();
@@ -90,6 +92,8 @@ fn reversed_in_through_dnat_and_back() {
     assert_eq!(lab.connection().packets, [4, 4]);
 }
 
+/// Rows: VPP `test_frag_in_order_in_plus_out, test_frag_out_of_order_in_plus_out`; VPP
+/// `test_reass_hairpinning`.
 #[test]
 fn reversed_through_a_hairpin() {
     for client in [A, B] {
@@ -124,6 +128,51 @@ fn reversed_echo_within_a_network_and_to_the_host() {
     assert_eq!(reassemble(&sorted(came)), to_host.into());
 }
 
+/// Where nothing is translated nothing has to wait for the first one: they are switched as they come.
+///
+/// Rows: VPP `test_frag_in_order_do_not_translate, test_frag_out_of_order_do_not_translate`.
+#[test]
+fn within_a_network_they_go_on_as_they_come() {
+    let mut lab = Lab::default();
+    let whole = udp(&A, 4000, &B, 53).may_fragment().long(5000);
+    let pieces = in_pieces(&whole, FRAGMENT);
+    let pieces6 = in_pieces6(&whole.v6(), FRAGMENT - 32, 7);
+    for pieces in [pieces, pieces6] {
+        for piece in pieces.iter().chain(pieces.iter().rev()) {
+            lab.rx(A.port, &piece[..]).tx(B.port, &piece[..]);
+        }
+    }
+    assert!(lab.plane.tables().fragments.is_empty() && lab.connections().is_empty());
+}
+
+#[test]
+fn without_masquerade_they_leave_as_they_are_in_any_order() {
+    let mut spec = topology();
+    spec.networks[0].masquerade = false;
+    let mut lab = Lab::new(spec);
+    let datagram = outbound(&A);
+    let as_sent = |piece: &Vec<u8>| {
+        let mut piece = piece.clone();
+        piece[..6].copy_from_slice(&ROUTER.mac.0);
+        piece[6..12].copy_from_slice(&UP.mac.0);
+        piece
+    };
+    let expected = in_pieces(&datagram.clone().ttl(63), FRAGMENT);
+    let pieces = in_pieces(&datagram, FRAGMENT);
+    for (piece, out) in pieces.iter().zip(&expected).take(1) {
+        lab.rx(A.port, &piece[..]).moved("conn.new", 1).tx(UP.port, as_sent(out));
+    }
+    for (piece, out) in pieces.iter().zip(&expected).skip(1).rev() {
+        lab.rx(A.port, &piece[..]).tx(UP.port, as_sent(out));
+    }
+    // The first comes last.
+    let again = reversed(&mut lab, &A, &datagram.clone().ident(9), &UP, "");
+    let whole = datagram.ident(9).routed(UP.mac, ROUTER.mac);
+    assert_eq!(reassemble(&sorted(again)), whole.into());
+    assert!(lab.plane.tables().fragments.is_empty());
+}
+
+/// Rows: VPP `test_unsupp_ip_proto`.
 #[test]
 fn reversed_out_and_back_without_ports() {
     for proto in [47, 143] {
@@ -156,6 +205,7 @@ fn a_batch_in_disorder() {
     assert_eq!(reassemble(&sorted(out)), expected.into());
 }
 
+/// Rows: VPP `test_worker_conflict`.
 #[test]
 fn at_different_workers() {
     let mut lab = Lab::with(&EngineOptions { workers: 3, ..small() }, topology());
@@ -177,6 +227,8 @@ fn at_different_workers() {
 }
 
 /// As Linux' selftest ip_defrag.c sends: all at odd places first, and the shortest fragments there are.
+///
+/// Rows: VPP `test_bunch_of_fragments, test_buffer_boundary`.
 #[test]
 fn thousands_of_fragments_that_overtake_the_first() {
     let mut lab = Lab::with(&EngineOptions { fragment_limit: 4096, ..small() }, topology());
@@ -218,6 +270,7 @@ fn arrived(datagram: Packet, port: u16, ident: u16) -> Wire {
     datagram.src(UP.ip).sport(port).ident(ident).routed(UP.mac, ROUTER.mac).into()
 }
 
+/// Rows: RFC 7857 §10, RFC 6864 §5.3.1.
 #[test]
 fn fragments_of_two_senders_with_one_identification_do_not_mix() {
     let mut lab = Lab::default();

@@ -17,12 +17,14 @@ use tests::packet::{
 
 tests::in_ipv6! {
     a_missing_route_is_reported
+    a_neighbor_that_falls_silent_is_reported
     a_static_route_is_taken
     a_ttl_that_runs_out_is_reported
     an_internal_network_has_no_way_out
     errors_are_limited_in_rate
     ethernet_padding_is_neither_echoed_nor_routed
     networks_reach_each_other_by_published_ports_only
+    packets_that_wait_for_a_silent_neighbor_are_reported
     protocols_without_ports_and_messages_without_a_query
     routed_within_a_network
     the_gateway_answers_echo
@@ -42,6 +44,7 @@ fn edited(packet: &Packet, edit: impl FnOnce(&mut Vec<u8>)) -> Wire {
     bytes.into()
 }
 
+/// Rows: RFC 4443 §4.2.
 #[test]
 fn the_gateway_answers_echo() {
     let mut lab = Lab::default();
@@ -58,6 +61,7 @@ fn the_gateway_answers_echo() {
     lab.rx(A.port, wrong).dropped("a", "l4_malformed");
 }
 
+/// Rows: VPP `test_icmp_echo_reply_trailer`.
 #[test]
 fn ethernet_padding_is_neither_echoed_nor_routed() {
     let mut lab = Lab::default();
@@ -71,6 +75,7 @@ fn ethernet_padding_is_neither_echoed_nor_routed() {
         .masqueraded(&datagram);
 }
 
+/// Rows: Linux `local_termination.sh`.
 #[test]
 fn what_is_for_the_host_goes_to_its_leg() {
     let mut lab = Lab::default();
@@ -146,6 +151,7 @@ fn without_a_leg_of_the_host_nobody_serves_there() {
         .dropped("d", "no_service");
 }
 
+/// Rows: RFC 4443 §2.2; RFC 4443 §3.3; VPP `test_dynamic_icmp_errors_in2out_ttl_1, _in2out_ttl_2`.
 #[test]
 fn a_ttl_that_runs_out_is_reported() {
     let mut lab = Lab::default();
@@ -158,6 +164,67 @@ fn a_ttl_that_runs_out_is_reported() {
     }
 }
 
+/// Whether it is asked for by ARP or by Neighbor Discovery.
+#[test]
+fn a_neighbor_that_falls_silent_is_reported() {
+    let mut lab = Lab::default();
+    lab.resolve(&NEIGHBOR);
+    let packet = udp(&A, 4000, &NEIGHBOR, 2000).via(GATEWAY1.mac);
+    let out = Wire::from(packet.clone().src(UP.ip).routed(UP.mac, NEIGHBOR.mac));
+    lab.rx(A.port, &packet).tx(UP.port, out.clone()).masqueraded(&packet);
+    lab.after(Duration::from_secs(60)).only_balanced();
+    // What was once known holds while it is asked three times.
+    for asked in 1..=3 {
+        let sent = lab.rx(A.port, &packet).moved("generated", 1).take(UP.port);
+        assert_eq!((sent.len(), sent.contains(&out)), (2, true), "question {asked}: {sent:?}");
+        lab.after(Duration::from_secs(1)).only_balanced();
+    }
+    lab.rx(A.port, &packet)
+        .tx(A.port, reported(&GATEWAY1, &A, 3, 1, &packet))
+        .moved("generated", 1)
+        .dropped("a", "neighbor_unresolved");
+}
+
+/// Each of them, as it was before it was translated.
+///
+/// Rows: RFC 4861 §7.2.2.
+#[test]
+fn packets_that_wait_for_a_silent_neighbor_are_reported() {
+    let mut spec = topology();
+    spec.uplinks[0].nat_ports = vec![(50_000, 50_999)];
+    let mut lab = Lab::new(spec);
+    let all = [
+        udp(&A, 4000, &NEIGHBOR, 2000),
+        tcp(&A, 4000, &NEIGHBOR, 80, SYN),
+        echo(&A, &NEIGHBOR, 4000),
+        raw_ip(&A, &NEIGHBOR, 47),
+        udp(&B, 4000, &NEIGHBOR, 2000),
+    ];
+    let all = all.map(|packet| packet.via(GATEWAY1.mac));
+    for (packet, from) in all.iter().zip([&A, &A, &A, &A, &B]) {
+        let step = lab.rx(from.port, packet).masqueraded(packet).moved("queued", 1);
+        step.tolerate("neighbors").tolerate("generated").accept(&[UP.port]);
+    }
+    let mut told = vec![Vec::new(), Vec::new()];
+    for _ in 0..12 {
+        let sent = lab.after(Duration::from_millis(300)).sent();
+        for (port, wire) in sent {
+            match port {
+                port if port == A.port => told[0].push(wire),
+                port if port == B.port => told[1].push(wire),
+                _ => {}
+            }
+        }
+    }
+    let error = |packet: &Packet, to: &Host| {
+        Wire::from(reported(&GATEWAY1, to, 3, 1, &packet.clone().ttl(63)))
+    };
+    let of_a: Vec<_> = all[..4].iter().map(|packet| error(packet, &A)).collect();
+    assert_eq!(told, [of_a, vec![error(&all[4], &B)]]);
+    assert!(lab.connections().is_empty());
+}
+
+/// Rows: RFC 4443 §3.1.
 #[test]
 fn a_missing_route_is_reported() {
     let mut lab = Lab::default();
@@ -209,6 +276,7 @@ fn what_must_not_be_reported_is_not() {
     lab.rx(A.port, &nowhere).dropped("a", "martian");
 }
 
+/// Rows: RFC 4443 §2.4 (f).
 #[test]
 fn errors_are_limited_in_rate() {
     let mut lab = Lab::default();
@@ -229,6 +297,7 @@ fn errors_are_limited_in_rate() {
         .take(A.port);
 }
 
+/// Rows: RFC 4787 REQ-13; Linux `pmtu.sh`.
 #[test]
 fn too_long_for_the_way_out() {
     let mut lab = Lab::default();
@@ -265,6 +334,8 @@ fn frames_that_waited_are_fragmented_too() {
     assert_eq!(reassemble(&sent), packet.src(UP.ip).routed(UP.mac, NEIGHBOR.mac).into());
 }
 
+/// Rows: RFC 4787 REQ-14; Open vSwitch `conntrack: IPv4 fragmentation, with NAT`; Linux `conntrack_ipip_mtu.sh,
+/// vxlan_mtu_frag.sh`; VPP `test_frag_in_order`; VPP `test_reassembly`.
 #[test]
 fn fragments_follow_the_first_one_through_nat() {
     let mut lab = Lab::default();
@@ -288,6 +359,7 @@ fn networks_reach_each_other_by_published_ports_only() {
     lab.rx(D.port, echo(&D, &B, 2).via(GATEWAY2.mac)).dropped("d", "inter_network");
 }
 
+/// Rows: Linux `router_bridge*.sh`.
 #[test]
 fn routed_within_a_network() {
     let mut lab = Lab::default();
@@ -295,6 +367,7 @@ fn routed_within_a_network() {
     lab.rx(A.port, &packet).tx(B.port, packet.routed(GATEWAY1.mac, B.mac)).moved("conn.new", 1);
 }
 
+/// Rows: moby `TestInternalNwConnectivity`.
 #[test]
 fn an_internal_network_has_no_way_out() {
     let mut lab = Lab::default();
@@ -308,6 +381,7 @@ fn an_internal_network_has_no_way_out() {
     lab.rx(UP.port, udp(&CLIENT, 1, &A, 2).via(UP.mac)).dropped("up", "unsolicited");
 }
 
+/// Rows: Linux `router_broadcast.sh, router_multicast.sh`.
 #[test]
 fn addresses_that_cannot_be_on_the_wire() {
     let mut spec = topology();
@@ -409,6 +483,7 @@ fn ipv6_is_switched_and_not_routed_by_a_gateway_without_it() {
     lab.rx(A.port, routed).dropped("a", "ipv6_not_routed");
 }
 
+/// Rows: RFC 5508 REQ-11; Open vSwitch `conntrack: generic IP protocol`; VPP `test_unknown_proto`.
 #[test]
 fn protocols_without_ports_and_messages_without_a_query() {
     let mut lab = Lab::default();

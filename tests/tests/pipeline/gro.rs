@@ -39,6 +39,7 @@ fn segments_for_one_device_leave_as_one_frame() {
         .moved("merged", 12);
 }
 
+/// Rows: Linux `udpgro*.sh`.
 #[test]
 fn trains_of_datagrams_leave_as_one_frame() {
     let mut lab = Lab::default();

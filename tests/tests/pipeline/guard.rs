@@ -1,12 +1,16 @@
 //! What only trusted ports may send: the answers of a DHCP server, IPv6 Router Advertisements and
 //! Redirects. Whatever they hide behind, and however well the way is known.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use dataplane::config::PortRole;
+use dataplane::packet::types::tcp_flags::SYN;
 use dataplane::packet::types::{Mac, ethertype};
+use tests::fragments::in_two;
 use tests::lab::{A, B, C, GATEWAY1, Lab, UP, dual, publish, topology, without_guard};
-use tests::packet::{Host, arp, arp_reply, arp_request, ethernet, udp};
+use tests::packet::{
+    Host, Packet, arp, arp_reply, arp_request, echo, ethernet, icmp6, raw_ip, tcp, udp,
+};
 
 const ALL_NODES: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
 const UDP: u8 = 17;
@@ -109,6 +113,7 @@ fn a_trusted_endpoint_the_host_and_the_wire_may() {
     lab.rx(GATEWAY1.port, &of_the_host).tx(A.port, &of_the_host);
 }
 
+/// Rows: RFC 7113 §3.
 #[test]
 fn no_header_hides_an_advertisement() {
     let mut lab = Lab::default();
@@ -333,5 +338,46 @@ fn neighbor_discovery_names_the_endpoint_s_own_mac() {
         let mut open = topology();
         without_guard(&mut open);
         passes(&mut Lab::new(open), &A, &spoofed);
+    }
+}
+
+/// What hosts say before they have an address, and nothing else: neither the whole way nor by a shortcut that what
+/// they may say has made.
+#[test]
+fn from_no_address_one_asks_for_one_or_for_groups_alone() {
+    let none = Ipv4Addr::UNSPECIFIED;
+    let nameless = Host { ip: none, ..A };
+    let from = |packet: Packet| packet.src(none);
+    let probe = |op| arp(op, (A.mac, B.mac), (A.mac, none), (Mac::ZERO, A.ip));
+    let query = icmp6(&A, &B, 131, 0, [0; 4]).payload(&[0xff; 16]).src6(Ipv6Addr::UNSPECIFIED);
+    let may = [
+        from(udp(&A, 68, &B, 67)).bytes(),
+        raw_ip(&nameless, &B, 2).payload(&[0x16, 0, 0, 0, 224, 1, 2, 3]).bytes(),
+        probe(1),
+        query.bytes(),
+    ];
+    let may_not = [
+        (from(udp(&A, 68, &B, 69)).bytes(), "spoofed_ipv4"),
+        (from(udp(&A, 1000, &B, 67)).bytes(), "spoofed_ipv4"),
+        (from(tcp(&A, 68, &B, 67, SYN)).bytes(), "spoofed_ipv4"),
+        (from(echo(&A, &B, 1)).bytes(), "spoofed_ipv4"),
+        (raw_ip(&nameless, &B, 47).bytes(), "spoofed_ipv4"),
+        // What is behind the ports of a datagram has none.
+        (
+            in_two(&from(udp(&A, 68, &B, 67)).may_fragment().long(400), 200)[1].clone(),
+            "spoofed_ipv4",
+        ),
+        (from(udp(&A, 68, &B, 69)).vlan(7).bytes(), "spoofed_ipv4"),
+        (probe(2), "spoofed_arp"),
+        (udp(&A, 1, &B, 2).src6(Ipv6Addr::UNSPECIFIED).dst6(B.ip6()).bytes(), "spoofed_ipv6"),
+    ];
+    let mut lab = Lab::new(dual());
+    for (frame, reason) in may_not {
+        for one in &may {
+            for _ in 0..4 {
+                lab.rx(A.port, one.clone()).tx(B.port, one.clone()).sums_may_be_wrong();
+            }
+            lab.rx(A.port, frame.clone()).dropped("a", reason);
+        }
     }
 }

@@ -133,6 +133,7 @@ fn no_shortcut_leads_past_the_addresses() {
     }
 }
 
+/// Rows: RFC 4862 §5.4.
 #[test]
 fn nobody_solicits_or_advertises_for_another() {
     let mut lab = Lab::new(dual());
@@ -168,6 +169,7 @@ fn nobody_solicits_or_advertises_for_another() {
     lab.rx(A.port, claim).dropped("a", "spoofed_nd");
 }
 
+/// Rows: RFC 6980 §5.
 #[test]
 fn neighbor_discovery_in_pieces_is_refused() {
     let mut lab = Lab::new(dual());

@@ -198,6 +198,8 @@ pub(crate) fn call(
     (syn, came)
 }
 
+/// Rows: Open vSwitch `conntrack: FTP, no conntrack, non-standard port, expectation dump, passive, multiple
+/// expectations`; Open vSwitch `conntrack: FTP over IPv6, passive`; Linux `nft_conntrack_helper.sh`.
 #[test]
 fn a_client_inside_is_called_back() {
     let mut lab = Lab::new(helped());
@@ -243,6 +245,8 @@ fn a_server_inside_is_called_where_it_says() {
 }
 
 /// Outside there is one port alone, which has more digits than that inside, or fewer.
+///
+/// Rows: Open vSwitch `conntrack: FTP with SNAT and DNAT, active, passive, with reverse skew`.
 #[test]
 fn numbers_are_skewed_both_ways() {
     for (inside, outside) in [(1024, 65_000), (65_000, 1024)] {
@@ -598,6 +602,7 @@ pub(crate) fn request(from: &Host, port: u16, to: &Host) -> Packet {
     udp(from, port, to, 69).payload(b"\0\x01kernel\0octet\0")
 }
 
+/// Rows: Open vSwitch `conntrack: TFTP, with SNAT`.
 #[test]
 fn tftp_answers_from_another_port() {
     let mut lab = Lab::new(helped());

@@ -50,6 +50,11 @@ fn an_error_about_another_query_with_a_ping_s_identifier_is_nobody_s() {
     lab.rx(UP.port, icmp_error(&ROUTER, &UP, 3, 1, &foreign, 548)).dropped("up", "icmp_unrelated");
 }
 
+/// Rows: RFC 5382 REQ-9; RFC 5508 REQ-4, REQ-5; Open vSwitch `conntrack: ICMP related, ICMP related 2, related
+/// to original direction`; Open vSwitch `conntrack: multiple ICMP traverse`; Open vSwitch `conntrack: ICMP from
+/// different source related with NAT`; Open vSwitch `conntrack: ICMP related with NAT, SNAT, NAT with single
+/// port`; Open vSwitch `conntrack: ICMPv6 related with SNAT, NAT with single port`; Linux
+/// `conntrack_icmp_related.sh`; VPP `test_icmp_error`.
 #[test]
 fn errors_about_what_was_sent_out_reach_the_sender() {
     let mut lab = Lab::default();
@@ -100,6 +105,7 @@ fn a_quote_of_a_datagram_without_checksum_gets_none() {
     lab.rx(UP.port, bare(&out, &UP)).tx(A.port, told);
 }
 
+/// Rows: VPP `test_icmp_error_fwd_outbound`; VPP `test_dynamic_icmp_errors_out2in_ttl_1, _out2in_ttl_2`.
 #[test]
 fn errors_about_what_came_in_show_the_published_address() {
     let mut spec = topology();
@@ -128,6 +134,7 @@ fn errors_about_what_came_in_show_the_published_address() {
     }
 }
 
+/// Rows: RFC 5508 REQ-7.
 #[test]
 fn errors_of_a_hairpin_go_back_the_same_way() {
     let mut spec = topology();
@@ -206,6 +213,7 @@ fn every_error() -> Vec<(u8, u8)> {
     codes.iter().flat_map(|(kind, last)| (0..=*last).map(|code| (*kind, code))).collect()
 }
 
+/// Rows: RFC 5508 REQ-10.
 #[test]
 fn every_code_of_every_error_reaches_the_sender() {
     let mut lab = Lab::default();
@@ -222,6 +230,7 @@ fn every_code_of_every_error_reaches_the_sender() {
     }
 }
 
+/// Rows: RFC 4787 REQ-12, RFC 5382 REQ-10; RFC 5508 REQ-6.
 #[test]
 fn an_error_neither_refreshes_nor_ends_a_connection() {
     let mut lab = Lab::default();

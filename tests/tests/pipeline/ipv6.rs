@@ -53,6 +53,7 @@ fn edited(packet: &Packet, edit: impl FnOnce(&mut Vec<u8>)) -> Wire {
     bytes.into()
 }
 
+/// Rows: RFC 4291 §2.5.2, §2.5.3, §2.7.
 #[test]
 fn addresses_that_cannot_be_on_the_wire() {
     let mut lab = lab(without_guard);
@@ -77,6 +78,7 @@ fn addresses_that_cannot_be_on_the_wire() {
     }
 }
 
+/// Rows: RFC 4291 §2.5.6.
 #[test]
 fn what_is_link_local_stays_on_its_link() {
     let mut lab = lab(|spec| spec.dnat.push(publish_tcp(7, 22, &B, 22)));
@@ -126,6 +128,7 @@ fn a_router_may_have_a_link_local_address_and_nobody_speaks_from_one() {
     lab.rx(A.port, datagram()).tx(A.port, told).moved("generated", 1).dropped("a", "no_route");
 }
 
+/// Rows: RFC 4443 §3.2, RFC 8200 §5.
 #[test]
 fn too_long_for_the_way_out() {
     let mut lab = lab(|spec| spec.uplinks[0].mtu = 1280);
@@ -161,6 +164,7 @@ fn offloads_pass_through_a_translation() {
     lab.rx(UP.port, data.gso(1400)).tx(A.port, inside(&data).gso(1400));
 }
 
+/// Rows: RFC 8201 §4.
 #[test]
 fn a_path_narrower_than_ipv6_is_not_believed() {
     let mut lab = lab(|_| {});
@@ -174,6 +178,8 @@ fn a_path_narrower_than_ipv6_is_not_believed() {
     lab.rx(UP.port, too_big(1280)).tx(A.port, told.routed(GATEWAY1.mac, A.mac));
 }
 
+/// Rows: RFC 6946 §4; RFC 8200 §4; Open vSwitch `conntrack: IPv6 fragmentation and multiple extension headers,
+/// out of order, 2`; VPP `test_atomic_fragment`.
 #[test]
 fn extension_headers_stay_where_they_are() {
     const PAD: [u8; 7] = [0, 1, 4, 0, 0, 0, 0];
@@ -198,6 +204,7 @@ fn extension_headers_stay_where_they_are() {
     }
 }
 
+/// Rows: RFC 5095 §3; RFC 7112 §5.
 #[test]
 fn chains_that_nobody_reads_alike_are_dropped() {
     const PAD: [u8; 7] = [0, 1, 4, 0, 0, 0, 0];
@@ -247,6 +254,8 @@ fn in_two(packet: &Packet, cut: usize) -> [Wire; 2] {
     [piece(0, HEADERS + cut, 1), piece(cut, whole.len(), offset)]
 }
 
+/// Rows: Open vSwitch `conntrack: IPv6 fragmentation, with NAT, vlan, cvlan, expiry, out of order, overlaps,
+/// incomplete`.
 #[test]
 fn fragments_follow_the_first_one_through_nat() {
     let mut lab = lab(|_| {});
@@ -330,7 +339,10 @@ fn a_packet_waits_for_its_neighbor() {
         step = step.tolerate("neighbors").tolerate("generated");
         if before == 1 && step.queued() == 0 {
             given_up += 1;
+            // The client outside is told of the address that it spoke to.
+            let told = reported(&UP, &CLIENT, 3, 1, &syn.clone().ttl(63));
             step = step
+                .tx(UP.port, told.macs(UP.mac, ROUTER.mac))
                 .moved("queued", -1)
                 .moved("conn.entries", -1)
                 .moved("conn.expired", 1)
@@ -341,6 +353,7 @@ fn a_packet_waits_for_its_neighbor() {
     assert_eq!(given_up, 1);
 }
 
+/// Rows: RFC 5722 §4, RFC 8200 §4.5; Linux `ip_defrag.sh -6, -6o`.
 #[test]
 fn fragments_in_reverse_and_with_others_overlapping() {
     let mut lab = lab(|_| {});

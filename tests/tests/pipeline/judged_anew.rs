@@ -81,6 +81,7 @@ fn stale_udp() {
     assert_ne!(came.l4_u16(0), 5353);
 }
 
+/// Rows: Linux `conntrack_tcp_unreplied.sh`.
 #[test]
 fn tcp_unreplied() {
     let mut lab = Lab::default();
@@ -134,6 +135,8 @@ fn a_conversation_over_tcp_outlives_the_publishing_of_its_port() {
 
 /// VPP's `dynamic_to_static`, and its static mapping over a dynamic session: a container has the outside port
 /// by a flow of its own, and then by a rule. From then on the rule leads in, and whoever speaks has another.
+///
+/// Rows: VPP `test_nat44_ed_output: static mapping over an existing dynamic session`; VPP `dynamic_to_static`.
 #[test]
 fn a_container_s_own_flow_goes_on_by_what_is_published_for_it() {
     let mut lab = Lab::default();
@@ -176,6 +179,8 @@ fn port_shadow() {
 }
 
 /// Both sides of a UDP flow begin it at once: it is one, and nobody's port changes.
+///
+/// Rows: Linux `conntrack_reverse_clash.sh`.
 #[test]
 fn reverse_clash() {
     let mut lab = Lab::default();

@@ -35,6 +35,7 @@ fn between_containers_a_frame_passes_unchanged() {
     lab.rx(B.port, &back).tx(A.port, &back);
 }
 
+/// Rows: IEEE L1 learning; Linux `bridge_vlan_unaware.sh: ping_ipv4, learning, flooding`; VPP `test_l2bd`.
 #[test]
 fn endpoints_need_no_learning_and_strangers_are_learned() {
     let mut lab = unguarded();
@@ -48,6 +49,8 @@ fn endpoints_need_no_learning_and_strangers_are_learned() {
     assert!(learned.iter().any(|e| e.mac == B.mac && e.kind == FdbKind::Local));
 }
 
+/// Rows: IEEE L4 flooding; Open vSwitch `IGMP: flood under normal action, forward with ICMP`; VPP
+/// `test_l2_flood: flood`.
 #[test]
 fn unknown_unicast_broadcast_and_multicast_flood_within_the_network_and_never_back() {
     for to in [NOBODY, Mac::BROADCAST, Mac([0x33, 0x33, 0, 0, 0, 1]), Mac([1, 0, 0x5e, 0, 0, 9])] {
@@ -112,6 +115,7 @@ fn a_networks_addresses_age_in_a_time_of_their_own() {
     assert_eq!(learned.map(|entry| entry.network).collect::<Vec<_>>(), [NET2]);
 }
 
+/// Rows: IEEE L2 ageing.
 #[test]
 fn a_learned_address_ages_out_and_then_floods() {
     let mut lab = unguarded();
@@ -153,6 +157,7 @@ fn a_frame_refreshes_the_age() {
     lab.rx(B.port, to.clone()).tx(A.port, to);
 }
 
+/// Rows: IEEE L7 move.
 #[test]
 fn a_host_that_moved_is_found_at_its_new_port_at_once() {
     let mut lab = unguarded();
@@ -163,6 +168,7 @@ fn a_host_that_moved_is_found_at_its_new_port_at_once() {
     lab.rx(B.port, to.clone()).tx(C.port, to);
 }
 
+/// Rows: Linux `bridge_locked_port.sh: mab_roam`.
 #[test]
 fn an_endpoint_s_own_address_cannot_be_taken_by_another() {
     let mut lab = unguarded();
@@ -172,6 +178,7 @@ fn an_endpoint_s_own_address_cannot_be_taken_by_another() {
     lab.rx(C.port, to.clone()).tx(B.port, to);
 }
 
+/// Rows: Linux `bridge_vlan_aware.sh: extern_learn`; Linux `bridge_sticky_fdb.sh`.
 #[test]
 fn a_static_entry_stays_where_it_was_put() {
     let mut lab = unguarded();
@@ -199,6 +206,7 @@ fn no_static_entry_takes_an_endpoint_s_own_address() {
     assert!(!lab.plane.fdb_remove(NET1, 0, C.mac));
 }
 
+/// Rows: Linux `bridge_fdb_learning_limit.sh: check_accounting, check_limit`.
 #[test]
 fn an_address_that_finds_no_room_is_counted_and_its_frame_goes_on() {
     let mut spec = topology();
@@ -215,6 +223,7 @@ fn an_address_that_finds_no_room_is_counted_and_its_frame_goes_on() {
     lab.rx(A.port, hello.clone()).tx(B.port, hello).moved("fdb.refused", 1);
 }
 
+/// Rows: IEEE L5 order; IEEE L6 own MAC as destination.
 #[test]
 fn what_is_on_the_same_port_is_not_sent_back() {
     let mut lab = unguarded();
@@ -224,6 +233,7 @@ fn what_is_on_the_same_port_is_not_sent_back() {
     lab.rx(A.port, plain(A.mac, A.mac)).dropped("a", "same_port");
 }
 
+/// Rows: IEEE L3 reserved groups.
 #[test]
 fn frames_that_no_bridge_forwards() {
     let mut lab = unguarded();
@@ -242,6 +252,7 @@ fn frames_that_no_bridge_forwards() {
     }
 }
 
+/// Rows: IEEE L13 lengths.
 #[test]
 fn runts_are_dropped_and_fourteen_bytes_are_not() {
     let mut lab = Lab::default();
@@ -268,6 +279,8 @@ fn a_port_without_configuration_carries_nothing() {
         .moved("replicated", 1);
 }
 
+/// Rows: Linux `bridge_locked_port.sh: locked_port_ipv4, locked_port_vlan`; Linux `rpath.sh`; VPP
+/// `test_acl_plugin_macip (66 cases)`.
 #[test]
 fn the_guard_drops_what_an_endpoint_is_not() {
     let mut lab = Lab::default();
@@ -291,6 +304,7 @@ fn the_guard_drops_what_an_endpoint_is_not() {
         .moved("replicated", 2);
 }
 
+/// Rows: IEEE L12 loop.
 #[test]
 fn nobody_speaks_with_the_gateway_s_mac_but_the_host() {
     for mut lab in [Lab::default(), unguarded()] {
@@ -320,6 +334,7 @@ fn an_endpoint_s_mac_from_another_one_s_port_is_a_loop() {
     Lab::default().rx(D.port, plain(A.mac, B.mac)).dropped("d", "spoofed_mac");
 }
 
+/// Rows: Linux `bridge_port_isolation.sh: ping_ipv4, flooding`.
 #[test]
 fn without_icc_containers_reach_the_host_only() {
     let mut lab = Lab::default();
@@ -383,6 +398,9 @@ fn a_flood_leaves_out_the_ports_it_does_not_fit() {
         .moved("drop.oversize", 1);
 }
 
+/// Rows: IEEE L9 VLAN; Open vSwitch `datapath: ping on vlan, cvlan; ping6 on both`; Open vSwitch `802.1ad:
+/// vlan_limit, push and pop, 802.1q tunnel, double vlan match`; Linux `bridge_vlan_aware.sh: ping, learning,
+/// flooding, 8021p, drop_untagged`.
 #[test]
 fn tags_are_carried_and_keep_networks_apart() {
     let mut lab = unguarded();
@@ -460,6 +478,7 @@ fn networks_are_separate_at_layer_two() {
         .moved("replicated", 2);
 }
 
+/// Rows: VPP `test_l2bd_learnlimit: none, for each domain, global`.
 #[test]
 fn the_oldest_learned_address_makes_room() {
     let mut options = tests::lab::small();
@@ -492,6 +511,8 @@ fn the_oldest_learned_address_makes_room() {
     lab.rx(B.port, known.clone()).tx(A.port, known);
 }
 
+/// Rows: Open vSwitch `datapath: ping6 with IPv6 later fragments`; Linux `bridge_locked_port.sh:
+/// locked_port_ipv6`.
 #[test]
 fn ipv6_is_switched_and_guarded_by_its_macs() {
     let mut lab = Lab::new(dual());
@@ -507,6 +528,7 @@ fn ipv6_is_switched_and_guarded_by_its_macs() {
     lab.rx(A.port, later.clone()).tx(B.port, later);
 }
 
+/// Rows: Linux `bridge_port_isolation.sh: ping_ipv6`.
 #[test]
 fn without_icc_ipv6_reaches_the_host_only() {
     let mut lab = Lab::new(dual());
@@ -518,6 +540,7 @@ fn without_icc_ipv6_reaches_the_host_only() {
     lab.rx(A.port, &question).tx(GATEWAY1.port, &question);
 }
 
+/// Rows: IEEE L14 LLC.
 #[test]
 fn frames_with_a_length_instead_of_a_type_are_switched() {
     let mut lab = Lab::default();

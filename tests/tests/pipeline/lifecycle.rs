@@ -74,6 +74,7 @@ fn unpublishing_ends_the_connections_of_that_rule_only() {
     lab.rx(UP.port, tcp(&CLIENT, 5000, &UP, 8081, SYN)).tx(A.port, again);
 }
 
+/// Rows: CNI `portmap: UDP goes on when a second container takes the port`.
 #[test]
 fn a_rule_that_leads_elsewhere_ends_its_connections_too() {
     let mut lab = published();
@@ -109,6 +110,7 @@ fn publishing_the_same_or_more_disturbs_nothing() {
     lab.rx(A.port, &there).tx(UP.port, there.src(UP.ip).routed(UP.mac, ROUTER.mac));
 }
 
+/// Rows: IEEE L15 port delete; VPP `test_delete_interface`.
 #[test]
 fn a_removed_endpoint_takes_its_connections_and_addresses_along() {
     let mut lab = published();
@@ -144,6 +146,7 @@ fn a_removed_endpoint_takes_its_connections_and_addresses_along() {
     lab.rx(B.port, udp(&B, 1, &A, 2)).dropped("b", "port_unconfigured");
 }
 
+/// Rows: VPP `test_delete_interface`.
 #[test]
 fn a_removed_network_takes_everything_along() {
     let mut spec = topology();
@@ -168,6 +171,7 @@ fn a_removed_network_takes_everything_along() {
     assert!(entries.iter().all(|e| e.mac != Mac([2, 0, 0, 0, 0, 0x55])), "{entries:?}");
 }
 
+/// Rows: VPP `test_interface_addr`.
 #[test]
 fn an_outside_address_that_goes_ends_what_used_it() {
     let mut lab = published();
@@ -258,6 +262,7 @@ fn without_guard_and_a(spec: &mut SnapshotSpec) {
     spec.ports.retain(|port| port.id != A.port);
 }
 
+/// Rows: VPP `test_clear_sessions`.
 #[test]
 fn flushing_ends_what_matches() {
     let mut lab = published();

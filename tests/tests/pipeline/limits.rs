@@ -28,6 +28,7 @@ tests::in_ipv6! {
     two_workers_that_see_both_sides_close_at_once_miss_neither
 }
 
+/// Rows: Open vSwitch `conntrack: get_nconns, get and set maxconns`.
 #[test]
 fn a_full_connection_table_refuses_new_ones_and_keeps_the_others() {
     let mut lab = Lab::with(&EngineOptions { conntrack_limit: 4, ..small() }, topology());

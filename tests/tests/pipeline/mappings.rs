@@ -51,6 +51,7 @@ fn source(wire: &Wire) -> Ipv4Addr {
     octets.into()
 }
 
+/// Rows: RFC 4787 REQ-1; RFC 5382 REQ-1.
 #[test]
 fn a_mapping_serves_every_destination() {
     let mut lab = Lab::new(mapped());
@@ -62,8 +63,18 @@ fn a_mapping_serves_every_destination() {
         assert_eq!(spoken(&mut lab, &B, &udp(&B, 40_000, &CLIENT, port)).1, other);
         assert_eq!(spoken(&mut lab, &A, &udp(&A, 40_000, &CLIENT, port)).1, 40_000);
     }
-    // Of TCP it is another, and both are reached by their answers.
+    // Of TCP it is another, for every destination too, and both are reached by their answers.
     assert_eq!(spoken(&mut lab, &B, &tcp(&B, 40_000, &SERVER, 80, SYN)).1, 40_000);
+    let (_, of_a) = spoken(&mut lab, &A, &tcp(&A, 40_000, &SERVER, 80, SYN));
+    assert_ne!(of_a, 40_000);
+    for port in [81, 82, 83] {
+        for (from, outside) in [(&A, of_a), (&B, 40_000)] {
+            for to in [&SERVER, &CLIENT] {
+                let syn = tcp(from, 40_000, to, port, SYN);
+                assert_eq!(spoken(&mut lab, from, &syn).1, outside, "port {port} of {}", to.ip);
+            }
+        }
+    }
     let back = udp(&CLIENT, 54, &UP, other);
     let seen = back.clone().dst(B.ip).dport(40_000).routed(GATEWAY1.mac, B.mac);
     lab.rx(UP.port, &back).tx(B.port, seen);
@@ -289,6 +300,8 @@ fn a_mapping_outlives_a_restart() {
 }
 
 /// RFC 4787 REQ-2: who is known by one connection is known by all.
+///
+/// Rows: RFC 4787 REQ-2, RFC 6888 REQ-2; VPP `test_outside_address_distribution`.
 #[test]
 fn all_flows_of_an_inside_address_speak_from_one_outside_address() {
     let mut spec = topology();
@@ -320,6 +333,7 @@ fn all_flows_of_an_inside_address_speak_from_one_outside_address() {
     assert_ne!(spoken(&mut lab, &A, &udp(&A, 40_009, &SERVER, 53)).0, seen[0]);
 }
 
+/// Rows: Open vSwitch `conntrack: zone-based timeout policy`.
 #[test]
 fn a_networks_timers_are_its_own() {
     let mut lab = Lab::default();

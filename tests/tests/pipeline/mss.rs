@@ -29,6 +29,7 @@ fn outside(packet: &Packet) -> Packet {
     packet.clone().src(UP.ip).routed(UP.mac, ROUTER.mac)
 }
 
+/// Rows: VPP `test_mss_clamping`.
 #[test]
 fn a_syn_out_and_its_answer_offer_what_the_uplink_takes() {
     let mut lab = Lab::new(uplink_of(1280));

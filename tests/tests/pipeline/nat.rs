@@ -80,6 +80,8 @@ fn ports(wire: &Wire) -> (u16, u16) {
     (wire.l4_u16(0), wire.l4_u16(2))
 }
 
+/// Rows: RFC 6888 REQ-1; Open vSwitch `conntrack: IPv4 ping, new connections`; Open vSwitch `conntrack: IPv6
+/// ping`; VPP `test_dynamic`.
 #[test]
 fn tcp_udp_and_echo_go_out_under_the_outside_address_and_come_back() {
     let mut lab = Lab::default();
@@ -122,6 +124,7 @@ fn ip_options_and_tags_of_service_survive() {
     lab.rx(A.port, &there).tx(UP.port, outside(&there)).masqueraded(&there);
 }
 
+/// Rows: RFC 4787 REQ-11; RFC 5382 REQ-7.
 #[test]
 fn a_port_that_is_taken_is_replaced_and_each_reply_finds_its_way() {
     for (first, second, answer) in [
@@ -170,6 +173,7 @@ fn a_changed_port_keeps_its_parity() {
     assert_eq!(left, [50_000, 50_001]);
 }
 
+/// Rows: RFC 5508 REQ-1; Open vSwitch `conntrack: SNAT with icmp_id, port range using ICMP`.
 #[test]
 fn an_identifier_that_is_taken_is_replaced() {
     let mut lab = Lab::default();
@@ -184,6 +188,7 @@ fn an_identifier_that_is_taken_is_replaced() {
     lab.rx(UP.port, &back).tx(B.port, inside(&back, &B).sport(2000));
 }
 
+/// Rows: RFC 7857 §3.
 #[test]
 fn one_port_serves_many_destinations() {
     let mut lab = Lab::default();
@@ -201,24 +206,29 @@ fn one_port_serves_many_destinations() {
 /// As on a shared uplink, whose range has none of the ports that clients draw.
 #[test]
 fn one_other_port_serves_many_destinations_too() {
-    let mut spec = topology();
-    spec.uplinks[0].nat_ports = vec![(50_000, 50_999)];
-    let mut lab = Lab::new(spec);
-    let mut had: [Option<u16>; 3] = [None; 3];
-    for n in 0..50 {
-        let server = Host { ip: Ipv4Addr::new(198, 51, 100, n), ..SERVER };
-        for (at, (from, inside)) in
-            [(&A, 40_000), (&B, 40_000), (&A, 40_002)].into_iter().enumerate()
-        {
-            let there = udp(from, inside, &server, 53).via(GATEWAY1.mac);
-            let came = lab.rx(from.port, &there).masqueraded(&there).take_one(UP.port);
-            let port = ports(&came).0;
-            assert_eq!(*had[at].get_or_insert(port), port, "{at} at server {n}");
+    let datagram = |from: &Host, port, to: &Host| udp(from, port, to, 53);
+    let syn = |from: &Host, port, to: &Host| tcp(from, port, to, 80, SYN);
+    for first in [datagram as fn(&Host, u16, &Host) -> Packet, syn] {
+        let mut spec = topology();
+        spec.uplinks[0].nat_ports = vec![(50_000, 50_999)];
+        let mut lab = Lab::new(spec);
+        let mut had: [Option<u16>; 3] = [None; 3];
+        for n in 0..50 {
+            let server = Host { ip: Ipv4Addr::new(198, 51, 100, n), ..SERVER };
+            for (at, (from, inside)) in
+                [(&A, 40_000), (&B, 40_000), (&A, 40_002)].into_iter().enumerate()
+            {
+                let there = first(from, inside, &server).via(GATEWAY1.mac);
+                let came = lab.rx(from.port, &there).masqueraded(&there).take_one(UP.port);
+                let port = ports(&came).0;
+                assert_eq!(*had[at].get_or_insert(port), port, "{at} at server {n}");
+            }
         }
+        assert!(had[0] != had[1] && had[0] != had[2] && had[1] != had[2], "{had:?}");
     }
-    assert!(had[0] != had[1] && had[0] != had[2] && had[1] != had[2], "{had:?}");
 }
 
+/// Rows: RFC 4787 REQ-3a; VPP `test_port_range`.
 #[test]
 fn ports_come_from_the_uplink_s_range_and_class() {
     let mut spec = topology();
@@ -236,6 +246,7 @@ fn ports_come_from_the_uplink_s_range_and_class() {
     lab.rx(B.port, &kept).tx(UP.port, outside(&kept)).masqueraded(&kept);
 }
 
+/// Rows: RFC 7857 §5, §6; Linux `nft_nat.sh: port shadow`.
 #[test]
 fn a_published_port_is_no_outside_port() {
     let mut spec = topology();
@@ -263,6 +274,8 @@ fn a_long_published_range_leaves_the_rest_and_other_protocols() {
     lab.rx(A.port, &there).tx(UP.port, outside(&there)).masqueraded(&there);
 }
 
+/// Rows: RFC 6888 REQ-11, RFC 5508 REQ-8; Open vSwitch `conntrack: SNAT with port range, with exhaustion`; VPP
+/// `test_dynamic_out_of_ports, test_dynamic_ports_exhausted`.
 #[test]
 fn when_all_ports_are_taken_the_sender_is_told() {
     let mut spec = topology();
@@ -283,6 +296,7 @@ fn when_all_ports_are_taken_the_sender_is_told() {
     lab.rx(A.port, &elsewhere).masqueraded(&elsewhere).take_one(UP.port);
 }
 
+/// Rows: RFC 6888 REQ-8.
 #[test]
 fn a_port_of_a_full_range_is_used_again() {
     let mut spec = topology();
@@ -389,6 +403,7 @@ fn a_hop_limit_that_runs_out_on_the_way_in_is_told_outside() {
     told(&mut lab, &udp(&CLIENT, 53, &UP, 40_000).ttl(1));
 }
 
+/// Rows: RFC 6888 REQ-6; VPP `test_forwarding`; VPP `test_identity_nat`; moby `TestDisableNAT`.
 #[test]
 fn without_masquerade_the_source_stays() {
     let mut lab = Lab::default();
@@ -400,6 +415,8 @@ fn without_masquerade_the_source_stays() {
     assert!(!lab.connection().snat);
 }
 
+/// Rows: Open vSwitch `conntrack: simple DNAT, more complex DNAT`; Linux `nft_nat.sh: IPv6 cases`; VPP
+/// `test_static_with_port_out2`; VPP `test_static_in, test_static_out, with port`.
 #[test]
 fn a_published_port_leads_in_and_the_client_keeps_its_address() {
     let mut lab = published();
@@ -416,6 +433,7 @@ fn a_published_port_leads_in_and_the_client_keeps_its_address() {
     assert_eq!((connection.state, connection.packets), ("ESTABLISHED", [2, 1]));
 }
 
+/// Rows: RFC 4787 REQ-8, RFC 5382 REQ-3, RFC 6888 REQ-7; RFC 4787 REQ-10, RFC 5382 REQ-6.
 #[test]
 fn only_what_is_published_leads_in() {
     let mut lab = published();
@@ -440,6 +458,7 @@ fn nobody_outside_can_pretend_to_be_inside() {
     }
 }
 
+/// Rows: moby `TestMixAnyWithSpecificHostAddrs`.
 #[test]
 fn a_range_maps_port_by_port_and_the_narrower_rule_wins() {
     let mut spec = topology();
@@ -493,6 +512,8 @@ fn hairpin(client: &Host, gateway: &Host, address: Ipv4Addr) {
     assert_eq!((connection.state, connection.packets), ("SYN_RECV", [1, 1]));
 }
 
+/// Rows: RFC 4787 REQ-9, RFC 5382 REQ-8; Open vSwitch `conntrack: DNAT with additional SNAT`; VPP
+/// `test_hairpinning`; VPP `test_self_twice_nat_positive, _negative, _lb_positive, _lb_negative`.
 #[test]
 fn containers_reach_a_published_port_by_any_address_of_the_host() {
     for address in [UP.ip, GATEWAY1.ip, GATEWAY2.ip, HOST_ADDRESS] {
@@ -538,6 +559,8 @@ fn hairpins_by_other_addresses_keep_the_port_or_its_class_and_parity() {
 }
 
 /// VPP's `hairpinning_avoid_inf_loop`: what is for the outside address comes back inside once, or not at all.
+///
+/// Rows: VPP `test_hairpinning_avoid_inf_loop`.
 #[test]
 fn a_hairpin_does_not_go_round() {
     // The port that answers speaks to itself, from where the answer would go.
@@ -590,6 +613,7 @@ fn an_internal_network_reaches_no_published_port_of_another() {
     lab.rx(D.port, &from_d).dropped("d", "internal_network");
 }
 
+/// Rows: Open vSwitch `conntrack: all-zero IP SNAT`; Linux `nft_nat.sh: dnat clash`; Linux `nf_nat_edemux.sh`.
 #[test]
 fn one_client_port_by_two_published_ports_to_one_server() {
     let mut spec = topology();
@@ -628,6 +652,7 @@ fn a_flow_of_one_batch_is_one_connection() {
     assert_eq!(lab.connection().packets, [8, 0]);
 }
 
+/// Rows: Linux `nft_nat_zones.sh, nft_zones_many.sh`; VPP `test_multiple_vrf_1 to test_multiple_vrf_5`.
 #[test]
 fn two_networks_with_the_same_inside_ports_do_not_meet() {
     let mut lab = Lab::default();

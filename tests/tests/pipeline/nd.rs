@@ -34,6 +34,7 @@ fn wanted(lab: &Lab, link: Link, address: Ipv6Addr) {
     assert_eq!(asked, Resolution::Unknown { ask: true });
 }
 
+/// Rows: RFC 4861 §7.2.4.
 #[test]
 fn the_gateway_answers_for_its_addresses() {
     let mut lab = Lab::new(dual());
@@ -55,6 +56,8 @@ fn the_gateway_answers_for_its_addresses() {
 }
 
 /// RFC 4291 §2.6.1: to the first address of its subnet every router listens.
+///
+/// Rows: RFC 4291 §2.6.1.
 #[test]
 fn the_gateway_answers_for_the_anycast_address_of_its_subnet() {
     let mut lab = Lab::new(dual());
@@ -152,6 +155,7 @@ fn the_host_s_own_questions_are_answered_by_containers() {
     lab.rx(D.port, reply).moved("consumed", 1);
 }
 
+/// Rows: RFC 4861 §7.1.
 #[test]
 fn what_may_have_come_from_afar_is_not_believed() {
     let mut lab = Lab::new(dual());
@@ -185,6 +189,7 @@ fn what_may_have_come_from_afar_is_not_believed() {
     assert_eq!(known(&lab, link, NEIGHBOR.ip6()), Some(NEIGHBOR.mac));
 }
 
+/// Rows: RFC 4861 §7.2.3.
 #[test]
 fn a_dedicated_uplink_answers_for_its_addresses_and_a_shared_one_never() {
     let mut lab = Lab::new(dual());
@@ -219,6 +224,7 @@ fn a_dedicated_uplink_answers_for_its_addresses_and_a_shared_one_never() {
     lab.rx(UP.port, ask(NEIGHBOR.ip6(), UP.link_local())).moved("consumed", 1);
 }
 
+/// Rows: RFC 4861 §7.2.5.
 #[test]
 fn an_answer_is_believed_and_what_nobody_asked_for_only_updates() {
     let mut spec = dual();
@@ -318,6 +324,7 @@ fn all_nodes() -> Ipv6Addr {
     "ff02::1".parse().unwrap()
 }
 
+/// Rows: RFC 4861 §6.2.6.
 #[test]
 fn who_asks_for_routers_is_told() {
     let mut lab = Lab::new(dual());
@@ -349,6 +356,7 @@ fn who_asks_for_routers_is_told() {
     lab.rx(A.port, &question).flooded(&others, &question).moved("replicated", 2);
 }
 
+/// Rows: RFC 4861 §6.2.1, §6.2.4; RFC 4861 §6.2.5.
 #[test]
 fn the_gateway_advertises_itself_now_and_then() {
     let mut lab = Lab::new(dual());

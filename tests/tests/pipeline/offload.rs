@@ -101,6 +101,7 @@ fn a_published_port_passes_them_too() {
     lab.rx(B.port, page.gso(MSS)).tx(UP.port, out(&page).sport(8080).gso(MSS));
 }
 
+/// Rows: Open vSwitch `netdev offload software fallback`; VPP `test_gso`.
 #[test]
 fn a_port_without_offloads_gets_complete_segments() {
     let mut lab = Lab::default();

@@ -79,6 +79,7 @@ fn a_half_open_handshake_may_go_and_an_open_one_not() {
     lab.rx(A.port, &next).moved("conn.full", 1).dropped("a", "conntrack_full");
 }
 
+/// Rows: RFC 6888 REQ-4, REQ-5.
 #[test]
 fn an_endpoint_has_no_more_connections_than_it_may() {
     let mut spec = topology();
@@ -161,6 +162,7 @@ fn network_limit(lab: &Lab) -> Option<(u64, u64, u64)> {
     limits.next().map(|limit| (limit.current, limit.peak, limit.limit))
 }
 
+/// Rows: Open vSwitch `conntrack: limit by zone`; VPP `test_session_limit_per_vrf`.
 #[test]
 fn a_network_has_no_more_connections_than_its_limit() {
     let mut spec = dual();

@@ -104,6 +104,7 @@ fn associations_go_out_and_come_back() {
     assert_eq!(state(&lab), "CLOSED");
 }
 
+/// Rows: Open vSwitch `conntrack: SCTP SNAT with port range`.
 #[test]
 fn two_clients_with_one_port_are_told_apart() {
     let mut lab = Lab::default();
@@ -127,6 +128,7 @@ fn two_clients_with_one_port_are_told_apart() {
     lab.rx(UP.port, &wrong).sums_may_be_wrong().tx(B.port, &expected);
 }
 
+/// Rows: netavark `port forwarding, sctp`.
 #[test]
 fn a_published_port_leads_in() {
     let mut spec = topology();
@@ -248,6 +250,8 @@ fn tags_that_nobody_asked_for_do_not_pass() {
 
 /// As Linux' `conntrack_sctp_collision.sh`: both sides begin, and one INIT ACK is delayed until the
 /// association exists.
+///
+/// Rows: Linux `conntrack_sctp_collision.sh`.
 #[test]
 fn what_a_collision_brings_too_late_is_dropped() {
     let mut lab = Lab::default();

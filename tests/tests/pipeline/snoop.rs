@@ -120,6 +120,8 @@ fn without_snooping_every_group_floods() {
     assert_eq!(lab.plane.groups(), []);
 }
 
+/// Rows: RFC 4541 §2.1.1; RFC 4541 §2.1.2; Linux
+/// `bridge_igmp.sh, bridge_mld.sh, bridge_mdb*.sh, bridge_vlan_mcast.sh`.
 #[test]
 fn with_a_querier_a_group_goes_where_it_was_joined() {
     let mut lab = snooping(true, |_| {});
@@ -155,6 +157,7 @@ fn with_a_querier_a_group_goes_where_it_was_joined() {
     assert_eq!(reached(&mut lab, HOST, join(&GATEWAY1, G)), []);
 }
 
+/// Rows: RFC 3376 §8.4, RFC 3810 §9.4.
 #[test]
 fn memberships_end_when_nobody_renews_them() {
     let mut lab = snooping(true, |_| {});
@@ -172,6 +175,7 @@ fn memberships_end_when_nobody_renews_them() {
     assert_eq!(lab.plane.groups(), []);
 }
 
+/// Rows: RFC 3376 §4.1, RFC 3810 §5.1.
 #[test]
 fn the_querier_asks_every_port_but_the_host() {
     let mut spec = dual();
@@ -211,6 +215,7 @@ fn a_new_port_is_asked_at_once_and_gets_all_until_it_had_time_to_answer() {
     assert_eq!(reached(&mut lab, A.port, data(&A, G)), [B.port, HOST]);
 }
 
+/// Rows: RFC 4541 §2.1.1.
 #[test]
 fn a_trusted_router_is_found_by_its_queries_and_by_pim() {
     let mut lab = snooping(false, |spec| {
@@ -292,6 +297,7 @@ fn nobody_decides_for_others_who_is_not_trusted() {
     assert_eq!(reached(&mut lab, HOST, data(&GATEWAY1, G)), [A.port, B.port, C.port]);
 }
 
+/// Rows: RFC 4541 §2.1.1.
 #[test]
 fn what_is_not_sound_reaches_nobody() {
     let mut lab = snooping(true, |_| {});
@@ -315,6 +321,7 @@ fn what_is_not_sound_reaches_nobody() {
     assert_eq!(lab.plane.groups(), []);
 }
 
+/// Rows: RFC 3376 §6.4.2, §6.6.1.
 #[test]
 fn behind_an_unguarded_port_others_may_stay() {
     let mut lab = snooping(true, without_guard);

@@ -41,6 +41,7 @@ fn reach_b(lab: &mut Lab, port: PortId, frame: &Wire, count: usize) -> usize {
     reached
 }
 
+/// Rows: IEEE L11 storm.
 #[test]
 fn a_port_floods_so_many_frames_a_second() {
     for to in [NOBODY, Mac::BROADCAST, Mac([1, 0, 0x5e, 0, 0, 9])] {
@@ -105,6 +106,7 @@ fn each_network_has_its_own_limit() {
     }
 }
 
+/// Rows: IEEE L8 limit; Open vSwitch `mac-learning.at`.
 #[test]
 fn one_port_s_macs_do_not_push_out_another_s() {
     let mut lab = unguarded(&EngineOptions { fdb_per_port: 16, fdb_limit: 64, ..small() });

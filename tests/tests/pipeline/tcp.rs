@@ -77,6 +77,8 @@ fn play(lab: &mut Lab, script: &[(Side, u8, &str)]) {
 const OPEN: [(Side, u8, &str); 3] =
     [(Client, SYN, "SYN_SENT"), (Server, SYN | ACK, "SYN_RECV"), (Client, ACK, "ESTABLISHED")];
 
+/// Rows: VPP `test_tcp_session_close_in, test_tcp_session_close_out, test_tcp_close`; VPP
+/// `test_tcp_session_reopen`.
 #[test]
 fn from_syn_to_time_wait() {
     let mut lab = Lab::default();
@@ -129,6 +131,7 @@ fn who_answers_a_syn_in_time_wait_opens_anew() {
     assert_eq!(lab.connection().state, "SYN_RECV");
 }
 
+/// Rows: RFC 5382 REQ-5, RFC 7857 §2.1; VPP `test_session_rst_timeout`.
 #[test]
 fn timeouts_follow_the_state() {
     let mut lab = Lab::default();
@@ -151,6 +154,7 @@ fn timeouts_follow_the_state() {
     assert_eq!(lab.connection().timeout, Duration::from_secs(230));
 }
 
+/// Rows: RFC 7857 §7.1.
 #[test]
 fn a_reset_keeps_no_connection_alive() {
     let mut lab = Lab::default();
@@ -199,6 +203,7 @@ fn an_expired_connection_is_gone_before_it_is_swept() {
         .moved("masquerade.1.bytes", packet.ip_len() as i64);
 }
 
+/// Rows: RFC 4787 REQ-5; RFC 4787 REQ-6; RFC 7857 §11; RFC 5508 REQ-2.
 #[test]
 fn udp_and_echo_live_as_long_as_the_rfcs_ask() {
     for (packet, secs, state) in [
@@ -261,6 +266,7 @@ fn after_a_reset_and_its_time_only_a_syn_opens() {
     play(&mut lab, &OPEN);
 }
 
+/// Rows: RFC 7857 §2.2; VPP `test_session_rst_established_timeout`.
 #[test]
 fn an_idle_session_survives_a_blind_reset() {
     for first in [Client, Server] {
@@ -277,6 +283,7 @@ fn an_idle_session_survives_a_blind_reset() {
     }
 }
 
+/// Rows: Open vSwitch `conntrack: invalid`.
 #[test]
 fn segments_that_fit_no_connection() {
     let mut lab = Lab::default();
@@ -303,6 +310,7 @@ fn segments_that_contradict_the_connection() {
     assert_eq!((connection.state, connection.packets), ("ESTABLISHED", [2, 1]));
 }
 
+/// Rows: RFC 5382 REQ-2.
 #[test]
 fn simultaneous_open() {
     let mut lab = Lab::default();
@@ -318,6 +326,7 @@ fn simultaneous_open() {
     );
 }
 
+/// Rows: VPP `test_tcp_session_close_simultaneous`.
 #[test]
 fn both_sides_close_in_one_batch() {
     for order in [[Client, Server], [Server, Client]] {

@@ -49,6 +49,7 @@ fn foreign() -> Vec<(Wire, &'static str)> {
     ]
 }
 
+/// Rows: RFC 5382 REQ-4.
 #[test]
 fn a_dedicated_uplink_drops_what_is_not_ours() {
     let mut lab = lab(UplinkMode::Dedicated);
@@ -83,6 +84,7 @@ fn frames_to_others_on_the_wire_are_looked_over() {
     }
 }
 
+/// Rows: VPP `test_ping_out_interface_from_outside`.
 #[test]
 fn a_dedicated_uplink_answers_echo() {
     let mut lab = lab(UplinkMode::Dedicated);
@@ -167,6 +169,7 @@ fn gateways_are_announced_to_their_containers() {
     lab.after(Duration::from_secs(2));
 }
 
+/// Rows: RFC 4861 §7.2.6; moby `TestAdvertiseAddresses, with live restore`.
 #[test]
 fn a_dedicated_uplink_announces_its_addresses_when_they_appear() {
     let options = EngineOptions { announce: true, ..small() };

@@ -70,6 +70,7 @@ fn access_ports_hear_their_vlan_alone() {
     lab.rx(A.port, double).dropped("a", "vlan_denied");
 }
 
+/// Rows: Linux `no_forwarding.sh: one_bridge_two_pvids`.
 #[test]
 fn one_switch_two_pvids() {
     // Nothing passes between ports whose untagged frames are in different VLANs, in either direction and
@@ -441,6 +442,7 @@ fn fragments(from: &Host) -> Vec<Vec<u8>> {
     frames
 }
 
+/// Rows: Open vSwitch `conntrack: IPv4 fragmentation with vlan, cvlan`.
 #[test]
 fn fragments_behind_tags_go_on_as_they_are() {
     let liar = Host { ip: B.ip, ..A };

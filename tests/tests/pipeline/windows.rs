@@ -54,6 +54,7 @@ fn open(lab: &mut Lab) {
     assert_eq!(lab.connection().state, "ESTABLISHED");
 }
 
+/// Rows: RFC 5961 §3, RFC 5927.
 #[test]
 fn only_the_next_number_resets() {
     let mut lab = Lab::new(topology());
@@ -126,6 +127,7 @@ fn a_refusal_answers_the_syn() {
     assert_eq!(lab.connection().state, "CLOSE");
 }
 
+/// Rows: RFC 5961 §5.
 #[test]
 fn what_nobody_can_have_sent_is_dropped() {
     let mut lab = Lab::new(topology());

@@ -163,6 +163,7 @@ const CLOSE: Did = Did::Pass(TcpState::Close);
 const BAD_RESET: Did = Did::Drop(Unbelievable::Reset);
 const OUT_OF_WINDOW: Did = Did::Drop(Unbelievable::OutOfWindow);
 
+/// Rows: Linux `packetdrill/conntrack_rst_invalid.pkt`.
 #[test]
 fn packetdrill_conntrack_rst_invalid() {
     let mut middle = Middle::open(1000, 5000);
@@ -227,6 +228,7 @@ fn a_reset_acknowledges_what_was_sent_or_nothing() {
     picked_up.table(&[(Original, answers(1001, 77), CLOSE)]);
 }
 
+/// Rows: Linux `packetdrill/conntrack_inexact_rst.pkt`.
 #[test]
 fn packetdrill_conntrack_inexact_rst() {
     let mut middle = Middle::open(1000, 5000);
@@ -238,6 +240,7 @@ fn packetdrill_conntrack_inexact_rst() {
     ]);
 }
 
+/// Rows: Linux `packetdrill/conntrack_syn_challenge_ack.pkt`.
 #[test]
 fn packetdrill_conntrack_syn_challenge_ack() {
     let mut middle = Middle::new();
@@ -252,6 +255,7 @@ fn packetdrill_conntrack_syn_challenge_ack() {
     ]);
 }
 
+/// Rows: Linux `packetdrill/conntrack_synack_old.pkt`.
 #[test]
 fn packetdrill_conntrack_synack_old() {
     let mut middle = Middle::new();
@@ -265,6 +269,7 @@ fn packetdrill_conntrack_synack_old() {
     ]);
 }
 
+/// Rows: RFC 5961 §4; Linux `packetdrill/conntrack_synack_reuse.pkt`.
 #[test]
 fn packetdrill_conntrack_synack_reuse() {
     let mut middle = Middle::open(1000, 5000);
@@ -280,6 +285,7 @@ fn packetdrill_conntrack_synack_reuse() {
     ]);
 }
 
+/// Rows: Linux `packetdrill/conntrack_ack_loss_stall.pkt`.
 #[test]
 fn packetdrill_conntrack_ack_loss_stall() {
     let mut middle = Middle::open(1000, 5000);

@@ -92,6 +92,7 @@ fn number(entered: Entered) -> u64 {
     }
 }
 
+/// Rows: VPP `test_one_byte_last_fragment`.
 #[test]
 fn in_order_each_follows_the_first_and_nothing_is_left() {
     let table = Table::new(64);
@@ -124,6 +125,7 @@ fn other_datagrams_are_others() {
     assert_eq!(table.pass(&later), FOLLOW);
 }
 
+/// Rows: VPP `test_reversed, test_random`.
 #[test]
 fn reversed() {
     let table = Table::new(64);
@@ -136,6 +138,7 @@ fn reversed() {
     assert!(table.fragments.is_empty());
 }
 
+/// Rows: VPP `test_frag_1`.
 #[test]
 fn disordered_with_the_last_first() {
     let table = Table::new(64);
@@ -174,6 +177,7 @@ fn what_follows_a_first_fragment_that_was_dropped_is_dropped() {
     assert!(table.fragments.is_empty(), "all of it has come");
 }
 
+/// Rows: VPP `test_duplicates`; VPP `test_duplicate_fragment_dos`.
 #[test]
 fn duplicates_are_dropped_alone() {
     let table = Table::new(64);
@@ -187,6 +191,8 @@ fn duplicates_are_dropped_alone() {
     assert_eq!(table.pass(&ip(7, 800, 1600, true)), FOLLOW);
 }
 
+/// Rows: Open vSwitch `conntrack: IPv4 fragmentation overlapping by 1 octet, in order, out of order`; VPP
+/// `test_overlap1, test_overlap2, test_invalid_overlap`.
 #[test]
 fn an_overlap_by_one_octet_spoils_the_datagram() {
     // What has come, and what overlaps it.
@@ -247,6 +253,7 @@ fn a_spoilt_datagram_is_forgotten_with_its_time() {
     assert!(is_first(table.pass(&ip(7, 0, 800, true))), "the number is another datagram's");
 }
 
+/// Rows: VPP `test_5737`; VPP `test_invalid_frag_size, test_invalid_packet_size`.
 #[test]
 fn malformed_fragments() {
     let piece = |from: u16, len: usize, more, header_len| Piece::new(from, len, more, header_len);
@@ -284,6 +291,7 @@ fn where_a_datagram_ends_is_said_once() {
     }
 }
 
+/// Rows: Open vSwitch `conntrack: IPv4 fragmentation expiry`; VPP `test_timeout_inline, test_timeout_cleanup`.
 #[test]
 fn unfinished_datagrams_are_forgotten() {
     let mut table = Table::new(64);
@@ -363,6 +371,7 @@ fn what_lives_shorter_does_not_wait_for_what_was_there_before() {
     assert_eq!(table.fragments.len(), 1);
 }
 
+/// Rows: VPP `test_lru, test_mixed`.
 #[test]
 fn a_full_table_loses_the_oldest_of_the_heaviest_source() {
     let table = Table::new(16);
@@ -391,6 +400,7 @@ fn a_full_table_loses_the_oldest_of_the_heaviest_source() {
     assert_eq!(table.news(0), [(modest, News::Follow(PORTS))]);
 }
 
+/// Rows: VPP `test_long_fragment_chain`.
 #[test]
 fn too_many_fragments() {
     // One datagram may have as many as it likes while nobody else needs them.

@@ -78,6 +78,7 @@ proptest! {
         prop_assert_eq!(v6.fold(), slow_l4_sum(&src6, &dst6, proto, &body));
     }
 
+    /// Rows: RFC 3022 §4.1, §4.2.
     #[test]
     fn incremental_equals_full(
         // A header is never all zeros: its version or its ports are not. Without that, one's

@@ -204,6 +204,7 @@ fn v4(frames: impl IntoIterator<Item = Made>, expected: &[usize]) {
     assert_eq!(payloads(frames.into_iter().map(Frame::from).collect()), expected);
 }
 
+/// Rows: Linux `gro.sh`.
 #[test]
 fn data_of_the_same_size_coalesces() {
     both(|v6| vec![Made::new(v6, 0, 100), Made::new(v6, 100, 100)], &[200]);

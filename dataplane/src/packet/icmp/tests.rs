@@ -218,6 +218,7 @@ fn a_quote_with_options_and_extensions() {
     assert_eq!(inner.l4, InnerL4::Ports { src_port: 40_000, dst_port: 80 });
 }
 
+/// Rows: RFC 5508 REQ-3.
 #[test]
 fn wrong_checksums_are_refused() {
     let good = error_for(&tcp(b"hello"), IcmpError::TimeExceeded).unwrap();

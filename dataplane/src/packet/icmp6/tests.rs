@@ -85,6 +85,8 @@ fn error_for(bytes: &[u8], error: Icmp6Error) -> Option<Frame> {
 }
 
 /// RFC 4443 §2.4 (c).
+///
+/// Rows: RFC 4443 §2.4 (c).
 #[test]
 fn an_error_quotes_what_fits_into_the_least_mtu() {
     for size in [0, 5, 1183, 1184, 1185, 1400, 9000] {
@@ -156,6 +158,8 @@ const MAPPED: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1]
 const LOOPBACK: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
 /// RFC 4443 §2.4 (e).
+///
+/// Rows: RFC 4443 §2.4 (e).
 #[test]
 fn what_must_not_be_answered_is_not() {
     let icmp = |kind: u8| changed(echo_request6(b"x"), 54, &[kind]);

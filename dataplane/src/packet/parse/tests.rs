@@ -103,6 +103,9 @@ fn a_total_length_of_zero_is_what_the_frame_has() {
     assert!(matches!(ip.l4, L4::Tcp { .. }));
 }
 
+/// Rows: Open vSwitch `conntrack: IPv4 incomplete reassembled packet, fragments specified, reassembly with L3
+/// and L4 information`; VPP `test_44924`; VPP `test_missing_upper, test_truncated_fragment,
+/// test_truncated_ext_header_chain`.
 #[test]
 fn transport_headers_that_lie_are_truncated() {
     let l4 = |mut bytes: Vec<u8>, at: usize, value: u8| {

@@ -95,6 +95,7 @@ fn a_partial_checksum_gets_the_addresses_only() {
     }
 }
 
+/// Rows: Open vSwitch `mod_nw_src and set_field on IP fragments`.
 #[test]
 fn fragments_and_unknown_protocols_get_addresses_only() {
     let mut later = udp(b"hello");

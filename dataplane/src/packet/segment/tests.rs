@@ -80,6 +80,7 @@ fn a_complete_checksum_is_left_alone() {
     assert_eq!(wrong.bytes(), bytes);
 }
 
+/// Rows: Linux `tso.sh`.
 #[test]
 fn tcp_segments_one_by_one() {
     let payload: Vec<u8> = (0..=255).cycle().take(3500).collect();
@@ -306,6 +307,7 @@ fn any_gso() -> impl Strategy<Value = (Vec<u8>, Frame)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
+    /// Rows: Linux `udpgso.sh`.
     #[test]
     fn segments_reassemble((payload, mut whole) in any_gso()) {
         let headers = parse(whole.bytes()).unwrap();
