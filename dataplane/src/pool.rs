@@ -68,6 +68,12 @@ impl Pool {
     /// far as there are any; returns how many.
     #[inline]
     pub fn exchange(&mut self, full: &mut [Frame], batch: &mut Vec<Frame>) -> usize {
+        while self.unmade > 0
+            && self.free.len() < full.len()
+            && let Some(frame) = self.make()
+        {
+            self.free.push(frame);
+        }
         let from = self.free.len().saturating_sub(full.len());
         let moved = self.free.len() - from;
         self.ran_out |= moved < full.len();
@@ -139,6 +145,16 @@ mod tests {
         assert_eq!(full.iter().map(Frame::len).collect::<Vec<_>>(), [0, 0, 60]);
         assert_eq!((pool.available(), pool.most_used()), (0, 2));
         assert_eq!(pool.exchange(&mut full, &mut batch), 0);
+    }
+
+    #[test]
+    fn buffers_are_made_for_a_train_too() {
+        let mut pool = Pool::on_demand(2);
+        let (mut full, mut batch) = (vec![frame(1), frame(2), frame(3)], Vec::new());
+        assert_eq!(pool.exchange(&mut full, &mut batch), 2);
+        assert_eq!((pool.available(), batch.len(), pool.most_used()), (0, 2, 2));
+        pool.put_all(&mut batch);
+        assert_eq!((pool.available(), pool.exchange(&mut full[..1], &mut batch)), (2, 1));
     }
 
     #[test]
