@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 
 use crate::engine::{PortStats, WorkerStats};
-use crate::limiter::ErrorGauge;
+use crate::limiter::{BucketGauge, ErrorGauge};
 use crate::verdict::DropReason;
 
 /// A counter with one writer.
@@ -97,6 +97,8 @@ pub(crate) struct WorkerCounters {
     pub(crate) early: Gauge,
     pub(crate) early_of_one: Gauge,
     pub(crate) errors: ErrorGauge,
+    /// Frames to all others, of the port with the most of what it may send.
+    pub(crate) storms: BucketGauge,
     pub(crate) drops: DropCounters,
 }
 

@@ -150,6 +150,18 @@ pub enum Refusal {
     Conflict,
     /// The datagram is lost.
     DatagramLost,
+    /// Whom it was for misses it, and is told how much.
+    Missed,
+    /// It is not entered, and things go on without.
+    NotEntered,
+    /// The ports are only looked at once; refused where that would take frames from the host.
+    NotHeld,
+    /// It is not sent.
+    NotSent,
+    /// The host itself cannot reach it.
+    NotServed,
+    /// It is entered, and an older one is forgotten for it.
+    PushedOut,
     /// It waits.
     Waits,
 }
@@ -162,6 +174,12 @@ impl Refusal {
             Self::Busy => "busy",
             Self::Conflict => "conflict",
             Self::DatagramLost => "datagram_lost",
+            Self::Missed => "missed",
+            Self::NotEntered => "not_entered",
+            Self::NotHeld => "not_held",
+            Self::NotSent => "not_sent",
+            Self::NotServed => "not_served",
+            Self::PushedOut => "pushed_out",
             Self::Waits => "waits",
         }
     }
