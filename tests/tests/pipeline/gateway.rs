@@ -401,7 +401,8 @@ fn packets_that_contradict_themselves() {
 fn ipv6_is_switched_and_not_routed_by_a_gateway_without_it() {
     let mut lab = Lab::default();
     let mut payload = vec![0x60, 0, 0, 0, 0, 8, 17, 64];
-    payload.extend_from_slice(&[0xfe; 32]);
+    payload.extend_from_slice(&A.link_local().octets());
+    payload.extend_from_slice(&[0xfe; 16]);
     payload.extend_from_slice(&[0, 1, 0, 2, 0, 8, 0, 0]);
     let switched = ethernet(A.mac, B.mac, 0x86dd, &payload);
     lab.rx(A.port, switched.clone()).tx(B.port, switched);
