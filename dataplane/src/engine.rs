@@ -185,6 +185,9 @@ pub struct PortStats {
     pub tx_frames: u64,
     /// Bytes of them.
     pub tx_bytes: u64,
+    /// Answers of the host's own stack that nothing serves what this port's owner asked it for: resets of segments
+    /// that fit no connection of the host's, and ports that are unreachable. They count as sent, too.
+    pub refused: u64,
     /// Frames received here and dropped, by [`crate::verdict::DropReason::index`].
     pub rx_drops: Vec<u64>,
     /// Frames meant for here that the device did not take, by [`crate::verdict::DropReason::index`].

@@ -129,6 +129,8 @@ pub(crate) struct PortCell {
     pub(crate) rx_bytes: Counter,
     pub(crate) tx_frames: Counter,
     pub(crate) tx_bytes: Counter,
+    /// What the host's own stack refused: it came in here.
+    pub(crate) refused: Counter,
     pub(crate) rx_drops: DropCounters,
     pub(crate) tx_drops: DropCounters,
 }
@@ -167,6 +169,7 @@ impl PortCounters {
             rx_missed: 0,
             tx_frames: sum(|cell| &cell.tx_frames),
             tx_bytes: sum(|cell| &cell.tx_bytes),
+            refused: sum(|cell| &cell.refused),
             rx_drops: sums(|cell| &cell.rx_drops),
             tx_drops: sums(|cell| &cell.tx_drops),
         }

@@ -18,8 +18,8 @@ use tests::host::bystander::Bystander;
 use tests::host::namespace::Namespace;
 use tests::host::raw::{RawListener, RawSender};
 use tests::host::traffic::ping;
-use tests::host::{Family, Host, Sandbox, Uplink, eventually, rows};
-use tests::packet::{self, arp, echo, ethernet, lies, nd, tcp, udp};
+use tests::host::{BOTH, Family, Host, Sandbox, Uplink, eventually, rows};
+use tests::packet::{self, Wire, arp, echo, ethernet, lies, nd, tcp, udp};
 use tests::sums;
 
 const NET_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
@@ -272,23 +272,40 @@ fn nothing_leaks_behind_short_frames() {
 #[ignore = "needs root"]
 fn a_scan_of_the_gateway_costs_nobody_anything() {
     const PORTS: u16 = 10_000;
-    let (host, [bad, _, two]) = started();
+    let host = Host::start_dual(Uplink::Dedicated);
+    let [bad, two] = ["bad", "two"].map(|name| host.sandbox(name, "--network app"));
     let mut attacker = Attacker::new(&bad);
-    let bystander = Bystander::start(&two.ns, &host.outside, &[Family::V4]);
+    let bystander = Bystander::start(&two.ns, &host.outside, &BOTH);
     let before = host.json(["conntrack", "stats"])["entries"].as_u64().unwrap();
     let (own, gateway) = (attacker.own, attacker.gateway);
     let open = RawListener::start(&bad.ns, "eth0", |frame| {
         // SYN and ACK: somebody listens.
-        frame.get(12..14) == Some(&[8, 0])
-            && frame.get(23) == Some(&6)
-            && frame.get(47) == Some(&0x12)
+        let (proto, flags) = match frame.get(12..14) {
+            Some(&[8, 0]) => (23, 47),
+            Some(&[0x86, 0xdd]) => (20, 67),
+            _ => return false,
+        };
+        frame.get(proto) == Some(&6) && frame.get(flags) == Some(&0x12)
     });
-    for port in 1..=PORTS {
-        attacker.raw.send(&tcp(&own, 50_000, &gateway, port, SYN).bytes());
-        if port % 4 == 0 {
-            attacker.raw.send(&udp(&own, 50_000, &gateway, port).bytes());
+    let refused = |sandbox: &Sandbox| {
+        let ports = rows(&host.json(["stats", "--sandbox", &sandbox.name]));
+        ports.iter().map(|port| port["refused"].as_u64().unwrap()).sum::<u64>()
+    };
+    for family in BOTH {
+        let (from, to, counted) = (family.of(&bad), family.gateway(), refused(&bad));
+        for port in 1..=PORTS {
+            let syn = tcp(&own, 50_000, &gateway, port, SYN).between(from, to);
+            attacker.raw.send(&Wire::from(&syn).bytes);
+            if port % 4 == 0 {
+                let datagram = udp(&own, 50_000, &gateway, port).between(from, to);
+                attacker.raw.send(&Wire::from(&datagram).bytes);
+            }
         }
+        // The host answers each SYN; of unreachable ports it tells as often as it likes.
+        let least = counted + u64::from(PORTS) * 9 / 10;
+        eventually(Duration::from_secs(10), "the scan is counted", || refused(&bad) >= least);
     }
+    assert_eq!(refused(&two), 0, "of nobody else");
     bystander.went_on();
     assert_eq!(open.seen(), Vec::<Vec<u8>>::new(), "nothing listens at the gateway");
     // What is for the host itself takes no room of those who are translated.

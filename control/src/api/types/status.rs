@@ -64,6 +64,10 @@ pub struct PortStats {
     /// were read, or were too long for its buffer. In no other sum.
     #[serde(default)]
     pub rx_missed: u64,
+    /// Answers of the host's own stack that nothing serves what came from the port: resets of segments that fit no
+    /// connection of the host's, and ports that are unreachable.
+    #[serde(default)]
+    pub refused: u64,
 }
 
 /// Totals of one worker: `rx + replicated + generated = tx + merged + consumed + queued + drops`.

@@ -397,6 +397,7 @@ impl Switch {
                     rx_frames: stats.rx_frames,
                     rx_bytes: stats.rx_bytes,
                     rx_missed: stats.rx_missed,
+                    refused: stats.refused,
                     tx_frames: stats.tx_frames,
                     tx_bytes: stats.tx_bytes,
                     rx_drops: stats.rx_drops.iter().sum(),
