@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dataplane::conntrack::Watch;
@@ -95,6 +95,8 @@ pub struct NatLog {
     lost: AtomicU64,
     /// The file cannot be written at the moment.
     trouble: AtomicBool,
+    /// Octets that wait for it.
+    waiting: AtomicU32,
 }
 
 impl NatLog {
@@ -116,6 +118,12 @@ impl NatLog {
         self.stop.store(true, Ordering::Release);
     }
 
+    /// Octets that wait for the disk.
+    #[must_use]
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// What a person should know.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
@@ -135,7 +143,8 @@ impl NatLog {
             self.trouble.store(true, Ordering::Relaxed);
             return;
         };
-        let mut journal = Journal::new(self.path.clone(), self.size);
+        let limit = Arc::clone(&switch.services().nat_log_bytes);
+        let mut journal = Journal::new(self.path.clone(), self.size, limit);
         let mut scribe = Scribe {
             switch,
             mappings: Mappings::default(),
@@ -154,6 +163,7 @@ impl NatLog {
             scribe.text.clear();
             self.lost.fetch_add(missed + lost, Ordering::Relaxed);
             self.trouble.store(journal.is_in_trouble(), Ordering::Relaxed);
+            self.waiting.store(journal.waiting(), Ordering::Relaxed);
             if over && taken < ROUND {
                 return;
             }

@@ -22,11 +22,11 @@ use crate::netns::{IPV6_MIN_MTU, Netns};
 /// "Always use the best local address for this target" (`ip-sysctl.rst`, `arp_announce`).
 const ARP_ANNOUNCE_BEST: &str = "2";
 
-/// Frames that wait in a TAP for us. It never holds its sender up (`tun_net_xmit`), so that what
+/// Frames that wait in a TAP for us, where nothing else is configured. It never holds its sender up (`tun_net_xmit`), so that what
 /// comes beyond is lost; and one TCP stream in frames of one MTU has more than the default of 1,000
 /// under way. Not more than this: for a container that floods with frames of 64 KiB it is 128 MiB
 /// of the host's memory already. Figures: docs/performance.md.
-const TAP_QUEUE: u32 = 2000;
+pub const TAP_QUEUE: u32 = 2000;
 
 /// The alias that a TAP is given where nothing is left to do.
 const FINISHED: &str = "vswitchd";
@@ -51,6 +51,8 @@ pub struct DeviceSpec {
     pub mtu: u16,
     /// Addresses with their on-link prefix. Without one of IPv6 it has no IPv6 at all.
     pub addresses: Vec<IpNet>,
+    /// Frames that wait in it for us, if it is a TAP.
+    pub queue: u32,
 }
 
 impl DeviceSpec {
@@ -290,7 +292,7 @@ impl Place {
         let context = || format!("interface {:?}", spec.ifname);
         let link = self.netlink.link_by_name(&spec.ifname).await.failed(context())?;
         // Before it is up: after that the kernel would stop and start its queue.
-        let queue = LinkChange::new().queue(TAP_QUEUE);
+        let queue = LinkChange::new().queue(spec.queue);
         self.netlink.change_link(link.index, &queue).await.failed(context())?;
         self.configure(spec).await
     }

@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::api::types::{LimitUse, Refusal};
@@ -67,7 +68,12 @@ impl Limit {
 
     /// Somebody found no place.
     pub fn refuse(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
+        self.refuse_all(1);
+    }
+
+    /// So many found none.
+    pub fn refuse_all(&self, many: u64) {
+        self.refused.fetch_add(many, Ordering::Relaxed);
     }
 
     /// How full it is.
@@ -104,7 +110,13 @@ impl Places {
     /// Takes a place until it is dropped; `None`: there is none, which is counted.
     #[must_use]
     pub fn try_take(&self) -> Option<OwnedSemaphorePermit> {
-        let place = Arc::clone(&self.left).try_acquire_owned().ok();
+        self.try_take_all(1)
+    }
+
+    /// So many at once, or none.
+    #[must_use]
+    pub fn try_take_all(&self, many: u32) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.left).try_acquire_many_owned(many).ok();
         match place {
             Some(_) => self.limit.note(self.limit.taken(&self.left)),
             None => self.limit.refuse(),
@@ -112,7 +124,19 @@ impl Places {
         place
     }
 
-    /// The same, as soon as there is one; nobody is refused.
+    /// How many are left.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.left.available_permits()
+    }
+
+    /// The limit.
+    #[must_use]
+    pub fn limit(&self) -> &Limit {
+        &self.limit
+    }
+
+    /// A place, as soon as there is one; nobody is refused.
     pub async fn take(&self) -> Option<OwnedSemaphorePermit> {
         let place = Arc::clone(&self.left).acquire_owned().await.ok()?;
         self.limit.note(self.limit.taken(&self.left));
@@ -125,6 +149,12 @@ impl Places {
 pub struct Services {
     /// Readers of what happens to connections.
     pub event_readers: Arc<Limit>,
+    /// Events about the switch that wait for the slowest reader.
+    pub events: Arc<Limit>,
+    /// Bytes of the NAT log that wait for a disk in trouble.
+    pub nat_log_bytes: Arc<Limit>,
+    /// Addresses of each family of a shared uplink.
+    pub uplink_addresses: Arc<Limit>,
     /// Rules of a network's policy.
     pub policy_rules: Arc<Limit>,
     /// What the host itself sends through a published mapping.
@@ -138,6 +168,10 @@ pub struct HostLimits {
     pub connections: Arc<Limit>,
     /// Clients over UDP.
     pub datagram_clients: Arc<Limit>,
+    /// Ports.
+    pub served_ports: Arc<Limit>,
+    /// Ports of all mappings with more than that.
+    pub held_ports: Places,
 }
 
 impl Services {
@@ -146,16 +180,26 @@ impl Services {
     pub fn new(limits: &ServiceLimits) -> Self {
         Self {
             event_readers: Limit::new("event_readers", limits.event_readers, Refusal::Busy),
+            // The queue has that many places then.
+            events: Limit::new("events", limits.events.next_power_of_two(), Refusal::Missed),
+            nat_log_bytes: Limit::new("nat_log_bytes", limits.nat_log_bytes, Refusal::Missed),
             policy_rules: Limit::new("policy_rules", limits.policy_rules, Refusal::Conflict),
+            uplink_addresses: Limit::new("uplink_addresses", ADDRESSES, Refusal::NotEntered),
             host: HostLimits::new(limits),
         }
     }
 
-    /// All of them.
+    /// Those whose places are counted.
     #[must_use]
-    pub fn all(&self) -> [&Limit; 4] {
-        let Self { event_readers, policy_rules, host } = self;
-        [policy_rules, event_readers, &host.connections, &host.datagram_clients]
+    pub fn counted(&self) -> [&Limit; 5] {
+        let HostLimits { connections, datagram_clients, served_ports, held_ports } = &self.host;
+        [&self.event_readers, connections, datagram_clients, served_ports, held_ports.limit()]
+    }
+
+    /// Those of what counts itself.
+    #[must_use]
+    pub fn noted(&self) -> [&Limit; 4] {
+        [&self.policy_rules, &self.events, &self.nat_log_bytes, &self.uplink_addresses]
     }
 }
 
@@ -164,7 +208,10 @@ impl HostLimits {
     #[must_use]
     pub fn new(limits: &ServiceLimits) -> Self {
         let ServiceLimits { host_connections, host_datagram_clients, .. } = *limits;
+        let held_ports = limits.held_ports.min(half_of_descriptors());
         Self {
+            served_ports: Limit::new("served_ports", limits.served_ports, Refusal::NotServed),
+            held_ports: Limit::new("held_ports", held_ports, Refusal::NotHeld).places(),
             connections: Limit::new("host_connections", host_connections, Refusal::Waits),
             datagram_clients: Limit::new(
                 "host_datagram_clients",
@@ -174,6 +221,16 @@ impl HostLimits {
         }
     }
 }
+
+/// The other half is for everything else.
+fn half_of_descriptors() -> u32 {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
+    u32::try_from(soft / 2).unwrap_or(u32::MAX)
+}
+
+/// The steering has no more slots.
+#[allow(clippy::cast_possible_truncation, reason = "16")]
+const ADDRESSES: u32 = dataplane::io::steer::MAX_ADDRESSES as u32;
 
 #[cfg(test)]
 mod tests {
@@ -202,6 +259,12 @@ mod tests {
         drop(taken);
         assert!(waits.await.unwrap());
         assert_eq!(uses(&limit), (0, 2, 2, Some(1)));
+        // Several at once, or none.
+        let both = one.try_take_all(2).unwrap();
+        assert_eq!((uses(&limit).0, one.left(), other.left()), (2, 0, 2));
+        drop(both);
+        assert!(other.try_take_all(3).is_none());
+        assert_eq!((uses(&limit), other.limit().limit()), ((0, 2, 2, Some(2)), 2));
         // Those who are gone have none.
         let place = one.try_take();
         drop((one, place));

@@ -14,7 +14,7 @@
 //!
 //! Invariants: a reservation holds every port of its range or none; dropping it ends its sockets
 //! and the connections through them. Each family has sockets of its own
-//! (`IPV6_V6ONLY`). Limits: a range beyond [`MAX_SERVED_PORTS`] is held by
+//! (`IPV6_V6ONLY`). Limits: a range beyond `limits.served_ports` is held by
 //! sockets that nobody can connect to; one that [`LongRanges`] has no room for is only checked
 //! against the host's sockets, and so is SCTP, which is not served to the host itself; a program that binds to a device first
 //! (`SO_BINDTODEVICE`) can take a port of ours on that device.
@@ -29,9 +29,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 
 use self::bind::{Held, Served};
@@ -40,13 +39,6 @@ use crate::error::{Error, Kind};
 use crate::netlink::sockets::{HostPorts, SocketsError};
 use crate::places::{HostLimits, Places};
 use crate::publish::{PortRange, Proto};
-
-/// Longer ranges are not served to the host itself: a task for each port of a range of thousands
-/// would cost more than somebody who asks for that many wants from the host.
-pub const MAX_SERVED_PORTS: u16 = 256;
-
-/// Ports of longer ranges that are held at a time, over all reservations.
-pub const MAX_HELD_PORTS: usize = 16_384;
 
 /// A container that does not answer must not hold the host's client for minutes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -94,14 +86,16 @@ pub enum ProxyError {
     #[error(
         "ports {ports}/{proto} overlap {first}-{last}, which the host gives to its own connections \
          (ip_local_port_range), and are more than vswitchd holds against that \
-         ({MAX_HELD_PORTS} in all); publish at the address of a dedicated uplink, or a range \
-         outside of {first}-{last}"
+         ({most} in all: limits.held_ports, and half of the open files at most); publish at the \
+         address of a dedicated uplink, or a range outside of {first}-{last}"
     )]
     TooMany {
         /// The ports asked for.
         ports: PortRange,
         /// Their protocol.
         proto: Proto,
+        /// How many may be held.
+        most: u32,
         /// The host's first.
         first: u16,
         /// The host's last.
@@ -148,7 +142,7 @@ pub struct Publication {
     pub to_port: u16,
 }
 
-/// What may be done with ranges beyond [`MAX_SERVED_PORTS`].
+/// What may be done with ranges that are too long to be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LongRanges {
     /// How many more ports may be held.
@@ -159,14 +153,10 @@ pub struct LongRanges {
 }
 
 impl LongRanges {
-    /// With so many ports held already. Half of the process's descriptors are for everything else.
+    /// With what is held already.
     #[must_use]
-    pub fn new(held: usize, shared: bool) -> Self {
-        let limit = match getrlimit(Resource::RLIMIT_NOFILE) {
-            Ok((soft, _)) => usize::try_from(soft / 2).unwrap_or(usize::MAX),
-            Err(_) => 0,
-        };
-        Self { room: limit.min(MAX_HELD_PORTS).saturating_sub(held), shared }
+    pub fn new(limits: &HostLimits, shared: bool) -> Self {
+        Self { room: limits.held_ports.left(), shared }
     }
 }
 
@@ -181,6 +171,8 @@ pub struct Reservation {
     held: Vec<Held>,
     /// Ports still to be held.
     rest: Option<Rest>,
+    /// As many of the ports that may be held, or that may be served in one range.
+    _places: Option<OwnedSemaphorePermit>,
 }
 
 /// Ports of a range that connections of the host keep from being bound: some end soon (TIME_WAIT),
@@ -195,7 +187,7 @@ struct Rest {
 impl Reservation {
     fn unserved(ports: PortRange, held: Vec<Held>, rest: Option<Rest>) -> Self {
         let (serving, _) = watch::channel(());
-        Self { ports, tasks: JoinSet::new(), serving, held, rest }
+        Self { ports, tasks: JoinSet::new(), serving, held, rest, _places: None }
     }
 
     /// Ends the sockets and the connections through them; returns when the ports are free. Dropping
@@ -212,7 +204,7 @@ impl Reservation {
         self.ports
     }
 
-    /// How many of them count against [`MAX_HELD_PORTS`].
+    /// How many of them are held without being served, or will be.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held.len() + self.rest.as_ref().map_or(0, |rest| rest.ports.len())
@@ -259,19 +251,28 @@ pub fn reserve(
     let Publication { proto, host_ip, host_ports, .. } = *publication;
     let ports = host_ports.first()..=host_ports.last();
     let bindable = proto != Proto::Sctp;
-    if bindable && host_ports.len() <= MAX_SERVED_PORTS {
-        let bound =
-            ports.map(|port| bind::serve(proto, host_ip, port)).collect::<Result<Vec<_>, _>>()?;
-        return Ok(serve(publication, bound, own, limits));
-    }
-    if bindable && usize::from(host_ports.len()) <= long.room {
-        return hold(publication);
+    let length = u32::from(host_ports.len());
+    if bindable {
+        if let Some(places) = limits.served_ports.places().try_take_all(length) {
+            let bound = ports
+                .map(|port| bind::serve(proto, host_ip, port))
+                .collect::<Result<Vec<_>, _>>()?;
+            let served = serve(publication, bound, own, limits);
+            return Ok(Reservation { _places: Some(places), ..served });
+        }
+        if usize::from(host_ports.len()) <= long.room
+            && let Some(places) = limits.held_ports.try_take_all(length)
+        {
+            return Ok(Reservation { _places: Some(places), ..hold(publication)? });
+        }
+        limits.held_ports.limit().refuse();
     }
     let host = HostPorts::read()?;
     let (first, last) = host.ephemeral();
     let overlap = PortRange::new(first, last).is_some_and(|own| own.overlaps(host_ports));
     if bindable && long.shared && overlap {
-        return Err(ProxyError::TooMany { ports: host_ports, proto, first, last });
+        let most = limits.held_ports.limit().limit();
+        return Err(ProxyError::TooMany { ports: host_ports, proto, most, first, last });
     }
     match first_busy(&host, publication) {
         Some(port) => Err(ProxyError::Busy { port, proto }),
@@ -348,7 +349,8 @@ fn serve(
             }
         }
     }
-    Reservation { ports: host_ports, tasks, serving, held: Vec::new(), rest: None }
+    let held = Vec::new();
+    Reservation { ports: host_ports, tasks, serving, held, rest: None, _places: None }
 }
 
 /// Runs until the reservation goes.

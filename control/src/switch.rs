@@ -67,9 +67,6 @@ pub use follow::Touched;
 pub use uplink::Look;
 use warnings::Warnings;
 
-/// Events that a slow reader may be behind before it misses some.
-const EVENT_BACKLOG: usize = 1024;
-
 /// What the configuration says about networks and uplinks.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -178,7 +175,9 @@ impl Switch {
         desired: Desired,
         warnings: Vec<String>,
     ) -> Arc<Self> {
-        let (events, _) = broadcast::channel(EVENT_BACKLOG);
+        let services = Services::new(&settings.services);
+        let backlog = usize::try_from(services.events.limit()).unwrap_or(usize::MAX);
+        let (events, _) = broadcast::channel(backlog.max(1));
         let work = Work {
             store,
             pools: HashMap::new(),
@@ -194,7 +193,7 @@ impl Switch {
         Arc::new(Self {
             engine,
             host,
-            services: Services::new(&settings.services),
+            services,
             settings,
             work: tokio::sync::Mutex::new(work),
             world: RwLock::new(world),
@@ -259,6 +258,8 @@ impl Switch {
             sandbox: sandbox.cloned(),
             detail,
         });
+        let waiting = u32::try_from(self.events.len()).unwrap_or(u32::MAX);
+        self.services.events.note(waiting);
     }
 
     /// Makes the edits durable, then visible. Nothing changed when it fails. Older announcements let

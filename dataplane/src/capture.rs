@@ -16,10 +16,24 @@ use crate::packet::segment;
 use crate::packet::types::PortId;
 use crate::publish::Publisher;
 
-/// Frames waiting for a reader at most.
-const SLOTS: usize = QUEUE as usize;
-/// The same, for people.
-pub(crate) const QUEUE: u32 = 1024;
+/// Frames waiting for a reader at most, unless the engine is told otherwise.
+pub(crate) const DEFAULT_SLOTS: u32 = 1024;
+
+/// How all captures have fared since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Uses {
+    /// The most frames that waited for a reader.
+    peak: Peak,
+    /// Frames that found no slot.
+    missed: AtomicU64,
+}
+
+impl Uses {
+    /// The most that waited, and how many were missed.
+    pub(crate) fn view(&self) -> (u32, u64) {
+        (self.peak.value(), self.missed.load(Ordering::Relaxed))
+    }
+}
 
 /// A port whose frames are copied until it is gone.
 #[derive(Debug)]
@@ -35,23 +49,24 @@ pub(crate) struct Sink {
     free: ArrayQueue<CapturedFrame>,
     full: ArrayQueue<CapturedFrame>,
     missed: AtomicU64,
-    peak: Arc<Peak>,
+    all: Arc<Uses>,
 }
 
 impl Sink {
-    fn new(ports: &[PortId], snaplen: usize, peak: Arc<Peak>) -> Self {
+    fn new(ports: &[PortId], (snaplen, slots): (usize, u32), all: Arc<Uses>) -> Self {
+        let slots = usize::try_from(slots).unwrap_or(usize::MAX).max(1);
         let sink = Self {
             ports: ports
                 .iter()
                 .map(|port| Watched { port: *port, gone: AtomicBool::new(false) })
                 .collect(),
             snaplen,
-            free: ArrayQueue::new(SLOTS),
-            full: ArrayQueue::new(SLOTS),
+            free: ArrayQueue::new(slots),
+            full: ArrayQueue::new(slots),
             missed: AtomicU64::new(0),
-            peak,
+            all,
         };
-        for _ in 0..SLOTS {
+        for _ in 0..slots {
             let slot = CapturedFrame {
                 port: PortId(0),
                 egress: false,
@@ -74,7 +89,8 @@ impl Sink {
         }
         let Some(mut slot) = self.free.pop() else {
             self.missed.fetch_add(1, Ordering::Relaxed);
-            self.peak.note(QUEUE);
+            self.all.missed.fetch_add(1, Ordering::Relaxed);
+            self.all.peak.note(u32::try_from(self.full.capacity()).unwrap_or(u32::MAX));
             return;
         };
         let (head, rest) = frame;
@@ -87,7 +103,7 @@ impl Sink {
         let room = self.snaplen.saturating_sub(head.len());
         slot.bytes.extend_from_slice(rest.get(..room).unwrap_or(rest));
         let _ = self.full.push(slot);
-        self.peak.note(self.waiting());
+        self.all.peak.note(self.waiting());
     }
 
     /// Frames that wait for the reader.
@@ -137,10 +153,10 @@ impl Capture {
     pub(crate) fn start(
         running: &Arc<Publisher<Sinks>>,
         ports: &[PortId],
-        snaplen: usize,
-        peak: Arc<Peak>,
+        (snaplen, slots): (usize, u32),
+        all: Arc<Uses>,
     ) -> Self {
-        let sink = Arc::new(Sink::new(ports, snaplen, peak));
+        let sink = Arc::new(Sink::new(ports, (snaplen, slots), all));
         running.update(|sinks| {
             let mut sinks = sinks.clone();
             sinks.push(Arc::clone(&sink));

@@ -78,6 +78,7 @@ pub(crate) struct Start {
     pub(crate) worker: usize,
     pub(crate) pool: Pool,
     pub(crate) waiting_frames: usize,
+    pub(crate) waiting_frames_per_neighbor: usize,
     pub(crate) fragment_bytes: usize,
     pub(crate) icmp_errors: ErrorRate,
     pub(crate) announce: bool,
@@ -137,9 +138,17 @@ impl Core {
         captures: Subscriber<Sinks>,
         counters: Arc<WorkerCounters>,
     ) -> Self {
-        let Start { worker, pool, waiting_frames, fragment_bytes, icmp_errors, announce, key } =
-            start;
-        let waiting = Waiting::beside(pool.size(), waiting_frames);
+        let Start {
+            worker,
+            pool,
+            waiting_frames,
+            waiting_frames_per_neighbor,
+            fragment_bytes,
+            icmp_errors,
+            announce,
+            key,
+        } = start;
+        let waiting = Waiting::beside(pool.size(), waiting_frames, waiting_frames_per_neighbor);
         Self {
             worker,
             tables,
@@ -350,6 +359,7 @@ impl Core {
         self.swept = now;
         let fragments = u32::try_from(self.tables.fragments.len()).unwrap_or(u32::MAX);
         self.tables.fragments_peak.note(fragments);
+        self.tables.fragments.count_departed(now);
         self.config.refresh();
         self.sweep.step(&self.tables.connections, now);
         self.sweep6.step(&self.tables.connections6, now);

@@ -98,6 +98,13 @@ impl PortTable {
         self.slots.get(port.index())?.as_ref()
     }
 
+    /// Counts what the host refuses somebody behind a port.
+    pub(crate) fn count_refused(&self, port: PortId) {
+        if let Some(cell) = self.slot(port).and_then(|slot| slot.counters.cell(self.worker)) {
+            cell.refused.add(1);
+        }
+    }
+
     pub(crate) fn count_rx(&self, port: PortId, frames: u64, bytes: u64) {
         if let Some(cell) = self.slot(port).and_then(|slot| slot.counters.cell(self.worker)) {
             cell.rx_frames.add(frames);

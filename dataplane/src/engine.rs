@@ -11,15 +11,17 @@ use std::time::Duration;
 use crate::balance::{Balancer, Load, Meter};
 pub use crate::capture::Capture;
 use crate::config::Snapshot;
+use crate::conntrack::DEFAULT_EVENT_QUEUE;
 use crate::crew::Crew;
 use crate::io::{IoBackend, IoChoice, Port, Tether};
 pub use crate::l2::fdb::StaticRefused;
 pub use crate::l2::groups::GroupLimits;
 use crate::l3::fragments;
-use crate::l3::neighbor::MAX_WAITING;
 pub use crate::l3::neighbor::NeighborLimits;
+use crate::l3::neighbor::{MAX_WAITING, MAX_WAITING_FOR_ONE};
 pub use crate::limiter::ErrorRate;
-pub use crate::limits::LimitUse;
+pub use crate::limits::{LimitUse, Refusal};
+pub use crate::nat::helpers::HelperLimits;
 use crate::packet::types::{Mac, NetworkId, PortId, UplinkId};
 use crate::plane::Plane;
 use crate::sync::Mutex;
@@ -53,6 +55,10 @@ pub struct EngineOptions {
     pub neighbors: NeighborLimits,
     /// Frames that a worker lets wait for neighbors at most.
     pub waiting_frames: usize,
+    /// Of those, for one neighbor.
+    pub waiting_frames_per_neighbor: usize,
+    /// What helpers may have to do with at most.
+    pub helpers: HelperLimits,
     /// ICMP errors that a worker sends.
     pub icmp_errors: ErrorRate,
     /// Memberships of ports in multicast groups at most.
@@ -66,6 +72,10 @@ pub struct EngineOptions {
     pub fragment_bytes: u32,
     /// Traces under way at a time: each has copies of all tables.
     pub traces: u32,
+    /// Frames that wait for the reader of each capture.
+    pub capture_frames: u32,
+    /// Events that wait for each who is told of connections ([`Engine::watch_connections`]).
+    pub conntrack_events: u32,
     /// How devices are read and written.
     pub io: IoChoice,
     /// Merge TCP segments that wait for the same device (GRO).
@@ -103,11 +113,15 @@ impl Default for EngineOptions {
             neighbors: NeighborLimits::default(),
             groups: GroupLimits::default(),
             waiting_frames: MAX_WAITING,
+            waiting_frames_per_neighbor: MAX_WAITING_FOR_ONE,
+            helpers: HelperLimits::default(),
             icmp_errors: ErrorRate::default(),
             fragment_limit: fragments::DEFAULT_LIMIT,
             fragments_per_datagram: fragments::DEFAULT_PER_DATAGRAM,
             fragment_bytes: fragments::DEFAULT_BYTES,
             traces: crate::trace::DEFAULT_TRACES,
+            capture_frames: crate::capture::DEFAULT_SLOTS,
+            conntrack_events: DEFAULT_EVENT_QUEUE,
             io: IoChoice::Auto,
             gro: true,
             announce: false,
@@ -171,6 +185,9 @@ pub struct PortStats {
     pub tx_frames: u64,
     /// Bytes of them.
     pub tx_bytes: u64,
+    /// Answers of the host's own stack that nothing serves what this port's owner asked it for: resets of segments
+    /// that fit no connection of the host's, and ports that are unreachable. They count as sent, too.
+    pub refused: u64,
     /// Frames received here and dropped, by [`crate::verdict::DropReason::index`].
     pub rx_drops: Vec<u64>,
     /// Frames meant for here that the device did not take, by [`crate::verdict::DropReason::index`].

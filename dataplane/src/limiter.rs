@@ -73,6 +73,8 @@ impl Limiter {
         let allowed = self.bucket.take_of(now, 1, nanos, u64::from(self.rate.burst()));
         if allowed {
             uses.note(self.bucket.full_at, nanos, now);
+        } else {
+            uses.refused.add(1);
         }
         allowed
     }
@@ -85,9 +87,16 @@ pub(crate) struct ErrorGauge {
     full_at: Counter,
     nanos_per_token: Counter,
     peak: Counter,
+    /// Errors that were not sent.
+    refused: Counter,
 }
 
 impl ErrorGauge {
+    /// Errors that were not sent.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.value()
+    }
+
     fn note(&self, full_at: u64, nanos_per_token: u64, now: Timestamp) {
         self.full_at.set(full_at);
         self.nanos_per_token.set(nanos_per_token);
@@ -101,6 +110,60 @@ impl ErrorGauge {
         let used = left.div_ceil(self.nanos_per_token.value().max(1));
         let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
         (narrow(used), narrow(self.peak.value()))
+    }
+}
+
+/// How full the fullest bucket of a worker is: written by one worker, read by anybody.
+#[derive(Debug, Default)]
+pub(crate) struct BucketGauge {
+    /// See [`Bucket`].
+    full_at: Counter,
+    per_second: Counter,
+    /// In nanoseconds until it would have been full again.
+    peak: Counter,
+}
+
+/// What a [`BucketGauge`] says.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BucketUse {
+    /// Taken of the fullest bucket, in nanoseconds until it is full again: of a second, whatever it holds.
+    pub(crate) nanos: u64,
+    /// At most since the start.
+    pub(crate) peak: u64,
+    /// What that bucket holds, in tokens; zero: there is none.
+    pub(crate) holds: u64,
+}
+
+impl BucketUse {
+    /// The fuller one of two, and the higher peak.
+    pub(crate) fn or(self, other: Self) -> Self {
+        let (fuller, less) = if other.nanos > self.nanos { (other, self) } else { (self, other) };
+        Self { peak: fuller.peak.max(less.peak), ..fuller }
+    }
+
+    /// So much time in tokens of a bucket that holds so many: never more than it holds.
+    pub(crate) fn tokens(nanos: u64, holds: u64) -> u64 {
+        nanos.min(SECOND).saturating_mul(holds).div_ceil(SECOND)
+    }
+}
+
+impl BucketGauge {
+    /// Notes how full a bucket is from which somebody took, or wanted to.
+    pub(crate) fn note(&self, bucket: &Bucket, per_second: u64, now: Timestamp) {
+        let taken = bucket.full_at.saturating_sub(now.as_nanos());
+        if bucket.full_at >= self.full_at.value() {
+            self.full_at.set(bucket.full_at);
+            self.per_second.set(per_second);
+        }
+        if taken > self.peak.value() {
+            self.peak.set(taken);
+        }
+    }
+
+    pub(crate) fn view(&self, now: Timestamp) -> BucketUse {
+        let nanos = self.full_at.value().saturating_sub(now.as_nanos());
+        let holds = if nanos > 0 { self.per_second.value() } else { 0 };
+        BucketUse { nanos, peak: self.peak.value(), holds }
     }
 }
 
@@ -122,6 +185,7 @@ mod tests {
         assert_eq!(allowed(10), 10);
         assert_eq!(allowed(10_000), 50);
         assert_eq!(uses.view(at(20_000)), (0, 50));
+        assert_eq!(uses.refused(), 3000 - 110);
     }
 
     #[test]
@@ -142,6 +206,29 @@ mod tests {
         assert_eq!(allowed(0), 0);
         assert_eq!(allowed(50), 5);
         assert_eq!(allowed(5000), 100);
+    }
+
+    #[test]
+    fn the_fullest_bucket_is_shown_whatever_it_holds() {
+        let (gauge, mut small, mut large) =
+            (BucketGauge::default(), Bucket::default(), Bucket::default());
+        assert_eq!(gauge.view(at(0)), BucketUse::default());
+        assert!(large.take(at(0), 250, 1000));
+        gauge.note(&large, 1000, at(0));
+        assert!(small.take(at(0), 5, 10));
+        gauge.note(&small, 10, at(0));
+        let shown = gauge.view(at(0));
+        assert_eq!((BucketUse::tokens(shown.nanos, shown.holds), shown.holds), (5, 10));
+        // The other one, less full, is not noted over it.
+        assert!(large.take(at(0), 1, 1000));
+        gauge.note(&large, 1000, at(0));
+        assert_eq!(gauge.view(at(0)).holds, 10);
+        let later = gauge.view(at(600));
+        assert_eq!((later.nanos, later.holds, later.peak), (0, 0, SECOND / 2));
+        assert_eq!(BucketUse::tokens(later.peak, 1000), 500);
+        assert_eq!(BucketUse::tokens(3 * SECOND, 10), 10, "a debt is no more than all");
+        let empty = BucketUse { nanos: 1, peak: 1, holds: 7 };
+        assert_eq!(later.or(empty), BucketUse { nanos: 1, peak: SECOND / 2, holds: 7 });
     }
 
     #[test]

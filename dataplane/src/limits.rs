@@ -6,10 +6,11 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::clock::Timestamp;
-use crate::conntrack::EVENT_QUEUE;
 use crate::engine::EngineOptions;
 use crate::l3::fragments::early;
-use crate::l3::neighbor::{MAX_WAITING_FOR_ONE, Waiting};
+use crate::l3::neighbor::Waiting;
+use crate::limiter::BucketUse;
+use crate::nat::helpers;
 use crate::shared::Tables;
 use crate::stats::{Gauge, WorkerCounters};
 use crate::verdict::DropReason;
@@ -43,9 +44,38 @@ pub struct LimitUse {
     pub limit: u64,
     /// As what a frame is dropped that finds no room; `None`: none is.
     pub drop_reason: Option<DropReason>,
+    /// What becomes of whatever else finds none; `None`: only frames look for some.
+    pub refusal: Option<Refusal>,
+    /// How often that was; `None`: it is counted elsewhere.
+    pub refused: Option<u64>,
+}
+
+/// What becomes of what finds no room, and is no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Who asks for it is told.
+    Conflict,
+    /// Whom it was for misses it, and is told how much.
+    Missed,
+    /// It is not entered, and things go on without.
+    NotEntered,
+    /// It is not sent.
+    NotSent,
+    /// It is entered, and an older one is forgotten for it.
+    PushedOut,
 }
 
 impl LimitUse {
+    /// One at which no frame is dropped.
+    fn refusing(
+        name: &'static str,
+        used: (u32, u32),
+        limit: u32,
+        (refusal, refused): (Refusal, Option<u64>),
+    ) -> Self {
+        Self { refusal: Some(refusal), refused, ..Self::new(name, used, limit, None) }
+    }
+
     fn new(name: &'static str, used: (u32, u32), limit: u32, reason: Option<DropReason>) -> Self {
         let (current, peak) = used;
         Self {
@@ -54,6 +84,8 @@ impl LimitUse {
             peak: peak.max(current).into(),
             limit: limit.into(),
             drop_reason: reason,
+            refusal: None,
+            refused: None,
         }
     }
 }
@@ -61,8 +93,12 @@ impl LimitUse {
 /// What is in use of what no worker has: now, and at most.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Beside {
-    pub(crate) captures: (u32, u32),
-    pub(crate) traces: (u32, u32),
+    /// And how many frames captures have missed.
+    pub(crate) captures: ((u32, u32), u64),
+    /// And how many were refused.
+    pub(crate) traces: ((u32, u32), u64),
+    /// The lowest limit that a network has for what is sent to all.
+    pub(crate) storm_limit: Option<u32>,
 }
 
 /// Every limit of the engine, as the options set them.
@@ -75,13 +111,14 @@ pub(crate) fn of(
 ) -> Vec<LimitUse> {
     use DropReason::{
         ConntrackFull, EndpointLimit, FragmentLimit, GroupLimit, NeighborQueueFull,
-        NeighborTableFull, NoBuffer,
+        NeighborTableFull, NoBuffer, SnatPortsExhausted,
     };
     let heaviest = |gauge: fn(&WorkerCounters) -> &Gauge| {
         workers.iter().map(|counters| gauge(counters).view()).fold((0, 0), most)
     };
     let size = |frames: usize| u32::try_from(frames).unwrap_or(u32::MAX);
     let waiting = Waiting::room_beside(options.buffers_per_worker, options.waiting_frames);
+    let waiting_each = options.waiting_frames_per_neighbor.clamp(1, waiting);
     let room = tables.connections.room();
     let fdb = tables.fdb.stats();
     let neighbors = tables.neighbors.uses();
@@ -94,6 +131,9 @@ pub(crate) fn of(
     let errors = workers.iter().map(|counters| counters.errors.view(now)).fold((0, 0), most);
     // As it was a moment ago: by a clock that runs ahead there would be more.
     let errors = (errors.0.min(burst), errors.1);
+    let errors_refused = workers.iter().map(|counters| counters.errors.refused()).sum();
+    let (departed, departed_limit, pushed_out) = tables.fragments.departed_uses(now);
+    let watchers = tables.connections.watchers();
     let per_network = |name, most: Option<(u32, u32, u32)>, reason| {
         most.map(|(now, peak, limit)| LimitUse::new(name, (now, peak), limit, reason))
     };
@@ -103,7 +143,14 @@ pub(crate) fn of(
             room.accounts().fullest_network(),
             Some(DropReason::NetworkLimit),
         ),
-        per_network("fdb_per_network", tables.fdb.fullest_network(), None),
+        tables.fdb.fullest_network().map(|(now, peak, limit)| {
+            let refusal = (Refusal::NotEntered, None);
+            LimitUse::refusing("fdb_per_network", (now, peak), limit, refusal)
+        }),
+        room.mappings().uses().map(|(used, limit)| {
+            LimitUse::new("mapped_ports_per_address", used, limit, Some(SnatPortsExhausted))
+        }),
+        storms(workers, beside.storm_limit, now),
     ];
     let mut all = vec![
         LimitUse::new("conntrack", room.uses(), room.limit(), Some(ConntrackFull)),
@@ -113,8 +160,18 @@ pub(crate) fn of(
             options.conntrack_per_endpoint,
             Some(EndpointLimit),
         ),
-        LimitUse::new("fdb", (fdb.entries, tables.fdb.peak()), fdb.limit, None),
-        LimitUse::new("fdb_per_port", tables.fdb.heaviest(), options.fdb_per_port.max(1), None),
+        LimitUse::refusing(
+            "fdb",
+            (fdb.entries, tables.fdb.peak()),
+            fdb.limit,
+            (Refusal::NotEntered, Some(fdb.refused)),
+        ),
+        LimitUse::refusing(
+            "fdb_per_port",
+            tables.fdb.heaviest(),
+            options.fdb_per_port.max(1),
+            (Refusal::NotEntered, None),
+        ),
         LimitUse::new("neighbors", neighbors.all.0, neighbors.all.1, Some(NeighborTableFull)),
         LimitUse::new(
             "neighbors_per_network",
@@ -134,8 +191,8 @@ pub(crate) fn of(
             neighbors.unheard.1,
             Some(NeighborTableFull),
         ),
-        LimitUse::new("expectations", expectations.0, expectations.1, None),
-        LimitUse::new("helped_controls", controls.0, controls.1, None),
+        not_entered("expectations", expectations),
+        not_entered("helped_controls", controls),
         LimitUse::new("groups", groups.0, groups.1, Some(GroupLimit)),
         LimitUse::new("groups_per_endpoint", own_groups.0, own_groups.1, Some(GroupLimit)),
         LimitUse::new(
@@ -147,7 +204,7 @@ pub(crate) fn of(
         LimitUse::new(
             "waiting_frames_per_neighbor",
             heaviest(|counters| &counters.waiting_for_one),
-            size(MAX_WAITING_FOR_ONE.min(waiting)),
+            size(waiting_each),
             Some(NeighborQueueFull),
         ),
         LimitUse::new(
@@ -155,6 +212,12 @@ pub(crate) fn of(
             (fragments, tables.fragments_peak.value()),
             size(tables.fragments.limit()),
             Some(FragmentLimit),
+        ),
+        LimitUse::refusing(
+            "departed_datagrams",
+            departed,
+            departed_limit,
+            (Refusal::PushedOut, Some(pushed_out)),
         ),
         LimitUse::new(
             "fragment_pieces",
@@ -180,13 +243,48 @@ pub(crate) fn of(
             size(options.buffers_per_worker),
             Some(NoBuffer),
         ),
-        LimitUse::new("icmp_errors", errors, burst, None),
-        LimitUse::new("capture_frames", beside.captures, crate::capture::QUEUE, None),
-        LimitUse::new("traces", beside.traces, options.traces, None),
-        LimitUse::new("conntrack_events", tables.connections.watchers().uses(), EVENT_QUEUE, None),
+        LimitUse::refusing("icmp_errors", errors, burst, (Refusal::NotSent, Some(errors_refused))),
+        LimitUse::refusing(
+            "capture_frames",
+            beside.captures.0,
+            options.capture_frames.max(1),
+            (Refusal::Missed, Some(beside.captures.1)),
+        ),
+        LimitUse::refusing(
+            "traces",
+            beside.traces.0,
+            options.traces,
+            (Refusal::Conflict, Some(beside.traces.1)),
+        ),
+        LimitUse::refusing(
+            "conntrack_events",
+            watchers.uses(),
+            watchers.queue(),
+            (Refusal::Missed, Some(watchers.missed())),
+        ),
     ];
     all.extend(networks.into_iter().flatten());
     all
+}
+
+fn not_entered(name: &'static str, (used, limit, refused): helpers::Uses) -> LimitUse {
+    LimitUse::refusing(name, used, limit, (Refusal::NotEntered, Some(refused)))
+}
+
+/// What ports send to all others, of the one that has used up most of what it may send in a second: where none
+/// does, of the lowest limit that there is.
+fn storms(
+    workers: &[std::sync::Arc<WorkerCounters>],
+    lowest: Option<u32>,
+    now: Timestamp,
+) -> Option<LimitUse> {
+    let all = workers.iter().map(|counters| counters.storms.view(now));
+    let fullest = all.fold(BucketUse::default(), BucketUse::or);
+    let holds = if fullest.holds > 0 { fullest.holds } else { lowest?.into() };
+    let frames = |nanos| u32::try_from(BucketUse::tokens(nanos, holds)).unwrap_or(u32::MAX);
+    let used = (frames(fullest.nanos), frames(fullest.peak));
+    let limit = u32::try_from(holds).unwrap_or(u32::MAX);
+    Some(LimitUse::new("storm_frames", used, limit, Some(DropReason::StormLimited)))
 }
 
 fn most(a: (u32, u32), b: (u32, u32)) -> (u32, u32) {

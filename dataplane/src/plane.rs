@@ -20,7 +20,7 @@ use crate::hash::HashKey;
 use crate::io::{Missed, Offloads};
 use crate::l2::fdb::{Learned, StaticRefused};
 use crate::l3::fragments::Source;
-use crate::limits::{self, Peak};
+use crate::limits;
 use crate::orphans::has_place;
 use crate::packet::types::{Mac, NetworkId, PortId};
 use crate::pool::Pool;
@@ -39,7 +39,7 @@ pub struct Plane {
     captures: Arc<Publisher<Sinks>>,
     counters: Vec<Arc<WorkerCounters>>,
     ports: Mutex<BTreeMap<PortId, Registered>>,
-    capture_peak: Arc<Peak>,
+    capture_uses: Arc<capture::Uses>,
     tracers: Arc<Places>,
     options: EngineOptions,
     /// What an earlier run left has been held against a complete configuration. Until then a part of it
@@ -69,7 +69,7 @@ impl Plane {
             captures: Arc::new(Publisher::new(Sinks::new())),
             counters: (0..options.workers.max(1)).map(|_| Arc::default()).collect(),
             ports: Mutex::new(BTreeMap::new()),
-            capture_peak: Arc::default(),
+            capture_uses: Arc::default(),
             tracers: Arc::default(),
             options: EngineOptions {
                 buffers_per_worker: options.buffers_per_worker.max(2),
@@ -101,6 +101,7 @@ impl Plane {
             worker,
             pool,
             waiting_frames: self.options.waiting_frames,
+            waiting_frames_per_neighbor: self.options.waiting_frames_per_neighbor,
             fragment_bytes: usize::try_from(self.options.fragment_bytes).unwrap_or(usize::MAX),
             icmp_errors: self.options.icmp_errors,
             announce: self.options.announce,
@@ -265,10 +266,25 @@ impl Plane {
     /// How full everything is that has a limit.
     #[must_use]
     pub fn limits(&self) -> Vec<LimitUse> {
+        self.limits_at(Timestamp::now())
+    }
+
+    /// The same at this time.
+    #[must_use]
+    pub fn limits_at(&self, now: Timestamp) -> Vec<LimitUse> {
+        let config = self.config.current();
         let waiting = capture::waiting(&self.captures.current());
-        let captures = (waiting, self.capture_peak.value());
-        let beside = limits::Beside { captures, traces: self.tracers.uses() };
-        limits::of(&self.options, &self.tables, &self.counters, &beside, Timestamp::now())
+        let (capture_peak, missed) = self.capture_uses.view();
+        let beside = limits::Beside {
+            captures: ((waiting, capture_peak), missed),
+            traces: (self.tracers.uses(), self.tracers.refused()),
+            storm_limit: config
+                .networks()
+                .map(|network| network.config.storm_limit)
+                .filter(|limit| *limit > 0)
+                .min(),
+        };
+        limits::of(&self.options, &self.tables, &self.counters, &beside, now)
     }
 
     /// All FDB entries: learned, static and local.
@@ -401,7 +417,8 @@ impl Plane {
     pub fn capture(&self, ports: &[PortId], snaplen: usize) -> Capture {
         let known = self.ports.lock();
         let here: Vec<_> = ports.iter().copied().filter(|port| known.contains_key(port)).collect();
-        Capture::start(&self.captures, &here, snaplen, Arc::clone(&self.capture_peak))
+        let slots = self.options.capture_frames;
+        Capture::start(&self.captures, &here, (snaplen, slots), Arc::clone(&self.capture_uses))
     }
 }
 

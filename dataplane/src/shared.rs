@@ -62,6 +62,7 @@ impl Tables {
     /// When memory, a file or random keys cannot be had.
     pub fn new(options: &EngineOptions, now: Timestamp) -> io::Result<Self> {
         let room = Room::new(options.conntrack_limit);
+        room.limit_events(options.conntrack_events);
         let secs = now.as_secs();
         let (connections, earlier) = table(options.conntrack_file.as_deref(), &room, secs)?;
         let (connections6, earlier6) = table(options.conntrack6_file.as_deref(), &room, secs)?;
@@ -84,7 +85,7 @@ impl Tables {
                 options.workers.max(1),
             ),
             fragments_peak: Peak::default(),
-            helped: Helped::default(),
+            helped: Helped::new(options.helpers),
             neighbors: Neighbors::new(options.neighbors),
             groups: Groups::new(options.groups),
             rules: DashMap::default(),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 
 use crate::engine::{PortStats, WorkerStats};
-use crate::limiter::ErrorGauge;
+use crate::limiter::{BucketGauge, ErrorGauge};
 use crate::verdict::DropReason;
 
 /// A counter with one writer.
@@ -97,6 +97,8 @@ pub(crate) struct WorkerCounters {
     pub(crate) early: Gauge,
     pub(crate) early_of_one: Gauge,
     pub(crate) errors: ErrorGauge,
+    /// Frames to all others, of the port with the most of what it may send.
+    pub(crate) storms: BucketGauge,
     pub(crate) drops: DropCounters,
 }
 
@@ -127,6 +129,8 @@ pub(crate) struct PortCell {
     pub(crate) rx_bytes: Counter,
     pub(crate) tx_frames: Counter,
     pub(crate) tx_bytes: Counter,
+    /// What the host's own stack refused: it came in here.
+    pub(crate) refused: Counter,
     pub(crate) rx_drops: DropCounters,
     pub(crate) tx_drops: DropCounters,
 }
@@ -165,6 +169,7 @@ impl PortCounters {
             rx_missed: 0,
             tx_frames: sum(|cell| &cell.tx_frames),
             tx_bytes: sum(|cell| &cell.tx_bytes),
+            refused: sum(|cell| &cell.refused),
             rx_drops: sums(|cell| &cell.rx_drops),
             tx_drops: sums(|cell| &cell.tx_drops),
         }

@@ -25,7 +25,9 @@ use dataplane::config::{
     UplinkMode, Vlans,
 };
 use dataplane::core::Core;
-use dataplane::engine::{Connection, ErrorRate, GroupLimits, Link, NeighborLimits, Placement};
+use dataplane::engine::{
+    Connection, ErrorRate, GroupLimits, HelperLimits, Link, NeighborLimits, Placement,
+};
 use dataplane::frame::Frame;
 use dataplane::io::{Offloads, TxReport};
 use dataplane::l3::route::Prefix;
@@ -219,11 +221,15 @@ pub fn small() -> EngineOptions {
         neighbors: NeighborLimits::default(),
         groups: GroupLimits::default(),
         waiting_frames: 128,
+        waiting_frames_per_neighbor: 32,
+        helpers: HelperLimits::default(),
         icmp_errors: ErrorRate::default(),
         fragment_limit: 256,
         fragments_per_datagram: 64,
         fragment_bytes: 4 << 20,
         traces: 2,
+        capture_frames: 1024,
+        conntrack_events: 8192,
         io: crate::io_choice(),
         gro: true,
         placement: Placement::Spread,
@@ -386,7 +392,15 @@ impl Lab {
     /// What would become of frames that arrive at the first worker now.
     #[must_use]
     pub fn tracer(&self) -> Tracer {
-        self.plane.tracer(self.cores[0].state()).unwrap()
+        self.try_tracer().unwrap()
+    }
+
+    /// The same, if there is a place for one more.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn try_tracer(&self) -> std::io::Result<Tracer> {
+        self.plane.tracer(self.cores[0].state())
     }
 
     /// One frame arrives.

@@ -4,7 +4,7 @@
 //! | name | |
 //! |---|---|
 //! | `rx`, `tx`, `merged`, `replicated`, `generated`, `consumed`, `queued`, `drop.REASON` | all workers |
-//! | `PORT.rx`, `PORT.rx_bytes`, `PORT.tx`, `PORT.tx_bytes`, `PORT.drop.REASON`, `PORT.tx_drop.REASON` | a port |
+//! | `PORT.rx`, `PORT.rx_bytes`, `PORT.tx`, `PORT.tx_bytes`, `PORT.refused`, `PORT.drop.REASON`, `PORT.tx_drop.REASON` | a port |
 //! | `fdb.learned`, `fdb.moves`, `fdb.evictions`, `neighbors` | tables |
 //! | `conn.entries`, `conn.inserted`, `conn.expired`, `conn.flushed`, `conn.full`, `conn.clashes`, `conn.ports_exhausted`, `conn.picked_up`, `conn.evicted` | connections |
 //! | `helpers.expected`, `helpers.used`, `helpers.foreign`, `helpers.full`, `helpers.no_port`, `helpers.privileged`, `helpers.too_long` | what connections announce |
@@ -46,6 +46,7 @@ impl Ledger {
             ledger.add(&format!("{name}.rx_bytes"), signed(stats.rx_bytes));
             ledger.add(&format!("{name}.tx"), signed(stats.tx_frames));
             ledger.add(&format!("{name}.tx_bytes"), signed(stats.tx_bytes));
+            ledger.add(&format!("{name}.refused"), signed(stats.refused));
             ledger.drops(&format!("{name}.drop"), &stats.rx_drops);
             ledger.drops(&format!("{name}.tx_drop"), &stats.tx_drops);
         }

@@ -10,6 +10,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use dataplane::packet::ndp::link_local;
 use dataplane::packet::types::{Mac, PortId, ethertype};
 use tests::host::raw::{RawListener, RawSender};
 use tests::host::traffic::ping;
@@ -54,7 +55,7 @@ fn advertisement(from: Mac, behind_options: bool) -> Vec<u8> {
         message.splice(0..0, [58, 0, 1, 4, 0, 0, 0, 0]);
         packet[5..7].copy_from_slice(&[24, 0]);
     }
-    packet.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x66]);
+    packet.extend(link_local(from).octets());
     packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     packet.extend(message);
     ethernet(from, ALL_NODES, ethertype::IPV6, &packet)
@@ -117,6 +118,42 @@ fn nobody_plays_dhcp_server_or_router_who_is_not_trusted() {
     host.network("other", "--subnet 10.91.2.0/24");
     host.ok(["network", "connect", "-o", "trusted=true", "other", &victim.name]);
     host.refused(2, &["\"icc\"", "trusted"], ["network", "connect", "-o", "icc=0", "other", "x"]);
+}
+
+/// Whether a neighbor answers at an address of IPv6.
+fn pings6(sandbox: &Sandbox, address: &str) -> bool {
+    sandbox.ns.run(&format!("ping -6 -c 1 -W 1 {address}")).code == 0
+}
+
+#[test]
+#[ignore = "needs root"]
+fn without_an_ipv6_subnet_a_sandbox_has_its_link_local_address_alone() {
+    let host = Host::start(Uplink::None);
+    host.network("app", "--subnet 10.91.1.0/24");
+    host.network("open", "--subnet 10.91.2.0/24 -o spoof_check=false");
+    for (network, guarded) in [("app", true), ("open", false)] {
+        let [a, b] = ["a", "b"]
+            .map(|name| host.sandbox(&format!("{network}{name}"), &format!("--network {network}")));
+        for (sandbox, last) in [(&a, 2), (&b, 3)] {
+            for (key, value) in [("addr_gen_mode", "0"), ("disable_ipv6", "0")] {
+                let path = format!("/proc/sys/net/ipv6/conf/eth0/{key}");
+                sandbox.ns.enter(|| std::fs::write(path, value)).unwrap();
+            }
+            sandbox.ns.ip(&format!("-6 address add fd00:77::{last}/64 dev eth0 nodad"));
+        }
+        let of_b = format!("{}%eth0", link_local(mac(&host, &b)));
+        // Until its kernel has asked whether it is free.
+        eventually(Duration::from_secs(10), "neighbors reach each other", || pings6(&a, &of_b));
+        assert_eq!(pings6(&a, "fd00:77::3"), !guarded, "{network}");
+        assert_eq!(dropped(&host, &a, "spoofed_ipv6") > 0, guarded, "{network}");
+        // Another's address, which nobody may say to have.
+        let last = if guarded { "spoofed_nd" } else { "spoofed_ipv6" };
+        a.ns.ip("-6 address add fe80::99/64 dev eth0");
+        eventually(Duration::from_secs(5), "it asks for it", || {
+            !guarded || dropped(&host, &a, last) > 0
+        });
+        assert_eq!(dropped(&host, &a, "spoofed_nd") > 0, guarded, "{network}");
+    }
 }
 
 #[test]

@@ -145,7 +145,10 @@ fn status_shows_every_limit() {
     host.configure(
         "[limits]\nconntrack = 2048\nwaiting_frames = 7\nneighbors_per_network = 9\n\
          fragments = 100\nfragments_per_datagram = 70\nfragment_bytes = 2097152\ntraces = 3\n\
-         event_readers = 5\nhost_connections = 7\nhost_datagram_clients = 6\npolicy_rules = 9\n",
+         event_readers = 5\nhost_connections = 7\nhost_datagram_clients = 6\npolicy_rules = 9\n\
+         neighbors_per_uplink = 90\nneighbors_unanswered = 91\nwaiting_frames_per_neighbor = 6\n\
+         expectations = 92\nhelped_controls = 93\ncapture_frames = 94\nconntrack_events = 95\n\
+         nat_log_bytes = 100000\nevents = 96\ntap_queue = 97\nserved_ports = 3\nheld_ports = 10\n",
     );
     host.launch();
     host.network("app", APP);
@@ -173,6 +176,21 @@ fn status_shows_every_limit() {
         ("host_connections", 7),
         ("host_datagram_clients", 6),
         ("policy_rules", 9),
+        ("neighbors_per_uplink", 90),
+        ("neighbors_unanswered", 91),
+        ("waiting_frames_per_neighbor", 6),
+        ("expectations", 92),
+        ("helped_controls", 93),
+        ("capture_frames", 94),
+        ("conntrack_events", 95),
+        ("nat_log_bytes", 100_000),
+        // As many places as a queue of it has.
+        ("events", 128),
+        ("served_ports", 3),
+        ("held_ports", 10),
+        ("departed_datagrams", 112),
+        ("uplink_addresses", 16),
+        ("storm_frames", 10_000),
     ] {
         assert_eq!(of(name)["limit"], limit, "{name}");
     }
@@ -185,6 +203,25 @@ fn status_shows_every_limit() {
             number("current") <= number("peak") && number("peak") <= number("limit"),
             "{limit}"
         );
+    }
+    assert_eq!(of("uplink_addresses")["current"], 1, "of each family");
+    let device = a.ns.ip("link show dev eth0");
+    assert!(device.contains("qlen 97"), "{device}");
+    // Two ports are served, five are held, six more are too many to hold.
+    for (ports, served, held, refused) in
+        [("5001-5002", 2, 0, 0), ("5101-5105", 2, 5, 0), ("5201-5206", 2, 5, 1)]
+    {
+        host.ok(["port", "publish", &a.name, &format!("127.0.0.1:{ports}:{ports}")]);
+        let status = one(&host.json(["status"]));
+        let limits = rows(&status["limits"]);
+        let of = |name: &str| limits.iter().find(|limit| limit["name"] == name).unwrap().clone();
+        assert_eq!(of("served_ports")["current"], served, "{ports}");
+        assert_eq!(
+            (&of("held_ports")["current"], &of("held_ports")["peak"]),
+            (&held.into(), &held.into())
+        );
+        assert_eq!(of("held_ports")["refused"], refused, "{ports}");
+        assert_eq!(of("held_ports")["refusal"], "not_held");
     }
     let text = host.ok(["status"]);
     assert!(text.contains("conntrack_full") && text.contains("waiting_frames"), "{text}");

@@ -425,7 +425,7 @@ fn lists_and_flushes_under_load_cost_nobody_else_anything() {
     let (mut seen, mut gone) = (0, 0);
     for family in BOTH {
         let far = family.outside();
-        let load = tests::host::load::Load::start(&busy.ns, &host.outside, far);
+        let load = tests::host::load::Load::start(&busy.ns, &host.outside, &[far]);
         let of = |what: &str, sandbox: &Sandbox| {
             let source = family.of(sandbox).to_string();
             host.json(["conntrack", what, "--src", &source, "--proto", "tcp"])

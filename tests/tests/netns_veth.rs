@@ -86,8 +86,17 @@ fn host_ends(host: &Host) -> Vec<String> {
 }
 
 fn veth_host(uplink: Uplink) -> (Host, Sandbox, Sandbox) {
+    veth_host_with(uplink, "")
+}
+
+/// Whose sandboxes may have addresses that they were not given.
+fn unguarded_host(uplink: Uplink) -> (Host, Sandbox, Sandbox) {
+    veth_host_with(uplink, " -o spoof_check=false")
+}
+
+fn veth_host_with(uplink: Uplink, options: &str) -> (Host, Sandbox, Sandbox) {
     let host = Host::start(uplink);
-    host.network("fast", "--subnet 10.91.1.0/24 -o link=veth");
+    host.network("fast", &format!("--subnet 10.91.1.0/24 -o link=veth{options}"));
     let a = host.sandbox("a", "--network fast -p 8080:80");
     let b = host.sandbox("b", "--network fast");
     (host, a, b)
@@ -103,7 +112,7 @@ fn add_ipv6(sandbox: &Sandbox, address: &str) -> IpAddr {
 #[test]
 #[ignore = "needs root"]
 fn frames_beyond_64_kib_go_through_whole_or_are_cut() {
-    let (host, a, b) = veth_host(Uplink::Shared);
+    let (host, a, b) = unguarded_host(Uplink::Shared);
     for (sandbox, name) in [(&a, "eth0"), (&b, "eth0")] {
         let shown = one(&host.json(["sandbox", "inspect", &sandbox.name]));
         assert_eq!(shown["endpoints"][0]["link"], "veth", "{name}");
@@ -133,7 +142,7 @@ fn frames_beyond_64_kib_go_through_whole_or_are_cut() {
 #[test]
 #[ignore = "needs root"]
 fn longer_frames_than_a_buffer_holds_are_counted_and_sent_again() {
-    let (host, a, b) = veth_host(Uplink::None);
+    let (host, a, b) = unguarded_host(Uplink::None);
     add_ipv6(&a, "fd00::2");
     let to = add_ipv6(&b, "fd00::3");
     a.ns.ip("link set eth0 gso_max_size 500000");

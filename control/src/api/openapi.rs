@@ -474,6 +474,7 @@ mod tests {
                     "tx_bytes",
                     "rx_drops",
                     "rx_missed",
+                    "refused",
                     "tx_drops",
                 ],
             ),

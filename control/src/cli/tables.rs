@@ -394,6 +394,7 @@ const STATS_COLUMNS: &[Column<PortStats>] = &[
     ("RX DROPS", |port| port.rx_drops.to_string()),
     ("TX DROPS", |port| port.tx_drops.to_string()),
     ("RX MISSED", |port| port.rx_missed.to_string()),
+    ("REFUSED", |port| port.refused.to_string()),
 ];
 
 impl Stats {

@@ -85,6 +85,18 @@ pub type Datagrams = Ranged<1, 65_536>;
 pub type Fragments = Ranged<1, 8192>;
 /// `limits.fragment_bytes`.
 pub type FragmentBytes = Ranged<1_048_576, 1_073_741_824>;
+/// `limits.held_ports`: a descriptor each.
+pub type Ports = Ranged<0, 65_535>;
+/// `limits.served_ports`: a task and a descriptor each.
+pub type ServedPorts = Ranged<0, 4096>;
+/// `limits.tap_queue`.
+pub type TapFrames = Ranged<1, 65_535>;
+/// `limits.capture_frames`, `limits.events`: the memory is there from the start.
+pub type Waiting = Ranged<16, 65_536>;
+/// `limits.conntrack_events`.
+pub type ConnectionEvents = Ranged<16, 1_048_576>;
+/// `limits.nat_log_bytes`.
+pub type LogBytes = Ranged<65_536, 1_073_741_824>;
 /// `limits.traces`.
 pub type Traces = Ranged<1, 16>;
 /// `limits.event_readers`: one place of the engine is left for the NAT log.
@@ -94,6 +106,8 @@ const _: () = assert!(dataplane::conntrack::WATCHERS == 16, "one more than there
 pub type HostClients = Ranged<1, 65_536>;
 /// `limits.policy_rules`: they are gone through one after the other.
 pub type Rules = Ranged<1, 4096>;
+/// `limits.expectations`, `limits.helped_controls`.
+pub type HelperShare = Ranged<8, 65_536>;
 /// `limits.buffers`.
 pub type Buffers = Ranged<256, 65_536>;
 /// `limits.neighbors`.
@@ -364,14 +378,38 @@ pub struct LimitsSection {
     pub neighbors: Option<Neighbors>,
     /// Neighbors of one network [default: 1024]
     pub neighbors_per_network: Option<SmallShare>,
+    /// Neighbors at one uplink [default: half of `neighbors`]
+    pub neighbors_per_uplink: Option<SmallShare>,
+    /// Neighbors of one link that are asked for and have never answered [default: 512]
+    pub neighbors_unanswered: Option<SmallShare>,
     /// Frames of each worker that wait for neighbors [default: 128]
     pub waiting_frames: Option<Frames>,
+    /// Of those, for one neighbor [default: 32]
+    pub waiting_frames_per_neighbor: Option<Frames>,
+    /// Connections that others have announced (FTP, TFTP); an eighth for one inside address [default: 1024]
+    pub expectations: Option<HelperShare>,
+    /// Control connections of FTP that a helper follows; an eighth for one inside address [default: 1024]
+    pub helped_controls: Option<HelperShare>,
     /// ICMP errors that each worker sends in a second [default: 1000]
     pub icmp_errors_per_second: Option<Rate>,
     /// Traces under way [default: 2]
     pub traces: Option<Traces>,
+    /// Frames that wait for the reader of each capture [default: by memory, 128 to 1024]
+    pub capture_frames: Option<Waiting>,
     /// Readers of what happens to connections [default: 8]
     pub event_readers: Option<Readers>,
+    /// Events that wait for each of them, and for the NAT log [default: by memory, 1024 to 8192]
+    pub conntrack_events: Option<ConnectionEvents>,
+    /// Bytes of the NAT log that wait for a disk in trouble [default: by memory, 1 to 4 MiB]
+    pub nat_log_bytes: Option<LogBytes>,
+    /// Events about the switch that wait for the slowest of their readers [default: 1024]
+    pub events: Option<Waiting>,
+    /// Frames that wait in the TAP of a sandbox for a worker [default: by memory, 500 to 2000]
+    pub tap_queue: Option<TapFrames>,
+    /// Host ports of one published range that the host itself reaches; longer ones are only held [default: 256]
+    pub served_ports: Option<ServedPorts>,
+    /// Host ports of all longer ranges that are held [default: 16384]
+    pub held_ports: Option<Ports>,
     /// TCP connections of the host itself by one published mapping [default: 1024]
     pub host_connections: Option<HostClients>,
     /// Clients of the host itself that send datagrams by one published mapping [default: 512]

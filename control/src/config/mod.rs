@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dataplane::config::{DEFAULT_FDB_AGEING, Timeouts};
-use dataplane::engine::{ErrorRate, GroupLimits, NeighborLimits};
+use dataplane::engine::{ErrorRate, GroupLimits, HelperLimits, NeighborLimits};
 use ipnet::{Ipv4Net, Ipv6Net};
 use utoipa::ToSchema;
 
@@ -24,6 +24,7 @@ use crate::api::types::{NetworkCreate, UplinkAdd};
 use crate::error::{Error, Result};
 use crate::ipam::Prefix;
 use crate::options::LinkKind;
+use crate::place::TAP_QUEUE;
 
 /// Where the configuration is looked for.
 pub const DEFAULT_CONFIG: &str = "/etc/vswitchd/vswitchd.toml";
@@ -214,10 +215,18 @@ pub struct Limits {
     pub groups: GroupLimits,
     /// Frames that a worker lets wait for neighbors at most.
     pub waiting_frames: usize,
+    /// Of those, for one neighbor.
+    pub waiting_frames_per_neighbor: usize,
+    /// What helpers may have to do with at most.
+    pub helpers: HelperLimits,
     /// ICMP errors that a worker sends.
     pub icmp_errors: ErrorRate,
     /// Traces under way at most.
     pub traces: u32,
+    /// Frames that wait for the reader of each capture.
+    pub capture_frames: u32,
+    /// Events that wait for each reader of what happens to connections.
+    pub conntrack_events: u32,
     /// Of what the daemon does beside moving frames.
     pub services: ServiceLimits,
 }
@@ -234,6 +243,17 @@ pub struct ServiceLimits {
     pub host_datagram_clients: u32,
     /// Rules of one network's policy: they are gone through for each new connection.
     pub policy_rules: u32,
+    /// Events about the switch that wait for the slowest of their readers.
+    pub events: u32,
+    /// Bytes of the NAT log that wait for a disk in trouble.
+    pub nat_log_bytes: u32,
+    /// Frames that wait in the TAP of a sandbox for a worker.
+    pub tap_queue: u32,
+    /// Host ports of one published range that the host itself reaches: a task for each port of a range of thousands
+    /// would cost more than somebody who asks for that many wants from the host.
+    pub served_ports: u32,
+    /// Host ports of all longer ranges that are held.
+    pub held_ports: u32,
 }
 
 impl Default for ServiceLimits {
@@ -243,6 +263,11 @@ impl Default for ServiceLimits {
             host_connections: 1024,
             host_datagram_clients: 512,
             policy_rules: 256,
+            events: 1024,
+            nat_log_bytes: 4 << 20,
+            tap_queue: TAP_QUEUE,
+            served_ports: 256,
+            held_ports: 16_384,
         }
     }
 }
@@ -264,8 +289,12 @@ impl Default for Limits {
             neighbors: engine.neighbors,
             groups: engine.groups,
             waiting_frames: engine.waiting_frames,
+            waiting_frames_per_neighbor: engine.waiting_frames_per_neighbor,
+            helpers: engine.helpers,
             icmp_errors: engine.icmp_errors,
             traces: engine.traces,
+            capture_frames: engine.capture_frames,
+            conntrack_events: engine.conntrack_events,
             services: ServiceLimits::default(),
         }
     }
@@ -283,15 +312,20 @@ impl Limits {
         let conntrack = share(full.conntrack, 16_384, MEMORY_PER_CONNECTION);
         let buffers = u32::try_from(full.buffers).unwrap_or(u32::MAX);
         let buffers = share(buffers, 256, MEMORY_PER_BUFFER);
+        let neighbors = share(full.neighbors.all, 2048, MEMORY_PER_NEIGHBOR);
         Self {
             conntrack,
             conntrack_per_endpoint: conntrack / 2,
             fdb: share(full.fdb, 4096, MEMORY_PER_MAC),
             fragment_bytes: share(full.fragment_bytes, 1 << 20, MEMORY_PER_FRAGMENT_BYTE),
             buffers: usize::try_from(buffers).unwrap_or(full.buffers),
-            neighbors: NeighborLimits {
-                all: share(full.neighbors.all, 2048, MEMORY_PER_NEIGHBOR),
-                ..full.neighbors
+            neighbors: NeighborLimits { all: neighbors, uplink: neighbors / 2, ..full.neighbors },
+            capture_frames: share(full.capture_frames, 128, MEMORY_PER_CAPTURED),
+            conntrack_events: share(full.conntrack_events, 1024, MEMORY_PER_EVENT),
+            services: ServiceLimits {
+                nat_log_bytes: share(full.services.nat_log_bytes, 1 << 20, MEMORY_PER_LOG_BYTE),
+                tap_queue: share(full.services.tap_queue, 500, MEMORY_PER_TAP_FRAME),
+                ..full.services
             },
             ..full
         }
@@ -304,6 +338,10 @@ const MEMORY_PER_MAC: u64 = 64 << 10;
 const MEMORY_PER_NEIGHBOR: u64 = 256 << 10;
 const MEMORY_PER_BUFFER: u64 = 8 << 20;
 const MEMORY_PER_FRAGMENT_BYTE: u64 = 1 << 10;
+const MEMORY_PER_LOG_BYTE: u64 = 1 << 10;
+const MEMORY_PER_EVENT: u64 = 512 << 10;
+const MEMORY_PER_TAP_FRAME: u64 = 2 << 20;
+const MEMORY_PER_CAPTURED: u64 = 4 << 20;
 
 /// What waits for an acknowledgment is sent again every 120 s at the longest (`TCP_RTO_MAX` of Linux; RFC 6298
 /// §2.5 asks for 60 s at least), so that in this time each sender has tried twice.

@@ -50,6 +50,12 @@ fn a_small_host_gets_small_tables() {
     let least = of(16);
     assert_eq!((least.conntrack, least.fdb, least.neighbors.all), (16_384, 4096, 2048));
     assert_eq!((half.fragment_bytes, least.fragment_bytes), (2 << 20, 1 << 20));
+    assert_eq!((half.neighbors.uplink, least.neighbors.uplink), (4096, 1024));
+    assert_eq!((half.capture_frames, least.capture_frames), (512, 128));
+    assert_eq!((half.conntrack_events, least.conntrack_events), (4096, 1024));
+    let (half, fewest) = (half.services, least.services);
+    assert_eq!((half.nat_log_bytes, fewest.nat_log_bytes), (2 << 20, 1 << 20));
+    assert_eq!((half.tap_queue, fewest.tap_queue), (1024, 500));
     assert_eq!(least.fdb_per_port, Limits::default().fdb_per_port);
 }
 
@@ -83,7 +89,18 @@ fn every_section() {
         buffers = 256
         neighbors = 300
         neighbors_per_network = 30
+        neighbors_unanswered = 31
         waiting_frames = 20
+        waiting_frames_per_neighbor = 21
+        expectations = 22
+        helped_controls = 23
+        capture_frames = 24
+        conntrack_events = 25
+        nat_log_bytes = 70000
+        events = 26
+        tap_queue = 27
+        served_ports = 28
+        held_ports = 29
         icmp_errors_per_second = 10
         fragments_per_datagram = 70
         fragment_bytes = 2000000
@@ -130,21 +147,32 @@ fn every_section() {
         fdb_per_port: 7,
         fragments: 8,
         buffers: 256,
-        neighbors: NeighborLimits { all: 300, network: 30 },
+        neighbors: NeighborLimits { all: 300, network: 30, uplink: 150, unanswered: 31 },
         groups: GroupLimits { network: 90, port: 9 },
         waiting_frames: 20,
+        waiting_frames_per_neighbor: 21,
+        helpers: HelperLimits { expectations: 22, controls: 23 },
         icmp_errors: ErrorRate { per_second: 10 },
         fragments_per_datagram: 70,
         fragment_bytes: 2_000_000,
         traces: 3,
+        capture_frames: 24,
+        conntrack_events: 25,
         services: ServiceLimits {
             event_readers: 9,
             host_connections: 11,
             host_datagram_clients: 12,
             policy_rules: 13,
+            events: 26,
+            nat_log_bytes: 70_000,
+            tap_queue: 27,
+            served_ports: 28,
+            held_ports: 29,
         },
     };
     assert_eq!(config.limits, limits);
+    let own = parse("[limits]\nneighbors_per_uplink = 77").unwrap();
+    assert_eq!(own.limits.neighbors.uplink, 77);
     assert_eq!(config.uplinks[0].mode, UplinkMode::Shared);
     assert_eq!(config.uplinks[1].nat_ports.unwrap().to_string(), "2000-3000");
     let a = &config.networks[0];
@@ -234,6 +262,26 @@ fn faults_name_line_and_key() {
         (
             "[limits]\nevent_readers = 16",
             "v.toml:2: limits.event_readers: 16 is not a number from 1 to 15",
+        ),
+        (
+            "[limits]\nexpectations = 7",
+            "v.toml:2: limits.expectations: 7 is not a number from 8 to 65536",
+        ),
+        (
+            "[limits]\ncapture_frames = 15",
+            "v.toml:2: limits.capture_frames: 15 is not a number from 16 to 65536",
+        ),
+        (
+            "[limits]\nnat_log_bytes = 4096",
+            "v.toml:2: limits.nat_log_bytes: 4096 is not a number from 65536 to",
+        ),
+        (
+            "[limits]\nserved_ports = 4097",
+            "v.toml:2: limits.served_ports: 4097 is not a number from 0 to 4096",
+        ),
+        (
+            "[limits]\ntap_queue = 0",
+            "v.toml:2: limits.tap_queue: 0 is not a number from 1 to 65535",
         ),
         ("[limits]\nbuffers = 255", "v.toml:2: limits.buffers: 255 is not a number from 256 to"),
         (

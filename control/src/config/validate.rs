@@ -249,6 +249,27 @@ fn limits(section: &LimitsSection, config: &mut Config) {
     if let Some(limit) = section.neighbors {
         config.limits.neighbors.all = limit.0;
     }
+    // Half of the table, whatever its size, unless told otherwise.
+    config.limits.neighbors.uplink =
+        section.neighbors_per_uplink.map_or(config.limits.neighbors.all / 2, |limit| limit.0);
+    if let Some(limit) = section.neighbors_unanswered {
+        config.limits.neighbors.unanswered = limit.0;
+    }
+    if let Some(limit) = section.waiting_frames_per_neighbor {
+        config.limits.waiting_frames_per_neighbor = usize::try_from(limit.0).unwrap_or(usize::MAX);
+    }
+    if let Some(limit) = section.expectations {
+        config.limits.helpers.expectations = limit.0;
+    }
+    if let Some(limit) = section.helped_controls {
+        config.limits.helpers.controls = limit.0;
+    }
+    if let Some(limit) = section.capture_frames {
+        config.limits.capture_frames = limit.0;
+    }
+    if let Some(limit) = section.conntrack_events {
+        config.limits.conntrack_events = limit.0;
+    }
     if let Some(limit) = section.neighbors_per_network {
         config.limits.neighbors.network = limit.0;
     }
@@ -282,6 +303,21 @@ fn limits(section: &LimitsSection, config: &mut Config) {
     }
     if let Some(limit) = section.policy_rules {
         services.policy_rules = limit.0;
+    }
+    if let Some(limit) = section.events {
+        services.events = limit.0;
+    }
+    if let Some(bytes) = section.nat_log_bytes {
+        services.nat_log_bytes = bytes.0;
+    }
+    if let Some(frames) = section.tap_queue {
+        services.tap_queue = frames.0;
+    }
+    if let Some(limit) = section.served_ports {
+        services.served_ports = limit.0;
+    }
+    if let Some(limit) = section.held_ports {
+        services.held_ports = limit.0;
     }
 }
 

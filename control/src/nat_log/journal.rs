@@ -4,9 +4,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// Octets that wait for a disk in trouble at most; of one that is only slow, too.
-const WAITING: usize = 4 << 20;
+use crate::places::Limit;
 
 /// The file, and what waits for it.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub(super) struct Journal {
     path: PathBuf,
     /// Octets after which the file is set aside.
     size: u64,
+    /// Octets that wait for a disk in trouble at most, and lines that were lost.
+    limit: Arc<Limit>,
     file: Option<Open>,
     /// What could not be written yet. It may begin within a line.
     waiting: Vec<u8>,
@@ -28,8 +30,13 @@ struct Open {
 }
 
 impl Journal {
-    pub(super) const fn new(path: PathBuf, size: u64) -> Self {
-        Self { path, size, file: None, waiting: Vec::new(), trouble: None }
+    pub(super) const fn new(path: PathBuf, size: u64, limit: Arc<Limit>) -> Self {
+        Self { path, size, limit, file: None, waiting: Vec::new(), trouble: None }
+    }
+
+    /// Octets that wait.
+    pub(super) fn waiting(&self) -> u32 {
+        u32::try_from(self.waiting.len()).unwrap_or(u32::MAX)
     }
 
     /// Opens the file anew with the next line.
@@ -43,14 +50,30 @@ impl Journal {
 
     /// Appends whole lines; says how many are lost because too much waits already.
     pub(super) fn write(&mut self, text: &str) -> u64 {
-        let mut lost = 0;
-        if self.waiting.len().saturating_add(text.len()) > WAITING && self.is_in_trouble() {
-            lost = text.lines().count() as u64;
-        } else {
-            self.waiting.extend_from_slice(text.as_bytes());
+        let mut left = text.as_bytes();
+        let most = usize::try_from(self.limit.limit()).unwrap_or(usize::MAX);
+        loop {
+            let room = most.saturating_sub(self.waiting.len());
+            let piece = lines_within(left, room);
+            self.waiting.extend_from_slice(piece);
+            self.limit.note(self.waiting());
+            left = left.get(piece.len()..).unwrap_or_default();
+            let before = self.waiting.len();
+            self.flush();
+            // Nothing goes on: not even room for one line was made.
+            if left.is_empty() || self.waiting.len() == before {
+                break;
+            }
         }
+        let lost = left.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
+        self.limit.refuse_all(lost as u64);
+        lost as u64
+    }
+
+    /// Writes what waits, as far as it can be.
+    fn flush(&mut self) {
         if self.waiting.is_empty() {
-            return lost;
+            return;
         }
         match self.try_write() {
             Ok(()) => {
@@ -67,7 +90,6 @@ impl Journal {
                 self.trouble = Some(error.to_string());
             }
         }
-        lost
     }
 
     fn try_write(&mut self) -> io::Result<()> {
@@ -137,8 +159,13 @@ fn is_at(file: &File, path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::Refusal;
 
     const MIB: u64 = 1 << 20;
+
+    fn limit() -> Arc<Limit> {
+        Limit::new("nat_log_bytes", 4 << 20, Refusal::Missed)
+    }
 
     fn read(path: &Path) -> String {
         fs::read_to_string(path).unwrap()
@@ -148,7 +175,7 @@ mod tests {
     fn a_rotated_file_is_made_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nat.log");
-        let mut journal = Journal::new(path.clone(), MIB);
+        let mut journal = Journal::new(path.clone(), MIB, limit());
         assert_eq!(journal.write("one\n"), 0);
         fs::rename(&path, folder.path().join("old")).unwrap();
         assert_eq!(journal.write("two\n"), 0);
@@ -163,7 +190,7 @@ mod tests {
     fn trouble_is_over_when_it_is_and_what_waited_is_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub/nat.log");
-        let mut journal = Journal::new(path.clone(), MIB);
+        let mut journal = Journal::new(path.clone(), MIB, limit());
         assert_eq!(journal.write("one\n"), 0, "it waits");
         assert!(journal.is_in_trouble(), "its folder is not there");
         fs::create_dir(folder.path().join("sub")).unwrap();
@@ -176,24 +203,46 @@ mod tests {
     fn what_is_too_much_to_wait_is_lost_and_counted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub/nat.log");
-        let mut journal = Journal::new(path.clone(), u64::MAX);
+        let limit = limit();
+        let mut journal = Journal::new(path.clone(), u64::MAX, Arc::clone(&limit));
         let line = format!("{}\n", "x".repeat((1 << 20) - 1));
         let lost: Vec<u64> = (0..6).map(|_| journal.write(&line)).collect();
         assert_eq!(lost, [0, 0, 0, 0, 1, 1]);
+        let shown = limit.view_of(journal.waiting());
+        assert_eq!((shown.current, shown.peak, shown.refused), (4 << 20, 4 << 20, Some(2)));
         fs::create_dir(folder.path().join("sub")).unwrap();
         assert_eq!(journal.write(""), 0);
         assert_eq!(fs::metadata(&path).unwrap().len(), 4 << 20);
+        assert_eq!(journal.waiting(), 0);
+    }
+
+    #[test]
+    fn more_than_may_wait_is_written_in_pieces_where_it_can_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub/nat.log");
+        let limit = Limit::new("nat_log_bytes", 10, Refusal::Missed);
+        let mut journal = Journal::new(path.clone(), MIB, Arc::clone(&limit));
+        // In trouble only what has room waits.
+        assert_eq!(journal.write("one\ntwo\nthree\nfour\n"), 2);
+        fs::create_dir(folder.path().join("sub")).unwrap();
+        assert_eq!(journal.write("five\nsix\nseven\neight\n"), 0);
+        assert_eq!(read(&path), "one\ntwo\nfive\nsix\nseven\neight\n");
+        // A line that has no room by itself is lost, and the others of its text with it.
+        assert_eq!(journal.write("nine\nlonger than ten\nten\n"), 2);
+        assert_eq!(read(&path).lines().last(), Some("nine"));
+        let shown = limit.view_of(journal.waiting());
+        assert_eq!((shown.current, shown.peak, shown.refused), (0, 9, Some(4)));
     }
 
     #[test]
     fn what_is_no_regular_file_is_trouble() {
-        let mut journal = Journal::new("/dev/null".into(), MIB);
+        let mut journal = Journal::new("/dev/null".into(), MIB, limit());
         assert_eq!(journal.write("one\n"), 0);
         assert!(journal.is_in_trouble());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pipe");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let mut journal = Journal::new(path, MIB);
+        let mut journal = Journal::new(path, MIB, limit());
         assert_eq!(journal.write("one\n"), 0);
         assert!(journal.is_in_trouble());
     }
@@ -202,14 +251,14 @@ mod tests {
     fn a_file_that_is_full_is_set_aside() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nat.log");
-        let mut journal = Journal::new(path.clone(), 10);
+        let mut journal = Journal::new(path.clone(), 10, limit());
         for line in ["one\n", "two\n", "three\n", "a line of its own\n", "four\n"] {
             assert_eq!(journal.write(line), 0);
         }
         assert_eq!(read(&path), "four\n");
         assert_eq!(read(&older(&path)), "a line of its own\n");
         // What is there at the start counts.
-        let mut journal = Journal::new(path.clone(), 10);
+        let mut journal = Journal::new(path.clone(), 10, limit());
         assert_eq!(journal.write("five\nsix\n"), 0);
         assert_eq!((read(&older(&path)), read(&path)), ("four\nfive\n".into(), "six\n".into()));
     }

@@ -38,6 +38,14 @@ fn reserve_within(
     publication: &Publication,
     limits: &HostLimits,
 ) -> Result<Reservation, ProxyError> {
+    reserve_long(publication, NO_ROOM, limits)
+}
+
+fn reserve_long(
+    publication: &Publication,
+    long: LongRanges,
+    limits: &HostLimits,
+) -> Result<Reservation, ProxyError> {
     let count = publication.host_ports.len();
     loop {
         let first = std::net::TcpListener::bind((LOCAL, 0)).unwrap().local_addr().unwrap().port();
@@ -45,7 +53,7 @@ fn reserve_within(
             continue;
         };
         let candidate = Publication { host_ports, ..*publication };
-        match reserve(&candidate, NO_ROOM, &OwnAddresses::default(), limits) {
+        match reserve(&candidate, long, &OwnAddresses::default(), limits) {
             Err(ProxyError::Busy { .. }) => {}
             other => return other,
         }
@@ -262,10 +270,43 @@ async fn whoever_is_not_the_host_is_reset() {
 #[test]
 fn long_ranges_have_room_for_so_many() {
     // The soft limit of descriptors may be lower than the ports that fit.
-    let none = LongRanges::new(0, true);
-    assert!(none.room <= MAX_HELD_PORTS && none.room >= 128, "{none:?}");
-    assert_eq!(LongRanges::new(100, true).room, none.room - 100);
-    assert_eq!(LongRanges::new(MAX_HELD_PORTS, false), NO_ROOM);
+    let limits = limits();
+    let all = LongRanges::new(&limits, true);
+    assert!(all.room <= 16_384 && all.room >= 128, "{all:?}");
+    let held = limits.held_ports.try_take_all(100).unwrap();
+    assert_eq!(LongRanges::new(&limits, true).room, all.room - 100);
+    drop(held);
+    assert_eq!(LongRanges::new(&limits, true), all);
+    let few = ServiceLimits { held_ports: 0, ..ServiceLimits::default() };
+    assert_eq!(LongRanges::new(&HostLimits::new(&few), false), NO_ROOM);
+}
+
+#[tokio::test]
+async fn so_many_ports_are_served_and_so_many_held() {
+    let few = ServiceLimits { served_ports: 2, held_ports: 3, ..ServiceLimits::default() };
+    let limits = HostLimits::new(&few);
+    let reserve = |count| {
+        let wanted = publication(Proto::Tcp, count, SocketAddr::from((LOCAL, 9)));
+        reserve_long(&wanted, LongRanges::new(&limits, false), &limits).unwrap()
+    };
+    let shown = || {
+        [limits.served_ports.view(), limits.held_ports.limit().view()]
+            .map(|it| (it.current, it.peak, it.limit, it.refused))
+    };
+    let one = reserve(1);
+    let two = reserve(2);
+    assert_eq!((one.held(), two.held()), (0, 0));
+    assert_eq!(shown(), [(2, 2, 2, Some(0)), (0, 0, 3, Some(0))]);
+    let long = reserve(3);
+    assert_eq!((long.held(), long.is_only_checked()), (3, false));
+    assert_eq!(shown(), [(2, 2, 2, Some(1)), (3, 3, 3, Some(0))]);
+    // No room to hold any more.
+    assert!(reserve(3).is_only_checked());
+    assert_eq!(shown(), [(2, 2, 2, Some(2)), (3, 3, 3, Some(1))]);
+    two.release().await;
+    drop(long);
+    assert_eq!(shown(), [(1, 2, 2, Some(2)), (0, 3, 3, Some(1))]);
+    assert_eq!(reserve(3).held(), 3);
 }
 
 #[tokio::test]

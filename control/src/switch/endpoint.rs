@@ -341,7 +341,7 @@ impl Switch {
         network: &Network,
         endpoint: &Endpoint,
     ) -> Result<Box<dyn Port>> {
-        let spec = endpoint_device(network, endpoint);
+        let spec = endpoint_device(network, endpoint, self.settings.services.tap_queue);
         Ok(match &endpoint.wire {
             Wire::Tap => Box::new(place.make(&spec).await?),
             Wire::Veth { host_end } => {
@@ -357,7 +357,7 @@ impl Switch {
         network: &Network,
         endpoint: &Endpoint,
     ) -> Result<(Box<dyn Port>, Found)> {
-        let spec = endpoint_device(network, endpoint);
+        let spec = endpoint_device(network, endpoint, self.settings.services.tap_queue);
         match &endpoint.wire {
             Wire::Tap => {
                 let (tap, found) = place.adopt(&spec).await?;
@@ -455,12 +455,13 @@ fn host_end() -> Result<String> {
 }
 
 /// The device of an endpoint.
-pub(super) fn endpoint_device(network: &Network, endpoint: &Endpoint) -> DeviceSpec {
+pub(super) fn endpoint_device(network: &Network, endpoint: &Endpoint, queue: u32) -> DeviceSpec {
     DeviceSpec {
         ifname: endpoint.ifname.clone(),
         mac: endpoint.mac.0,
         mtu: network.mtu,
         addresses: endpoint.addresses(),
+        queue,
     }
 }
 

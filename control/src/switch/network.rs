@@ -161,7 +161,7 @@ impl Switch {
 
     /// The host's leg of a network, as the host may have it.
     pub(super) fn host_leg(&self, network: &Network) -> Result<DeviceSpec> {
-        let mut spec = host_device(network);
+        let mut spec = host_device(network, self.settings.services.tap_queue);
         let about = |subject: &Subject| *subject == Subject::HostIpv6(network.name.clone());
         self.forget_warnings(about);
         if !network.has_ipv6() {
@@ -467,7 +467,7 @@ impl Work {
 }
 
 /// The host's leg: it carries the gateway addresses in the host's own stack, if there are any.
-fn host_device(network: &Network) -> DeviceSpec {
+fn host_device(network: &Network, queue: u32) -> DeviceSpec {
     DeviceSpec {
         ifname: network.host_device(),
         mac: network.gateway_mac(),
@@ -476,6 +476,7 @@ fn host_device(network: &Network) -> DeviceSpec {
             .gateways()
             .filter_map(|(subnet, gateway)| IpNet::new(gateway?, subnet.prefix_len()).ok())
             .collect(),
+        queue,
     }
 }
 

@@ -354,6 +354,7 @@ fn what_a_crash_left_is_cleared_away() {
             mac: "02:42:0a:00:00:01".parse().unwrap(),
             mtu: 1500,
             addresses: Vec::new(),
+            queue: 2000,
         };
         drop(switch.host.make(&spec).await.unwrap());
         drop(switch);

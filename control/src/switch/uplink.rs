@@ -6,6 +6,7 @@
 //! uplink is attached, its steering covers exactly the ports that the published snapshot uses;
 //! when the daemon stops, no steering stays.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use dataplane::io::IoBackend;
@@ -314,6 +315,7 @@ impl Switch {
     /// Says so if some of the interface's addresses are left out.
     fn note_addresses(&self, uplink: &Uplink) {
         if !self.world().has_room_for_addresses(uplink) {
+            self.services.uplink_addresses.refuse();
             let name = &uplink.interface;
             self.warn(
                 Subject::Addresses(name.clone()),
@@ -460,6 +462,18 @@ fn within_limit<N: Prefix>(mut addresses: Vec<N>) -> (Vec<N>, bool) {
 }
 
 impl World {
+    /// Addresses of one family of the shared uplink that uses the most.
+    pub(super) fn most_steered(&self) -> usize {
+        let shared = self.desired.uplinks.values().filter(|it| it.mode == UplinkMode::Shared);
+        let states = shared.filter_map(|uplink| self.attached.uplinks.get(&uplink.interface));
+        let most = states.map(|state| {
+            let addresses: BTreeSet<IpAddr> = state.nets().map(|net| net.addr()).collect();
+            let of_ipv4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+            of_ipv4.max(addresses.len() - of_ipv4)
+        });
+        most.max().unwrap_or(0)
+    }
+
     /// Whether an uplink uses every address that it should.
     pub(super) fn has_room_for_addresses(&self, uplink: &Uplink) -> bool {
         let link = self.host.link(&uplink.interface);

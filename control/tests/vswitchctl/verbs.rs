@@ -119,7 +119,7 @@ fn cases() -> Vec<Case> {
     let fdb_add = json!({"network": "app", "mac": "02:00:00:00:00:09", "sandbox": "sb", "port": null, "vlan": 5});
     let fdb_del = json!({"network": "app", "mac": "02:00:00:00:00:09", "vlan": 0});
     let stats = json!({"port": "sb/eth0", "sandbox": "sb", "network": "app", "rx_frames": 1, "rx_bytes": 2,
-        "tx_frames": 3, "tx_bytes": 4, "rx_drops": 5, "tx_drops": 6, "rx_missed": 7});
+        "tx_frames": 3, "tx_bytes": 4, "rx_drops": 5, "tx_drops": 6, "rx_missed": 7, "refused": 8});
     let conntrack_stats = json!({"entries": 1, "limit": 2, "inserted": 3, "expired": 4, "flushed": 5,
         "full": 6, "clashes": 7, "ports_exhausted": 8, "picked_up": 17, "evicted": 9,
         "helpers": {"expected": 10, "used": 11, "foreign": 12, "full": 13, "no_port": 14,

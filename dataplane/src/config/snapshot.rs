@@ -67,8 +67,8 @@ pub struct PortEntry {
     pub config: PortConfig,
     /// The network, for endpoints and host ports.
     pub network: Option<NetworkId>,
-    /// Every IPv6 address that an endpoint has: its own, and the link-local one that follows from its
-    /// MAC. Empty where the network has no IPv6.
+    /// Every IPv6 address that an endpoint has: the link-local one that follows from its MAC, and its own, of which there
+    /// are none where the network has no IPv6 subnet.
     pub own6: Vec<Ipv6Addr>,
 }
 

@@ -53,6 +53,12 @@ pub struct ConnId {
 impl ConnId {
     /// Of no connection: no live entry has an even version.
     pub(crate) const NONE: Self = Self { index: u32::MAX, version: 0 };
+
+    /// One of many, for those who only tell them apart.
+    #[cfg(test)]
+    pub(crate) const fn numbered(index: u32) -> Self {
+        Self { index, version: 1 }
+    }
 }
 
 /// What a lookup found, copied out. Whole words: a copy made soon after of what was written in

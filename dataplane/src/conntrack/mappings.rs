@@ -9,7 +9,7 @@
 //! reservations under way; its outside port has no other; an inside address has no more than its share.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -64,6 +64,30 @@ struct Mapping {
     uses: u32,
 }
 
+/// How many of the outside ports that an inside address may have it has.
+#[derive(Debug, Default, Clone, Copy)]
+struct Share {
+    has: u32,
+    /// Zero: nobody has asked for one since the start, and it has only those of an earlier run.
+    of: u32,
+}
+
+impl Share {
+    const fn is_fuller_than(self, other: Self) -> bool {
+        self.has as u64 * other.of as u64 > other.has as u64 * self.of as u64
+            || other.of == 0 && self.of > 0
+    }
+
+    const fn packed(self) -> u64 {
+        (self.has as u64) << 32 | self.of as u64
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "taken apart")]
+    const fn unpacked(word: u64) -> Self {
+        Self { has: (word >> 32) as u32, of: word as u32 }
+    }
+}
+
 /// The mappings. Shared by the tables of both families. Inside ports are chosen by who sends, so the maps have
 /// std's keyed hash.
 #[derive(Debug, Default)]
@@ -71,7 +95,9 @@ pub(crate) struct Mappings {
     /// Locked before the others.
     inside: DashMap<Inside, Mapping>,
     outside: DashMap<Outside, ()>,
-    shares: DashMap<Owner, u32>,
+    shares: DashMap<Owner, Share>,
+    /// The fullest [`Share`] since the start.
+    fullest: AtomicU64,
     /// How many there are: none, mostly.
     count: AtomicU32,
 }
@@ -98,10 +124,10 @@ impl Mappings {
                 Some(mapping.get().port)
             }
             Entry::Vacant(place) => {
-                if self.shares.get(&inside.owner()).is_some_and(|has| *has >= share) {
+                if self.shares.get(&inside.owner()).is_some_and(|own| own.has >= share) {
                     return None;
                 }
-                let port = candidates.find(|port| self.claim(inside, *port))?;
+                let port = candidates.find(|port| self.claim(inside, *port, share))?;
                 place.insert(Mapping { port, uses: 1 });
                 Some(port)
             }
@@ -118,7 +144,7 @@ impl Mappings {
                 same
             }
             Entry::Vacant(place) => {
-                let claimed = self.claim(inside, port);
+                let claimed = self.claim(inside, port, 0);
                 if claimed {
                     place.insert(Mapping { port, uses: 1 });
                 }
@@ -127,12 +153,37 @@ impl Mappings {
         }
     }
 
-    fn claim(&self, inside: Inside, port: u16) -> bool {
+    /// `share`: what the inside address may have, if that is known.
+    fn claim(&self, inside: Inside, port: u16, share: u32) -> bool {
         let Entry::Vacant(place) = self.outside.entry(inside.outside(port)) else { return false };
         place.insert(());
-        *self.shares.entry(inside.owner()).or_insert(0) += 1;
+        let mut own = self.shares.entry(inside.owner()).or_default();
+        own.has += 1;
+        own.of = if share > 0 { share } else { own.of };
+        self.note(*own);
+        drop(own);
         self.count.fetch_add(1, Ordering::Relaxed);
         true
+    }
+
+    fn note(&self, share: Share) {
+        let fuller =
+            |known: u64| share.is_fuller_than(Share::unpacked(known)).then(|| share.packed());
+        // An error says that it is not fuller.
+        let _ = self.fullest.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fuller);
+    }
+
+    /// Outside ports of the inside address that has the largest part of those that it may have: how many, at most
+    /// since the start, and how many it may have. `None`: nobody has had any.
+    pub(crate) fn uses(&self) -> Option<((u32, u32), u32)> {
+        let peak = Share::unpacked(self.fullest.load(Ordering::Relaxed));
+        let fuller = |a: Share, b: Share| if b.is_fuller_than(a) { b } else { a };
+        let now = self.shares.iter().map(|own| *own).fold(Share::default(), fuller);
+        let of = if now.of > 0 { now.of } else { peak.of };
+        // Ranges differ by uplink: the peak as a part of this one.
+        let scaled = u64::from(peak.has) * u64::from(of) / u64::from(peak.of).max(1);
+        let peak_has = u32::try_from(scaled).unwrap_or(of);
+        (peak.of > 0).then_some(((now.has.min(of), peak_has.min(of)), of))
     }
 
     /// A connection has ended, or a reservation is over.
@@ -143,9 +194,9 @@ impl Mappings {
                 return false;
             }
             self.outside.remove(&inside.outside(mapping.port));
-            self.shares.remove_if_mut(&inside.owner(), |_, has| {
-                *has = has.saturating_sub(1);
-                *has == 0
+            self.shares.remove_if_mut(&inside.owner(), |_, own| {
+                own.has = own.has.saturating_sub(1);
+                own.has == 0
             });
             self.count.fetch_sub(1, Ordering::Relaxed);
             true
@@ -158,6 +209,7 @@ impl Mappings {
             inside: self.inside.clone(),
             outside: self.outside.clone(),
             shares: self.shares.clone(),
+            fullest: AtomicU64::new(self.fullest.load(Ordering::Relaxed)),
             count: AtomicU32::new(self.count.load(Ordering::Relaxed)),
         }
     }
@@ -218,6 +270,20 @@ mod tests {
         assert_eq!(mappings.reserve(inside::<K>(2, 4), 3, 1..), Some(4));
         mappings.release(inside::<K>(1, 1));
         assert_eq!(mappings.reserve(inside::<K>(1, 4), 3, 5..), Some(5));
+        // The fullest, and what it may have; of who is gone, the peak alone.
+        let mappings = Mappings::default();
+        assert_eq!(mappings.uses(), None);
+        for port in 1..=3 {
+            assert_eq!(mappings.reserve(inside::<K>(1, port), 4, port..), Some(port));
+        }
+        assert_eq!(mappings.reserve(inside::<K>(2, 9), 100, 9..), Some(9));
+        assert_eq!(mappings.uses(), Some(((3, 3), 4)));
+        for port in 1..=3 {
+            mappings.release(inside::<K>(1, port));
+        }
+        assert_eq!(mappings.uses(), Some(((1, 75), 100)), "three quarters of it");
+        mappings.release(inside::<K>(2, 9));
+        assert_eq!(mappings.uses(), Some(((0, 3), 4)));
     }
 
     fn mappings_live_as_long_as_their_connections<K: Sample>() {

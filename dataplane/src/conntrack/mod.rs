@@ -62,5 +62,5 @@ pub use tuple::{Direction, Tuple, Zone};
 pub use tuple6::Tuple6;
 pub(crate) use view::state_name;
 pub use view::{Entry, STATES};
-pub(crate) use watch::QUEUE as EVENT_QUEUE;
+pub(crate) use watch::QUEUE as DEFAULT_EVENT_QUEUE;
 pub use watch::{Change, ConnectionEvent, EndReason, WATCHERS, Watch};

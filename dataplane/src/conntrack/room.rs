@@ -39,6 +39,11 @@ impl Room {
         }
     }
 
+    /// So many events wait for each watcher at most. Before the first of them.
+    pub(crate) fn limit_events(&self, queue: u32) {
+        self.places.watchers.limit(queue);
+    }
+
     /// Connections at most.
     #[must_use]
     pub const fn limit(&self) -> u32 {

@@ -7,7 +7,7 @@
 //! Order: what one thread tells is heard in that order. What different workers tell is heard in the order in
 //! which it came into the queue, which need not be quite that of its times.
 //!
-//! Limits: [`QUEUE`] events for each watcher, [`WATCHERS`] at a time. The memory of a queue stays for the next
+//! Limits: [`QUEUE`] events for each watcher unless the engine is told otherwise, [`WATCHERS`] at a time. The memory of a queue stays for the next
 //! watcher, since a worker may be about to put something in it.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use crate::engine::Connection;
 use crate::limits::Peak;
 use crate::sync::Mutex;
 
-/// Events waiting for a watcher at most.
+/// Events waiting for a watcher at most, unless the engine is told otherwise.
 pub(crate) const QUEUE: u32 = 8192;
 
 /// Watchers at a time.
@@ -131,14 +131,34 @@ pub(crate) struct Watchers(Arc<Shared>);
 struct Shared {
     any: AtomicBool,
     any_updates: AtomicBool,
+    /// Events that may wait for each, if that is not [`QUEUE`].
+    queue: OnceLock<u32>,
     /// The most that waited.
     peak: Peak,
+    /// Events that found no place, of all watchers since the start.
+    missed: AtomicU64,
     places: [Place; WATCHERS],
     /// Held while a watcher begins or ends; whoever tells does not take it.
     changing: Mutex<()>,
 }
 
 impl Watchers {
+    /// So many events wait for each watcher at most, one at least. Only the first time, and before anybody watches.
+    pub(crate) fn limit(&self, queue: u32) {
+        // A second limit would not be that of queues that are there.
+        let _ = self.0.queue.set(queue.max(1));
+    }
+
+    /// Events that may wait for each watcher.
+    pub(crate) fn queue(&self) -> u32 {
+        self.0.queue.get().copied().unwrap_or(QUEUE)
+    }
+
+    /// Events that found no place since the start.
+    pub(crate) fn missed(&self) -> u64 {
+        self.0.missed.load(Ordering::Relaxed)
+    }
+
     /// Whether anybody is to be told.
     #[inline]
     pub(crate) fn any(&self) -> bool {
@@ -166,6 +186,7 @@ impl Watchers {
             let event = ConnectionEvent { unix_nanos, change, connection: connection.clone() };
             if events.push(event).is_err() {
                 place.missed.fetch_add(1, Ordering::Relaxed);
+                self.0.missed.fetch_add(1, Ordering::Relaxed);
             }
             self.0.peak.note(place.len());
         }
@@ -177,7 +198,7 @@ impl Watchers {
         let is_free = |place: &Place| place.who.load(Ordering::Relaxed) == who::NOBODY;
         let at = self.0.places.iter().position(is_free)?;
         let place = self.0.places.get(at)?;
-        place.events.get_or_init(|| ArrayQueue::new(QUEUE as usize));
+        place.events.get_or_init(|| ArrayQueue::new(self.queue() as usize));
         // What was told at the moment in which the one before ended.
         place.clear();
         place.who.store(if updates { who::OF_ALL } else { who::OF_ENDS }, Ordering::Release);
@@ -362,6 +383,22 @@ mod tests {
         assert_eq!(table.watchers().uses(), (QUEUE, QUEUE));
         assert_eq!(slow.take_missed(), u64::from(QUEUE));
         assert_eq!((changes(&slow).len(), slow.take_missed()), (QUEUE as usize, 0));
+        assert_eq!(table.watchers().missed(), u64::from(QUEUE));
+    }
+
+    #[test]
+    fn so_many_events_wait_as_the_engine_is_told() {
+        let table = table::<Tuple>(16);
+        table.watchers().limit(3);
+        let watch = table.watchers().watch(true).unwrap();
+        for _ in 0..4 {
+            let Insert::Inserted(id) = table.insert(&connection(1, 1000, 2000, 50), 1) else {
+                panic!()
+            };
+            assert!(table.remove(id));
+        }
+        assert_eq!((table.watchers().uses(), table.watchers().missed()), ((3, 3), 5));
+        assert_eq!((changes(&watch).len(), watch.take_missed()), (3, 5));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::conntrack::{ConnId, Direction, Key, Tuple};
 use crate::core::Cx;
 use crate::frame::Frame;
 use crate::io::vnet_hdr::VnetHdr;
+use crate::l2::refusal;
 use crate::packet::parse::ETH_LEN;
 use crate::packet::quick::{self, Quick};
 use crate::packet::types::PortId;
@@ -176,7 +177,10 @@ fn recognise(
         Some(To::Port { port, mtu, sender }) => {
             let fits = frame.len() <= ETH_LEN + usize::from(mtu);
             let passes = || links::passes(&cx.express.links, frame, head.kind(), sender);
-            if !fits || !quick::is_plain(&frame.vnet) || !passes() {
+            // What the host refuses is counted on the whole way. It is no such source.
+            let refuses =
+                || train.source.is_none() && refusal::is_one(frame.bytes(), ETH_LEN, head.kind());
+            if !fits || !quick::is_plain(&frame.vnet) || !passes() || refuses() {
                 return;
             }
             // What it claims of its checksum nobody has to believe.

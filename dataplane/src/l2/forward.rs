@@ -4,7 +4,7 @@ use crate::config::{FROM_GATEWAY, Network, PortRole};
 use crate::core::Cx;
 use crate::express::links::{LinkHead, To};
 use crate::frame::Frame;
-use crate::l2::{snoop, vlan};
+use crate::l2::{refusal, snoop, vlan};
 use crate::l3::{arp, hop, nd};
 use crate::nat::inside;
 use crate::nat::lookup::zone;
@@ -164,6 +164,11 @@ fn bridge(
     // for by its own MAC, which is the gateway's.
     if both_endpoints && let Err(reason) = judge(cx, network, frame, lane) {
         return Verdict::Drop(reason);
+    }
+    if matches!(lane.from, From::Host(_))
+        && refusal::is_one(frame.bytes(), usize::from(lane.headers.l3), lane.headers.ethertype)
+    {
+        cx.ports.count_refused(port);
     }
     let leaves = as_it_leaves == tagged || vlan::retag(frame, vlan, as_it_leaves);
     if leaves { Verdict::Forward(port) } else { Verdict::Drop(DropReason::VlanDenied) }

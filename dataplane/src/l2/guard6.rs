@@ -1,15 +1,12 @@
 //! Whose IPv6 addresses a frame uses: what the guard of an endpoint asks of IPv6 as it asks of IPv4 and
 //! ARP.
 //!
-//! An endpoint of a network with IPv6 has the addresses of its configuration and the link-local one that
-//! follows from its MAC (EUI-64), and no other: link-local addresses of its own invention are anybody's. It speaks from
+//! An endpoint has the addresses of its configuration, in a network without an IPv6 subnet none, and the link-local
+//! one that follows from its MAC (EUI-64), and no other: addresses of its own invention are anybody's. It speaks from
 //! these, and in Neighbor Discovery for these alone. Without an address it may only do what must be done
 //! before there is one: ask whether one of its own is free (RFC 4862 §5.4.2), ask for routers (RFC 4861
 //! §4.1), and join groups (RFC 3590). The gateway's addresses it may ask for as well: the gateway defends
 //! them, and nobody else hears it.
-//!
-//! In a network without IPv6 no address is known; there only the MACs that Neighbor Discovery names are
-//! looked at.
 //!
 //! What is in front of a packet is stepped over as in [`guard`](super::guard), which has refused what
 //! hides Neighbor Discovery from whoever is not trusted; here it is refused from all. Where that is more than
@@ -42,11 +39,11 @@ pub(crate) struct Owner<'a> {
     pub(crate) network: Option<&'a Network>,
 }
 
-/// Whether the IPv6 packet at `l3` is from one of these addresses. True where none are known, and where
-/// there is no whole header, which nobody takes.
+/// Whether the IPv6 packet at `l3` is from one of these addresses. True where there is no whole header, which nobody
+/// takes.
 #[inline(always)]
 pub(crate) fn is_own_source(bytes: &[u8], l3: usize, own: &[Ipv6Addr]) -> bool {
-    own.is_empty() || ipv6_source_at(bytes, l3).is_none_or(|source| own.contains(&source))
+    ipv6_source_at(bytes, l3).is_none_or(|source| own.contains(&source))
 }
 
 /// Refuses what is not said by the owner, or not for itself.
@@ -62,7 +59,6 @@ pub(crate) fn admit(bytes: &[u8], headers: &Headers, owner: &Owner<'_>) -> Resul
 
 #[inline(never)]
 fn look_closely(bytes: &[u8], headers: &Headers, owner: &Owner<'_>) -> Result<(), DropReason> {
-    let addressed = !owner.ipv6.is_empty();
     let packet = match payload(bytes, headers) {
         Payload::Ipv6(packet) => packet,
         Payload::Ipv4(packet) => {
@@ -73,24 +69,17 @@ fn look_closely(bytes: &[u8], headers: &Headers, owner: &Owner<'_>) -> Result<()
             let arp = ArpPacket::read(packet).ok_or(DropReason::ArpMalformed)?;
             return admit_arp(&arp, owner.mac, owner.ipv4);
         }
-        Payload::Hidden if addressed => return Err(DropReason::SpoofedNd),
+        Payload::Hidden => return Err(DropReason::SpoofedNd),
         _ => return Ok(()),
     };
     let Some(source) = ipv6_source_at(packet, 0) else { return Ok(()) };
     let upper = upper(packet);
-    if addressed {
-        owner.admit_source(source, &upper)?;
-    }
+    owner.admit_source(source, &upper)?;
     match upper {
         Upper::Icmp { kind: ndp::ROUTER_SOLICITATION..=ndp::REDIRECT, fragment: true, .. }
-        | Upper::Hidden
-            if addressed =>
-        {
-            Err(DropReason::SpoofedNd)
-        }
+        | Upper::Hidden => Err(DropReason::SpoofedNd),
         Upper::Icmp { kind, message, .. } => {
-            let sound = owner.is_named(kind, message)
-                && (!addressed || owner.may_speak_for(source, kind, message));
+            let sound = owner.is_named(kind, message) && owner.may_speak_for(source, kind, message);
             if sound { Ok(()) } else { Err(DropReason::SpoofedNd) }
         }
         _ => Ok(()),

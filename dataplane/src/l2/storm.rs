@@ -45,8 +45,10 @@ pub(crate) fn allows_many(
     if per_second == 0 || routed {
         return true;
     }
-    let bucket = cx.storms.0.get_mut(ingress.index());
-    bucket.is_none_or(|bucket| bucket.take(cx.now, frames, u64::from(per_second)))
+    let Some(bucket) = cx.storms.0.get_mut(ingress.index()) else { return true };
+    let allowed = bucket.take(cx.now, frames, u64::from(per_second));
+    cx.counters.storms.note(bucket, u64::from(per_second), cx.now);
+    allowed
 }
 
 fn segments(frame: &Frame) -> u64 {

@@ -5,13 +5,12 @@
 //! (`Waiting`). States follow RFC 4861 as Linux applies them to ARP, reduced to what matters here:
 //! incomplete, reachable, and stale with a probe on the way.
 //!
-//! Limits: [`MAX_NEIGHBORS`] entries, of which [`MAX_FOR_ONE_NETWORK`] in one network,
+//! Limits ([`NeighborLimits`]): [`MAX_NEIGHBORS`] entries, of which [`MAX_FOR_ONE_NETWORK`] in one network,
 //! [`MAX_FOR_ONE_UPLINK`] on one wire and [`MAX_UNHEARD`] on one link that never answered, and
 //! [`KEPT_FOR_UPLINKS`] for uplinks alone; so whoever asks for addresses that nobody has harms its
 //! own link only. On that link the oldest question of the port that asks for the most goes for one of
 //! a port that asks for fewer. Of neighbors that nobody asked for, but who asked for us, there is a quarter
-//! of a link's entries at most. Next hops that are configured are counted, but always have a place.
-//! Control may set other numbers ([`NeighborLimits`]). An entry that never answered goes
+//! of a link's entries at most. Next hops that are configured are counted, but always have a place. An entry that never answered goes
 //! when the last question has failed.
 
 mod askers;
@@ -95,22 +94,26 @@ pub struct NeighborLimits {
     pub all: u32,
     /// Of one network.
     pub network: u32,
+    /// Of one uplink.
+    pub uplink: u32,
+    /// Of one link, that have never answered.
+    pub unanswered: u32,
 }
 
 impl NeighborLimits {
     const fn kept_for_uplinks(self) -> u32 {
         self.all / (MAX_NEIGHBORS / KEPT_FOR_UPLINKS)
     }
-
-    /// Of one uplink.
-    const fn uplink(self) -> u32 {
-        self.all / (MAX_NEIGHBORS / MAX_FOR_ONE_UPLINK)
-    }
 }
 
 impl Default for NeighborLimits {
     fn default() -> Self {
-        Self { all: MAX_NEIGHBORS, network: MAX_FOR_ONE_NETWORK }
+        Self {
+            all: MAX_NEIGHBORS,
+            network: MAX_FOR_ONE_NETWORK,
+            uplink: MAX_FOR_ONE_UPLINK,
+            unanswered: MAX_UNHEARD,
+        }
     }
 }
 
@@ -214,8 +217,8 @@ impl Neighbors {
         NeighborUses {
             all: ((all, most.value()), self.limits.all),
             network: ((network, most_in_one.value()), self.limits.network),
-            uplink: ((uplink, most_at_one.value()), self.limits.uplink()),
-            unheard: ((unheard, most_unheard.value()), MAX_UNHEARD),
+            uplink: ((uplink, most_at_one.value()), self.limits.uplink),
+            unheard: ((unheard, most_unheard.value()), self.limits.unanswered),
         }
     }
 
@@ -358,7 +361,7 @@ impl Neighbors {
         let (Peaks { network, uplink, .. }, limits) = (&self.peaks, self.limits);
         let (own, all, most) = match link {
             Link::Network(_) => (limits.network, limits.all - limits.kept_for_uplinks(), network),
-            Link::Uplink(_) => (limits.uplink(), limits.all, uplink),
+            Link::Uplink(_) => (limits.uplink, limits.all, uplink),
         };
         let has = self.links.entry(link).or_default();
         let is_full = self.entries.load(Ordering::Relaxed) >= all
@@ -372,7 +375,7 @@ impl Neighbors {
             }
             Some(asker) => {
                 let mut askers = has.askers.lock();
-                let number = askers.begin(asker, address, MAX_UNHEARD)?;
+                let number = askers.begin(asker, address, limits.unanswered)?;
                 self.peaks.unheard.note(askers.questions());
                 Origin::Unheard(asker, number)
             }
@@ -403,7 +406,11 @@ impl Neighbors {
         let Asker::Port(port) = asker else { return false };
         let heavier = self.links.get(&link).and_then(|has| {
             let askers = has.askers.lock();
-            if askers.questions() < MAX_UNHEARD { None } else { askers.heavier_than(port) }
+            if askers.questions() < self.limits.unanswered {
+                None
+            } else {
+                askers.heavier_than(port)
+            }
         });
         let is_unheard = |neighbor: &Neighbor| matches!(neighbor.origin, Origin::Unheard(..));
         let ended = heavier.and_then(|address| {

@@ -16,7 +16,7 @@ mod notes;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use self::notes::{FlowOf, Notes};
 use crate::clock::Timestamp;
@@ -116,6 +116,7 @@ pub const DEFAULT_TRACES: u32 = 2;
 pub(crate) struct Places {
     taken: AtomicU32,
     peak: Peak,
+    refused: AtomicU64,
 }
 
 /// A place for a tracer.
@@ -127,9 +128,19 @@ impl Places {
     pub(crate) fn take(self: &Arc<Self>, limit: u32) -> Option<Place> {
         let before = self.taken.fetch_add(1, Ordering::Relaxed);
         // Given back by the drop, also if there was none.
-        let place = Some(Place(Arc::clone(self))).filter(|_| before < limit)?;
-        self.peak.note(before + 1);
-        Some(place)
+        let place = Some(Place(Arc::clone(self))).filter(|_| before < limit);
+        match place {
+            Some(_) => self.peak.note(before + 1),
+            None => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        place
+    }
+
+    /// How often there was none.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Taken now, and at most.

@@ -1,23 +1,23 @@
 //! The attacks: who sends what, how fast, and what counts it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use dataplane::packet::types::tcp_flags::SYN;
 use dataplane::packet::types::{Mac, ethertype};
-use tests::fragments::{in_pieces, piece};
 pub(crate) use tests::host::flood::Make;
-use tests::packet::{Host, Wire, arp, ethernet, icmp6, lies, nd, tcp, udp};
-use tests::sums;
+use tests::host::{BOTH, Family};
+use tests::packet::{Host, Wire, arp, ethernet, icmp6, lies, nd, udp};
+
+use crate::floods::{datagrams, orphans, overlapping, scan, syns};
 
 /// Frames a second, of most attacks.
 const FAST: u32 = 100_000;
 /// Frames of 9,000 bytes a second, each of which may stand for a hundred.
 const LONG: u32 = 10_000;
+/// Of a hundred SYNs to the gateway, that the host answers: the rest is more than its stack takes.
+const SCANNED: u64 = 50;
 /// IEEE 802 local experimental: nobody else sends it.
 const OURS: u16 = 0x88b5;
-/// Ethernet and IPv4 header.
-const L4: usize = 34;
 
 /// Where an attack is sent from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +39,8 @@ pub(crate) enum Counted {
     Drops(&'static [&'static str], u64),
     /// Connections that had to make room (`conntrack stats`), while the sender is refused more.
     Evicted,
-    /// Frames to the host's own stack (`stats`), which answers.
-    ToHost,
+    /// What the host's own stack refuses (`stats`): at least so many of a hundred.
+    Refused(u64),
 }
 
 /// One of them.
@@ -63,11 +63,20 @@ pub(crate) struct View {
     pub(crate) neighbor: Host,
     /// A machine beyond the gateway.
     pub(crate) beyond: Host,
+    /// Its own address of IPv6, the gateway's, and that of the machine beyond.
+    pub(crate) own6: IpAddr,
+    pub(crate) gateway6: IpAddr,
+    pub(crate) beyond6: IpAddr,
 }
 
 impl View {
-    fn outside(&self) -> Host {
+    pub(crate) fn outside(&self) -> Host {
         Host { mac: self.gateway.mac, ..self.beyond }
+    }
+
+    /// Its own address and that of the machine beyond the gateway.
+    pub(crate) fn ends(&self, family: Family) -> (IpAddr, IpAddr) {
+        family.pick([(self.own.ip.into(), self.beyond.ip.into()), (self.own6, self.beyond6)])
     }
 }
 
@@ -87,7 +96,7 @@ fn turns(frames: Vec<Vec<u8>>) -> impl Fn(u64) -> Wire {
 
 /// All of them, as `bad`, `loose` and `access` send them.
 pub(crate) fn all(bad: &View, loose: &View, access: &View) -> Vec<Attack> {
-    use Counted::{Drops, Evicted, ToHost};
+    use Counted::{Drops, Evicted, Refused};
     let mut lying = lies(&bad.own, &bad.neighbor);
     lying.extend(lies(&bad.own, &bad.outside()));
     let told = &["vnet_invalid", "l4_malformed"];
@@ -98,7 +107,7 @@ pub(crate) fn all(bad: &View, loose: &View, access: &View) -> Vec<Attack> {
     let storm = attack("broadcast storm", By::Bad, Drops(&["storm_limited"], 30), move |_| {
         storm.clone().into()
     });
-    vec![
+    let mut all = vec![
         Attack { pace: Some(LONG), ..lying },
         attack("macof", By::Bad, Drops(&["spoofed_mac"], 99), macof()),
         attack("macof, without source guard", By::Loose, Drops(&["storm_limited"], 30), macof()),
@@ -117,29 +126,50 @@ pub(crate) fn all(bad: &View, loose: &View, access: &View) -> Vec<Attack> {
             Drops(&["vlan_denied", "vlan_invalid"], 99),
             turns(hops(access)),
         ),
-        attack("SYN flood", By::Bad, Drops(&["endpoint_limit"], 1), syns(bad, 20_000)),
-        attack(
-            "orphan fragments",
-            By::Bad,
-            Drops(&["fragment_limit", "fragment_untracked"], 1),
-            orphans(bad),
-        ),
-        attack(
-            "overlapping fragments",
-            By::Bad,
-            Drops(&["fragment_overlap", "fragment_duplicate"], 1),
-            overlapping(bad),
-        ),
         Attack { pace: None, ..storm },
-        attack("conntrack fill", By::Both, Evicted, datagrams(bad, loose)),
-        attack("port scan of the gateway", By::Bad, ToHost, scan(bad)),
         attack(
             "frames cut short",
             By::Bad,
             Drops(&["arp_malformed", "ipv4_malformed", "spoofed_arp", "spoofed_ipv4"], 99),
             turns(cut_short(bad)),
         ),
-    ]
+    ];
+    for family in BOTH {
+        let name = |names: [&'static str; 2]| family.pick(names);
+        all.extend([
+            attack(
+                name(["SYN flood", "SYN flood, IPv6"]),
+                By::Bad,
+                Drops(&["endpoint_limit"], 1),
+                syns(bad, family, 20_000),
+            ),
+            attack(
+                name(["orphan fragments", "orphan fragments, IPv6"]),
+                By::Bad,
+                Drops(&["fragment_limit", "fragment_untracked"], 1),
+                orphans(bad, family),
+            ),
+            attack(
+                name(["overlapping fragments", "overlapping fragments, IPv6"]),
+                By::Bad,
+                Drops(&["fragment_overlap", "fragment_duplicate"], 1),
+                overlapping(bad, family),
+            ),
+            attack(
+                name(["conntrack fill", "conntrack fill, IPv6"]),
+                By::Both,
+                Evicted,
+                datagrams(bad, loose, family),
+            ),
+            attack(
+                name(["port scan of the gateway", "port scan of the gateway, IPv6"]),
+                By::Bad,
+                Refused(SCANNED),
+                scan(bad, family),
+            ),
+        ]);
+    }
+    all
 }
 
 /// From and to others' MACs without end.
@@ -202,76 +232,6 @@ fn hops(access: &View) -> Vec<Vec<u8>> {
         [tagged(&inner, ethertype::QINQ, id), inner, outer]
     })
     .collect()
-}
-
-/// SYNs, each of another connection, to a machine that drops them.
-fn syns(bad: &View, first_port: u16) -> impl Fn(u64) -> Wire + use<> {
-    let (own, to) = (bad.own, bad.outside());
-    let frame = tcp(&own, 1024, &to, first_port, SYN).bytes();
-    move |n| {
-        let mut frame = frame.clone();
-        let ports = [1024 | (n as u16), first_port.wrapping_add((n >> 16) as u16 % 100)];
-        with_ports(&mut frame, ports);
-        let tcp = &mut frame[L4..];
-        tcp[16..18].fill(0);
-        let sum = sums::sum(tcp);
-        let pseudo = sums::pseudo_header(&own.ip.octets(), &to.ip.octets(), 6, tcp.len());
-        let both = sums::sum(&[sum.to_be_bytes(), pseudo.to_be_bytes()].concat());
-        tcp[16..18].copy_from_slice(&(!both).to_be_bytes());
-        frame.into()
-    }
-}
-
-fn with_ports(frame: &mut [u8], [src, dst]: [u16; 2]) {
-    frame[L4..L4 + 2].copy_from_slice(&src.to_be_bytes());
-    frame[L4 + 2..L4 + 4].copy_from_slice(&dst.to_be_bytes());
-}
-
-/// Datagrams, each of another connection, which nobody answers: from one sender and the other by turns.
-fn datagrams(bad: &View, loose: &View) -> impl Fn(u64) -> Wire + use<> {
-    let frames = [bad, loose].map(|view| udp(&view.own, 1024, &view.outside(), 9).bytes());
-    move |n| {
-        let mut frame = frames[n as usize % 2].clone();
-        let n = n / 2;
-        with_ports(&mut frame, [1024 | (n as u16), 20_000 + (n >> 16) as u16 % 100]);
-        // None (RFC 768).
-        frame[L4 + 6..L4 + 8].fill(0);
-        frame.into()
-    }
-}
-
-/// SYNs to all ports of the gateway.
-fn scan(bad: &View) -> impl Fn(u64) -> Wire + use<> {
-    let view = View { beyond: bad.gateway, ..*bad };
-    let make: Vec<_> = (0..656).map(|n| syns(&view, n * 100)).collect();
-    // Each of them has a hundred ports, by the upper bits of its number.
-    move |n| make[n as usize / 100 % make.len()](n % 100 * 65_536 + n % 0xfc00)
-}
-
-/// Last parts of datagrams of which nothing else ever comes.
-fn orphans(bad: &View) -> impl Fn(u64) -> Wire + use<> {
-    let whole = udp(&bad.own, 5000, &bad.outside(), 53).may_fragment().long(600);
-    let orphan = piece(&whole.bytes(), 256, 512);
-    move |n| numbered(&orphan, n)
-}
-
-/// The first part, the one behind it, one over both, and the first again.
-fn overlapping(bad: &View) -> impl Fn(u64) -> Wire + use<> {
-    let whole = udp(&bad.own, 5000, &bad.outside(), 53).may_fragment().long(600);
-    let parts = in_pieces(&whole, 256);
-    let over = piece(&whole.bytes(), 128, 384);
-    let parts = [parts[0].clone(), parts[1].clone(), over, parts[0].clone()];
-    move |n| numbered(&parts[n as usize % 4], n / 4)
-}
-
-/// A fragment with another identification.
-fn numbered(frame: &[u8], n: u64) -> Wire {
-    let mut frame = frame.to_vec();
-    frame[18..20].copy_from_slice(&(n as u16).to_be_bytes());
-    frame[24..26].fill(0);
-    let sum = !sums::sum(&frame[14..L4]);
-    frame[24..26].copy_from_slice(&sum.to_be_bytes());
-    frame.into()
 }
 
 /// ARP and IPv4 of which not even the header is there.

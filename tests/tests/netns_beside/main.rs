@@ -1,9 +1,9 @@
 //! One sandbox attacks, another has a steady load: what of that gets through beside each attack, what
 //! counts the attack, and what memory the daemon has then.
 //!
-//! As a test it asserts what holds on every machine: no connection of the load fails, its stream and its new
-//! connections stay within a tenth of what they are without the attack, each attack has its counter, memory
-//! stays within what the configured limits add up to. With
+//! As a test it asserts what holds on every machine: no connection of the load fails, its streams and its new
+//! connections of either family stay within a tenth of what they were just before the attack, each attack has its
+//! counter, memory stays within what the configured limits add up to. With
 //! `VSWITCHD_TEST_ROUNDS=N` it measures too, in `N` rounds of a second each: the load alone, beside an
 //! attacker who sends the same to nobody (a veth pair of his own), and beside the attack; and prints the
 //! medians as a table; `VSWITCHD_TEST_ATTACK=WORD` takes those with the word in their names. See
@@ -17,18 +17,19 @@
 )]
 
 mod attacks;
+mod floods;
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attacks::{Attack, By, Counted, View};
 use dataplane::packet::types::{Mac, PortId};
 use tests::host::flood::Flood;
-use tests::host::load::{Load, PACE, RATE, Window};
+use tests::host::load::{Load, Window};
 use tests::host::traffic::ping;
-use tests::host::{GATEWAY, Host, Sandbox, Uplink, eventually, one, rows};
+use tests::host::{APP, BOTH, Family, GATEWAY, Host, Sandbox, Uplink, eventually, one, rows};
 use tests::packet;
 
 const ACCESS_VLAN: u16 = 10;
@@ -47,7 +48,7 @@ const GLANCE: Duration = Duration::from_millis(500);
 /// the attack as of those that they are held against.
 const GLANCES: usize = 3;
 const LOOK: Duration = Duration::from_secs(1);
-/// The share of its load that somebody keeps whoever attacks, of the stream as of new connections.
+/// The share of its load before that somebody keeps whoever attacks, of each stream as of new connections.
 const KEPT: f64 = 0.9;
 
 /// Who attacks.
@@ -89,7 +90,12 @@ fn mac_of(host: &Host, sandbox: &Sandbox, endpoint: usize) -> Mac {
 }
 
 /// The host's parts as `sandbox` sees them, in the network of its only endpoint.
-fn view(host: &Host, sandbox: &Sandbox, gateway: Ipv4Addr, neighbor: (Mac, Ipv4Addr)) -> View {
+fn view(
+    host: &Host,
+    sandbox: &Sandbox,
+    (gateway, gateway6): (Ipv4Addr, Ipv6Addr),
+    neighbor: (Mac, Ipv4Addr),
+) -> View {
     assert_eq!(ping(&sandbox.ns, gateway, 1).received, 1);
     let shown = sandbox.ns.ip(&format!("neighbor show to {gateway}"));
     let mac = shown.split("lladdr ").nth(1).and_then(|rest| rest.split(' ').next());
@@ -100,20 +106,21 @@ fn view(host: &Host, sandbox: &Sandbox, gateway: Ipv4Addr, neighbor: (Mac, Ipv4A
         gateway,
         neighbor: on_the_wire(neighbor.0, neighbor.1),
         beyond: packet::Host { ip: GATEWAY, ..gateway },
+        own6: sandbox.ip6.into(),
+        gateway6: gateway6.into(),
+        beyond6: Family::V6.outside(),
     }
 }
 
 /// The attackers, and who has the load: he is in all of their networks.
 fn started() -> (Host, Attackers, Sandbox) {
-    let mut host = Host::prepare(Uplink::Dedicated);
+    let mut host = Host::prepare_dual(Uplink::Dedicated);
     host.configure(CONFIGURED);
     host.launch();
-    host.ns.enable_ipv6();
-    host.ok(["uplink", "add", "up0", "--mode", "dedicated", "--address", "192.0.2.2/24"]
-        .into_iter()
-        .chain(["--gateway", "192.0.2.1"]));
-    host.network("app", "--subnet 10.91.1.0/24 --gateway 10.91.1.1 --subnet fd00:91::/64");
-    host.network("open", "--subnet 10.91.2.0/24 --gateway 10.91.2.1 -o spoof_check=false");
+    host.dedicate("");
+    host.network("app", APP);
+    let open = "--subnet 10.91.2.0/24 --gateway 10.91.2.1 --subnet fd00:91:2::/64";
+    host.network("open", &format!("{open} -o spoof_check=false"));
     let neighbor = host.sandbox("neighbor", "--network app");
     host.ok(["network", "connect", "open", &neighbor.name]);
     let sandboxes = [
@@ -124,10 +131,11 @@ fn started() -> (Host, Attackers, Sandbox) {
     let views = [0, 1, 2].map(|which| {
         let in_open = usize::from(which == 1);
         let gateway = Ipv4Addr::new(10, 91, 1 + in_open as u8, 1);
+        let gateway6 = Ipv6Addr::new(0xfd00, 0x91, 2 * in_open as u16, 0, 0, 0, 0, 1);
         let shown = one(&host.json(["sandbox", "inspect", &neighbor.name]));
         let ip = shown["endpoints"][in_open]["ipv4"].as_str().unwrap().parse().unwrap();
         let mac = mac_of(&host, &neighbor, in_open);
-        view(&host, &sandboxes[which], gateway, (mac, ip))
+        view(&host, &sandboxes[which], (gateway, gateway6), (mac, ip))
     });
     for sandbox in &sandboxes {
         sandbox.ns.ip(&format!("link add {NOWHERE} type veth peer name nowhere1"));
@@ -136,10 +144,11 @@ fn started() -> (Host, Attackers, Sandbox) {
         }
     }
     // The machine outside answers nothing that is not of the load, and keeps no fragments.
-    host.outside.ok("nft add table ip t");
-    host.outside.ok("nft add chain ip t c { type filter hook prerouting priority -300 ; }");
-    host.outside.ok("nft add rule ip t c ip protocol udp drop");
-    host.outside.ok("nft add rule ip t c tcp dport != 7910-7911 drop");
+    host.outside.ok("nft add table inet t");
+    host.outside.ok("nft add chain inet t c { type filter hook prerouting priority -300 ; }");
+    host.outside.ok("nft add rule inet t c exthdr frag exists drop");
+    host.outside.ok("nft add rule inet t c meta l4proto udp drop");
+    host.outside.ok("nft add rule inet t c tcp dport != 7910-7911 drop");
     (host, Attackers { sandboxes, views }, neighbor)
 }
 
@@ -165,9 +174,9 @@ fn counters(host: &Host, attackers: &Attackers, attack: &Attack) -> (u64, u64) {
     let counted = match attack.counted {
         Counted::Drops(reasons, _) => by.iter().map(|s| dropped(host, s, reasons)).sum(),
         Counted::Evicted => host.json(["conntrack", "stats"])["evicted"].as_u64().unwrap(),
-        Counted::ToHost => port_sum(host, "tx_frames", |port| {
-            port["sandbox"].is_null() && port["network"] == "app"
-        }),
+        Counted::Refused(_) => {
+            by.iter().map(|s| port_sum(host, "refused", |port| port["sandbox"] == *s.name)).sum()
+        }
     };
     (counted, came.sum())
 }
@@ -181,18 +190,19 @@ fn bound_kib(host: &Host) -> u64 {
     workers * (BUFFERS * buffer + (4 << 10)) + CONNTRACK * 2 * 300 / 1024 + (16 << 10)
 }
 
-/// What of the load got through, of the part that got the least of it.
-fn share(window: &Window) -> f64 {
-    (window.rate / f64::from(RATE)).min(window.pace / f64::from(PACE))
+fn show(what: &str, window: &Window) {
+    for ((rate, pace), family) in window.each.iter().zip(BOTH) {
+        println!("{what}: {rate:.0} Mbit/s and {pace:.0} connections a second of {family}");
+    }
 }
 
-/// The best of a few glances, of which the first that is enough is the last.
-fn best(what: &str, enough: f64, mut glance: impl FnMut() -> Window) -> f64 {
+/// The best part of what was before, of a few glances, of which the first that is enough is the last.
+fn best(what: &str, enough: f64, before: &Window, mut glance: impl FnMut() -> Window) -> f64 {
     let mut best: f64 = 0.0;
     for _ in 0..GLANCES {
         let window = glance();
-        println!("{what}: {:.0} Mbit/s and {:.0} connections a second", window.rate, window.pace);
-        best = best.max(share(&window));
+        show(what, &window);
+        best = best.max(window.of(before));
         if best >= enough {
             break;
         }
@@ -232,7 +242,7 @@ fn row(attack: &Attack, a_second: f64, rounds: &[Round]) -> String {
             reasons.iter().map(|reason| format!("`{reason}`")).collect::<Vec<_>>().join(", ")
         }
         Counted::Evicted => "`evicted` of `conntrack stats`".to_owned(),
-        Counted::ToHost => "`tx_frames` of the host's leg".to_owned(),
+        Counted::Refused(_) => "`refused` of `stats`".to_owned(),
     };
     format!(
         "| {} | {:.0} | {counter} | {:.2} / {:.2} | {:.2} / {:.2} | {:.0} / {:.0} / {:.0} |",
@@ -257,7 +267,7 @@ fn neighbors_go_on_beside_every_attack() {
     let [bad, loose, access] = attackers.views;
     let before = host.memory_kib();
     let bound = before + bound_kib(&host);
-    let load = Load::start(&neighbor.ns, &host.outside, GATEWAY);
+    let load = Load::start(&neighbor.ns, &host.outside, &BOTH.map(Family::outside));
     let mut table = String::new();
     let mut attacks = attacks::all(&bad, &loose, &access);
     if let Ok(wanted) = std::env::var("VSWITCHD_TEST_ATTACK") {
@@ -266,6 +276,7 @@ fn neighbors_go_on_beside_every_attack() {
     }
     for attack in attacks {
         let (counted, came) = counters(&host, &attackers, &attack);
+        let quiet = (measured == 0).then(|| load.watch(GLANCE));
         let (mut rounds, mut sent, mut time) = (Vec::new(), 0, Duration::ZERO);
         let mut beside = |length| {
             let (floods, began) = (attackers.start(&attack, "eth0"), Instant::now());
@@ -275,17 +286,18 @@ fn neighbors_go_on_beside_every_attack() {
             time += began.elapsed();
             window
         };
-        if measured == 0 {
-            let kept = best(attack.name, KEPT, || beside(GLANCE));
+        if let Some(quiet) = &quiet {
+            show("before", quiet);
+            let kept = best(attack.name, KEPT, quiet, || beside(GLANCE));
             if kept < KEPT {
                 // The attacker takes his share of the processors whoever he sends to.
-                let control = best("the same to nobody", 1.0, || {
+                let control = best("the same to nobody", 1.0, quiet, || {
                     let _floods = attackers.start(&attack, NOWHERE);
                     std::thread::sleep(SETTLE);
                     load.watch(GLANCE)
                 });
                 let is_kept = kept >= KEPT * control.min(1.0);
-                assert!(is_kept, "{}: {kept:.2} of the load, of {control:.2}", attack.name);
+                assert!(is_kept, "{}: {kept:.2} of what was before, of {control:.2}", attack.name);
             }
         }
         for _ in 0..measured {
@@ -306,8 +318,7 @@ fn neighbors_go_on_beside_every_attack() {
         let after = counters(&host, &attackers, &attack);
         let (counted, came) = (after.0 - counted, after.1 - came);
         let least = match attack.counted {
-            Counted::Drops(_, share) => came * share / 100,
-            Counted::ToHost => came * 9 / 10,
+            Counted::Drops(_, share) | Counted::Refused(share) => came * share / 100,
             Counted::Evicted => 0,
         };
         println!("{}: {sent} sent, {came} came, {counted} counted", attack.name);
@@ -316,7 +327,9 @@ fn neighbors_go_on_beside_every_attack() {
         let memory = host.memory_kib();
         assert!(memory < bound, "{}: {before} KiB became {memory}", attack.name);
         for sender in attackers.by(attack.by) {
-            host.ok(["conntrack", "flush", "--src", &sender.ip.to_string()]);
+            for family in BOTH {
+                host.ok(["conntrack", "flush", "--src", &family.of(sender).to_string()]);
+            }
         }
         if measured > 0 {
             writeln!(table, "{}", row(&attack, a_second, &rounds)).unwrap();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dataplane::config::StaticRoute;
-use dataplane::packet::types::tcp_flags::SYN;
+use dataplane::packet::types::tcp_flags::{ACK, FIN, RST, SYN};
 use dataplane::packet::types::{Mac, ip_proto};
 use tests::fragments::in_two;
 use tests::lab::{
@@ -29,6 +29,7 @@ tests::in_ipv6! {
     routed_within_a_network
     the_gateway_answers_echo
     what_is_for_the_host_goes_to_its_leg
+    what_the_host_refuses_is_counted_at_whom_it_was_asked_by
     what_is_too_long_is_neither_echoed_nor_for_the_host
     without_a_leg_of_the_host_nobody_serves_there
 }
@@ -475,7 +476,8 @@ fn packets_that_contradict_themselves() {
 fn ipv6_is_switched_and_not_routed_by_a_gateway_without_it() {
     let mut lab = Lab::default();
     let mut payload = vec![0x60, 0, 0, 0, 0, 8, 17, 64];
-    payload.extend_from_slice(&[0xfe; 32]);
+    payload.extend_from_slice(&A.link_local().octets());
+    payload.extend_from_slice(&[0xfe; 16]);
     payload.extend_from_slice(&[0, 1, 0, 2, 0, 8, 0, 0]);
     let switched = ethernet(A.mac, B.mac, 0x86dd, &payload);
     lab.rx(A.port, switched.clone()).tx(B.port, switched);
@@ -557,4 +559,32 @@ fn a_whole_first_conversation() {
     .tx(C.port, udp(&A, 2, &C, 1))
     .moved("consumed", 2)
     .moved("generated", 2);
+}
+
+/// By the shortcut that a train of them would take, too; and nothing else is one.
+#[test]
+fn what_the_host_refuses_is_counted_at_whom_it_was_asked_by() {
+    let mut lab = Lab::default();
+    let says = |flags: u8, seq: u32| tcp(&GATEWAY1, 81, &A, 40_000, flags).seq(seq);
+    let asked = udp(&A, 40_000, &GATEWAY1, 81);
+    for _ in 0..4 {
+        let unreachable = reported(&GATEWAY1, &A, 3, 3, &asked);
+        for refusal in [says(RST | ACK, 0).into(), says(RST, 77).into(), Wire::from(unreachable)] {
+            for _ in 0..3 {
+                lab.rx(GATEWAY1.port, &refusal).tx(A.port, &refusal).moved("a.refused", 1);
+            }
+        }
+        // Somebody who has served ends so.
+        let prohibited = reported(&GATEWAY1, &A, 3, 13, &asked);
+        let others = [says(SYN | ACK, 0), says(ACK, 0), says(RST | ACK, 77), says(FIN | ACK, 0)];
+        let others = others.map(Wire::from).into_iter().chain([Wire::from(prohibited)]);
+        for other in others {
+            for _ in 0..3 {
+                lab.rx(GATEWAY1.port, &other).tx(A.port, &other);
+            }
+        }
+    }
+    // A neighbor's.
+    let neighbor = tcp(&B, 81, &A, 40_000, RST | ACK).seq(0);
+    lab.rx(B.port, &neighbor).tx(A.port, &neighbor);
 }

@@ -29,14 +29,14 @@ fn trust(lab: &mut Lab, host: &Host) {
     });
 }
 
-/// An IPv6 packet with extension headers of eight bytes.
+/// An IPv6 packet of A's with extension headers of eight bytes.
 fn ipv6(chain: &[u8], proto: u8, payload: &[u8]) -> Vec<u8> {
     let next = |at: usize| chain.get(at).copied().unwrap_or(proto);
     let length = u16::try_from(chain.len() * 8 + payload.len()).unwrap();
     let mut packet = vec![0x60, 0, 0, 0];
     packet.extend(length.to_be_bytes());
     packet.extend([next(0), 255]);
-    packet.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    packet.extend(A.link_local().octets());
     packet.extend([0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     for at in 0..chain.len() {
         packet.extend([next(at + 1), 0, 0, 0, 0, 0, 0, 0]);
@@ -45,10 +45,13 @@ fn ipv6(chain: &[u8], proto: u8, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// A message of ICMPv6 with room for what each type has before its options.
+/// A message of ICMPv6 with room for what each type has before its options; of Neighbor Discovery about A.
 fn message(kind: u8) -> Vec<u8> {
     let mut bytes = vec![0; 40];
     bytes[0] = kind;
+    if let 135 | 136 = kind {
+        bytes[8..24].copy_from_slice(&A.link_local().octets());
+    }
     bytes
 }
 
@@ -277,8 +280,9 @@ fn nobody_uses_another_s_address_in_snap() {
     // Of IPv6 with the addresses that it has.
     let mut lab = Lab::new(dual());
     let segment = [0; 20];
-    let other = ethernet(A.mac, B.mac, ethertype::IPV6, &ipv6(&[], 6, &segment));
-    let mut own = other.clone();
+    let [mut other, mut own] =
+        [(); 2].map(|()| ethernet(A.mac, B.mac, ethertype::IPV6, &ipv6(&[], 6, &segment)));
+    other[22..38].copy_from_slice(&C.link_local().octets());
     own[22..38].copy_from_slice(&A.ip6().octets());
     for form in forms {
         lab.rx(A.port, form(&other)).dropped("a", "spoofed_ipv6");

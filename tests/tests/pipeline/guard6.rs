@@ -7,7 +7,7 @@ use dataplane::config::PortRole;
 use dataplane::packet::ndp::{multicast_mac, solicited_node};
 use dataplane::packet::types::Mac;
 use dataplane::packet::types::tcp_flags::ACK;
-use tests::lab::{A, B, C, GATEWAY1, HOST_ADDRESS, Lab, dual, without_guard};
+use tests::lab::{A, B, C, GATEWAY1, HOST_ADDRESS, Lab, dual, topology, without_guard};
 use tests::packet::nd::{advertisement, announcement, probe, router_solicitation, solicitation};
 use tests::packet::{Host, Packet, echo, ethernet, icmp6, ip6, tcp, udp};
 
@@ -221,21 +221,52 @@ fn a_guard_that_is_off_lets_every_address_pass() {
     passes(&mut lab, &A, &probe(&A, B.ip6()));
 }
 
+/// Nobody was given an address; the one of its MAC each has all the same.
 #[test]
-fn a_network_without_ipv6_switches_it_as_any_frame() {
+fn in_a_network_without_ipv6_an_endpoint_has_its_link_local_address_alone() {
     let mut lab = Lab::default();
-    for address in foreign() {
-        let frame = between().src6(address);
-        for _ in 0..4 {
-            lab.rx(A.port, &frame).tx(B.port, &frame);
+    let own = between().src6(A.link_local());
+    for _ in 0..4 {
+        lab.rx(A.port, &own).tx(B.port, &own);
+    }
+    for address in foreign().into_iter().chain([A.ip6()]) {
+        for frame in dresses(&between().src6(address)) {
+            lab.rx(A.port, &frame).dropped("a", "spoofed_ipv6");
+        }
+        // By the shortcut that the others took.
+        lab.rx(A.port, &own).tx(B.port, &own);
+    }
+    passes(&mut lab, &A, &probe(&A, A.link_local()));
+    passes(&mut lab, &A, &announcement(&A, A.link_local()));
+    passes(&mut lab, &A, &solicitation(&A, A.link_local(), B.link_local()));
+    passes(&mut lab, &A, &router_solicitation(&A, A.link_local()));
+    let lies = [
+        (announcement(&A, B.ip6()), "spoofed_ipv6"),
+        (announcement(&A, B.link_local()).src6(A.link_local()), "spoofed_nd"),
+        (announcement(&A, A.ip6()).src6(A.link_local()), "spoofed_nd"),
+        (probe(&A, B.link_local()), "spoofed_nd"),
+        (probe(&A, A.ip6()), "spoofed_nd"),
+    ];
+    for (lie, reason) in lies {
+        for dressed in dresses(&lie) {
+            lab.rx(A.port, dressed).dropped("a", reason);
         }
     }
-    passes(&mut lab, &A, &announcement(&A, B.ip6()));
-    let other_s_mac = announcement(&B, A.ip6()).macs(A.mac, Mac([0x33, 0x33, 0, 0, 0, 1]));
+    let mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
+    let other_s_mac = announcement(&B, A.link_local()).src6(A.link_local()).macs(A.mac, mac);
     lab.rx(A.port, other_s_mac).dropped("a", "spoofed_nd");
-    // The host's end, too, says there what it likes.
+    // The host's end says there what it likes.
     let of_the_host = udp(&GATEWAY1, 1, &A, 2).v6().src6("2001:db8::77".parse().unwrap());
     lab.rx(GATEWAY1.port, &of_the_host).tx(A.port, &of_the_host);
+    // Who needs others has no guard.
+    let mut open = topology();
+    without_guard(&mut open);
+    let mut lab = Lab::new(open);
+    for address in foreign() {
+        let frame = between().src6(address);
+        lab.rx(A.port, &frame).tx(B.port, &frame);
+    }
+    passes(&mut lab, &A, &announcement(&A, B.ip6()));
 }
 
 #[test]

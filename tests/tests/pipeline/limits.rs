@@ -85,8 +85,8 @@ fn a_neighbor_that_one_worker_hears_of_frees_the_frames_of_the_other() {
 }
 
 /// Now, at most, and the limit.
-fn use_of(lab: &Lab, name: &str) -> (u64, u64, u64) {
-    let limits = lab.plane.limits();
+pub(crate) fn use_of(lab: &Lab, name: &str) -> (u64, u64, u64) {
+    let limits = lab.plane.limits_at(lab.now);
     let limit = limits.iter().find(|limit| limit.name == name).expect(name);
     (limit.current, limit.peak, limit.limit)
 }
@@ -99,7 +99,7 @@ fn every_limit_shows_how_full_it_is_and_has_been() {
         fdb_limit: 64,
         fdb_per_port: 8,
         waiting_frames: 4,
-        neighbors: NeighborLimits { all: 256, network: 3 },
+        neighbors: NeighborLimits { all: 256, network: 3, uplink: 128, unanswered: 500 },
         icmp_errors: ErrorRate { per_second: 40 },
         ..small()
     };
@@ -146,14 +146,14 @@ fn every_limit_shows_how_full_it_is_and_has_been() {
     assert_eq!(use_of(&lab, "neighbors"), (4, 4, 256));
     assert_eq!(use_of(&lab, "neighbors_per_uplink"), (4, 4, 128));
     assert_eq!(use_of(&lab, "neighbors_per_network"), (0, 0, 3));
-    assert_eq!(use_of(&lab, "neighbors_unanswered"), (3, 3, 512));
+    assert_eq!(use_of(&lab, "neighbors_unanswered"), (3, 3, 500));
     lab.after(Duration::from_secs(1)).only_balanced();
     assert_eq!(use_of(&lab, "waiting_frames_per_neighbor"), (3, 3, 4));
     for _ in 0..10 {
         lab.after(Duration::from_secs(1)).only_balanced();
     }
     assert_eq!(use_of(&lab, "waiting_frames"), (0, 4, 4));
-    assert_eq!(use_of(&lab, "neighbors_unanswered"), (0, 3, 512));
+    assert_eq!(use_of(&lab, "neighbors_unanswered"), (0, 3, 500));
 
     // Two errors at once of forty in a second, and a frame that has its buffer.
     for n in 0..4 {

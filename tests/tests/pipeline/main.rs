@@ -25,6 +25,7 @@ mod judged_anew;
 mod l2;
 mod lifecycle;
 mod limits;
+mod limits_told;
 mod mappings;
 mod mss;
 mod nat;

@@ -123,7 +123,7 @@ fn a_gateway_without_an_address_of_ipv6_says_nothing() {
     let mut lab = Lab::default();
     lab.reconfigure(|spec| spec.networks[0].ra = true);
     for frame in [
-        solicitation(&A, A.ip6(), GATEWAY1.ip6()),
+        solicitation(&A, A.link_local(), GATEWAY1.ip6()),
         solicitation(&A, A.link_local(), GATEWAY1.link_local()),
         router_solicitation(&A, A.link_local()),
     ] {

@@ -214,7 +214,7 @@ fn ten_thousand_frames_end_as_their_traces_said() {
         fdb_limit: 64,
         fdb_per_port: 8,
         waiting_frames: 6,
-        neighbors: NeighborLimits { all: 256, network: 8 },
+        neighbors: NeighborLimits { all: 256, network: 8, ..NeighborLimits::default() },
         ..small()
     };
     let mut runner = TestRunner::deterministic();

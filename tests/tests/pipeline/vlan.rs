@@ -477,7 +477,18 @@ fn fragments_behind_tags_go_on_as_they_are() {
         B.port,
         GATEWAY1.port,
     ]);
+    // That network has no IPv6 subnet.
+    let is_from_no_subnet = |frame: &Vec<u8>| frame[12] == 0x86;
     for frame in fragments(&A) {
+        let step = lab.rx(A.port, frame.clone());
+        if is_from_no_subnet(&frame) {
+            step.dropped("a", "spoofed_ipv6");
+        } else {
+            step.tx(C.port, tagged(&frame, 0x8100, 10));
+        }
+    }
+    let own = udp(&A, 1, &C, 2).v6().src6(A.link_local()).long(1800);
+    for frame in in_pieces6(&own, 512, 9).into_iter().rev() {
         lab.rx(A.port, frame.clone()).tx(C.port, tagged(&frame, 0x8100, 10));
     }
     assert!(lab.plane.tables().fragments.is_empty());

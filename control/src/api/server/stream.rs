@@ -19,6 +19,7 @@ use crate::api::openapi::{NDJSON, PCAPNG};
 use crate::api::types::{CaptureQuery, ConntrackFilter, Event};
 use crate::capture::Recorder;
 use crate::error::{Error, Result};
+use crate::places::Limit;
 use crate::switch::Switch;
 
 /// Captured frames are whole.
@@ -35,10 +36,11 @@ const CAPTURE_PIECE: usize = 256 << 10;
 
 /// `GET /v1/events`: every change from now on, one JSON object in a line.
 pub(super) fn events(api: &Api) -> Response {
-    let state = (api.switch.subscribe(), api.stopping.clone());
-    let lines = stream::unfold(state, |(mut events, mut stopping)| async move {
-        let line = next_line(&mut events, &mut stopping).await?;
-        Some((Ok::<_, Infallible>(line), (events, stopping)))
+    let limit = Arc::clone(&api.switch.services().events);
+    let state = (api.switch.subscribe(), api.stopping.clone(), limit);
+    let lines = stream::unfold(state, |(mut events, mut stopping, limit)| async move {
+        let line = next_line(&mut events, &mut stopping, &limit).await?;
+        Some((Ok::<_, Infallible>(line), (events, stopping, limit)))
     });
     ([(CONTENT_TYPE, NDJSON)], Body::from_stream(lines)).into_response()
 }
@@ -46,6 +48,7 @@ pub(super) fn events(api: &Api) -> Response {
 async fn next_line(
     events: &mut broadcast::Receiver<Event>,
     stopping: &mut watch::Receiver<bool>,
+    limit: &Limit,
 ) -> Option<Bytes> {
     let event = tokio::select! {
         event = events.recv() => event,
@@ -54,7 +57,10 @@ async fn next_line(
     let event = match event {
         Ok(event) => event,
         Err(RecvError::Closed) => return None,
-        Err(RecvError::Lagged(missed)) => missed_event(missed),
+        Err(RecvError::Lagged(missed)) => {
+            limit.refuse_all(missed);
+            missed_event(missed)
+        }
     };
     let mut line = serde_json::to_vec(&event).ok()?;
     line.push(b'\n');

@@ -64,6 +64,10 @@ pub struct PortStats {
     /// were read, or were too long for its buffer. In no other sum.
     #[serde(default)]
     pub rx_missed: u64,
+    /// Answers of the host's own stack that nothing serves what came from the port: resets of segments that fit no
+    /// connection of the host's, and ports that are unreachable.
+    #[serde(default)]
+    pub refused: u64,
 }
 
 /// Totals of one worker: `rx + replicated + generated = tx + merged + consumed + queued + drops`.
@@ -150,6 +154,18 @@ pub enum Refusal {
     Conflict,
     /// The datagram is lost.
     DatagramLost,
+    /// Whom it was for misses it, and is told how much.
+    Missed,
+    /// It is not entered, and things go on without.
+    NotEntered,
+    /// The ports are only looked at once; refused where that would take frames from the host.
+    NotHeld,
+    /// It is not sent.
+    NotSent,
+    /// The host itself cannot reach it.
+    NotServed,
+    /// It is entered, and an older one is forgotten for it.
+    PushedOut,
     /// It waits.
     Waits,
 }
@@ -162,6 +178,12 @@ impl Refusal {
             Self::Busy => "busy",
             Self::Conflict => "conflict",
             Self::DatagramLost => "datagram_lost",
+            Self::Missed => "missed",
+            Self::NotEntered => "not_entered",
+            Self::NotHeld => "not_held",
+            Self::NotSent => "not_sent",
+            Self::NotServed => "not_served",
+            Self::PushedOut => "pushed_out",
             Self::Waits => "waits",
         }
     }

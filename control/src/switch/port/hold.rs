@@ -76,8 +76,7 @@ impl Switch {
     ) -> std::result::Result<(), ProxyError> {
         let mut made = Vec::with_capacity(2);
         for (rule, host_ip, to) in target.halves(publish) {
-            let more = made.iter().map(|(_, made): &(u32, Reservation)| made.held()).sum();
-            let half = self.reserve_half(work, publish, (host_ip, to), host, more)?;
+            let half = self.reserve_half(publish, (host_ip, to), host)?;
             made.extend(half.map(|reservation| (rule, reservation)));
         }
         work.reservations.extend(made);
@@ -97,7 +96,7 @@ impl Switch {
             if work.reservations.get(&rule).is_some_and(|held| !held.is_only_checked()) {
                 continue;
             }
-            match self.reserve_half(work, publish, (host_ip, to), host, 0) {
+            match self.reserve_half(publish, (host_ip, to), host) {
                 Ok(half) => work.reservations.extend(half.map(|made| (rule, made))),
                 Err(error) => outcome = outcome.and(Err(error)),
             }
@@ -105,15 +104,12 @@ impl Switch {
         outcome
     }
 
-    /// `None`: nothing of the host's stack can be there. `more` ports are held beside those that are
-    /// known.
+    /// `None`: nothing of the host's stack can be there.
     fn reserve_half(
         &self,
-        work: &Work,
         publish: &Publish,
         (host_ip, to): (IpAddr, IpAddr),
         host: &HostPorts,
-        more: usize,
     ) -> std::result::Result<Option<Reservation>, ProxyError> {
         let Publish { proto, host_ports, .. } = *publish;
         let shared = {
@@ -129,10 +125,9 @@ impl Switch {
             // An uplink that is waiting for its interface may come back with any address.
             !addresses.is_empty() || host_ip.is_unspecified() && world.has_shared_uplink()
         };
-        let held: usize = work.reservations.values().map(Reservation::held).sum();
         let publication =
             Publication { proto, host_ip, host_ports, to, to_port: publish.ports.first() };
-        let long = LongRanges::new(held + more, shared);
+        let long = LongRanges::new(&self.services.host, shared);
         blocking(|| proxy::reserve(&publication, long, &self.own, &self.services.host)).map(Some)
     }
 

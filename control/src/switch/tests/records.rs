@@ -40,6 +40,7 @@ async fn leave_device(netns: Netns, ifname: &str) {
         mac: "02:42:0a:00:00:09".parse().unwrap(),
         mtu: 1500,
         addresses: Vec::new(),
+        queue: 2000,
     };
     drop(Place::open(netns).unwrap().make(&spec).await.unwrap());
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use dataplane::engine::{FdbKind, LimitUse, Link, StaticRefused};
+use dataplane::engine::{FdbKind, LimitUse, Link, Refusal, StaticRefused};
 use dataplane::io::IoBackend;
 use dataplane::packet::types::{NetworkId, PortId, UplinkId};
 use dataplane::verdict::DropReason;
@@ -16,6 +16,7 @@ use crate::check;
 use crate::error::{Error, Result};
 use crate::model::{Desired, Network, is_unswitched};
 use crate::name::Name;
+use crate::places::Limit;
 use crate::switch::{Switch, World};
 
 /// Who is behind a port.
@@ -119,12 +120,11 @@ impl Switch {
         let rules = world.desired.networks.values().map(|network| network.policy.len()).max();
         let rules = u32::try_from(rules.unwrap_or(0)).unwrap_or(u32::MAX);
         let mut limits: Vec<_> = self.engine.limits().iter().map(limit_view).collect();
-        limits.extend([
-            services.policy_rules.view_of(rules),
-            services.event_readers.view(),
-            services.host.connections.view(),
-            services.host.datagram_clients.view(),
-        ]);
+        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let log_waits = self.nat_log.get().map_or(0, |log| log.waiting());
+        let noted = [rules, narrow(self.events.len()), log_waits, narrow(world.most_steered())];
+        limits.extend(services.noted().iter().zip(noted).map(|(limit, now)| limit.view_of(now)));
+        limits.extend(services.counted().map(Limit::view));
         let endpoints = world.desired.sandboxes.values().map(|s| s.endpoints.len()).sum();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -397,6 +397,7 @@ impl Switch {
                     rx_frames: stats.rx_frames,
                     rx_bytes: stats.rx_bytes,
                     rx_missed: stats.rx_missed,
+                    refused: stats.refused,
                     tx_frames: stats.tx_frames,
                     tx_bytes: stats.tx_bytes,
                     rx_drops: stats.rx_drops.iter().sum(),
@@ -416,9 +417,14 @@ fn limit_view(limit: &LimitUse) -> types::LimitUse {
         peak: limit.peak,
         limit: limit.limit,
         drop_reason: limit.drop_reason.map(|reason| reason.name().to_owned()),
-        // Whoever asks for one too many is told.
-        refusal: (limit.name == "traces").then_some(types::Refusal::Conflict),
-        refused: None,
+        refusal: limit.refusal.map(|refusal| match refusal {
+            Refusal::Conflict => types::Refusal::Conflict,
+            Refusal::Missed => types::Refusal::Missed,
+            Refusal::NotEntered => types::Refusal::NotEntered,
+            Refusal::NotSent => types::Refusal::NotSent,
+            Refusal::PushedOut => types::Refusal::PushedOut,
+        }),
+        refused: limit.refused,
     }
 }
 

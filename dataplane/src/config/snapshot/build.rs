@@ -179,10 +179,8 @@ impl Snapshot {
                             network.endpoints.insert(address, (*mac, config.id));
                         }
                     }
-                    if network.has_ipv6 || !ipv6.is_empty() {
-                        own6.push(ndp::link_local(*mac));
-                        own6.extend(ipv6);
-                    }
+                    own6.push(ndp::link_local(*mac));
+                    own6.extend(ipv6);
                 }
                 PortRole::Host { .. } => {
                     network.macs.insert(network.config.gateway_mac, config.id);

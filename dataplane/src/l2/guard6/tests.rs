@@ -86,13 +86,21 @@ fn a_packet_is_from_an_address_of_the_endpoint() {
     }
 }
 
+/// As in a network without an IPv6 subnet.
 #[test]
-fn where_no_address_is_known_every_one_passes() {
-    for source in [OWN, OTHER, NONE] {
-        assert_eq!(judge_as(&[], &v6(&from(source, ipv6(&[], ip_proto::UDP, &udp(1, 2))))), Ok(()));
-        let advertised = icmp(source, &[], 136, &OTHER.octets());
-        assert_eq!(judge_as(&[], &v6(&advertised)), Ok(()));
+fn without_a_subnet_the_link_local_address_is_left() {
+    let judge = |frame: &[u8]| judge_as(&[OWN_LINK], frame);
+    let says = |source| v6(&from(source, ipv6(&[], ip_proto::UDP, &udp(1, 2))));
+    assert_eq!(judge(&says(OWN_LINK)), Ok(()));
+    for source in [OWN, OTHER, OTHER_LINK, NONE] {
+        assert_eq!(judge(&says(source)), SPOOFED, "{source}");
     }
+    for (target, verdict) in [(OWN_LINK, Ok(())), (OWN, SPOOFED_ND), (OTHER_LINK, SPOOFED_ND)] {
+        assert_eq!(judge(&v6(&icmp(OWN_LINK, &[], 136, &target.octets()))), verdict, "{target}");
+        assert_eq!(judge(&v6(&icmp(NONE, &[], 135, &target.octets()))), verdict, "{target}");
+        assert_eq!(judge(&v6(&icmp(OWN_LINK, &[], 135, &target.octets()))), Ok(()), "{target}");
+    }
+    assert_eq!(judge(&v6(&icmp(NONE, &[], 133, &[]))), Ok(()));
 }
 
 #[test]
@@ -133,24 +141,25 @@ fn one_advertises_its_own_addresses_and_asks_for_any() {
 
 #[test]
 fn who_solicits_and_advertises_names_its_own_mac() {
-    for own in [&[][..], &[OWN_LINK, OWN]] {
+    for own in [&[OWN_LINK][..], &[OWN_LINK, OWN]] {
+        let (source, said) = (own[own.len() - 1], own[own.len() - 1].octets());
         for (kind, target, number) in [
             (133, &[][..], SOURCE_LINK),
             (135, &OTHER.octets(), SOURCE_LINK),
-            (136, &OWN.octets(), TARGET_LINK),
+            (136, &said, TARGET_LINK),
         ] {
             // A nonce before it (RFC 3971 §5.3.2).
             let with = |number, mac| {
                 let nonce = [14, 1, 1, 2, 3, 4, 5, 6];
                 let rest = [target, &nonce, &option(number, mac)].concat();
-                v6(&icmp(OWN, &[], kind, &rest))
+                v6(&icmp(source, &[], kind, &rest))
             };
             assert_eq!(judge_as(own, &with(number, OWN_MAC)), Ok(()), "{kind}");
             assert_eq!(judge_as(own, &with(number, OTHER_MAC)), SPOOFED_ND, "{kind}");
             // Not what this message carries.
             assert_eq!(judge_as(own, &with(3 - number, OTHER_MAC)), Ok(()), "{kind}");
             let twice = [target, &option(number, OWN_MAC), &option(number, OTHER_MAC)].concat();
-            assert_eq!(judge_as(own, &v6(&icmp(OWN, &[], kind, &twice))), SPOOFED_ND, "{kind}");
+            assert_eq!(judge_as(own, &v6(&icmp(source, &[], kind, &twice))), SPOOFED_ND, "{kind}");
             let mut broken = with(number, OTHER_MAC);
             broken[14 + 40 + 8 + target.len() + 1] = 0;
             assert_eq!(judge_as(own, &broken), Ok(()), "nobody takes it");

@@ -18,6 +18,7 @@ use std::net::IpAddr;
 
 use super::{Carries, Datagram, KEPT_INSIDE, Source};
 use crate::clock::Timestamp;
+use crate::limits::Peak;
 use crate::sync::Mutex;
 
 /// Identifications tried for one that is free. Few are ever taken.
@@ -66,12 +67,21 @@ pub(super) struct Leaving {
 struct Set {
     places: [Option<Departed>; WAYS],
     number: u64,
+    /// Those that had to go before their time.
+    pushed_out: u64,
 }
+
+/// Sets counted at a time: a few microseconds' work.
+const STEP: usize = 32;
 
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Departures {
     sets: Box<[Mutex<Set>]>,
+    /// Counted so far, up to which set.
+    counted: Mutex<(usize, usize)>,
+    /// The most that there were at once, as far as somebody looked.
+    peak: Peak,
     hasher: RandomState,
 }
 
@@ -79,13 +89,17 @@ impl Departures {
     /// Room for so many, in whole sets.
     pub(super) fn new(limit: usize) -> Self {
         let sets = (0..limit.div_ceil(WAYS).max(1)).map(|_| Mutex::default()).collect();
-        Self { sets, hasher: RandomState::new() }
+        Self::over(sets, RandomState::new())
     }
 
     /// The same, to try things out on. No lock is held for longer than one set takes.
     pub(super) fn copy(&self) -> Self {
         let sets = self.sets.iter().map(|set| Mutex::new(set.lock().clone())).collect();
-        Self { sets, hasher: self.hasher.clone() }
+        Self::over(sets, self.hasher.clone())
+    }
+
+    fn over(sets: Box<[Mutex<Set>]>, hasher: RandomState) -> Self {
+        Self { sets, counted: Mutex::default(), peak: Peak::default(), hasher }
     }
 
     fn set_of(&self, label: &Label) -> Option<&Mutex<Set>> {
@@ -128,9 +142,45 @@ impl Departures {
         }
     }
 
-    #[cfg(test)]
-    fn len(&self, now: Timestamp) -> usize {
-        self.sets.iter().map(|set| set.lock().live(now).count()).sum()
+    /// Counts a few more of those that are remembered; what all of them are in turn is noted for
+    /// [`Departures::peak`].
+    pub(super) fn count_some(&self, now: Timestamp) {
+        let mut counted = self.counted.lock();
+        let (sum, first) = *counted;
+        let last = (first + STEP).min(self.sets.len());
+        let some = self.sets.get(first..last).unwrap_or_default();
+        let sum = sum + some.iter().map(|set| set.lock().live(now).count()).sum::<usize>();
+        *counted = if last < self.sets.len() { (sum, last) } else { (0, 0) };
+        drop(counted);
+        if last == self.sets.len() {
+            self.note_peak(sum);
+        }
+    }
+
+    fn note_peak(&self, all: usize) {
+        self.peak.note(u32::try_from(all).unwrap_or(u32::MAX));
+    }
+
+    /// The most that there were, as far as somebody looked.
+    pub(super) fn peak(&self) -> u32 {
+        self.peak.value()
+    }
+
+    /// Those that are remembered now.
+    pub(super) fn len(&self, now: Timestamp) -> usize {
+        let all: usize = self.sets.iter().map(|set| set.lock().live(now).count()).sum();
+        self.note_peak(all);
+        all
+    }
+
+    /// Those that are remembered at most.
+    pub(super) fn limit(&self) -> usize {
+        self.sets.len() * WAYS
+    }
+
+    /// Those that had to go before their time, since the start.
+    pub(super) fn pushed_out(&self) -> u64 {
+        self.sets.iter().map(|set| set.lock().pushed_out).sum()
     }
 }
 
@@ -157,7 +207,9 @@ impl Set {
         self.number += 1;
         let departed = Departed { label, whose, number: self.number, deadline, carries };
         if let Some(place) = self.places.get_mut(place) {
-            *place = Some(departed);
+            let before = place.replace(departed);
+            self.pushed_out +=
+                u64::from(before.is_some_and(|it| it.deadline > now && it.label != label));
         }
         true
     }
@@ -281,6 +333,21 @@ mod tests {
     }
 
     #[test]
+    fn the_most_are_seen_a_few_sets_at_a_time() {
+        let mut table = Table::new(3 * STEP * WAYS);
+        for id in 0..500 {
+            table.note(1, id, 0);
+        }
+        // The last sets are not there yet.
+        (0..2).for_each(|_| table.0.count_some(at(1)));
+        assert_eq!(table.0.peak(), 0);
+        table.0.count_some(at(1));
+        assert_eq!(usize::try_from(table.0.peak()).unwrap(), table.0.len(at(1)));
+        (0..3).for_each(|_| table.0.count_some(at(30)));
+        assert_eq!((table.0.len(at(30)), table.0.peak()), (0, 500));
+    }
+
+    #[test]
     fn whoever_sends_many_forgets_its_own() {
         let mut table = Table::new(64);
         for id in 500..504 {
@@ -292,6 +359,7 @@ mod tests {
         assert_eq!(table.0.len(at(1)), 64);
         assert!((500..504).all(|id| table.whose(id, 1) == Some(id)), "of another");
         assert_eq!((table.whose(0, 1), table.whose(399, 1)), (None, Some(399)), "its oldest go");
+        assert_eq!((table.0.pushed_out(), table.0.limit()), (404 - 64, 64));
     }
 
     #[test]

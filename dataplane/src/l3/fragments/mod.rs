@@ -290,6 +290,20 @@ impl Fragments {
         }
     }
 
+    /// Datagrams that have left and are remembered: how many, at most as far as somebody looked, how many may be,
+    /// and how many were forgotten for others.
+    pub(crate) fn departed_uses(&self, now: Timestamp) -> ((u32, u32), u32, u64) {
+        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let all = narrow(self.departures.len(now));
+        let limit = narrow(self.departures.limit());
+        ((all, self.departures.peak()), limit, self.departures.pushed_out())
+    }
+
+    /// Counts a part of them, for [`Fragments::departed_uses`] to know how many there were.
+    pub(crate) fn count_departed(&self, now: Timestamp) {
+        self.departures.count_some(now);
+    }
+
     /// Forgets datagrams whose time is over.
     pub fn expire(&self, now: Timestamp) {
         let mut table = self.table.lock();

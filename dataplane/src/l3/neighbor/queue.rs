@@ -1,7 +1,7 @@
 //! One worker's frames that wait for neighbors.
 //!
 //! Limits: [`MAX_WAITING`] a worker, but never more than a quarter of its buffers, and
-//! [`MAX_WAITING_FOR_ONE`] for one neighbor. At either the last frame that came in by the port with the
+//! [`MAX_WAITING_FOR_ONE`] for one neighbor, unless the engine is told otherwise. At either the last frame that came in by the port with the
 //! most goes for one of a port with fewer, so that whoever asks for everybody, or for one with all its
 //! might, keeps nobody from the gateway.
 
@@ -34,6 +34,8 @@ pub(crate) struct Held {
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     limit: usize,
+    /// For one neighbor.
+    each: usize,
     frames: Vec<Held>,
     spare: Vec<Held>,
     seen: u64,
@@ -60,11 +62,12 @@ impl Waiting {
         most.min(buffers / 4).max(1)
     }
 
-    /// For a worker with so many buffers.
-    pub(crate) fn beside(buffers: usize, most: usize) -> Self {
+    /// For a worker with so many buffers; `each` at most for one neighbor.
+    pub(crate) fn beside(buffers: usize, most: usize, each: usize) -> Self {
         let limit = Self::room_beside(buffers, most);
         Self {
             limit,
+            each: each.max(1),
             frames: Vec::with_capacity(limit),
             spare: Vec::with_capacity(limit),
             ..Self::default()
@@ -73,7 +76,7 @@ impl Waiting {
 
     /// As many places taken for the same neighbors, by empty frames.
     pub(crate) fn shape(&self) -> Self {
-        let mut shape = Self { limit: self.limit, ..Self::default() };
+        let mut shape = Self { limit: self.limit, each: self.each, ..Self::default() };
         let taken = self.frames.iter().map(|held| {
             let mut frame = Frame::unused();
             frame.ingress = held.frame.ingress;
@@ -101,8 +104,8 @@ impl Waiting {
     /// Where one more frame to this neighbor that came in by this port can wait.
     pub(crate) fn place(&mut self, link: Link, next_hop: IpAddr, port: PortId) -> Place {
         let same = |held: &Held| held.link == link && held.next_hop == next_hop;
-        if self.count(link, next_hop) >= MAX_WAITING_FOR_ONE {
-            return self.heavier_than(port, MAX_WAITING_FOR_ONE, same);
+        if self.count(link, next_hop) >= self.each {
+            return self.heavier_than(port, self.each, same);
         }
         if self.frames.len() >= self.limit {
             return self.heavier_than(port, self.limit, |_| true);

@@ -271,7 +271,7 @@ fn held(next_hop: IpAddr, port: PortId) -> Held {
 #[test]
 fn frames_that_wait_leave_the_worker_buffers_to_receive_into() {
     for (buffers, room) in [(4, 1), (256, 64), (512, 128), (65_536, 128)] {
-        let mut waiting = Waiting::beside(buffers, MAX_WAITING);
+        let mut waiting = Waiting::beside(buffers, MAX_WAITING, MAX_WAITING_FOR_ONE);
         let mut count = 0;
         for n in 0.. {
             if !waiting.has_room(LINK, address(n), PORT) {
@@ -288,7 +288,7 @@ fn frames_that_wait_leave_the_worker_buffers_to_receive_into() {
 #[test]
 fn the_port_with_the_most_frames_that_wait_makes_room_for_others() {
     for (limit, neighbors) in [(64, 64), (MAX_WAITING_FOR_ONE, 1)] {
-        let mut waiting = Waiting::beside(256, MAX_WAITING);
+        let mut waiting = Waiting::beside(256, MAX_WAITING, MAX_WAITING_FOR_ONE);
         let next_hop = |n: usize| address(u32::try_from(n % neighbors).unwrap());
         for n in 0..limit {
             assert_eq!(waiting.place(LINK, next_hop(n), PORT), Place::Free);

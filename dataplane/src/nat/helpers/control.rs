@@ -7,21 +7,18 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::one::RefMut;
 use rustc_hash::FxBuildHasher;
 
+use super::expect::SHARE;
 use super::skew::{Flow, before};
 use crate::conntrack::entry::is_skewed;
 use crate::conntrack::{ConnId, Direction, Hit, Key};
 use crate::limits::Peak;
 use crate::sync::Mutex;
-
-/// Control connections that are followed at a time.
-pub(crate) const MAX_CONTROLS: u32 = 1024;
-/// At a time for one inside address: an eighth, as of expectations.
-const PER_ADDRESS: u32 = MAX_CONTROLS / 8;
 
 /// A connection, and whether it is one of IPv6: each family counts its own.
 pub(super) type Id = (bool, ConnId);
@@ -108,6 +105,7 @@ type Owned = (IpAddr, Control);
 /// How many entries there are, and how many of them are whose. The keys are our own endpoints' addresses.
 #[derive(Debug, Default)]
 struct Places {
+    limit: u32,
     count: u32,
     by_owner: HashMap<IpAddr, u32>,
     peak: Peak,
@@ -116,7 +114,7 @@ struct Places {
 impl Places {
     fn take(&mut self, owner: IpAddr) -> bool {
         let share = self.by_owner.get(&owner).copied().unwrap_or(0);
-        let is_free = self.count < MAX_CONTROLS && share < PER_ADDRESS;
+        let is_free = self.count < self.limit && share < (self.limit / SHARE).max(1);
         if is_free {
             self.count += 1;
             self.by_owner.insert(owner, share + 1);
@@ -140,6 +138,8 @@ pub(crate) struct Controls {
     /// Numbers of connections are nobody's choice: no keyed hash.
     all: DashMap<Id, Box<Owned>, FxBuildHasher>,
     places: Mutex<Places>,
+    /// Those for which there was no room when they began.
+    refused: AtomicU64,
 }
 
 /// An entry, locked.
@@ -160,6 +160,21 @@ impl std::ops::DerefMut for Locked<'_> {
 }
 
 impl Controls {
+    /// None yet, and at most so many.
+    pub(super) fn new(limit: u32) -> Self {
+        Self { places: Mutex::new(Places { limit, ..Places::default() }), ..Self::default() }
+    }
+
+    /// One began that is not followed.
+    pub(super) fn refuse(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many that were.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     /// What is known of a connection.
     pub(super) fn get(&self, id: Id) -> Option<Locked<'_>> {
         self.all.get_mut(&id).map(Locked)
@@ -211,10 +226,11 @@ impl Controls {
     pub(super) fn copy(&self) -> Self {
         let all: DashMap<_, _, _> =
             self.all.iter().map(|entry| (*entry.key(), entry.value().clone())).collect();
-        let mut places = Places::default();
+        let limit = self.places.lock().limit;
+        let mut places = Places { limit, ..Places::default() };
         for entry in &all {
             places.take(entry.value().0);
         }
-        Self { all, places: Mutex::new(places) }
+        Self { all, places: Mutex::new(places), refused: AtomicU64::default() }
     }
 }

@@ -2,22 +2,21 @@
 //!
 //! An expectation lets exactly one connection in, from one address to one outside port. It ends with its
 //! time, with the connection that announced it, and when that one announces another. Limits:
-//! [`MAX_EXPECTATIONS`] in all, [`PER_LISTENER`] for one inside address, one for each connection.
+//! [`HelperLimits::expectations`](super::HelperLimits) in all, a [`SHARE`] of them for one inside address, one for
+//! each connection.
 //! One lock, taken where one is made and, while there are any, by packets that begin connections.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::conntrack::{ConnId, Key, Zone};
 use crate::limits::Peak;
 use crate::packet::types::NetworkId;
 use crate::sync::Mutex;
 
-/// At a time.
-pub(crate) const MAX_EXPECTATIONS: u32 = 1024;
-/// At a time for one inside address: an eighth, so that none keeps all others from being called.
-pub(super) const PER_LISTENER: usize = MAX_EXPECTATIONS as usize / 8;
+/// One inside address has one of so many parts, so that none keeps all others from being called.
+pub(super) const SHARE: u32 = 8;
 
 /// Who comes, as its packets come. From any port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,6 +81,7 @@ type Master = (bool, ConnId);
 /// standard hasher has a random key.
 #[derive(Debug, Default, Clone)]
 struct Table {
+    limit: u32,
     by_caller: HashMap<Caller, Expected>,
     /// One each.
     by_master: HashMap<Master, Caller>,
@@ -96,7 +96,8 @@ impl Table {
     /// Whether there is no room for one more of this inside address.
     fn is_full_for(&self, listener: IpAddr) -> bool {
         let share = self.by_listener.get(&listener).copied().unwrap_or(0);
-        self.len() >= MAX_EXPECTATIONS as usize || share >= PER_LISTENER
+        let most = (self.limit / SHARE).max(1);
+        self.len() >= self.limit as usize || share >= most as usize
     }
 
     /// Neither the caller nor the connection may have one.
@@ -131,9 +132,17 @@ pub(crate) struct Expectations {
     /// How many there are: none, mostly.
     count: AtomicU32,
     peak: Peak,
+    /// Those for which there was no room.
+    refused: AtomicU64,
 }
 
 impl Expectations {
+    /// None yet, and at most so many.
+    pub(super) fn new(limit: u32) -> Self {
+        let table = Mutex::new(Table { limit, ..Table::default() });
+        Self { table, ..Self::default() }
+    }
+
     /// Enters one instead of what the same connection has announced before. Those whose time is over keep
     /// their places until [`Expectations::expire`].
     pub(super) fn enter(&self, expected: Expected, now: u32) -> Result<(), NotEntered> {
@@ -151,6 +160,7 @@ impl Expectations {
         }
         table.remove_of(expected.master());
         let entered = if table.is_full_for(expected.listener.0) {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             Err(NotEntered::Full)
         } else {
             table.insert(expected);
@@ -216,6 +226,11 @@ impl Expectations {
         (self.count.load(Ordering::Relaxed), self.peak.value())
     }
 
+    /// For how many there was no room.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     /// A copy to try things out on.
     pub(super) fn copy(&self) -> Self {
         let table = self.table.lock().clone();
@@ -251,7 +266,7 @@ mod tests {
 
     #[test]
     fn each_connection_has_one() {
-        let (all, master) = (Expectations::default(), ConnId::NONE);
+        let (all, master) = (Expectations::new(16), ConnId::NONE);
         let first = expected(master, 2000, 1, 10);
         assert_eq!(all.enter(first, 0), Ok(()));
         // The same again lasts longer, and is no second one.
@@ -268,5 +283,22 @@ mod tests {
         assert_eq!(entries(&all), [1, 1, 1]);
         all.expire(10, |_| true);
         assert_eq!((entries(&all), all.uses()), ([0, 0, 0], (0, 1)));
+    }
+
+    #[test]
+    fn one_address_has_an_eighth_and_who_finds_no_room_is_counted() {
+        let all = Expectations::new(16);
+        let enter = |master: u32, listener| {
+            let port = 2000 + u16::try_from(master).unwrap();
+            all.enter(expected(ConnId::numbered(master), port, listener, 10), 0)
+        };
+        assert_eq!([1, 2].map(|master| enter(master, 1)), [Ok(()); 2]);
+        assert_eq!(enter(3, 1), Err(NotEntered::Full));
+        let others = (2..9u8).flat_map(|listener| [(listener, 0), (listener, 1)]);
+        for (listener, n) in others {
+            assert_eq!(enter(10 * u32::from(listener) + n, listener), Ok(()));
+        }
+        assert_eq!(enter(99, 9), Err(NotEntered::Full));
+        assert_eq!((all.uses(), all.refused()), ((16, 16), 2));
     }
 }

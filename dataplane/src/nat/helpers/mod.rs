@@ -20,9 +20,9 @@ mod tftp;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use self::control::{Control, Controls, Locked, MAX_CONTROLS, id_of};
+use self::control::{Control, Controls, Locked, id_of};
 pub(super) use self::expect::Expected;
-use self::expect::{Caller, Expectations, MAX_EXPECTATIONS};
+use self::expect::{Caller, Expectations};
 use self::skew::{Split, Toward};
 use crate::config::Helpers;
 use crate::conntrack::entry::{SKEWED, is_skewed};
@@ -63,9 +63,28 @@ enum Refusal {
     TooLong,
 }
 
+/// How much helpers may have to do with; one inside address has an eighth of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HelperLimits {
+    /// Connections that others have announced.
+    pub expectations: u32,
+    /// Control connections of FTP that are followed.
+    pub controls: u32,
+}
+
+impl Default for HelperLimits {
+    fn default() -> Self {
+        Self { expectations: 1024, controls: 1024 }
+    }
+}
+
+/// How full it is, now and at most, what the limit is, and how often there was no room.
+pub(crate) type Uses = ((u32, u32), u32, u64);
+
 /// What all workers know of helped connections.
 #[derive(Debug, Default)]
 pub(crate) struct Helped {
+    limits: HelperLimits,
     expectations: Expectations,
     controls: Controls,
     expected: AtomicU64,
@@ -75,6 +94,16 @@ pub(crate) struct Helped {
 }
 
 impl Helped {
+    /// Nothing yet.
+    pub(crate) fn new(limits: HelperLimits) -> Self {
+        Self {
+            limits,
+            expectations: Expectations::new(limits.expectations),
+            controls: Controls::new(limits.controls),
+            ..Self::default()
+        }
+    }
+
     fn refuse(&self, refusal: Refusal) {
         if let Some(count) = self.refused.get(refusal as usize) {
             count.fetch_add(1, Ordering::Relaxed);
@@ -96,15 +125,19 @@ impl Helped {
         }
     }
 
-    /// Expectations, and control connections that are followed: how many, at most since the start, and limit.
-    pub(crate) fn uses(&self) -> [((u32, u32), u32); 2] {
-        [(self.expectations.uses(), MAX_EXPECTATIONS), (self.controls.uses(), MAX_CONTROLS)]
+    /// Of expectations, and of control connections that are followed.
+    pub(crate) fn uses(&self) -> [Uses; 2] {
+        let HelperLimits { expectations, controls } = self.limits;
+        [
+            (self.expectations.uses(), expectations, self.expectations.refused()),
+            (self.controls.uses(), controls, self.controls.refused()),
+        ]
     }
 
     /// A copy to try things out on. It counts anew.
     pub(crate) fn copy(&self) -> Self {
         let (expectations, controls) = (self.expectations.copy(), self.controls.copy());
-        Self { expectations, controls, ..Self::default() }
+        Self { limits: self.limits, expectations, controls, ..Self::default() }
     }
 
     /// Forgets what belongs to connections that have ended, and expectations whose time is over.
@@ -387,6 +420,7 @@ fn follow<'a, K: Tracked>(cx: &Cx<'a>, tuple: K, hit: &Hit<K>) -> Option<Locked<
     let helped = &cx.tables.helped;
     let followed = helped.controls.begin(hit, control::owner_of(tuple, hit), control);
     if followed.is_none() && is_first {
+        helped.controls.refuse();
         helped.refuse(Refusal::Full);
     }
     followed
