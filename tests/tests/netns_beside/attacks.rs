@@ -14,8 +14,9 @@ use crate::floods::{datagrams, orphans, overlapping, scan, syns};
 const FAST: u32 = 100_000;
 /// Frames of 9,000 bytes a second, each of which may stand for a hundred.
 const LONG: u32 = 10_000;
-/// Of a hundred SYNs to the gateway, that the host answers: the rest is more than its stack takes.
-const SCANNED: u64 = 50;
+/// Of a hundred SYNs to the gateway, those that the host answers at least: its stack takes no more than so many at a time
+/// (`netdev_max_backlog`), on processors that attackers share.
+const SCANNED: u64 = 10;
 /// IEEE 802 local experimental: nobody else sends it.
 const OURS: u16 = 0x88b5;
 
@@ -39,7 +40,7 @@ pub(crate) enum Counted {
     Drops(&'static [&'static str], u64),
     /// Connections that had to make room (`conntrack stats`), while the sender is refused more.
     Evicted,
-    /// What the host's own stack refuses (`stats`): at least so many of a hundred.
+    /// What the host's own stack refuses (`stats`), at least so many of a hundred; nine tenths get to it.
     Refused(u64),
 }
 

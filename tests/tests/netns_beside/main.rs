@@ -181,6 +181,11 @@ fn counters(host: &Host, attackers: &Attackers, attack: &Attack) -> (u64, u64) {
     (counted, came.sum())
 }
 
+/// Frames that the host's own stack was given.
+fn to_the_host(host: &Host) -> u64 {
+    port_sum(host, "tx_frames", |port| port["sandbox"].is_null() && port["network"] == "app")
+}
+
 /// What the limits of the configuration add up to, beyond what the daemon had before anything came: all
 /// buffers used to their ends, 4 MiB of waiting fragments a worker, both tables of connections with their
 /// indexes and accounts, and as much again as small tables and the allocator may keep.
@@ -276,6 +281,7 @@ fn neighbors_go_on_beside_every_attack() {
     }
     for attack in attacks {
         let (counted, came) = counters(&host, &attackers, &attack);
+        let passed_on = to_the_host(&host);
         let quiet = (measured == 0).then(|| load.watch(GLANCE));
         let (mut rounds, mut sent, mut time) = (Vec::new(), 0, Duration::ZERO);
         let mut beside = |length| {
@@ -324,6 +330,10 @@ fn neighbors_go_on_beside_every_attack() {
         println!("{}: {sent} sent, {came} came, {counted} counted", attack.name);
         assert!(came > 1000, "{}: {came} of {sent} came", attack.name);
         assert!(counted > 0 && counted >= least, "{}: {counted} of {came}", attack.name);
+        if let Counted::Refused(_) = attack.counted {
+            let passed_on = to_the_host(&host) - passed_on;
+            assert!(passed_on >= came * 9 / 10, "{}: {passed_on} of {came}", attack.name);
+        }
         let memory = host.memory_kib();
         assert!(memory < bound, "{}: {before} KiB became {memory}", attack.name);
         for sender in attackers.by(attack.by) {
