@@ -42,6 +42,8 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
 
+use crossbeam::utils::CachePadded;
+
 use super::accounts::Accounts;
 use super::cold::{COLD_HALVES, Cold};
 use super::entry::{ConnId, Hit};
@@ -96,14 +98,15 @@ pub struct ConnTable<K: Key = Tuple> {
     pub(super) limit: u32,
     /// Shared with the table of the other family.
     pub(super) room: Room,
-    pub(super) high_water: AtomicU32,
-    pub(super) free: Mutex<FreeList>,
+    // What each connection that begins or ends writes is in lines of its own: lookups read the others.
+    pub(super) high_water: CachePadded<AtomicU32>,
+    pub(super) free: CachePadded<Mutex<FreeList>>,
     /// Where the next packet that finds the table full looks.
-    pub(super) reclaim: AtomicU32,
+    pub(super) reclaim: CachePadded<AtomicU32>,
     /// The same for what can be ended for it.
-    pub(super) evict: AtomicU32,
+    pub(super) evict: CachePadded<AtomicU32>,
     pub(super) shards: Vec<Mutex<()>>,
-    pub(super) totals: Totals,
+    pub(super) totals: CachePadded<Totals>,
     pub(super) watchers: Watchers,
     key: PhantomData<fn() -> K>,
 }
@@ -183,12 +186,12 @@ impl<K: Key> ConnTable<K> {
             taken: Taken::new(limit)?,
             limit,
             room: room.clone(),
-            high_water: AtomicU32::new(0),
-            free: Mutex::new(FreeList::new(reserved)),
-            reclaim: AtomicU32::new(0),
-            evict: AtomicU32::new(0),
+            high_water: CachePadded::default(),
+            free: CachePadded::new(Mutex::new(FreeList::new(reserved))),
+            reclaim: CachePadded::default(),
+            evict: CachePadded::default(),
             shards: (0..SHARDS).map(|_| Mutex::new(())).collect(),
-            totals: Totals::default(),
+            totals: CachePadded::default(),
             watchers: room.watchers(),
             key: PhantomData,
         })
@@ -197,7 +200,7 @@ impl<K: Key> ConnTable<K> {
     /// An empty table over these entries where the lookups of a tuple go as they do here.
     pub(super) fn like(&self, entries: Region, room: &Room) -> io::Result<Self> {
         let table = Self::with_entries(entries, room, HashKey::new(0, 0))?;
-        let reclaim = AtomicU32::new(self.reclaim.load(Ordering::Relaxed));
+        let reclaim = CachePadded::new(AtomicU32::new(self.reclaim.load(Ordering::Relaxed)));
         Ok(Self { hash: self.hash.clone(), reclaim, ..table })
     }
 

@@ -11,7 +11,7 @@ use dataplane::verdict::DropReason;
 use tests::fragments::{in_pieces, in_pieces6, in_two, piece};
 use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NET2, ROUTER, SERVER, Step, UP,
-    publish, small, topology, without_guard,
+    dual, publish, small, topology, without_guard,
 };
 use tests::packet::{Host, Packet, Wire, echo, icmp, icmp_error, raw_ip, reassemble, tcp, udp};
 
@@ -133,7 +133,7 @@ fn reversed_echo_within_a_network_and_to_the_host() {
 /// Rows: VPP `test_frag_in_order_do_not_translate, test_frag_out_of_order_do_not_translate`.
 #[test]
 fn within_a_network_they_go_on_as_they_come() {
-    let mut lab = Lab::default();
+    let mut lab = Lab::new(dual());
     let whole = udp(&A, 4000, &B, 53).may_fragment().long(5000);
     let pieces = in_pieces(&whole, FRAGMENT);
     let pieces6 = in_pieces6(&whole.v6(), FRAGMENT - 32, 7);
