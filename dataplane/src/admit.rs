@@ -94,7 +94,7 @@ fn admit(
     }
     if matches!(headers.net, Net::Arp) {
         let arp = ArpPacket::parse(frame.bytes(), headers).ok_or(DropReason::ArpMalformed)?;
-        return guard::admit_arp(&arp, *mac, ipv4);
+        return guard::admit_arp(&arp, *mac, ipv4, config.network(*network));
     }
     match parse::ipv4_source(frame.bytes(), headers) {
         Some(source) => {

@@ -74,7 +74,7 @@ pub struct EngineOptions {
     pub traces: u32,
     /// Frames that wait for the reader of each capture.
     pub capture_frames: u32,
-    /// Events that wait for each who is told of connections ([`Engine::watch_connections`]).
+    /// Events that wait for each who is told of connections ([`crate::plane::Plane::watch_connections`]).
     pub conntrack_events: u32,
     /// How devices are read and written.
     pub io: IoChoice,

@@ -168,7 +168,12 @@ fn every_row_has_a_state_and_tests_that_exist_or_a_reason() {
     let mut faults = Vec::new();
     for (page, text) in pages() {
         let rows = rows(&text);
-        assert!(rows.len() > 30, "{page}: {} rows", rows.len());
+        let known = ROWS.iter().find(|(known, _)| *known == page).map(|(_, count)| *count);
+        assert_eq!(
+            known,
+            Some(rows.len()),
+            "{page}: rows have come or gone; whoever did that says so here"
+        );
         for (_, row) in rows {
             if let Some(fault) = fault(&row, &mut read) {
                 faults.push(format!("{page}: {}: {fault}", row[0]));
@@ -212,6 +217,10 @@ fn a_test_of_every_row_names_it_and_none_names_a_row_that_is_not_there() {
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
+
+/// Rows of the pages: none gets lost.
+const ROWS: [(&str, usize); 5] =
+    [("conformance", 0), ("containers", 0), ("linux", 0), ("open-vswitch", 0), ("vpp", 0)];
 
 /// Standards that have rows, whatever the rows say.
 const RFCS: [u16; 29] = [

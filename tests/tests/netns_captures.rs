@@ -38,7 +38,10 @@ fn below(directory: &Path, into: &mut Vec<PathBuf>) {
         let path = entry.path();
         if path.is_dir() {
             below(&path, into);
-        } else if path.extension().is_some_and(|end| end == "pcap" || end == "pcapng") {
+        } else if path
+            .extension()
+            .is_some_and(|end| end == "pcap" || end == "pcapng" || end == "cap")
+        {
             into.push(path);
         }
     }

@@ -34,14 +34,14 @@ pub struct Snapshot {
     local: AddressMap<LocalAddress>,
     /// Routers: gateways of uplinks and next hops of routes.
     next_hops: FxHashSet<(UplinkId, IpAddr)>,
-    /// See [`SnapshotSpec::timeouts`].
+    /// See [`super::SnapshotSpec::timeouts`].
     pub timeouts: Timeouts,
     /// By network, of those that have their own. Empty where there are none, so that packets need not look
     /// at their network for it.
     own_timeouts: Vec<Option<Timeouts>>,
-    /// See [`SnapshotSpec::grace`].
+    /// See [`super::SnapshotSpec::grace`].
     pub grace: Duration,
-    /// See [`SnapshotSpec::fdb_ageing`].
+    /// See [`super::SnapshotSpec::fdb_ageing`].
     fdb_ageing: Duration,
     /// By network, of those that have their own: as `own_timeouts`.
     own_ageing: Vec<Option<Duration>>,

@@ -12,6 +12,7 @@
 
 use std::net::Ipv4Addr;
 
+use crate::config::Network;
 use crate::packet::arp::{ArpOp, ArpPacket};
 use crate::packet::extensions::walk_extensions;
 use crate::packet::field::{chunk, read_u16};
@@ -141,10 +142,18 @@ fn is_of_the_nameless(packet: &[u8]) -> bool {
     }
 }
 
-/// Refuses ARP that is not said by the owner, or not for itself. From no address it may only ask, whether one is
-/// free (RFC 5227 §1.1).
-pub(crate) fn admit_arp(arp: &ArpPacket, mac: Mac, own: &[Ipv4Addr]) -> Result<(), DropReason> {
-    let is_probe = arp.op == ArpOp::Request && arp.sender_ip.is_unspecified();
+/// Refuses ARP that is not said by the owner, or not for itself. From no address it may only ask, whether one of its
+/// own or the gateway's is free (RFC 5227 §1.1): who probes another's keeps it from that.
+pub(crate) fn admit_arp(
+    arp: &ArpPacket,
+    mac: Mac,
+    own: &[Ipv4Addr],
+    network: Option<&Network>,
+) -> Result<(), DropReason> {
+    let may_have =
+        |target| own.contains(&target) || network.is_some_and(|it| it.is_gateway(target));
+    let is_probe =
+        arp.op == ArpOp::Request && arp.sender_ip.is_unspecified() && may_have(arp.target_ip);
     let sound = arp.sender_mac == mac && (is_probe || own.contains(&arp.sender_ip));
     if sound { Ok(()) } else { Err(DropReason::SpoofedArp) }
 }

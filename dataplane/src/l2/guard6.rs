@@ -67,7 +67,7 @@ fn look_closely(bytes: &[u8], headers: &Headers, owner: &Owner<'_>) -> Result<()
         }
         Payload::Arp(packet) => {
             let arp = ArpPacket::read(packet).ok_or(DropReason::ArpMalformed)?;
-            return admit_arp(&arp, owner.mac, owner.ipv4);
+            return admit_arp(&arp, owner.mac, owner.ipv4, owner.network);
         }
         Payload::Hidden => return Err(DropReason::SpoofedNd),
         _ => return Ok(()),

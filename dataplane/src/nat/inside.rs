@@ -124,7 +124,8 @@ fn whole<P: Ip>(
         }
         if P::is_error(kind) {
             let inner = ip.quoted(frame.bytes())?;
-            let about = P::answers(&inner, zone(lane.from));
+            // Told to whom it concerns: to others anything could be said behind a quote.
+            let about = P::answers(&inner, zone(lane.from)).filter(|it| it.dst() == ip.dst());
             let known = about.and_then(|it| P::Tuple::table(cx.tables).lookup(it, cx.secs));
             return if known.is_some() { Ok(()) } else { alone(cx, network, lane, ip) };
         }

@@ -20,6 +20,10 @@ use crate::verdict::DropReason;
 
 /// Any port, for a client whose own port is taken at the server by its other connection.
 const ANY_PORT: &[(u16, u16)] = &[(1024, 65_535)];
+/// So many ports that are taken are looked at, under locks, for whether who has them may be ended for another. Where
+/// all are of such as are answered it is in vain for each packet that comes; where one in ten is of a flood, one of
+/// these is in 97 of 100 cases.
+const CLOSE_LOOKS: usize = 32;
 
 /// The address and ports that the connection speaks from, if not its own. An uplink without an address
 /// of the family leads nowhere: what is inside is not shown to anybody.
@@ -181,7 +185,7 @@ pub(super) fn commit<K: Tracked>(
     }
     // Some may belong to connections that have expired without having been swept, or to a flood of such
     // as nobody answers, which must not keep this server from others.
-    for port in again.filter(|port| !is_kept(cx, to, address, *port)) {
+    for port in again.filter(|port| !is_kept(cx, to, address, *port)).take(CLOSE_LOOKS) {
         new.reply = reply(port);
         match insert_or_evict(cx, &new, original) {
             Err(Refusal::Drop(DropReason::SnatPortsExhausted)) => {}

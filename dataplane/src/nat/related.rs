@@ -3,6 +3,7 @@
 //!
 //! An error neither refreshes nor ends a connection (RFC 4787 REQ-12).
 
+use crate::config::PortRole;
 use crate::conntrack::entry::{DNAT, SNAT};
 use crate::conntrack::{Hit, Key, Zone};
 use crate::core::Cx;
@@ -14,6 +15,7 @@ use crate::nat::lookup::zone;
 use crate::nat::translate::{self, not_ours, translation};
 use crate::packet::headers::L4;
 use crate::packet::rewrite::Rewrite;
+use crate::packet::types::PortId;
 use crate::pipeline::{From, Lane};
 use crate::verdict::{DropReason, Verdict};
 
@@ -35,6 +37,10 @@ pub(super) fn translate<P: Ip>(
         }
         return not_ours(cx, lane.from, DropReason::IcmpUnrelated);
     };
+    // Who is behind a guarded port routes for nobody: of what others were sent it has nothing to tell.
+    if tuple.src() != ip.src() && is_guarded(cx, frame.ingress) {
+        return not_ours(cx, lane.from, DropReason::IcmpUnrelated);
+    }
     // The better router is one for the translated packet, not for what its sender sent.
     if let L4::Icmp { kind, .. } = ip.l4()
         && P::is_redirect(kind)
@@ -60,6 +66,11 @@ pub(super) fn translate<P: Ip>(
     };
     outer.translate(frame, &envelope);
     Ok(translate::leave::<P::Tuple>(frame, lane, &way, None))
+}
+
+fn is_guarded(cx: &Cx<'_>, port: PortId) -> bool {
+    let port = cx.config.port(port);
+    port.is_some_and(|it| matches!(it.config.role, PortRole::Endpoint { guard: true, .. }))
 }
 
 /// What an error is about.

@@ -166,6 +166,8 @@ fn a_ttl_that_runs_out_is_reported() {
 }
 
 /// Whether it is asked for by ARP or by Neighbor Discovery.
+///
+/// Rows: RFC 4861 §7.3.
 #[test]
 fn a_neighbor_that_falls_silent_is_reported() {
     let mut lab = Lab::default();

@@ -352,7 +352,8 @@ fn from_no_address_one_asks_for_one_or_for_groups_alone() {
     let none = Ipv4Addr::UNSPECIFIED;
     let nameless = Host { ip: none, ..A };
     let from = |packet: Packet| packet.src(none);
-    let probe = |op| arp(op, (A.mac, B.mac), (A.mac, none), (Mac::ZERO, A.ip));
+    let probe_for = |op, target| arp(op, (A.mac, B.mac), (A.mac, none), (Mac::ZERO, target));
+    let probe = |op| probe_for(op, A.ip);
     let query = icmp6(&A, &B, 131, 0, [0; 4]).payload(&[0xff; 16]).src6(Ipv6Addr::UNSPECIFIED);
     let may = [
         from(udp(&A, 68, &B, 67)).bytes(),
@@ -373,6 +374,7 @@ fn from_no_address_one_asks_for_one_or_for_groups_alone() {
         ),
         (from(udp(&A, 68, &B, 69)).vlan(7).bytes(), "spoofed_ipv4"),
         (probe(2), "spoofed_arp"),
+        (probe_for(1, B.ip), "spoofed_arp"),
         (udp(&A, 1, &B, 2).src6(Ipv6Addr::UNSPECIFIED).dst6(B.ip6()).bytes(), "spoofed_ipv6"),
     ];
     let mut lab = Lab::new(dual());

@@ -123,6 +123,9 @@ fn errors_about_what_came_in_show_the_published_address() {
         let told = icmp_error(&UP, &CLIENT, 3, 3, &syn.clone().ttl(63), limit);
         lab.rx(B.port, &error).tx(UP.port, told.routed(UP.mac, ROUTER.mac));
     }
+    // Of others' connections nobody has anything to tell.
+    let forged = icmp_error(&A, &CLIENT, 3, 3, &received, 548).via(GATEWAY1.mac);
+    lab.rx(A.port, &forged).dropped("a", "icmp_unrelated");
     // And errors from outside about the server's answers.
     let answer = tcp(&B, 80, &CLIENT, 5000, SYN | 0x10).via(GATEWAY1.mac);
     let out = answer.clone().src(UP.ip).sport(8080).routed(UP.mac, ROUTER.mac);
@@ -134,7 +137,7 @@ fn errors_about_what_came_in_show_the_published_address() {
     }
 }
 
-/// Rows: RFC 5508 REQ-7.
+/// Rows: RFC 5508 REQ-7; RFC 7857 §12.
 #[test]
 fn errors_of_a_hairpin_go_back_the_same_way() {
     let mut spec = topology();

@@ -301,7 +301,7 @@ fn a_mapping_outlives_a_restart() {
 
 /// RFC 4787 REQ-2: who is known by one connection is known by all.
 ///
-/// Rows: RFC 4787 REQ-2, RFC 6888 REQ-2; VPP `test_outside_address_distribution`.
+/// Rows: RFC 4787 REQ-2, RFC 6888 REQ-2; RFC 7857 §4; VPP `test_outside_address_distribution`.
 #[test]
 fn all_flows_of_an_inside_address_speak_from_one_outside_address() {
     let mut spec = topology();

@@ -402,6 +402,9 @@ fn an_error_about_an_allowed_connection_passes() {
     let (kind, code) = (3, 3);
     let closed = reported(&B, &A, kind, code, &asks);
     lab.rx(B.port, &closed).tx(A.port, &closed);
+    // Told to somebody else it is a packet like any other.
+    let astray = reported(&B, &C, kind, code, &asks);
+    lab.rx(B.port, &astray).denied("b", 1, &astray);
     // About nothing that was said it is a packet like any other.
     let made_up = reported(&B, &A, kind, code, &udp(&A, 5001, &B, 53));
     lab.rx(B.port, &made_up).denied("b", 1, &made_up);
