@@ -10,6 +10,9 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -267,6 +270,102 @@ fn connections_outlive_a_kill() {
     }
     assert_eq!(seen_from(&web), Some(HOST.into()));
     assert_ping(&web.ns, FAR, 63);
+}
+
+/// A connection that is never silent; it ends with its value.
+struct Busy {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<(TcpClient, u32)>>,
+}
+
+impl Busy {
+    fn start(mut client: TcpClient) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut echoes = 0;
+            while !told.load(Ordering::Relaxed) {
+                client.echo("busy");
+                echoes += 1;
+            }
+            (client, echoes)
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// The connection, which is there still, and how often it was answered.
+    fn went_on(mut self) -> (TcpClient, u32) {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().expect("asked once");
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whatever becomes of other addresses, not one frame for those that stay is the host's: it would be answered with
+/// a reset.
+#[test]
+#[ignore = "needs root"]
+fn connections_are_not_disturbed_by_addresses_that_come_go_and_change_places() {
+    let host = started();
+    load_rules(&host.outside, COUNT_REFUSALS);
+    let web = host.sandbox("web", "--network app -p 8080:80");
+    let _web = TcpServer::start(&web.ns, (ANY, 80));
+    let _outside = TcpServer::start(&host.outside, (ANY, 7000));
+    let out: [IpAddr; 2] = [GATEWAY.into(), FAR.into()];
+    let inward: [IpAddr; 2] = [HOST_IP.into(), HOST.into()];
+    let out = out.map(|to| TcpClient::connect(&web.ns, (to, 7000)));
+    let inward = inward.map(|to| TcpClient::connect(&host.outside, (to, 8080)));
+    let busy: Vec<Busy> = out.into_iter().chain(inward).map(Busy::start).collect();
+    let shows = |what: &str, is_so: &dyn Fn(&[String]) -> bool| {
+        eventually(2 * PATIENCE, what, || {
+            let shown = rows(&host.json(["uplink", "ls"]))[0]["addresses"].clone();
+            let addresses: Vec<String> = serde_json::from_value(shown).unwrap();
+            is_so(&addresses)
+        });
+    };
+    let first6 = |addresses: &[String]| addresses.iter().find(|it| it.contains(':')).cloned();
+    for round in 1..=3 {
+        let new = [format!("192.0.2.3{round}/24"), format!("2001:db8::3{round}/64")];
+        let [new4, new6] = &new;
+        // All of IPv6 is one place later, by another of IPv4.
+        host.ns.ip(&format!("address add {new4} dev {WIRE}"));
+        shows("another of IPv4", &|now| now.contains(new4));
+        host.ns.ip(&format!("-6 address add {new6} dev {WIRE} nodad"));
+        shows("another of IPv6", &|now| now.contains(new6));
+        // The last one becomes the first, and the first one again.
+        host.ns.ip(&format!("-6 address change {HOST}/64 dev {WIRE} preferred_lft 0"));
+        shows("the other order", &|now| first6(now).as_ref() == Some(new6));
+        host.ns.ip(&format!(
+            "-6 address change {HOST}/64 dev {WIRE} valid_lft forever preferred_lft forever"
+        ));
+        host.ns.ip(&format!("-6 address change {new6} dev {WIRE} preferred_lft 0"));
+        shows("the order as before", &|now| first6(now) == Some(format!("{HOST}/64")));
+        host.ns.ip(&format!("-6 address del {new6} dev {WIRE}"));
+        host.ns.ip(&format!("address del {new4} dev {WIRE}"));
+        shows("they are gone", &|now| !now.contains(new4) && !now.contains(new6));
+    }
+    // While they are there still: closing is no part of it.
+    let lasted: Vec<(TcpClient, u32)> = busy.into_iter().map(Busy::went_on).collect();
+    let shown = host.outside.ok("nft list counter inet count refused");
+    assert!(shown.contains("packets 0 "), "the host refused: {shown}");
+    let echoes: Vec<u32> = lasted.iter().map(|(_, echoes)| *echoes).collect();
+    println!("echoes of each connection: {echoes:?}");
+    assert!(echoes.iter().all(|echoes| *echoes > 100), "too idle to show anything: {echoes:?}");
+    // What comes is served there.
+    host.ns.ip(&format!("-6 address add 2001:db8::40/64 dev {WIRE} nodad"));
+    host.ns.ip(&format!("address add 192.0.2.40/24 dev {WIRE}"));
+    for new in ["192.0.2.40", "2001:db8::40"] {
+        let new: IpAddr = new.parse().unwrap();
+        eventually(2 * PATIENCE, "the published port at a new address", || {
+            TcpClient::try_connect(&host.outside, (new, 8080)).is_ok()
+        });
+    }
 }
 
 #[test]

@@ -151,19 +151,14 @@ impl World {
         if uplinks.is_empty() || uplinks.values().any(brings) {
             return Vec::new();
         }
-        let is_routed = |network: &&Network| {
-            NetworkOptions::parse(Driver::Bridge, &network.options)
-                .is_ok_and(|options| options.routed() != Routed::default())
+        let said = |network: &Network| {
+            let what = bare_outside(network)?;
+            Some(format!(
+                "network {:?} {what}, but only a dedicated uplink brings what is for its addresses",
+                network.name
+            ))
         };
-        let networks = self.desired.networks.values().filter(is_routed);
-        networks
-            .map(|network| {
-                format!(
-                    "network {:?} is routed, but only a dedicated uplink brings what is for its addresses",
-                    network.name
-                )
-            })
-            .collect()
+        self.desired.networks.values().filter_map(said).collect()
     }
 
     /// Whether a declared uplink is still to be added.
@@ -252,6 +247,18 @@ impl World {
     }
 }
 
+/// Why a network's own addresses are seen outside; `None`: they are not.
+fn bare_outside(network: &Network) -> Option<&'static str> {
+    if network.internal || network.has_no_gateway() {
+        return None;
+    }
+    let options = NetworkOptions::parse(Driver::Bridge, &network.options).ok()?;
+    if options.routed() != Routed::default() {
+        return Some("is routed");
+    }
+    (!options.masquerade).then_some("is not translated (masquerade=false)")
+}
+
 /// An uplink that has no port left for NAT.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct NoPorts {
@@ -273,7 +280,10 @@ impl fmt::Display for NoPorts {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::ipam::SubnetPlan;
     use crate::model::{Edit, Namespace, Publish, Sandbox};
 
     #[test]
@@ -329,6 +339,72 @@ mod tests {
         world.attached.uplinks.get_mut("up0").unwrap().nat_ports.clear();
         assert_eq!(world.warnings().len(), 4);
         assert!(world.warnings()[3].contains("no port is left for NAT"));
+    }
+
+    fn network(name: &str, internal: bool, options: &[(&str, &str)]) -> Network {
+        let plan = SubnetPlan::new("10.1.0.0/24".parse().unwrap(), None, None, BTreeMap::new());
+        let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Network {
+            id: 1,
+            uid: "1".repeat(64),
+            name: name.parse().unwrap(),
+            subnets: vec![plan.unwrap()],
+            cursors: vec![0],
+            subnets6: Vec::new(),
+            cursors6: Vec::new(),
+            internal,
+            options: options.collect(),
+            labels: BTreeMap::new(),
+            mtu: 1500,
+            created: 0,
+            origin: Origin::User,
+            policy: Vec::new(),
+        }
+    }
+
+    fn uplink(interface: &str, mode: UplinkMode) -> Uplink {
+        Uplink {
+            id: 1,
+            interface: interface.to_owned(),
+            mode,
+            origin: Origin::User,
+            addresses: Vec::new(),
+            gateway: None,
+            gateway6: None,
+            nat_ports: Vec::new(),
+            made_qdisc: false,
+        }
+    }
+
+    #[test]
+    fn networks_that_get_no_answers_by_a_shared_uplink_are_named() {
+        let mut world = World::default();
+        for network in [
+            network("nat", false, &[("masquerade", "true")]),
+            network("bare", false, &[("masquerade", "false")]),
+            network("routed", false, &[("gateway_mode", "routed")]),
+            network("routed6", false, &[("gateway_mode_ipv6", "routed")]),
+            // Nothing of these goes outside.
+            network("internal", true, &[("masquerade", "false")]),
+            network("alone", false, &[("masquerade", "false"), ("gateway_mode", "isolated")]),
+        ] {
+            world.desired.apply(Edit::PutNetwork(network));
+        }
+        assert_eq!(world.warnings(), Vec::<String>::new());
+        world.desired.apply(Edit::PutUplink(uplink("up0", UplinkMode::Shared)));
+        let warning = |name: &str, what: &str| {
+            format!(
+                "network {name:?} {what}, but only a dedicated uplink brings what is for its addresses"
+            )
+        };
+        let expected = [
+            warning("bare", "is not translated (masquerade=false)"),
+            warning("routed", "is routed"),
+            warning("routed6", "is routed"),
+        ];
+        assert_eq!(world.warnings(), expected);
+        world.desired.apply(Edit::PutUplink(uplink("up1", UplinkMode::Dedicated)));
+        assert_eq!(world.warnings(), Vec::<String>::new());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
-use dataplane::io::steer::{PortBitmap, SLOTS, SteerProto, Steering};
+use dataplane::io::steer::{PortBitmap, PortsByProto, SteerProto, Steering};
 
 use crate::api::types::UplinkMode;
 use crate::compile::UplinkState;
@@ -22,8 +22,6 @@ use crate::switch::{Switch, Work};
 pub(in crate::switch) struct Live {
     /// `None`: dedicated, nothing to share.
     steering: Option<Steering>,
-    /// The addresses it is set for.
-    addresses: Vec<IpAddr>,
 }
 
 impl Live {
@@ -33,7 +31,7 @@ impl Live {
             UplinkMode::Dedicated => None,
             UplinkMode::Shared => Some(Steering::load().failed("load the steering programs")?),
         };
-        Ok(Self { steering, addresses: Vec::new() })
+        Ok(Self { steering })
     }
 
     /// The filter for the packet socket.
@@ -56,30 +54,10 @@ impl Live {
 
     fn refresh(&mut self, state: &UplinkState, published: &[Publish]) -> Result<()> {
         let Some(steering) = &mut self.steering else { return Ok(()) };
-        let context = "set the steering filter";
-        // One slot each, also of those that are there with several prefixes.
-        let mut addresses: Vec<IpAddr> = Vec::with_capacity(SLOTS);
-        for net in state.nets() {
-            if !addresses.contains(&net.addr()) {
-                addresses.push(net.addr());
-            }
-        }
-        if addresses != self.addresses {
-            // Addresses of a host change rarely; clearing all of them first needs no thought about
-            // which slot an address moves from.
-            for slot in 0..SLOTS {
-                steering.set_address(slot, None).failed(context)?;
-            }
-        }
-        for (slot, address) in addresses.iter().enumerate() {
-            // Ports before the address: a slot without one matches nothing.
-            for (proto, ports) in bitmaps(*address, &state.nat_ports, published) {
-                steering.set_ports(slot, proto, &ports).failed(context)?;
-            }
-            steering.set_address(slot, Some(*address)).failed(context)?;
-        }
-        self.addresses = addresses;
-        Ok(())
+        // One that is there with several prefixes has one slot.
+        let addresses: Vec<IpAddr> = state.nets().map(|net| net.addr()).collect();
+        let ports = |address| bitmaps(address, &state.nat_ports, published);
+        steering.follow(&addresses, ports).failed("set the steering filter")
     }
 }
 
@@ -110,11 +88,7 @@ pub(in crate::switch) async fn remove(host: &Place, uplink: &Uplink) -> Result<(
 }
 
 /// Ports and ICMP identifiers that are ours at `address`.
-fn bitmaps(
-    address: IpAddr,
-    free: &[PortRange],
-    published: &[Publish],
-) -> [(SteerProto, PortBitmap); 4] {
+fn bitmaps(address: IpAddr, free: &[PortRange], published: &[Publish]) -> PortsByProto {
     let mut nat = PortBitmap::new();
     for range in free {
         nat.insert_range(range.first(), range.last());

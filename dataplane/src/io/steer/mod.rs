@@ -22,6 +22,7 @@
 
 mod asm;
 mod program;
+mod slots;
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use program::{Maps, Verdicts, assemble, assemble_verdict};
+use slots::{Entries, Slots};
 
 use super::sys::bpf::{Map, MapKind, ProgramKind, load_program};
 
@@ -153,22 +155,49 @@ impl fmt::Debug for PortBitmap {
     }
 }
 
+/// Ports or identifiers of each protocol.
+pub type PortsByProto = [(SteerProto, PortBitmap); PROTOCOLS as usize];
+
 /// Both programs and what they match, for one uplink.
 #[derive(Debug)]
 pub struct Steering {
     classifier: OwnedFd,
     filter: OwnedFd,
+    slots: Slots<BpfMaps>,
+}
+
+/// The maps of both programs.
+#[derive(Debug)]
+struct BpfMaps {
     addresses: Map,
     addresses6: Map,
     ports: Map,
-    slots: Vec<Slot>,
 }
 
-/// What the maps hold for a slot.
-#[derive(Debug, Clone, Default)]
-struct Slot {
-    address: Option<IpAddr>,
-    bitmaps: [PortBitmap; PROTOCOLS as usize],
+impl Entries for BpfMaps {
+    fn put(&mut self, address: IpAddr, slot: u32) -> io::Result<()> {
+        let slot = slot.to_ne_bytes();
+        match address {
+            IpAddr::V4(address) => self.addresses.update(&address.octets(), &slot),
+            IpAddr::V6(address) => self.addresses6.update(&address.octets(), &slot),
+        }
+    }
+
+    fn remove(&mut self, address: IpAddr) -> io::Result<()> {
+        let removed = match address {
+            IpAddr::V4(address) => self.addresses.delete(&address.octets()),
+            IpAddr::V6(address) => self.addresses6.delete(&address.octets()),
+        };
+        match removed {
+            // Whoever took it away, it is not there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+
+    fn set_word(&mut self, index: u32, ports: u64) -> io::Result<()> {
+        self.ports.update(&index.to_ne_bytes(), &ports.to_ne_bytes())
+    }
 }
 
 impl Steering {
@@ -180,22 +209,23 @@ impl Steering {
     pub fn load() -> io::Result<Self> {
         let entries = u32::try_from(SLOTS).unwrap_or(0);
         let words = u32::try_from(SLOT_COUNT * PROTOCOLS * WORDS).unwrap_or(0);
-        let addresses = Map::new(MapKind::Hash, 4, 4, entries, "vsw_addresses")?;
-        let addresses6 = Map::new(MapKind::Hash, 16, 4, entries, "vsw_addresses6")?;
-        let ports = Map::new(MapKind::Array, 4, 8, words, "vsw_ports")?;
+        let maps = BpfMaps {
+            addresses: Map::new(MapKind::Hash, 4, 4, entries, "vsw_addresses")?,
+            addresses6: Map::new(MapKind::Hash, 16, 4, entries, "vsw_addresses6")?,
+            ports: Map::new(MapKind::Array, 4, 8, words, "vsw_ports")?,
+        };
+        let named = Maps {
+            addresses: maps.addresses.raw_fd(),
+            addresses6: maps.addresses6.raw_fd(),
+            ports: maps.ports.raw_fd(),
+        };
         let load = |kind, name, verdicts| {
-            let maps = Maps {
-                addresses: addresses.raw_fd(),
-                addresses6: addresses6.raw_fd(),
-                ports: ports.raw_fd(),
-            };
-            let program = assemble(maps, verdicts).ok_or(io::ErrorKind::InvalidData)?;
+            let program = assemble(named, verdicts).ok_or(io::ErrorKind::InvalidData)?;
             load_program(kind, name, &program)
         };
         let classifier = load(ProgramKind::Classifier, "vsw_classifier", CLASSIFIER)?;
         let filter = load(ProgramKind::SocketFilter, "vsw_filter", FILTER)?;
-        let slots = vec![Slot::default(); SLOTS];
-        Ok(Self { classifier, filter, addresses, addresses6, ports, slots })
+        Ok(Self { classifier, filter, slots: Slots::new(maps) })
     }
 
     /// The classifier, to be attached to the interface's `clsact` ingress with direct action.
@@ -210,71 +240,19 @@ impl Steering {
         self.filter.as_fd()
     }
 
-    /// Gives `slot` an address, or takes it away. The ports of a slot stay with it; those of a
-    /// slot that loses its address are cleared.
+    /// From now on matches what is for `addresses`, with the ports that `ports` says of each. One that was
+    /// there before is not touched, whatever its place in the list, but for those of its ports that change, 64 of
+    /// them at a time: what runs there goes on. One that comes costs thousands of syscalls.
     ///
     /// # Errors
-    /// `InvalidInput` when there is no such slot (see [`SLOTS`]), `AlreadyExists` when
-    /// another slot has the address, or what the kernel says.
-    pub fn set_address(&mut self, slot: usize, address: Option<IpAddr>) -> io::Result<()> {
-        let taken = |(index, other): (usize, &Slot)| {
-            index != slot && address.is_some() && other.address == address
-        };
-        if self.slots.iter().enumerate().any(taken) {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        let number = u32::try_from(slot).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let entry = self.slots.get_mut(slot).ok_or(io::ErrorKind::InvalidInput)?;
-        if entry.address == address {
-            return Ok(());
-        }
-        if let Some(old) = entry.address.take() {
-            match old {
-                IpAddr::V4(old) => self.addresses.delete(&old.octets())?,
-                IpAddr::V6(old) => self.addresses6.delete(&old.octets())?,
-            }
-        }
-        if let Some(new) = address {
-            let number = number.to_ne_bytes();
-            match new {
-                IpAddr::V4(new) => self.addresses.update(&new.octets(), &number)?,
-                IpAddr::V6(new) => self.addresses6.update(&new.octets(), &number)?,
-            }
-            entry.address = Some(new);
-            return Ok(());
-        }
-        for proto in SteerProto::ALL {
-            self.set_ports(slot, proto, &PortBitmap::new())?;
-        }
-        Ok(())
-    }
-
-    /// Replaces the ports of `slot`, 64 at a time. Costs a syscall for each 64 ports among which
-    /// something changes.
-    ///
-    /// # Errors
-    /// `InvalidInput` when there is no such slot, or what the kernel says.
-    pub fn set_ports(
+    /// `InvalidInput` when there are more than [`SLOTS`], or what the kernel says; then some of it was done,
+    /// and the next call does the rest.
+    pub fn follow(
         &mut self,
-        slot: usize,
-        proto: SteerProto,
-        ports: &PortBitmap,
+        addresses: &[IpAddr],
+        ports: impl Fn(IpAddr) -> PortsByProto,
     ) -> io::Result<()> {
-        let proto = proto as usize;
-        let bitmap = self
-            .slots
-            .get_mut(slot)
-            .and_then(|entry| entry.bitmaps.get_mut(proto))
-            .ok_or(io::ErrorKind::InvalidInput)?;
-        let first = (slot * bitmap_count() + proto) * WORD_COUNT;
-        for (index, (have, want)) in bitmap.0.iter_mut().zip(&ports.0).enumerate() {
-            if have != want {
-                let key = u32::try_from(first + index).map_err(|_| io::ErrorKind::InvalidInput)?;
-                self.ports.update(&key.to_ne_bytes(), &want.to_ne_bytes())?;
-                *have = *want;
-            }
-        }
-        Ok(())
+        self.slots.follow(addresses, ports)
     }
 }
 

@@ -101,11 +101,11 @@ fn steering() -> Steering {
     udp.insert(65_535);
     sctp.insert(36_412);
     icmp.insert(7);
-    steering.set_address(3, Some(OURS.into())).unwrap();
-    steering.set_ports(3, SteerProto::Tcp, &tcp).unwrap();
-    steering.set_ports(3, SteerProto::Udp, &udp).unwrap();
-    steering.set_ports(3, SteerProto::Icmp, &icmp).unwrap();
-    steering.set_ports(3, SteerProto::Sctp, &sctp).unwrap();
+    steering.slots.set_address(3, Some(OURS.into())).unwrap();
+    steering.slots.set_ports(3, SteerProto::Tcp, &tcp).unwrap();
+    steering.slots.set_ports(3, SteerProto::Udp, &udp).unwrap();
+    steering.slots.set_ports(3, SteerProto::Icmp, &icmp).unwrap();
+    steering.slots.set_ports(3, SteerProto::Sctp, &sctp).unwrap();
     steering
 }
 
@@ -245,33 +245,33 @@ fn slots_change_while_programs_run() {
     let elsewhere = ethernet(0x0800, &ipv4(6, (PEER, OTHER), 0, 0, &l4(1, 80)));
     // The same address twice, and no such slot.
     assert_eq!(
-        steering.set_address(4, Some(OURS.into())).unwrap_err().kind(),
+        steering.slots.set_address(4, Some(OURS.into())).unwrap_err().kind(),
         ErrorKind::AlreadyExists
     );
     let bitmap = PortBitmap::new();
-    assert!(steering.set_address(SLOTS, Some(OTHER.into())).is_err());
-    assert!(steering.set_ports(SLOTS, SteerProto::Tcp, &bitmap).is_err());
+    assert!(steering.slots.set_address(SLOTS, Some(OTHER.into())).is_err());
+    assert!(steering.slots.set_ports(SLOTS, SteerProto::Tcp, &bitmap).is_err());
     // Another address for the slot takes its ports along.
-    steering.set_address(3, Some(OTHER.into())).unwrap();
+    steering.slots.set_address(3, Some(OTHER.into())).unwrap();
     assert_eq!((run(&steering, &frame), run(&steering, &elsewhere)), (Seen::Host, Seen::Ours));
     // Slots have ports of their own, up to the last one.
-    steering.set_address(SLOTS - 1, Some(OURS.into())).unwrap();
+    steering.slots.set_address(SLOTS - 1, Some(OURS.into())).unwrap();
     assert_eq!(run(&steering, &frame), Seen::Host);
     let mut all = PortBitmap::new();
     all.insert_range(0, u16::MAX);
-    steering.set_ports(SLOTS - 1, SteerProto::Icmp, &all).unwrap();
+    steering.slots.set_ports(SLOTS - 1, SteerProto::Icmp, &all).unwrap();
     assert_eq!(run(&steering, &frame), Seen::Host);
     assert_eq!(run(&steering, &to_us(1, &echo(0, u16::MAX))), Seen::Both);
-    steering.set_ports(SLOTS - 1, SteerProto::Icmp, &bitmap).unwrap();
+    steering.slots.set_ports(SLOTS - 1, SteerProto::Icmp, &bitmap).unwrap();
     assert_eq!(run(&steering, &to_us(1, &echo(0, u16::MAX))), Seen::Host);
     // A slot without address has no ports when it gets one again.
-    steering.set_address(3, None).unwrap();
+    steering.slots.set_address(3, None).unwrap();
     assert_eq!(run(&steering, &elsewhere), Seen::Host);
-    steering.set_address(3, Some(OTHER.into())).unwrap();
+    steering.slots.set_address(3, Some(OTHER.into())).unwrap();
     assert_eq!(run(&steering, &elsewhere), Seen::Host);
     for slot in 0..SLOTS {
         let last = u8::try_from(slot).unwrap();
-        steering.set_address(slot, Some(Ipv4Addr::new(10, 0, 0, last).into())).unwrap();
+        steering.slots.set_address(slot, Some(Ipv4Addr::new(10, 0, 0, last).into())).unwrap();
     }
 }
 
@@ -350,7 +350,7 @@ fn on_a_shared_interface_host_and_engine_get_what_is_theirs() {
     let mut steering = steering();
     let mut udp = PortBitmap::new();
     udp.insert(40_000);
-    steering.set_ports(3, SteerProto::Udp, &udp).unwrap();
+    steering.slots.set_ports(3, SteerProto::Udp, &udp).unwrap();
     let (listener, socket) = near.run(|| {
         attach(&steering);
         let filter = Some(steering.filter_fd());

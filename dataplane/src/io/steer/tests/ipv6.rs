@@ -64,11 +64,11 @@ fn steering() -> Steering {
     udp.insert(65_535);
     icmp.insert(7);
     sctp.insert(36_412);
-    steering.set_address(20, Some(OURS.into())).unwrap();
-    steering.set_ports(20, SteerProto::Tcp, &tcp).unwrap();
-    steering.set_ports(20, SteerProto::Udp, &udp).unwrap();
-    steering.set_ports(20, SteerProto::Icmp, &icmp).unwrap();
-    steering.set_ports(20, SteerProto::Sctp, &sctp).unwrap();
+    steering.slots.set_address(20, Some(OURS.into())).unwrap();
+    steering.slots.set_ports(20, SteerProto::Tcp, &tcp).unwrap();
+    steering.slots.set_ports(20, SteerProto::Udp, &udp).unwrap();
+    steering.slots.set_ports(20, SteerProto::Icmp, &icmp).unwrap();
+    steering.slots.set_ports(20, SteerProto::Sctp, &sctp).unwrap();
     steering
 }
 
@@ -228,25 +228,25 @@ fn each_family_has_its_own_addresses_and_slots_take_either() {
     let four = super::to_us(6, &l4(1, 80));
     assert_eq!((run(&steering, &six), run(&steering, &four)), (Seen::Ours, Seen::Host));
     // The ports go with the slot, to an address of the other family too.
-    steering.set_address(20, Some(super::OURS.into())).unwrap();
+    steering.slots.set_address(20, Some(super::OURS.into())).unwrap();
     assert_eq!((run(&steering, &six), run(&steering, &four)), (Seen::Host, Seen::Ours));
     let mut all = PortBitmap::new();
     all.insert_range(0, u16::MAX);
-    steering.set_address(21, Some(OURS.into())).unwrap();
+    steering.slots.set_address(21, Some(OURS.into())).unwrap();
     assert_eq!(run(&steering, &six), Seen::Host);
-    steering.set_ports(21, SteerProto::Tcp, &all).unwrap();
+    steering.slots.set_ports(21, SteerProto::Tcp, &all).unwrap();
     assert_eq!((run(&steering, &six), run(&steering, &four)), (Seen::Ours, Seen::Ours));
     assert_eq!(
-        steering.set_address(22, Some(OURS.into())).unwrap_err().kind(),
+        steering.slots.set_address(22, Some(OURS.into())).unwrap_err().kind(),
         ErrorKind::AlreadyExists
     );
-    steering.set_address(21, None).unwrap();
-    steering.set_address(22, Some(OURS.into())).unwrap();
+    steering.slots.set_address(21, None).unwrap();
+    steering.slots.set_address(22, Some(OURS.into())).unwrap();
     assert_eq!((run(&steering, &six), run(&steering, &four)), (Seen::Host, Seen::Ours));
     // As many of one family as there are slots.
     for slot in 0..SLOTS {
         let last = u16::try_from(slot).unwrap();
         let address = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, last);
-        steering.set_address(slot, Some(address.into())).unwrap();
+        steering.slots.set_address(slot, Some(address.into())).unwrap();
     }
 }
