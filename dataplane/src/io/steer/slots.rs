@@ -278,7 +278,7 @@ mod tests {
         };
         slots.follow(&[b, a], published).unwrap();
         let slot = slots.entries.addresses[&b];
-        let word = |proto| Done::Word(slot * STRIDE + proto * 1024 + 80 / 64, 1 << (80 % 64));
+        let word = |proto: u32| Done::Word(slot * STRIDE + proto * 1024 + 80 / 64, 1 << (80 % 64));
         assert_eq!(slots.entries.done, [0, 1, 2, 3].map(word));
     }
 
