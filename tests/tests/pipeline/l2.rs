@@ -296,7 +296,10 @@ fn the_guard_drops_what_an_endpoint_is_not() {
     // DHCP and duplicate address detection speak from 0.0.0.0.
     let dhcp = udp(&A, 68, &B, 67).src([0, 0, 0, 0].into());
     lab.rx(A.port, &dhcp).tx(B.port, &dhcp);
-    let probe = claim((A.mac, [0, 0, 0, 0].into()));
+    let none = [0, 0, 0, 0].into();
+    // Who asks whether another's is free keeps it from that.
+    lab.rx(A.port, claim((A.mac, none))).dropped("a", "spoofed_arp");
+    let probe = arp(1, (A.mac, Mac::BROADCAST), (A.mac, none), (Mac::ZERO, A.ip));
     lab.rx(A.port, probe.clone())
         .tx(B.port, probe.clone())
         .tx(C.port, probe.clone())
