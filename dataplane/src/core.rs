@@ -189,6 +189,7 @@ impl Core {
     pub(crate) fn add_port(&mut self, port: PortId, offloads: Offloads, counters: PortCounters) {
         self.ports.add(port, offloads, counters, self.worker);
         self.storms.add(port);
+        self.errors.add(port);
     }
 
     /// Forgets a port. Nothing is queued for it between batches; of fragments that came by it and wait,

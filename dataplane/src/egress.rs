@@ -21,7 +21,7 @@ use crate::nat::fragment;
 use crate::packet::gro::Gro;
 use crate::packet::types::{NetworkId, PortId};
 use crate::packet::{offload, parse, segment};
-use crate::pipeline::{From, Hold, Lane};
+use crate::pipeline::{From, Lane};
 use crate::pool::Pool;
 use crate::stats::{PortCounters, WorkerCounters};
 use crate::verdict::{DropReason, Verdict};
@@ -410,12 +410,13 @@ pub(crate) fn stage(
 
 /// Lets a frame wait for its neighbor, if there is room.
 fn hold(cx: &mut Cx<'_>, frame: Frame, lane: &mut Lane) {
-    let Some(Hold { link, next_hop, fragment, begun }) = lane.hold.take() else {
+    let Some(hold) = lane.hold.take() else {
         cx.ports.drop_rx(cx.counters, frame.ingress, DropReason::NoService);
         return cx.pool.put(frame);
     };
+    let (link, next_hop) = (hold.link, hold.next_hop);
     let place = cx.waiting.place(link, next_hop, frame.ingress);
-    let held = Held { frame, link, next_hop, fragment, begun };
+    let held = Held::new(frame, hold, cx.now);
     let room = match place {
         Place::Free => None,
         Place::InsteadOf(index) => cx.waiting.remove(index),

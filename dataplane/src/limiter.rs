@@ -1,6 +1,8 @@
-//! Token buckets: how many ICMP errors a worker may send, how many frames of a port are flooded.
+//! Token buckets: how many ICMP errors a worker may send, and how many of them about what came in by one port;
+//! how many frames of a port are flooded.
 
 use crate::clock::Timestamp;
+use crate::packet::types::PortId;
 use crate::stats::Counter;
 
 const SECOND: u64 = 1_000_000_000;
@@ -42,7 +44,16 @@ impl ErrorRate {
     pub(crate) fn burst(self) -> u32 {
         (self.per_second / 20).max(1)
     }
+
+    /// At once about what came in by one port: three quarters, by default enough for all that waited for one
+    /// neighbor that turns out to be silent.
+    pub(crate) fn burst_of_port(self) -> u32 {
+        self.burst().saturating_mul(3).div_ceil(4)
+    }
 }
+
+/// Of so many parts of a worker's errors, one may be about what came in by one port.
+const SHARE: u64 = 4;
 
 impl Default for ErrorRate {
     /// Linux `icmp_msgs_per_sec`.
@@ -51,33 +62,63 @@ impl Default for ErrorRate {
     }
 }
 
-/// For ICMP errors.
+/// For ICMP errors: a bucket for all, and one for each port, so that who is told of whatever they send leaves the
+/// others theirs.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Limiter {
     bucket: Bucket,
+    ports: Vec<Bucket>,
     rate: ErrorRate,
 }
 
 impl Limiter {
     pub(crate) fn new(rate: ErrorRate) -> Self {
-        Self { bucket: Bucket::default(), rate }
+        Self { rate, ..Self::default() }
+    }
+
+    /// A port with a full bucket.
+    pub(crate) fn add(&mut self, port: PortId) {
+        if self.ports.len() <= port.index() {
+            self.ports.resize_with(port.index() + 1, Bucket::default);
+        }
+        if let Some(bucket) = self.ports.get_mut(port.index()) {
+            *bucket = Bucket::default();
+        }
     }
 
     fn nanos_per_token(&self) -> u64 {
         SECOND / u64::from(self.rate.per_second).max(1)
     }
 
-    /// Takes a token if there is one.
-    pub(crate) fn allow(&mut self, now: Timestamp, uses: &ErrorGauge) -> bool {
+    /// Takes a token of all, and one of the port that the frame came in by, if there are both.
+    pub(crate) fn allow(&mut self, ingress: PortId, now: Timestamp, uses: &ErrorGauges) -> bool {
         let nanos = self.nanos_per_token();
-        let allowed = self.bucket.take_of(now, 1, nanos, u64::from(self.rate.burst()));
-        if allowed {
-            uses.note(self.bucket.full_at, nanos, now);
-        } else {
-            uses.refused.add(1);
+        let port = self.ports.get_mut(ingress.index());
+        // A port keeps its token where the others have left none.
+        let mut share = port.as_deref().cloned().unwrap_or_default();
+        if !share.take_of(now, 1, nanos * SHARE, u64::from(self.rate.burst_of_port())) {
+            uses.port.refused.add(1);
+            return false;
         }
-        allowed
+        if !self.bucket.take_of(now, 1, nanos, u64::from(self.rate.burst())) {
+            uses.all.refused.add(1);
+            return false;
+        }
+        uses.all.note(self.bucket.full_at, nanos, now);
+        uses.port.note(share.full_at, nanos * SHARE, now);
+        if let Some(port) = port {
+            *port = share;
+        }
+        true
     }
+}
+
+/// One worker's.
+#[derive(Debug, Default)]
+pub(crate) struct ErrorGauges {
+    pub(crate) all: ErrorGauge,
+    /// Of the port with the most of its share.
+    pub(crate) port: ErrorGauge,
 }
 
 /// How much of the burst is used up: written by one worker, read by anybody.
@@ -97,8 +138,9 @@ impl ErrorGauge {
         self.refused.value()
     }
 
+    /// Of a bucket from which was taken; of several the fullest one is shown.
     fn note(&self, full_at: u64, nanos_per_token: u64, now: Timestamp) {
-        self.full_at.set(full_at);
+        self.full_at.set(full_at.max(self.full_at.value()));
         self.nanos_per_token.set(nanos_per_token);
         let (used, _) = self.view(now);
         self.peak.set(self.peak.value().max(used.into()));
@@ -177,25 +219,51 @@ mod tests {
 
     #[test]
     fn burst_then_rate() {
-        let (mut limiter, uses) = (Limiter::default(), ErrorGauge::default());
-        let mut allowed = |millis| (0..1000).filter(|_| limiter.allow(at(millis), &uses)).count();
+        let (mut limiter, uses) = (Limiter::default(), ErrorGauges::default());
+        // Of a port that has no share.
+        let mut allow = |millis| limiter.allow(PortId(1), at(millis), &uses);
+        let mut allowed = |millis| (0..1000).filter(|_| allow(millis)).count();
         assert_eq!(allowed(0), 50);
-        assert_eq!(uses.view(at(0)), (50, 50));
-        assert_eq!(uses.view(at(20)), (30, 50));
+        assert_eq!(uses.all.view(at(0)), (50, 50));
+        assert_eq!(uses.all.view(at(20)), (30, 50));
         assert_eq!(allowed(10), 10);
         assert_eq!(allowed(10_000), 50);
-        assert_eq!(uses.view(at(20_000)), (0, 50));
-        assert_eq!(uses.refused(), 3000 - 110);
+        assert_eq!(uses.all.view(at(20_000)), (0, 50));
+        assert_eq!((uses.all.refused(), uses.port.refused()), (3000 - 110, 0));
+    }
+
+    #[test]
+    fn a_port_has_a_share() {
+        let (mut limiter, uses) = (Limiter::default(), ErrorGauges::default());
+        let ports = [PortId(3), PortId(1)];
+        for port in ports {
+            limiter.add(port);
+        }
+        let mut allowed =
+            |port, millis| (0..1000).filter(|_| limiter.allow(port, at(millis), &uses)).count();
+        assert_eq!(allowed(ports[0], 0), 38);
+        assert_eq!(uses.port.view(at(0)), (38, 38));
+        assert_eq!((uses.all.refused(), uses.port.refused()), (0, 962));
+        // What the other one has not got it keeps.
+        assert_eq!(allowed(ports[1], 0), 12);
+        assert_eq!(uses.port.view(at(0)), (38, 38), "the fullest one's");
+        assert_eq!((uses.all.refused(), uses.port.refused()), (988, 962));
+        assert_eq!(allowed(ports[1], 38), 35);
+        // In the long run a quarter of all.
+        let flood: usize = (1000..2000).map(|millis| allowed(ports[0], millis)).sum();
+        assert_eq!(flood, 38 + 249);
     }
 
     #[test]
     fn another_rate_has_another_burst() {
-        let uses = ErrorGauge::default();
+        let uses = ErrorGauges::default();
+        let port = PortId(1);
         let mut limiter = Limiter::new(ErrorRate { per_second: 100 });
-        assert_eq!((0..100).filter(|_| limiter.allow(at(0), &uses)).count(), 5);
-        assert_eq!((0..100).filter(|_| limiter.allow(at(20), &uses)).count(), 2);
+        assert_eq!((0..100).filter(|_| limiter.allow(port, at(0), &uses)).count(), 5);
+        assert_eq!((0..100).filter(|_| limiter.allow(port, at(20), &uses)).count(), 2);
         let mut rare = Limiter::new(ErrorRate { per_second: 1 });
-        assert_eq!((0..100).filter(|_| rare.allow(at(0), &uses)).count(), 1);
+        rare.add(port);
+        assert_eq!((0..100).filter(|_| rare.allow(port, at(0), &uses)).count(), 1);
     }
 
     #[test]

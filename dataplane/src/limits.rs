@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::engine::EngineOptions;
 use crate::l3::fragments::early;
 use crate::l3::neighbor::Waiting;
-use crate::limiter::BucketUse;
+use crate::limiter::{BucketUse, ErrorGauge, ErrorGauges};
 use crate::nat::helpers;
 use crate::shared::Tables;
 use crate::stats::{Gauge, WorkerCounters};
@@ -127,11 +127,14 @@ pub(crate) fn of(
     let fragments = size(tables.fragments.len());
     tables.fragments_peak.note(fragments);
     let (pieces, most_pieces, all_pieces) = tables.fragments.pieces();
-    let burst = options.icmp_errors.burst();
-    let errors = workers.iter().map(|counters| counters.errors.view(now)).fold((0, 0), most);
-    // As it was a moment ago: by a clock that runs ahead there would be more.
-    let errors = (errors.0.min(burst), errors.1);
-    let errors_refused = workers.iter().map(|counters| counters.errors.refused()).sum();
+    let errors = |name, burst: u32, gauge: fn(&ErrorGauges) -> &ErrorGauge| {
+        let gauges = || workers.iter().map(move |counters| gauge(&counters.errors));
+        let (current, peak) = gauges().map(|gauge| gauge.view(now)).fold((0, 0), most);
+        let refused = gauges().map(ErrorGauge::refused).sum();
+        // As it was a moment ago: by a clock that runs ahead there would be more.
+        let used = (current.min(burst), peak);
+        LimitUse::refusing(name, used, burst, (Refusal::NotSent, Some(refused)))
+    };
     let (departed, departed_limit, pushed_out) = tables.fragments.departed_uses(now);
     let watchers = tables.connections.watchers();
     let per_network = |name, most: Option<(u32, u32, u32)>, reason| {
@@ -243,7 +246,8 @@ pub(crate) fn of(
             size(options.buffers_per_worker),
             Some(NoBuffer),
         ),
-        LimitUse::refusing("icmp_errors", errors, burst, (Refusal::NotSent, Some(errors_refused))),
+        errors("icmp_errors", options.icmp_errors.burst(), |errors| &errors.all),
+        errors("icmp_errors_per_port", options.icmp_errors.burst_of_port(), |errors| &errors.port),
         LimitUse::refusing(
             "capture_frames",
             beside.captures.0,

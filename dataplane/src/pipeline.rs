@@ -75,9 +75,11 @@ pub(crate) struct Hold {
     pub(crate) next_hop: IpAddr,
     /// Longer than the link takes: see [`Lane::mtu`].
     pub(crate) fragment: Option<u16>,
-    /// The connection that this is a packet of the first side's, while nobody has answered: it ends
-    /// with its packets if the neighbor never does.
-    pub(crate) begun: Option<ConnId>,
+    /// The connection that this is a packet of.
+    pub(crate) connection: Option<ConnId>,
+    /// It is one of the first side's, while nobody has answered: the connection ends with its packets if
+    /// the neighbor never does.
+    pub(crate) is_unanswered: bool,
 }
 
 /// Whether a frame goes by a shortcut: see [`crate::express`].

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 
 use crate::engine::{PortStats, WorkerStats};
-use crate::limiter::{BucketGauge, ErrorGauge};
+use crate::limiter::{BucketGauge, ErrorGauges};
 use crate::verdict::DropReason;
 
 /// A counter with one writer.
@@ -96,7 +96,7 @@ pub(crate) struct WorkerCounters {
     /// Bytes of fragments that wait, and of the port with the most.
     pub(crate) early: Gauge,
     pub(crate) early_of_one: Gauge,
-    pub(crate) errors: ErrorGauge,
+    pub(crate) errors: ErrorGauges,
     /// Frames to all others, of the port with the most of what it may send.
     pub(crate) storms: BucketGauge,
     pub(crate) drops: DropCounters,

@@ -103,7 +103,11 @@ fn find(cx: &mut Cx<'_>, hop: &Hop, ingress: PortId) -> Result<Reach, DropReason
                 Err(DropReason::NeighborQueueFull)
             };
         }
-        Resolution::Failed => return Err(DropReason::NeighborUnresolved),
+        Resolution::Failed => {
+            // The next one asks anew, but not for those that have waited.
+            cx.waiting.end(hop.link, hop.next_hop);
+            return Err(DropReason::NeighborUnresolved);
+        }
         Resolution::Full => return Err(DropReason::NeighborTableFull),
     };
     if cx.waiting.holds(hop.link, hop.next_hop) {

@@ -275,9 +275,11 @@ impl Neighbors {
         if due && neighbor.attempts >= ATTEMPTS {
             // Unanswered: tell this sender, and begin anew with the next frame. One that has
             // answered before keeps its place, so that no flood of questions takes it meanwhile.
-            neighbor.mac = None;
+            let was_known = neighbor.mac.take().is_some();
             neighbor.attempts = 0;
-            self.changes.fetch_add(1, Ordering::Release);
+            if was_known {
+                self.changes.fetch_add(1, Ordering::Release);
+            }
             if let origin @ Origin::Unheard(..) = neighbor.origin {
                 self.leave_place(link, origin);
                 entry.remove();
@@ -298,7 +300,8 @@ impl Neighbors {
 
     /// Notes what `address` said of itself. Only neighbors that were asked for, or that speak to us
     /// (`enter`), are entered; others are only updated, so that nobody can fill the table with
-    /// answers that nobody asked for.
+    /// answers that nobody asked for. A MAC that is known already, or of somebody whom no frame was sent to,
+    /// is no change: it ends nobody's shortcuts.
     pub fn confirm(
         &self,
         link: Link,
@@ -313,14 +316,13 @@ impl Neighbors {
         }
         match self.table.entry((link, address)) {
             Entry::Occupied(mut entry) => self.hear(link, entry.get_mut(), mac, now),
-            Entry::Vacant(_) if !enter => return,
+            Entry::Vacant(_) if !enter => {}
             Entry::Vacant(entry) => {
                 let Some(origin) = self.take_place(link, address, None) else { return };
                 let (mac, confirmed, asked, used) = (Some(mac), now, now, now);
                 entry.insert(Neighbor { mac, confirmed, asked, used, attempts: 0, origin });
             }
         }
-        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// Notes what `address` said of itself though nobody had asked: another MAC than the known one is used, and
@@ -336,7 +338,6 @@ impl Neighbors {
         let confirmed =
             now.as_nanos().saturating_sub(u64::try_from(REACHABLE.as_nanos()).unwrap_or(0));
         self.hear(link, entry.get_mut(), mac, Timestamp::from_nanos(confirmed));
-        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// A known neighbor has this MAC, as was confirmed then.
@@ -349,10 +350,13 @@ impl Neighbors {
         if neighbor.origin != Origin::Told {
             neighbor.origin = Origin::Heard;
         }
-        neighbor.mac = Some(mac);
+        let is_news = neighbor.mac.replace(mac) != Some(mac);
         neighbor.confirmed = confirmed;
         neighbor.asked = confirmed;
         neighbor.attempts = 0;
+        if is_news {
+            self.changes.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// Takes a place for an entry of `link`, which somebody asks for or which asked for us; `None`: there
@@ -422,8 +426,9 @@ impl Neighbors {
         ended.is_some()
     }
 
-    /// Rises with every confirmation, when a neighbor fails and when a link is forgotten: a worker with waiting frames
-    /// looks at them when it moved, and what it remembers is no longer believed.
+    /// Rises when somebody who was asked for becomes known, with another MAC of a known neighbor, when one fails that
+    /// was known, and when a link is forgotten: a worker with waiting frames looks at them when it moved, and what it
+    /// remembers is no longer believed. What says nothing new leaves it alone, as often as it is said.
     #[must_use]
     #[inline]
     pub fn changes(&self) -> u64 {

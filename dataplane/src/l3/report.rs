@@ -85,9 +85,9 @@ pub(crate) fn report(
     }
 }
 
-/// Sends what `write` makes, if that is not too much already.
+/// Sends what `write` makes, if that is not too much already, of all or of this port's.
 fn send(cx: &mut Cx<'_>, about: &Frame, write: impl FnOnce(&mut Frame) -> bool) {
-    if !cx.errors.allow(cx.now, &cx.counters.errors) {
+    if !cx.errors.allow(about.ingress, cx.now, &cx.counters.errors) {
         return;
     }
     let Some(mut reply) = cx.pool.take() else { return };

@@ -17,13 +17,15 @@ pub(crate) fn release(cx: &mut Cx<'_>) {
     if !cx.waiting.is_due(&cx.tables.neighbors, cx.now) {
         return;
     }
-    let mut all = cx.waiting.take();
-    // Saying that a neighbor failed begins the next round of questions, so each is told once.
-    let mut failed = None;
+    let (mut all, mut silent) = cx.waiting.take();
     for held in all.drain(..) {
         let neighbor = (held.link, held.next_hop);
-        if failed == Some(neighbor) {
-            is_silent(cx, held);
+        // Asking for it would begin the next round of questions, which is not this frame's.
+        if held.until <= cx.now || silent.contains(&neighbor) {
+            match cx.tables.neighbors.peek(held.link, held.next_hop) {
+                Some(mac) => send(cx, held, mac),
+                None => is_silent(cx, held),
+            }
             continue;
         }
         let asker = hop::asker(cx.config, held.link, held.next_hop, held.frame.ingress);
@@ -36,13 +38,14 @@ pub(crate) fn release(cx: &mut Cx<'_>) {
                 cx.waiting.push(held);
             }
             Resolution::Failed => {
-                failed = Some(neighbor);
+                silent.push(neighbor);
                 is_silent(cx, held);
             }
-            Resolution::Full => give_up(cx, held, DropReason::NeighborUnresolved),
+            // Others have taken its place: nobody asks for it any more.
+            Resolution::Full => is_silent(cx, held),
         }
     }
-    cx.waiting.recycle(all);
+    cx.waiting.recycle(all, silent);
 }
 
 /// The neighbor of a frame has not answered.
@@ -56,7 +59,7 @@ fn is_silent(cx: &mut Cx<'_>, mut held: Held) {
 /// Drops a frame that is not to wait any longer; the connection that it began goes with it.
 #[cold]
 pub(crate) fn give_up(cx: &mut Cx<'_>, held: Held, reason: DropReason) {
-    if let Some(id) = held.begun {
+    if let Some(id) = held.connection.filter(|_| held.is_unanswered) {
         // What waits has no VLAN tag, and its padding is gone: see `nat::translate::finish`.
         let packet = held.frame.len().saturating_sub(ETH_LEN);
         cx.tables.take_back(held.next_hop, id, packet as u64);

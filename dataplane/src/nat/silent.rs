@@ -6,7 +6,6 @@ use crate::conntrack::entry::HELPED;
 use crate::conntrack::{Key, Zone};
 use crate::core::Cx;
 use crate::engine::Link;
-use crate::frame::Frame;
 use crate::l3::neighbor::Held;
 use crate::l3::report::{Trouble, report};
 use crate::nat::ip::{Ip, Tracked};
@@ -26,8 +25,8 @@ pub(crate) fn tell(cx: &mut Cx<'_>, held: &mut Held) {
     };
     let Ok(headers) = parse::parse(held.frame.bytes()) else { return };
     let is_as_it_came = match headers.net {
-        Net::Ipv4(ip) => turn_back(cx, &mut held.frame, ip, zone),
-        Net::Ipv6(ip) => turn_back(cx, &mut held.frame, ip, zone),
+        Net::Ipv4(ip) => turn_back(cx, held, ip, zone),
+        Net::Ipv6(ip) => turn_back(cx, held, ip, zone),
         _ => false,
     };
     if is_as_it_came && let Ok(headers) = parse::parse(held.frame.bytes()) {
@@ -36,7 +35,7 @@ pub(crate) fn tell(cx: &mut Cx<'_>, held: &mut Held) {
 }
 
 /// Undoes the translation of a packet that was to leave into `zone`. False: nobody knows any more what it was.
-fn turn_back<P: Ip>(cx: &Cx<'_>, frame: &mut Frame, mut ip: P, zone: Zone) -> bool {
+fn turn_back<P: Ip>(cx: &Cx<'_>, held: &mut Held, mut ip: P, zone: Zone) -> bool {
     // Of fragments errors are about the first one, which may have waited elsewhere.
     if ip.is_fragment() {
         return false;
@@ -44,13 +43,14 @@ fn turn_back<P: Ip>(cx: &Cx<'_>, frame: &mut Frame, mut ip: P, zone: Zone) -> bo
     let Some(tuple) = ip.tuple(zone) else { return false };
     let answers = tuple.reversed(zone);
     let Some(hit) = P::Tuple::table(cx.tables).lookup(answers, cx.secs) else { return false };
-    // What a helper has written into it is not what its sender sent.
-    if hit.flags() & HELPED != 0 {
+    // Its own may have ended since, and another sandbox's looks the same from outside. What a helper has
+    // written into it is not what its sender sent.
+    if held.connection != Some(hit.id) || hit.flags() & HELPED != 0 {
         return false;
     }
     let change = translation(answers, &hit).reversed();
     if !change.is_none() {
-        ip.translate(frame, &change);
+        ip.translate(&mut held.frame, &change);
     }
     true
 }

@@ -276,7 +276,8 @@ pub(super) fn leave<K: Key>(
                 link: way.hop.link,
                 next_hop: way.hop.next_hop,
                 fragment: way.fragment.then_some(way.hop.mtu),
-                begun: hit.filter(|hit| is_unanswered(hit)).map(|hit| hit.id),
+                connection: hit.map(|hit| hit.id),
+                is_unanswered: hit.is_some_and(is_unanswered),
             });
             Verdict::Hold
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dataplane::config::StaticRoute;
 use dataplane::packet::types::tcp_flags::{ACK, FIN, RST, SYN};
-use dataplane::packet::types::{Mac, ip_proto};
+use dataplane::packet::types::{Mac, PortId, ip_proto};
 use tests::fragments::in_two;
 use tests::lab::{
     A, B, C, CLIENT, D, GATEWAY1, GATEWAY2, HOST_ADDRESS, Lab, NEIGHBOR, ROUTER, SERVER, UP,
@@ -24,6 +24,7 @@ tests::in_ipv6! {
     errors_are_limited_in_rate
     ethernet_padding_is_neither_echoed_nor_routed
     networks_reach_each_other_by_published_ports_only
+    one_that_floods_leaves_others_their_errors
     packets_that_wait_for_a_silent_neighbor_are_reported
     protocols_without_ports_and_messages_without_a_query
     routed_within_a_network
@@ -285,19 +286,43 @@ fn errors_are_limited_in_rate() {
     let mut lab = Lab::default();
     let packet = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).ttl(1);
     let batch = || (0..60).map(|_| (A.port, packet.clone().into())).collect();
+    // Three quarters of a worker's are one port's at once, and a quarter in the long run.
     let sent = lab
         .batch(batch())
-        .moved("generated", 50)
+        .moved("generated", 38)
         .moved("a.drop.ttl_exceeded", 60)
         .moved("drop.ttl_exceeded", 60)
         .take(A.port);
     assert!(sent.iter().all(|wire| *wire == reported(&GATEWAY1, &A, 11, 0, &packet).into()));
     lab.now = lab.now + Duration::from_millis(5);
     lab.batch(batch())
-        .moved("generated", 5)
+        .moved("generated", 1)
         .moved("a.drop.ttl_exceeded", 60)
         .moved("drop.ttl_exceeded", 60)
         .take(A.port);
+}
+
+/// Whatever A has to be told of, B is told what it has to know.
+#[test]
+fn one_that_floods_leaves_others_their_errors() {
+    let mut lab = Lab::default();
+    lab.reconfigure(|spec| spec.uplinks[0].mtu = 1280);
+    let dead = udp(&A, 4000, &SERVER, 53).via(GATEWAY1.mac).ttl(1);
+    let long = udp(&B, 4000, &SERVER, 53).via(GATEWAY1.mac).long(1400);
+    let told = Wire::from(reported(&GATEWAY1, &B, 3, 4, &long).icmp_low(1280));
+    let mut flood = 0;
+    for _ in 0..100 {
+        let mut batch: Vec<(PortId, Wire)> = (0..60).map(|_| (A.port, Wire::from(&dead))).collect();
+        batch.push((B.port, Wire::from(&long)));
+        let sent = lab.batch(batch).sent();
+        let of =
+            |port: PortId| sent.iter().filter(move |(to, _)| *to == port).map(|(_, wire)| wire);
+        assert_eq!(of(B.port).collect::<Vec<_>>(), [&told]);
+        flood += of(A.port).count();
+        lab.now = lab.now + Duration::from_millis(10);
+    }
+    // In 990 ms.
+    assert_eq!(flood, 38 + 247);
 }
 
 /// Rows: RFC 4787 REQ-13; Linux `pmtu.sh`.

@@ -127,13 +127,19 @@ fn so_much_waits_for_who_looks_on() {
 
 #[test]
 fn what_is_not_sent_or_not_traced_is_counted() {
-    let options = EngineOptions { icmp_errors: ErrorRate { per_second: 40 }, traces: 1, ..small() };
+    let options = EngineOptions { icmp_errors: ErrorRate { per_second: 80 }, traces: 1, ..small() };
     let mut lab = Lab::with(&options, topology());
-    for n in 0..5 {
-        let frame = udp(&A, 5000 + n, &SERVER, 53).ttl(1).via(GATEWAY1.mac);
-        lab.rx(A.port, frame).only_balanced();
+    // Of four errors at once three may be one port's.
+    for (from, all, own) in [(&A, 0, 2), (&B, 4, 2)] {
+        for n in 0..5 {
+            let frame = udp(from, 5000 + n, &SERVER, 53).ttl(1).via(GATEWAY1.mac);
+            lab.rx(from.port, frame).only_balanced();
+        }
+        assert_eq!(refusals(&lab, "icmp_errors"), (Some(Refusal::NotSent), Some(all)));
+        assert_eq!(refusals(&lab, "icmp_errors_per_port"), (Some(Refusal::NotSent), Some(own)));
     }
-    assert_eq!(refusals(&lab, "icmp_errors"), (Some(Refusal::NotSent), Some(3)));
+    assert_eq!(use_of(&lab, "icmp_errors"), (4, 4, 4));
+    assert_eq!(use_of(&lab, "icmp_errors_per_port"), (3, 3, 3));
     let tracer = lab.tracer();
     assert_eq!(refusals(&lab, "traces"), (Some(Refusal::Conflict), Some(0)));
     assert!(lab.try_tracer().is_err());

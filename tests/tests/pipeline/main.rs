@@ -36,6 +36,7 @@ mod quotas;
 mod routed;
 mod sctp;
 mod shortcuts;
+mod silent;
 mod snoop;
 mod storm;
 mod tcp;

@@ -14,7 +14,7 @@ use tests::lab::{
     A, B, C, CLIENT, GATEWAY1, Lab, NEIGHBOR, NET1, ROUTER, SERVER, UP, UPLINK, endpoint,
     publish_tcp, small, topology, without_guard,
 };
-use tests::packet::{Host, Packet, Wire, arp_reply, ethernet, tcp, udp};
+use tests::packet::{Host, Packet, Wire, arp_reply, arp_request, ethernet, tcp, udp};
 
 const STRANGER: Mac = Mac([2, 0, 0, 0, 0x55, 1]);
 
@@ -103,6 +103,28 @@ fn a_neighbor_with_another_mac_is_found_at_once() {
     established(&mut lab);
     let replaced = Host { mac: Mac([2, 0, 0, 0, 0, 0x77]), ..ROUTER };
     lab.rx(UP.port, arp_reply(&replaced, &UP)).moved("consumed", 1);
+    lab.rx(A.port, there()).tx(UP.port, outside(&there(), &replaced));
+}
+
+/// As often as somebody says so.
+#[test]
+fn a_neighbor_that_says_nothing_new_ends_no_shortcut() {
+    let mut lab = Lab::default();
+    established(&mut lab);
+    let changes = |lab: &Lab| lab.plane.tables().neighbors.changes();
+    let before = changes(&lab);
+    let bystander = Host { ip: [203, 0, 113, 77].into(), ..NEIGHBOR };
+    for _ in 0..3 {
+        lab.rx(UP.port, arp_reply(&ROUTER, &UP)).moved("consumed", 1);
+        lab.rx(UP.port, arp_request(&ROUTER, bystander.ip)).moved("consumed", 1);
+        lab.rx(UP.port, arp_request(&bystander, ROUTER.ip)).moved("consumed", 1);
+        lab.rx(UP.port, arp_reply(&bystander, &UP)).moved("consumed", 1);
+        lab.rx(A.port, there()).tx(UP.port, outside(&there(), &ROUTER));
+    }
+    assert_eq!(changes(&lab), before);
+    let replaced = Host { mac: STRANGER, ..ROUTER };
+    lab.rx(UP.port, arp_reply(&replaced, &UP)).moved("consumed", 1);
+    assert_eq!(changes(&lab), before + 1);
     lab.rx(A.port, there()).tx(UP.port, outside(&there(), &replaced));
 }
 

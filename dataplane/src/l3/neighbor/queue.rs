@@ -3,21 +3,28 @@
 //! Limits: [`MAX_WAITING`] a worker, but never more than a quarter of its buffers, and
 //! [`MAX_WAITING_FOR_ONE`] for one neighbor, unless the engine is told otherwise. At either the last frame that came in by the port with the
 //! most goes for one of a port with fewer, so that whoever asks for everybody, or for one with all its
-//! might, keeps nobody from the gateway.
+//! might, keeps nobody from the gateway. None waits for longer than four seconds (`PATIENCE`).
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use super::{Neighbors, RETRANSMIT};
+use super::{ATTEMPTS, Neighbors, RETRANSMIT};
 use crate::clock::Timestamp;
 use crate::conntrack::ConnId;
 use crate::engine::Link;
 use crate::frame::Frame;
 use crate::packet::types::PortId;
+use crate::pipeline::Hold;
 
 /// Frames a worker holds for all unresolved neighbors.
 pub const MAX_WAITING: usize = 128;
 /// Frames held for one neighbor.
 pub const MAX_WAITING_FOR_ONE: usize = 32;
+/// How often a worker looks at them: four times from one question to the next.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long a frame waits at most, whatever becomes of its neighbor's entry meanwhile: others may have it
+/// asked for anew again and again. As long as all questions take, each of which may be a look late, and a little.
+const PATIENCE: Duration = RETRANSMIT.saturating_mul(ATTEMPTS as u32 + 1);
 
 /// A frame that is ready but for its destination MAC.
 #[derive(Debug)]
@@ -26,8 +33,26 @@ pub(crate) struct Held {
     pub(crate) link: Link,
     pub(crate) next_hop: IpAddr,
     pub(crate) fragment: Option<u16>,
-    /// See [`crate::pipeline::Hold`].
-    pub(crate) begun: Option<ConnId>,
+    /// See [`Hold`].
+    pub(crate) connection: Option<ConnId>,
+    /// See [`Hold`].
+    pub(crate) is_unanswered: bool,
+    /// Until when it waits.
+    pub(crate) until: Timestamp,
+}
+
+impl Held {
+    /// One that begins to wait now.
+    pub(crate) fn new(frame: Frame, hold: Hold, now: Timestamp) -> Self {
+        let Hold { link, next_hop, fragment, connection, is_unanswered } = hold;
+        let until = now + PATIENCE;
+        Self { frame, link, next_hop, fragment, connection, is_unanswered, until }
+    }
+
+    /// Whether it waits for this neighbor.
+    fn is_for(&self, link: Link, next_hop: IpAddr) -> bool {
+        self.link == link && self.next_hop == next_hop
+    }
 }
 
 /// One worker's frames that wait, in the order they came.
@@ -38,6 +63,8 @@ pub(crate) struct Waiting {
     each: usize,
     frames: Vec<Held>,
     spare: Vec<Held>,
+    /// Neighbors that a look has found silent; empty between looks.
+    silent: Vec<(Link, IpAddr)>,
     seen: u64,
     checked: Timestamp,
     /// Emptied, so that it is not allocated again.
@@ -70,6 +97,7 @@ impl Waiting {
             each: each.max(1),
             frames: Vec::with_capacity(limit),
             spare: Vec::with_capacity(limit),
+            silent: Vec::with_capacity(limit),
             ..Self::default()
         }
     }
@@ -80,8 +108,7 @@ impl Waiting {
         let taken = self.frames.iter().map(|held| {
             let mut frame = Frame::unused();
             frame.ingress = held.frame.ingress;
-            let (link, next_hop) = (held.link, held.next_hop);
-            Held { frame, link, next_hop, fragment: None, begun: None }
+            Held { frame, fragment: None, connection: None, is_unanswered: false, ..*held }
         });
         shape.frames.extend(taken);
         shape
@@ -103,7 +130,7 @@ impl Waiting {
 
     /// Where one more frame to this neighbor that came in by this port can wait.
     pub(crate) fn place(&mut self, link: Link, next_hop: IpAddr, port: PortId) -> Place {
-        let same = |held: &Held| held.link == link && held.next_hop == next_hop;
+        let same = |held: &Held| held.is_for(link, next_hop);
         if self.count(link, next_hop) >= self.each {
             return self.heavier_than(port, self.each, same);
         }
@@ -145,13 +172,12 @@ impl Waiting {
 
     /// Frames that wait for this neighbor.
     pub(crate) fn count(&self, link: Link, next_hop: IpAddr) -> usize {
-        let same = |held: &&Held| held.link == link && held.next_hop == next_hop;
-        self.frames.iter().filter(same).count()
+        self.frames.iter().filter(|held| held.is_for(link, next_hop)).count()
     }
 
     /// Frames that wait for the neighbor for which the most do.
     pub(crate) fn longest(&self) -> usize {
-        let same = |a: &Held, b: &Held| a.link == b.link && a.next_hop == b.next_hop;
+        let same = |a: &Held, b: &Held| a.is_for(b.link, b.next_hop);
         let first =
             |at: usize, held: &Held| !self.frames.iter().take(at).any(|before| same(before, held));
         let neighbors = self.frames.iter().enumerate().filter(|(at, held)| first(*at, held));
@@ -163,20 +189,29 @@ impl Waiting {
     /// Whether frames wait for this neighbor.
     #[inline]
     pub(crate) fn holds(&self, link: Link, next_hop: IpAddr) -> bool {
-        self.frames.iter().any(|held| held.link == link && held.next_hop == next_hop)
+        self.frames.iter().any(|held| held.is_for(link, next_hop))
     }
 
     pub(crate) fn push(&mut self, held: Held) {
         self.frames.push(held);
     }
 
-    /// Whether it is time to look: something was confirmed, or a question may be due.
+    /// A neighbor has not answered: who waits for it has waited long enough, though it may be asked for anew.
+    #[cold]
+    pub(crate) fn end(&mut self, link: Link, next_hop: IpAddr) {
+        for held in self.frames.iter_mut().filter(|held| held.is_for(link, next_hop)) {
+            held.until = Timestamp::ZERO;
+            self.checked = Timestamp::ZERO;
+        }
+    }
+
+    /// Whether it is time to look: somebody is known who was not, or a question may be due.
     pub(crate) fn is_due(&mut self, neighbors: &Neighbors, now: Timestamp) -> bool {
         if self.frames.is_empty() {
             return false;
         }
         let changes = neighbors.changes();
-        let due = changes != self.seen || now.since(self.checked) >= RETRANSMIT / 4;
+        let due = changes != self.seen || now.since(self.checked) >= LOOK;
         if due {
             self.seen = changes;
             self.checked = now;
@@ -184,14 +219,17 @@ impl Waiting {
         due
     }
 
-    /// Takes all frames out to be looked at; put back with [`Waiting::push`] what must wait on.
-    pub(crate) fn take(&mut self) -> Vec<Held> {
-        std::mem::replace(&mut self.frames, std::mem::take(&mut self.spare))
+    /// Takes all frames out to be looked at, with an empty list of neighbors that are silent; put back with
+    /// [`Waiting::push`] what must wait on.
+    pub(crate) fn take(&mut self) -> (Vec<Held>, Vec<(Link, IpAddr)>) {
+        let all = std::mem::replace(&mut self.frames, std::mem::take(&mut self.spare));
+        (all, std::mem::take(&mut self.silent))
     }
 
-    /// Gives the emptied list of [`Waiting::take`] back, so that nothing is allocated again.
-    pub(crate) fn recycle(&mut self, mut emptied: Vec<Held>) {
-        emptied.clear();
-        self.spare = emptied;
+    /// Gives the lists of [`Waiting::take`] back, so that nothing is allocated again.
+    pub(crate) fn recycle(&mut self, mut all: Vec<Held>, mut silent: Vec<(Link, IpAddr)>) {
+        all.clear();
+        silent.clear();
+        (self.spare, self.silent) = (all, silent);
     }
 }

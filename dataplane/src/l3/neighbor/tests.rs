@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use super::*;
 use crate::frame::Frame;
 use crate::packet::types::{NetworkId, UplinkId};
+use crate::pipeline::Hold;
 
 const LINK: Link = Link::Network(NetworkId(1));
 const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
@@ -64,7 +65,7 @@ fn what_nobody_asked_for_confirms_nothing() {
     table.confirm(LINK, A, MAC, false, at(31_500));
     // Another MAC is used at once, and asked for.
     table.announced(LINK, A, other, at(32_000));
-    assert!(table.changes() > before + 1);
+    assert!(table.changes() > before);
     assert_eq!(table.resolve(LINK, A, ASKER, at(32_000)), Resolution::KnownAsk(other));
     table.confirm(LINK, A, other, false, at(32_100));
     assert_eq!(table.resolve(LINK, A, ASKER, at(32_200)), Resolution::Known(other));
@@ -74,6 +75,33 @@ fn what_nobody_asked_for_confirms_nothing() {
     assert_eq!(table.resolve(LINK, unknown, ASKER, at(100)), Resolution::KnownAsk(MAC));
     table.announced(LINK, IpAddr::from([10, 0, 0, 3]), MAC, at(0));
     assert_eq!(table.entries(at(200)).len(), 2);
+}
+
+#[test]
+fn what_says_nothing_new_changes_nothing() {
+    let table = Neighbors::default();
+    let silent = IpAddr::from([10, 0, 0, 2]);
+    table.confirm(LINK, A, MAC, true, at(0));
+    let before = table.changes();
+    for second in 1..20 {
+        table.confirm(LINK, A, MAC, true, at(second * 1000));
+        // Nobody answers here; what nobody knew is not forgotten either.
+        table.resolve(LINK, silent, ASKER, at(second * 1000));
+    }
+    // Who asks for us is entered: no frame was ever sent there.
+    table.confirm(LINK, IpAddr::from([10, 0, 0, 3]), MAC, true, at(20_000));
+    table.confirm(LINK, IpAddr::from([10, 0, 0, 4]), MAC, false, at(20_000));
+    assert_eq!(table.changes(), before);
+    // It is confirmed nevertheless.
+    assert_eq!(table.resolve(LINK, A, ASKER, at(48_000)), Resolution::Known(MAC));
+    table.confirm(LINK, A, Mac([2, 0, 0, 0, 0, 2]), false, at(48_000));
+    assert_eq!(table.changes(), before + 1, "another MAC");
+    for second in 80..90 {
+        table.resolve(LINK, A, ASKER, at(second * 1000));
+    }
+    assert_eq!(table.changes(), before + 2, "a known one is silent");
+    table.confirm(LINK, A, MAC, false, at(90_000));
+    assert_eq!(table.changes(), before + 3, "and back");
 }
 
 #[test]
@@ -265,7 +293,8 @@ const PORT: PortId = PortId(1);
 fn held(next_hop: IpAddr, port: PortId) -> Held {
     let mut frame = Frame::new();
     frame.ingress = port;
-    Held { frame, link: LINK, next_hop, fragment: None, begun: None }
+    let (fragment, connection, is_unanswered) = (None, None, false);
+    Held::new(frame, Hold { link: LINK, next_hop, fragment, connection, is_unanswered }, at(0))
 }
 
 #[test]
@@ -309,6 +338,25 @@ fn the_port_with_the_most_frames_that_wait_makes_room_for_others() {
         assert!(waiting.has_room(LINK, next_hop(0), PortId(3)));
         assert_eq!(waiting.len(), limit);
     }
+}
+
+/// Those that wait for others wait on.
+#[test]
+fn who_waits_for_one_that_has_failed_waits_no_longer() {
+    let table = Neighbors::default();
+    let mut waiting = Waiting::beside(256, MAX_WAITING, MAX_WAITING_FOR_ONE);
+    for n in [1, 2, 1] {
+        waiting.push(held(address(n), PORT));
+    }
+    assert!(waiting.is_due(&table, at(1000)));
+    waiting.end(LINK, address(3));
+    assert!(!waiting.is_due(&table, at(1001)));
+    waiting.end(LINK, address(1));
+    assert!(waiting.is_due(&table, at(1001)));
+    let (all, silent) = waiting.take();
+    let over: Vec<_> = all.iter().map(|held| held.until <= at(1001)).collect();
+    assert_eq!((over, silent.is_empty()), (vec![true, false, true], true));
+    assert_eq!(all[1].until, at(4000));
 }
 
 #[test]
